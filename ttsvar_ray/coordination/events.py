@@ -1,0 +1,67 @@
+"""What happens to a coordinator. Values only; whoever drives it makes them, in any order.
+
+Results of workers that are gone, of batches that were given up and of attempts that are over are
+legal events: they are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from ttsvar_ray.coordination.messages import SegmentReport, ShardFailure
+from ttsvar_ray.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """A worker is ready and holds no state.
+
+    Attributes:
+        worker_id: unique among the workers that are alive; a restarted worker may come back under
+            its old name after `WorkerLost`.
+        rows: most trajectories of one micro-batch, at least 1.
+    """
+
+    worker_id: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """A worker is gone with all that it held and all that it was running."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDraining:
+    """A worker will go soon: it finishes what it runs and is given nothing new."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsLeased:
+    """The answer to one `LeasePrompts`: at most as many prompts as asked for.
+
+    Attributes:
+        prompts: in the order in which they should be started; may be empty.
+        is_last: no prompt will ever follow.
+    """
+
+    prompts: tuple[Prompt, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDone:
+    """A worker answered one `RunBatch`: one result for each of its tasks, in any order."""
+
+    worker_id: str
+    batch_id: int
+    results: tuple[SegmentReport | ShardFailure, ...]
+
+
+Event = Union[WorkerJoined, WorkerLost, WorkerDraining, PromptsLeased, BatchDone]

@@ -1,0 +1,167 @@
+"""What travels between a coordinator and its workers. Values only: no ray, no torch.
+
+    coordinator --RunSegment(tasks)--> worker --SegmentReport per task--> coordinator
+
+A worker holds, for each (prompt_key, attempt), the trajectories of the last segment it ran, by
+slot. The next task names the slots to run and, for each, its parent's slot in the population
+before. A parent the worker does not hold is replayed from `parent_bits`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsvar_ray.types import Float32Array, Prompt
+
+PackedBits = tuple[bytes, ...]
+"""Bits of one trajectory: one `np.packbits(bits, axis=None).tobytes()` per finished scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTask:
+    """Run one segment for some trajectories of one prompt on one worker.
+
+    Attributes:
+        segment_index: which segment of the plan.
+        slots: slots to run, in the population of this segment, ascending.
+        parent_slots: one per slot: its ancestor's slot in the population before the last selection
+            (empty for segment 0).
+        parent_bits: bits of those parents that this worker does not hold, by parent slot; each
+            distinct parent is replayed once however often it was chosen.
+    """
+
+    prompt: Prompt
+    attempt: int
+    segment_index: int
+    slots: tuple[int, ...]
+    parent_slots: tuple[int, ...] = ()
+    parent_bits: Mapping[int, PackedBits] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalImage:
+    """One finished image. `payload` is opaque here: encoded bytes, or a reference to them."""
+
+    payload: Any
+    width: int
+    height: int
+    image_format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentReport:
+    """What one shard found in one segment.
+
+    Attributes:
+        slots: as in the task.
+        features: float32 [slots, feature_dim] where the segment ends in a clustering, else None.
+        rewards: float32 [slots, scored scales of this segment].
+        bits: one `PackedBits` per slot, for this segment's scales only.
+        images: one per slot in the last segment, else empty.
+        seconds: wall time of the micro-batch's compute that this shard took part in.
+        counters: counted policies (for example rewards that were not finite), by name.
+    """
+
+    prompt_key: str
+    attempt: int
+    segment_index: int
+    slots: tuple[int, ...]
+    features: Float32Array | None
+    rewards: Float32Array
+    bits: tuple[PackedBits, ...]
+    images: tuple[FinalImage, ...] = ()
+    seconds: float = 0.0
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+class FailureKind(str, enum.Enum):
+    """What to do about a failed shard."""
+
+    PROMPT = "prompt"
+    """The prompt itself failed (its own fault or ours): try again, then dead-letter it."""
+    STALE = "stale"
+    """The worker does not hold the state: replay from bits."""
+    MEMORY = "memory"
+    """The device ran out of memory: smaller micro-batch, try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFailure:
+    """A shard that did not finish its segment; the worker itself is well."""
+
+    prompt_key: str
+    attempt: int
+    segment_index: int
+    slots: tuple[int, ...]
+    kind: FailureKind
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultImage:
+    """One kept image of a finished prompt, ready to become a row.
+
+    Attributes:
+        rank: 0 = best reward.
+        reward_history: the rewards of this trajectory's lineage at `Plan.scored_scales`; NaN where
+            none was taken.
+        lineage: this image's ancestor slot in the population of each segment, ending with its own.
+        bits: all scales.
+    """
+
+    rank: int
+    image: FinalImage
+    reward: float
+    reward_history: tuple[float, ...]
+    lineage: tuple[int, ...]
+    bits: PackedBits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionRecord:
+    """What one selection saw and decided: a row of the trace table.
+
+    Attributes:
+        ancestor_index: slots in the population before, one per survivor.
+        rewards, log_weights: [population] for resampling, empty for clustering.
+        ess: effective sample size of the weights, NaN for clustering.
+        labels: cluster of each trajectory, empty for resampling.
+        placement: worker of each survivor; `moved` counts survivors replayed on another worker,
+            `reason` says why.
+    """
+
+    prompt_key: str
+    scale_index: int
+    kind: str
+    ancestor_index: tuple[int, ...]
+    rewards: tuple[float, ...] = ()
+    log_weights: tuple[float, ...] = ()
+    ess: float = float("nan")
+    labels: tuple[int, ...] = ()
+    placement: tuple[str, ...] = ()
+    moved: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptResult:
+    """A prompt that is done: its kept images by rank, and the trace of its search."""
+
+    prompt: Prompt
+    images: tuple[ResultImage, ...]
+    trace: tuple[SelectionRecord, ...]
+    attempts: int
+    seconds: float
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFailure:
+    """A prompt that is given up: becomes one dead-letter row."""
+
+    prompt: Prompt
+    attempts: int
+    errors: tuple[str, ...]
