@@ -1,0 +1,98 @@
+"""What an engine asks of a next-scale model.
+
+    text  = model.encode_text(["a red circle", "two green squares"])
+    state = model.start(text, text_rows=[0, 0, 0, 0, 1, 1, 1, 1])     # 4 trajectories of each
+    for scale_index in range(model.num_scales):
+        state = model.advance(state, uniforms)     # draws one scale of bits
+        # any time: images = model.decode(state); state = model.gather(state, survivors)
+
+A state is a value: `advance` and `gather` return new states and never change their argument.
+Rows of a state are trajectories, possibly of many prompts; a row's result does not depend on which
+other rows are in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ttsvar_ray.types import Float32Array, ScaleSchedule, UInt8Array
+
+
+class NextScaleModel(Protocol):
+    """A next-scale (VAR) image generator over opaque states.
+
+    Attributes:
+        name: model name, written to the output rows.
+        scale_schedule: (h, w) tokens of each scale.
+        bits_per_token: bits in one token of any scale.
+        image_height, image_width: pixels of a fully decoded image.
+    """
+
+    name: str
+    scale_schedule: ScaleSchedule
+    bits_per_token: int
+    image_height: int
+    image_width: int
+
+    @property
+    def num_scales(self) -> int: ...
+
+    def encode_text(self, texts: Sequence[str]) -> Any:
+        """Encode [prompts] texts once; the result is passed to `start` and may be cached."""
+        ...
+
+    def start(self, text: Any, text_rows: Sequence[int]) -> Any:
+        """Return a state before scale 0 with one trajectory per entry of `text_rows`."""
+        ...
+
+    def advance(self, state: Any, uniforms: Float32Array) -> Any:
+        """Run the next scale and draw its bits.
+
+        Args:
+            state: rows of trajectories, all before the same scale k.
+            uniforms: float32 [rows, h_k * w_k * bits_per_token] in [0, 1); entry i decides bit i.
+        """
+        ...
+
+    def replay(self, state: Any, bits: Sequence[np.ndarray]) -> Any:
+        """Run further scales with given bits instead of drawing them.
+
+        Args:
+            state: rows of trajectories before scale k.
+            bits: one uint8 [rows, h_s * w_s, bits_per_token] array (values 0/1) for each of the
+                scales k, k+1, ...; the result equals the state that drew these bits.
+        """
+        ...
+
+    def gather(self, state: Any, rows: Sequence[int]) -> Any:
+        """Select and repeat trajectories; rows may repeat and need not be sorted."""
+        ...
+
+    def concatenate(self, states: Sequence[Any]) -> Any:
+        """Stack the trajectories of several states that are before the same scale."""
+        ...
+
+    def scale_index(self, state: Any) -> int:
+        """Return the scale that `advance` would run next (= number of finished scales)."""
+        ...
+
+    def bits(self, state: Any) -> tuple[np.ndarray, ...]:
+        """Return the bits of the finished scales, each uint8 [rows, h_s * w_s, bits_per_token]."""
+        ...
+
+    def decode(self, state: Any, *, size: str = "full") -> UInt8Array:
+        """Decode the feature map after the finished scales to uint8 RGB [rows, height, width, 3].
+
+        Args:
+            size: "full" (the model's image size) or "selector": the feature map reduced so that the
+                image is at most 256 pixels on its longer side (cheap, for selectors; equals "full"
+                for models that are small already).
+        """
+        ...
+
+    def kv_bytes(self, scale_index: int) -> int:
+        """Bytes of KV cache that one trajectory holds after scale `scale_index` (guidance included)."""
+        ...

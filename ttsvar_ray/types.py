@@ -1,0 +1,68 @@
+"""Values that cross layers: no behaviour beyond their own validity, no heavy imports."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
+
+ScaleSchedule = tuple[tuple[int, int], ...]
+"""(height, width) in tokens of each scale, coarse to fine."""
+
+
+class SelectionKind(str, enum.Enum):
+    """How a population becomes its survivors."""
+
+    CLUSTER = "cluster"
+    RESAMPLE = "resample"
+
+
+class PotentialKind(str, enum.Enum):
+    """How a reward history becomes a potential (TTS-VAR section 3.3)."""
+
+    VALUE = "value"
+    DIFF = "diff"
+    MAX = "max"
+    SUM = "sum"
+
+
+class ResamplingScheme(str, enum.Enum):
+    """How survivors are drawn from normalised weights."""
+
+    MULTINOMIAL = "multinomial"
+    SYSTEMATIC = "systematic"
+    STRATIFIED = "stratified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt of the prompt set.
+
+    Attributes:
+        row: 0-based position in the prompt set; output is ordered by it.
+        prompt_id: stable name (a digest of the text, or the caller's own id column).
+        ordinal: 0 for the first prompt with this id, 1 for the second, ...; keeps duplicates apart.
+        text: what the image should show.
+        columns: the caller's other columns, carried through to the output.
+    """
+
+    row: int
+    prompt_id: str
+    ordinal: int
+    text: str
+    columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def key(self) -> str:
+        """Unique name of this prompt within a run: names its random streams."""
+        return f"{self.prompt_id}#{self.ordinal}"
