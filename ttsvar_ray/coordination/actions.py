@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import TypeAlias
 
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult, ShardTask
 
@@ -47,4 +47,4 @@ class LeasePrompts:
     count: int
 
 
-Action = Union[RunBatch, Release, Emit, LeasePrompts]
+Action: TypeAlias = RunBatch | Release | Emit | LeasePrompts

@@ -7,7 +7,7 @@ legal events: they are dropped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import TypeAlias
 
 from ttsvar_ray.coordination.messages import SegmentReport, ShardFailure
 from ttsvar_ray.types import Prompt
@@ -64,4 +64,4 @@ class BatchDone:
     results: tuple[SegmentReport | ShardFailure, ...]
 
 
-Event = Union[WorkerJoined, WorkerLost, WorkerDraining, PromptsLeased, BatchDone]
+Event: TypeAlias = WorkerJoined | WorkerLost | WorkerDraining | PromptsLeased | BatchDone
