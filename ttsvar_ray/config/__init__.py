@@ -1,0 +1,34 @@
+"""Job settings: YAML at the edge, frozen values inside."""
+
+from __future__ import annotations
+
+from ttsvar_ray.config.load import load_config, option_names
+from ttsvar_ray.config.sections import (
+    ClusterConfig,
+    EngineConfig,
+    FeaturesConfig,
+    JobConfig,
+    ModelConfig,
+    OutputConfig,
+    PromptsConfig,
+    RewardConfig,
+    SamplingConfig,
+    StrategyConfig,
+    flatten,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "EngineConfig",
+    "FeaturesConfig",
+    "JobConfig",
+    "ModelConfig",
+    "OutputConfig",
+    "PromptsConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "StrategyConfig",
+    "flatten",
+    "load_config",
+    "option_names",
+]

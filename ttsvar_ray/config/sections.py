@@ -1,0 +1,217 @@
+"""The job's settings: one frozen model per section, every field read by somebody.
+
+A value of None means "what the model, its default plan or the preset says".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from ttsvar_ray.types import PotentialKind, ResamplingScheme
+
+
+def _not_a_bool(value: Any) -> Any:
+    """Keep YAML's `yes` and `true` out of numbers, where pydantic would read them as 1."""
+    if isinstance(value, bool):
+        # pydantic collects ValueError only.
+        raise ValueError(f"expected a number, got {str(value).lower()}")  # noqa: TRY004
+    return value
+
+
+_Integer = Annotated[int, BeforeValidator(_not_a_bool)]
+_Number = Annotated[float, BeforeValidator(_not_a_bool), AllowInfNan(False)]
+_Count = Annotated[_Integer, Field(ge=1)]
+_ScaleIndex = Annotated[_Integer, Field(ge=0)]
+_NonNegative = Annotated[_Number, Field(ge=0)]
+_Positive = Annotated[_Number, Field(gt=0)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+class ModelConfig(_Section):
+    """Which model draws, where and in which number format."""
+
+    name: _Text = Field("shapes", description='"shapes" (built in) or the path of a model directory')
+    device: _Text = Field("auto", description='"auto" (a GPU where there is one), "cpu", "cuda", ...')
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class PromptsConfig(_Section):
+    """Where the prompts come from."""
+
+    path: str = Field("", description='.txt, .jsonl, .csv or .parquet file, or "-" for standard input')
+    column: _Text = Field("prompt", description="key or column that holds the prompt")
+    id_column: _Text | None = Field(None, description="key or column to use as prompt_id")
+    limit: _Count | None = Field(None, description="use only the first so many prompts")
+
+
+class StrategyConfig(_Section):
+    """How populations are searched."""
+
+    name: Literal["raw", "best-of-n", "importance", "tts-var"] = "tts-var"
+    plan: Literal["model", "published"] = Field(
+        "model",
+        description="whose default plan: the model's own, or the literal published one",
+    )
+    n: _Count = Field(1, description="N: multiplies the default population at every scale")
+    batch_schedule: tuple[_Count, ...] | None = Field(
+        None, description="survivors after each scale, one per scale, never rising"
+    )
+    cluster_scales: tuple[_ScaleIndex, ...] | None = Field(None, description="0-based scales")
+    resample_scales: tuple[_ScaleIndex, ...] | None = Field(None, description="0-based scales")
+    potential: PotentialKind | None = None
+    lambda_: _NonNegative | None = Field(
+        None, alias="lambda", description="weights are exp(lambda * potential)"
+    )
+    scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
+    cluster_restarts: _Count = Field(10, description="k-means restarts (n_init)")
+
+
+class SamplingConfig(_Section):
+    """How bits are drawn; a list has one entry per scale."""
+
+    guidance: _NonNegative | tuple[_NonNegative, ...] | None = None
+    temperature: _Positive | tuple[_Positive, ...] | None = None
+    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = None
+
+
+class RewardConfig(_Section):
+    """What judges the images."""
+
+    name: _Text = Field("auto", description='"auto" (the model\'s own) or the name of a reward')
+    path: _Text | None = Field(None, description="directory of the reward's weights")
+    nonfinite: Literal["error", "worst"] = Field(
+        "error",
+        description="a NaN or infinite reward fails the prompt, or counts as the worst",
+    )
+
+
+class FeaturesConfig(_Section):
+    """What the clustering sees."""
+
+    extractor: _Text = Field("auto", description='"auto" (the model\'s own), "pca", "pool", ...')
+    pca_sign: Literal["deterministic", "published"] = "deterministic"
+    backbone: _Text | None = Field(None, description="directory of the extractor's weights")
+
+
+class EngineConfig(_Section):
+    """How one worker computes."""
+
+    micro_batch_rows: _Count = Field(32, description="trajectories in one forward pass")
+    selector_decode: Literal["full", "selector"] = Field(
+        "full",
+        description="size of the intermediate images that rewards and clustering see",
+    )
+    threads: _Count = Field(1, description="CPU threads of one worker")
+
+
+class ClusterConfig(_Section):
+    """How the job uses a Ray cluster. Never changes what is generated."""
+
+    workers: _Count | None = Field(None, description="None: one per GPU, or per CPU without GPUs")
+    spread: _Count | Literal["auto"] = Field("auto", description="workers that share one prompt")
+    address: _Text | None = Field(None, description="None: RAY_ADDRESS, else a cluster of this machine")
+    gpus_per_worker: _NonNegative | None = None
+    cpus_per_worker: _NonNegative | None = None
+    max_attempts: _Count = Field(3, description="tries before a prompt is dead-lettered")
+    segment_timeout_s: _Positive = Field(1800.0, description="seconds one micro-batch may take")
+
+
+class OutputConfig(_Section):
+    """What is written, and where."""
+
+    path: str = Field("", description="output folder; an existing one of the same job is continued")
+    rows_per_part: _Count = Field(256, description="prompts per Parquet part")
+    image_format: Literal["png", "webp", "jpeg"] = "png"
+    quality: Annotated[_Integer, Field(ge=1, le=100)] | None = Field(
+        None, description="of webp and jpeg; None is 95"
+    )
+    keep: Literal["best", "all"] = Field("best", description="images kept per prompt")
+    bits: bool = Field(False, description="also keep the packed bits of each image")
+
+    @model_validator(mode="after")
+    def _quality_is_read(self) -> OutputConfig:
+        if self.quality is not None and self.image_format == "png":
+            raise ValueError(
+                f"quality: expected none with image_format png (PNG is lossless), got {self.quality}; "
+                "remove it or choose image_format webp or jpeg"
+            )
+        return self
+
+
+class JobConfig(_Section):
+    """One job, resolved. `digest` names what it would generate."""
+
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    reward: RewardConfig = RewardConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    output: OutputConfig = OutputConfig()
+    seed: _Integer = 0
+    run_name: _Text | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting as JSON values, under the names a job file uses."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def content(self) -> dict[str, Any]:
+        """Return the settings that change what is generated, flat: `{"strategy.n": 2, ...}`.
+
+        Left out is what may differ between two sittings of one run: placement, speed, where files
+        are. The prompts are left out too: their own digest says whether they changed.
+        """
+        flat = flatten(self.resolved())
+        return {
+            key: value for key, value in flat.items() if not any(_within(key, off) for off in NOT_CONTENT)
+        }
+
+    def digest(self) -> str:
+        """Return the sha256 of `content`, hexadecimal."""
+        canonical = json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+NOT_CONTENT = (
+    "model.device",
+    "prompts",
+    "engine.micro_batch_rows",
+    "engine.threads",
+    "cluster",
+    "output.path",
+    "run_name",
+)
+"""Settings (or whole sections) that never change what is generated."""
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _within(key: str, area: str) -> bool:
+    return key == area or key.startswith(f"{area}.")
