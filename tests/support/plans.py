@@ -1,0 +1,35 @@
+"""Plans written out by hand, so that engine tests do not depend on the presets."""
+
+from __future__ import annotations
+
+from tests.support.tiny_model import TINY_SCHEDULE
+from ttsvar_ray.search.schedule import Plan, Selection
+from ttsvar_ray.types import SelectionKind
+
+
+def tts_var_plan(n: int = 1) -> Plan:
+    """Return the published plan for the tiny model's 13 scales."""
+    survivors = tuple(k * n for k in (8, 8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1))
+    return Plan(
+        strategy="tts-var",
+        scale_schedule=TINY_SCHEDULE,
+        survivors_after=survivors,
+        selections=(
+            Selection(scale_index=2, kind=SelectionKind.CLUSTER, survivors=survivors[2]),
+            Selection(scale_index=5, kind=SelectionKind.CLUSTER, survivors=survivors[5]),
+            Selection(scale_index=6, kind=SelectionKind.RESAMPLE, survivors=survivors[6]),
+            Selection(scale_index=9, kind=SelectionKind.RESAMPLE, survivors=survivors[9]),
+        ),
+        scored_scales=(6, 9, 12),
+    )
+
+
+def raw_plan(n: int = 1) -> Plan:
+    """Return a plan without selections: n independent images."""
+    return Plan(
+        strategy="raw",
+        scale_schedule=TINY_SCHEDULE,
+        survivors_after=(n,) * 13,
+        selections=(),
+        scored_scales=(12,),
+    )

@@ -1,0 +1,46 @@
+"""Image files: what was encoded comes back."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttsvar_ray.engine.encode import ImageEncoder
+from ttsvar_ray.errors import ConfigurationError
+
+
+def gradient() -> np.ndarray:
+    rows, columns = np.mgrid[0:24, 0:40]
+    return np.stack([rows * 10, columns * 6, rows + columns], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("image_format", "quality"), [("png", 95), ("webp", 100)])
+def test_lossless_formats_return_the_pixels(image_format: str, quality: int) -> None:
+    encoder = ImageEncoder(image_format=image_format, quality=quality, threads=2)
+    images = np.stack([gradient(), 255 - gradient()])
+    for pixels, file in zip(images, encoder.encode(images), strict=True):
+        decoded = Image.open(io.BytesIO(file.payload))
+        assert decoded.format == image_format.upper()
+        assert (file.width, file.height, file.image_format) == (40, 24, image_format)
+        np.testing.assert_array_equal(np.asarray(decoded.convert("RGB")), pixels)
+
+
+def test_jpeg_is_close_and_keeps_the_channel_order() -> None:
+    (file,) = ImageEncoder(image_format="jpeg", quality=95, threads=1).encode([gradient()])
+    decoded = np.asarray(Image.open(io.BytesIO(file.payload))).astype(int)
+    assert np.abs(decoded - gradient()).mean() < 3
+
+
+def test_equal_pixels_give_equal_bytes() -> None:
+    encoder = ImageEncoder(image_format="webp", quality=80, threads=2)
+    first, second = encoder.encode([gradient(), gradient()])
+    assert first.payload == second.payload
+
+
+@pytest.mark.parametrize(("image_format", "quality"), [("gif", 95), ("png", 0), ("jpeg", 101)])
+def test_settings_that_cannot_be_are_refused(image_format: str, quality: int) -> None:
+    with pytest.raises(ConfigurationError, match="output"):
+        ImageEncoder(image_format=image_format, quality=quality, threads=1)

@@ -1,0 +1,211 @@
+"""One forward pass over a segment: from trajectories to rewards, features, bits and pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ttsvar_ray.coordination.messages import PackedBits, ShardTask
+from ttsvar_ray.engine.micro_batch import Row
+from ttsvar_ray.engine.packing import pack_rows, unpack_rows
+from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
+from ttsvar_ray.errors import StaleStateError
+from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rng import bit_uniforms
+from ttsvar_ray.search.schedule import Segment
+from ttsvar_ray.types import Float32Array, SelectionKind, UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutcome:
+    """What one trajectory brought home from one segment.
+
+    Attributes:
+        rewards: one per scored scale of the segment; may be NaN or infinite.
+        features: float32 [feature_dim] where the segment ends in a clustering.
+        bits: packed, of this segment's scales.
+        image: uint8 RGB [height, width, 3] in the last segment.
+    """
+
+    rewards: tuple[float, ...]
+    features: Float32Array | None
+    bits: PackedBits
+    image: UInt8Array | None
+
+
+def state_key(task: ShardTask) -> StateKey:
+    """Return the name under which the state of a task's trajectories is held."""
+    return (task.prompt.key, task.attempt)
+
+
+class SegmentRunner:
+    """Advances micro-batches; raises what the model, the reward or the extractor raises."""
+
+    def __init__(
+        self,
+        *,
+        model: NextScaleModel,
+        reward: Reward,
+        extractor: FeatureExtractor,
+        store: StateStore,
+        run_seed: int,
+        selector_decode: str,
+    ) -> None:
+        self._model = model
+        self._reward = reward
+        self._extractor = extractor
+        self._store = store
+        self._run_seed = run_seed
+        self._selector_decode = selector_decode
+
+    def check_parents(self, task: ShardTask) -> None:
+        """Make sure that every parent of a task is held or comes with its bits.
+
+        Raises:
+            StaleStateError: a parent is neither held nor sent.
+        """
+        if task.segment_index == 0:
+            return
+        missing = [slot for slot in dict.fromkeys(task.parent_slots) if not self._is_known(task, slot)]
+        if missing:
+            raise StaleStateError(
+                f"prompt {task.prompt.key!r}, attempt {task.attempt}: slots {missing} of segment "
+                f"{task.segment_index - 1} are not held here and came without bits"
+            )
+
+    def run(self, segment: Segment, rows: Sequence[Row]) -> tuple[list[RowOutcome], dict[int, Counter[str]]]:
+        """Run one segment for one micro-batch and hold the new states.
+
+        Args:
+            segment: which scales, what is scored, how it ends.
+            rows: the trajectories; their parents are held or come with the tasks.
+
+        Returns:
+            The outcome of each row, and counters by task index.
+        """
+        counters: dict[int, Counter[str]] = {}
+        if segment.index == 0:
+            state = self._start([row.task for row in rows])
+        else:
+            self._replay_missing(segment, rows, counters)
+            state = self._gather_parents(segment, rows)
+
+        rewards = np.empty((len(rows), len(segment.scored_scales)), dtype=np.float32)
+        features: Float32Array | None = None
+        images: UInt8Array | None = None
+        for scale_index in range(segment.first_scale, segment.last_scale + 1):
+            state = self._model.advance(state, self._uniforms(rows, scale_index))
+            ends = scale_index == segment.last_scale
+            clusters = ends and not segment.is_last and _clusters(segment)
+            scored = scale_index in segment.scored_scales
+            if not (scored or clusters or (ends and segment.is_last)):
+                continue
+            final = ends and segment.is_last
+            images = self._model.decode(state, size="full" if final else self._selector_decode)
+            if scored:
+                column = segment.scored_scales.index(scale_index)
+                texts = [row.task.prompt.text for row in rows]
+                rewards[:, column] = self._reward.score(images, texts)
+            if clusters:
+                features = np.asarray(self._extractor.extract(images), dtype=np.float32)
+
+        packed = self._pack_segment(segment, state)
+        if not segment.is_last:
+            for index, row in enumerate(rows):
+                self._store.hold(state_key(row.task), segment.index, row.slot, HeldRow(state, index))
+        outcomes = [
+            RowOutcome(
+                rewards=tuple(float(r) for r in rewards[i]),
+                features=None if features is None else features[i],
+                bits=packed[i],
+                image=images[i] if segment.is_last and images is not None else None,
+            )
+            for i in range(len(rows))
+        ]
+        return outcomes, counters
+
+    def _is_known(self, task: ShardTask, parent_slot: int) -> bool:
+        held = self._store.find(state_key(task), task.segment_index - 1, parent_slot)
+        return held is not None or parent_slot in task.parent_bits
+
+    def _uniforms(self, rows: Sequence[Row], scale_index: int) -> Float32Array:
+        """Return float32 [rows, bits of the scale]: each row from its own named stream."""
+        height, width = self._model.scale_schedule[scale_index]
+        count = height * width * self._model.bits_per_token
+        return np.stack(
+            [bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count) for r in rows]
+        )
+
+    def _start(self, tasks: Sequence[ShardTask]) -> Any:
+        """Return a state before scale 0 with one row per entry of `tasks`, in order.
+
+        Texts are encoded one at a time, so that no text is padded by its neighbours.
+        """
+        runs: list[tuple[ShardTask, int]] = []
+        for task in tasks:
+            if runs and state_key(runs[-1][0]) == state_key(task):
+                runs[-1] = (task, runs[-1][1] + 1)
+            else:
+                runs.append((task, 1))
+        return self._stack([self._model.start(self._text(task), [0] * n) for task, n in runs])
+
+    def _text(self, task: ShardTask) -> Any:
+        text = task.prompt.text
+        return self._store.text(state_key(task), lambda: self._model.encode_text([text]))
+
+    def _stack(self, states: list[Any]) -> Any:
+        return states[0] if len(states) == 1 else self._model.concatenate(states)
+
+    def _replay_missing(
+        self, segment: Segment, rows: Sequence[Row], counters: dict[int, Counter[str]]
+    ) -> None:
+        """Rebuild each parent that is not held from its bits, once, and hold it."""
+        before = segment.index - 1
+        missing: dict[tuple[StateKey, int], Row] = {}
+        for row in rows:
+            name = (state_key(row.task), row.parent_slot)
+            if name not in missing and self._store.find(name[0], before, name[1]) is None:
+                missing[name] = row
+        if not missing:
+            return
+        parents = list(missing.values())
+        bits = unpack_rows(
+            [row.task.parent_bits[row.parent_slot] for row in parents],
+            scale_schedule=self._model.scale_schedule,
+            bits_per_token=self._model.bits_per_token,
+        )
+        if len(bits) != segment.first_scale:
+            raise ValueError(
+                f"parent bits: expected the {segment.first_scale} scales before segment "
+                f"{segment.index}, got {len(bits)}"
+            )
+        state = self._model.replay(self._start([row.task for row in parents]), bits)
+        for index, row in enumerate(parents):
+            self._store.hold(state_key(row.task), before, row.parent_slot, HeldRow(state, index))
+            counters.setdefault(row.task_index, Counter())["parents_replayed"] += 1
+
+    def _gather_parents(self, segment: Segment, rows: Sequence[Row]) -> Any:
+        """Return a state whose rows are the rows' parents, in order."""
+        pieces: list[tuple[Any, list[int]]] = []
+        for row in rows:
+            held = self._store.find(state_key(row.task), segment.index - 1, row.parent_slot)
+            assert held is not None, f"parent {row.parent_slot} of {row.task.prompt.key} is not held"
+            if pieces and pieces[-1][0] is held.state:
+                pieces[-1][1].append(held.row)
+            else:
+                pieces.append((held.state, [held.row]))
+        return self._stack([self._model.gather(state, picked) for state, picked in pieces])
+
+    def _pack_segment(self, segment: Segment, state: Any) -> list[PackedBits]:
+        scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
+        return pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
+
+
+def _clusters(segment: Segment) -> bool:
+    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
