@@ -1,0 +1,106 @@
+"""Hyper-parameters of the Infinity transformer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """Shape of one transformer; equal values build equal state dicts.
+
+    Attributes:
+        depth: number of blocks.
+        embed_dim: width C.
+        num_heads: attention heads H; C / H must be a multiple of 4 (2-D rotary pairs).
+        block_chunks: groups of blocks in the state-dict names; divides depth.
+        bits_per_token: bits of one transformer token (4 x the tokenizer's width with spatial patchify).
+        text_channels: width of the text features.
+        text_max_length: tokens a text is cut and padded to.
+        rope_grid: (rows, columns) that every scale's positions are stretched to. Published models use the
+            last scale of the aspect ratio's 1M schedule, whatever the image size.
+        pool_heads: heads of the text pooling; None derives the published number from `text_channels`.
+        mlp_ratio: hidden width of the feed-forward part over C, rounded to a multiple of 256.
+        max_scales: rows of the level embedding.
+    """
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    block_chunks: int
+    bits_per_token: int
+    text_channels: int
+    text_max_length: int
+    rope_grid: tuple[int, int]
+    pool_heads: int | None = None
+    mlp_ratio: float = 4.0
+    max_scales: int = 15
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.embed_dim % self.num_heads or (self.embed_dim // self.num_heads) % 4:
+            problems.append(
+                f"transformer.num_heads: expected embed_dim / num_heads to be a multiple of 4, "
+                f"got {self.embed_dim} / {self.num_heads}"
+            )
+        if self.block_chunks < 1 or self.depth % self.block_chunks:
+            problems.append(
+                f"transformer.block_chunks: expected a divisor of depth {self.depth}, got {self.block_chunks}"
+            )
+        if self.num_pool_heads < 1 or self.embed_dim % self.num_pool_heads:
+            problems.append(
+                f"transformer.pool_heads: expected a divisor of embed_dim {self.embed_dim}, "
+                f"got {self.num_pool_heads}; give pool_heads"
+            )
+        if self.ffn_dim < 1:
+            problems.append("transformer.mlp_ratio: the feed-forward width rounds to 0; enlarge it")
+        if problems:
+            raise ConfigurationError(problems)
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return round(self.embed_dim * self.mlp_ratio / 256) * 256
+
+    @property
+    def num_pool_heads(self) -> int:
+        if self.pool_heads is not None:
+            return self.pool_heads
+        return self.text_channels // (64 if self.embed_dim > 4096 else 128)
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        return self.depth // self.block_chunks
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for config.json."""
+        values = dataclasses.asdict(self)
+        values["rope_grid"] = list(self.rope_grid)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """Read the values of config.json.
+
+        Raises:
+            ConfigurationError: keys that are unknown or absent, or values that do not fit together.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        problems = [f"transformer.{key}: unknown key; remove it" for key in values if key not in fields]
+        problems += [
+            f"transformer.{name}: missing; add it"
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in values
+        ]
+        if problems:
+            raise ConfigurationError(problems)
+        rows, columns = values["rope_grid"]
+        return cls(**{**values, "rope_grid": (int(rows), int(columns))})
