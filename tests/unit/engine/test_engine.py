@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
-
 from ttsvar_ray.coordination.messages import (
     FailureKind,
     PackedBits,
@@ -119,8 +119,8 @@ def merge(reports: Sequence[SegmentReport]) -> SegmentReport:
 
 def assert_same(a: dict[str, list[SegmentReport]], b: dict[str, list[SegmentReport]]) -> None:
     assert a.keys() == b.keys()
-    for key in a:
-        for left, right in zip(a[key], b[key], strict=True):
+    for key, reports in a.items():
+        for left, right in zip(reports, b[key], strict=True):
             assert left.slots == right.slots
             assert left.bits == right.bits
             assert left.images == right.images

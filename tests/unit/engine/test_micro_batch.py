@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.prompts import make_prompts
 
+from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import ShardTask
 from ttsvar_ray.engine.micro_batch import form_micro_batches, rows_of
 
