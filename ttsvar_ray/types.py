@@ -66,3 +66,15 @@ class Prompt:
     def key(self) -> str:
         """Unique name of this prompt within a run: names its random streams."""
         return f"{self.prompt_id}#{self.ordinal}"
+
+
+class ColumnType(str, enum.Enum):
+    """Type of a caller's column, fixed once for a whole prompt set."""
+
+    BOOL = "bool"
+    INT64 = "int64"
+    FLOAT64 = "float64"
+    STRING = "string"
+    BINARY = "binary"
+    JSON = "json"
+    """Nested or mixed values: written as JSON text."""

@@ -45,18 +45,20 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which model draws, where and in which number format."""
 
-    name: _Text = Field("shapes", description='"shapes" (built in) or the path of a model directory')
-    device: _Text = Field("auto", description='"auto" (a GPU where there is one), "cpu", "cuda", ...')
+    name: _Text = Field(default="shapes", description='"shapes" (built in) or the path of a model directory')
+    device: _Text = Field(default="auto", description='"auto" (a GPU where there is one), "cpu", "cuda", ...')
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class PromptsConfig(_Section):
     """Where the prompts come from."""
 
-    path: str = Field("", description='.txt, .jsonl, .csv or .parquet file, or "-" for standard input')
-    column: _Text = Field("prompt", description="key or column that holds the prompt")
-    id_column: _Text | None = Field(None, description="key or column to use as prompt_id")
-    limit: _Count | None = Field(None, description="use only the first so many prompts")
+    path: str = Field(
+        default="", description='.txt, .jsonl, .csv or .parquet file, or "-" for standard input'
+    )
+    column: _Text = Field(default="prompt", description="key or column that holds the prompt")
+    id_column: _Text | None = Field(default=None, description="key or column to use as prompt_id")
+    limit: _Count | None = Field(default=None, description="use only the first so many prompts")
 
 
 class StrategyConfig(_Section):
@@ -64,21 +66,21 @@ class StrategyConfig(_Section):
 
     name: Literal["raw", "best-of-n", "importance", "tts-var"] = "tts-var"
     plan: Literal["model", "published"] = Field(
-        "model",
+        default="model",
         description="whose default plan: the model's own, or the literal published one",
     )
-    n: _Count = Field(1, description="N: multiplies the default population at every scale")
+    n: _Count = Field(default=1, description="N: multiplies the default population at every scale")
     batch_schedule: tuple[_Count, ...] | None = Field(
-        None, description="survivors after each scale, one per scale, never rising"
+        default=None, description="survivors after each scale, one per scale, never rising"
     )
-    cluster_scales: tuple[_ScaleIndex, ...] | None = Field(None, description="0-based scales")
-    resample_scales: tuple[_ScaleIndex, ...] | None = Field(None, description="0-based scales")
+    cluster_scales: tuple[_ScaleIndex, ...] | None = Field(default=None, description="0-based scales")
+    resample_scales: tuple[_ScaleIndex, ...] | None = Field(default=None, description="0-based scales")
     potential: PotentialKind | None = None
     lambda_: _NonNegative | None = Field(
-        None, alias="lambda", description="weights are exp(lambda * potential)"
+        default=None, alias="lambda", description="weights are exp(lambda * potential)"
     )
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
-    cluster_restarts: _Count = Field(10, description="k-means restarts (n_init)")
+    cluster_restarts: _Count = Field(default=10, description="k-means restarts (n_init)")
 
 
 class SamplingConfig(_Section):
@@ -92,10 +94,10 @@ class SamplingConfig(_Section):
 class RewardConfig(_Section):
     """What judges the images."""
 
-    name: _Text = Field("auto", description='"auto" (the model\'s own) or the name of a reward')
-    path: _Text | None = Field(None, description="directory of the reward's weights")
+    name: _Text = Field(default="auto", description='"auto" (the model\'s own) or the name of a reward')
+    path: _Text | None = Field(default=None, description="directory of the reward's weights")
     nonfinite: Literal["error", "worst"] = Field(
-        "error",
+        default="error",
         description="a NaN or infinite reward fails the prompt, or counts as the worst",
     )
 
@@ -103,45 +105,47 @@ class RewardConfig(_Section):
 class FeaturesConfig(_Section):
     """What the clustering sees."""
 
-    extractor: _Text = Field("auto", description='"auto" (the model\'s own), "pca", "pool", ...')
+    extractor: _Text = Field(default="auto", description='"auto" (the model\'s own), "pca", "pool", ...')
     pca_sign: Literal["deterministic", "published"] = "deterministic"
-    backbone: _Text | None = Field(None, description="directory of the extractor's weights")
+    backbone: _Text | None = Field(default=None, description="directory of the extractor's weights")
 
 
 class EngineConfig(_Section):
     """How one worker computes."""
 
-    micro_batch_rows: _Count = Field(32, description="trajectories in one forward pass")
+    micro_batch_rows: _Count = Field(default=32, description="trajectories in one forward pass")
     selector_decode: Literal["full", "selector"] = Field(
-        "full",
+        default="full",
         description="size of the intermediate images that rewards and clustering see",
     )
-    threads: _Count = Field(1, description="CPU threads of one worker")
+    threads: _Count = Field(default=1, description="CPU threads of one worker")
 
 
 class ClusterConfig(_Section):
     """How the job uses a Ray cluster. Never changes what is generated."""
 
-    workers: _Count | None = Field(None, description="None: one per GPU, or per CPU without GPUs")
-    spread: _Count | Literal["auto"] = Field("auto", description="workers that share one prompt")
-    address: _Text | None = Field(None, description="None: RAY_ADDRESS, else a cluster of this machine")
+    workers: _Count | None = Field(default=None, description="None: one per GPU, or per CPU without GPUs")
+    spread: _Count | Literal["auto"] = Field(default="auto", description="workers that share one prompt")
+    address: _Text | None = Field(
+        default=None, description="None: RAY_ADDRESS, else a cluster of this machine"
+    )
     gpus_per_worker: _NonNegative | None = None
     cpus_per_worker: _NonNegative | None = None
-    max_attempts: _Count = Field(3, description="tries before a prompt is dead-lettered")
-    segment_timeout_s: _Positive = Field(1800.0, description="seconds one micro-batch may take")
+    max_attempts: _Count = Field(default=3, description="tries before a prompt is dead-lettered")
+    segment_timeout_s: _Positive = Field(default=1800.0, description="seconds one micro-batch may take")
 
 
 class OutputConfig(_Section):
     """What is written, and where."""
 
-    path: str = Field("", description="output folder; an existing one of the same job is continued")
-    rows_per_part: _Count = Field(256, description="prompts per Parquet part")
+    path: str = Field(default="", description="output folder; an existing one of the same job is continued")
+    rows_per_part: _Count = Field(default=256, description="prompts per Parquet part")
     image_format: Literal["png", "webp", "jpeg"] = "png"
     quality: Annotated[_Integer, Field(ge=1, le=100)] | None = Field(
-        None, description="of webp and jpeg; None is 95"
+        default=None, description="of webp and jpeg; None is 95"
     )
-    keep: Literal["best", "all"] = Field("best", description="images kept per prompt")
-    bits: bool = Field(False, description="also keep the packed bits of each image")
+    keep: Literal["best", "all"] = Field(default="best", description="images kept per prompt")
+    bits: bool = Field(default=False, description="also keep the packed bits of each image")
 
     @model_validator(mode="after")
     def _quality_is_read(self) -> OutputConfig:

@@ -1,0 +1,255 @@
+"""Prompt files as streams of prompts: one pass to scan, one to read."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from ttsvar_ray.errors import InputError
+from ttsvar_ray.prompts.columns import ColumnTypes
+from ttsvar_ray.prompts.identity import Ordinals, RepeatedIds, prompt_id_of
+from ttsvar_ray.prompts.records import read_records
+from ttsvar_ray.prompts.source import STANDARD_INPUT, BadLine, PromptSource, excerpt, format_of
+from ttsvar_ray.types import ColumnType, Prompt
+
+_KEYS_SHOWN = 20
+
+_HALF_PAIR = "expected text, got half of a surrogate pair, which no encoding can write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScan:
+    """What one pass over a prompt set found, without holding its texts.
+
+    Attributes:
+        count: usable prompts.
+        bad_lines: lines that hold none.
+        digest: sha256 over ids, texts and columns in order: equal digests are equal prompt sets,
+            whatever the file format.
+        column_types: the caller's columns that are carried through.
+        repeated: digests of the ids that occur more than once.
+    """
+
+    count: int
+    bad_lines: int
+    digest: str
+    column_types: Mapping[str, ColumnType]
+    repeated: frozenset[int]
+
+
+def scan_prompts(source: PromptSource) -> PromptScan:
+    """Read a prompt set once to count and name it.
+
+    Raises:
+        InputError: the file cannot be used at all, or holds no usable prompt.
+    """
+    repeated, columns, digest, bad = RepeatedIds(), ColumnTypes(), _SetDigest(), _FirstBadLine()
+    count = 0
+    for item in _usable(source, bad):
+        repeated.observe(item.prompt_id)
+        columns.observe(item.columns)
+        digest.add(item)
+        count += 1
+    if not count:
+        raise InputError(bad.nothing_usable(source))
+    return PromptScan(
+        count=count,
+        bad_lines=bad.count,
+        digest=digest.result(),
+        column_types=columns.result(),
+        repeated=repeated.result(),
+    )
+
+
+def read_prompts(
+    source: PromptSource,
+    on_bad_line: Callable[[BadLine], None] = lambda bad: None,
+    *,
+    scan: PromptScan | None = None,
+) -> Iterator[Prompt]:
+    """Yield the prompts of a file in order, streaming; bad lines go to `on_bad_line`.
+
+    Args:
+        source: a file (for standard input see `spool_standard_input`).
+        on_bad_line: called with each line that holds no usable prompt.
+        scan: the result of `scan_prompts` for this source; None scans first.
+
+    Raises:
+        InputError: as `scan_prompts`; also when the file is no longer what was scanned.
+    """
+    scan = scan if scan is not None else scan_prompts(source)
+    ordinals, digest = Ordinals(scan.repeated), _SetDigest()
+    for row, item in enumerate(_usable(source, on_bad_line)):
+        digest.add(item)
+        yield Prompt(
+            row=row,
+            prompt_id=item.prompt_id,
+            ordinal=ordinals.next(item.prompt_id),
+            text=item.text,
+            columns=MappingProxyType(dict(item.columns)),
+        )
+    if digest.result() != scan.digest:
+        raise InputError(
+            f"{source.path}: the prompt file was changed while the job was reading it; run again"
+        )
+
+
+def bad_lines(source: PromptSource) -> Iterator[BadLine]:
+    """Yield the bad lines of a file in order, streaming."""
+    found: list[BadLine] = []
+    for _ in _usable(source, found.append):
+        yield from found
+        found.clear()
+    yield from found
+
+
+def spool_standard_input(
+    source: PromptSource, stream: BinaryIO, directory: Path | None = None
+) -> PromptSource:
+    """Copy standard input to a temporary file, because a prompt set is read twice.
+
+    JSON lines are recognised by a first `{`; anything else is one prompt a line.
+
+    Returns:
+        The source with the path of the copy; the caller removes it after the job.
+    """
+    assert source.path == STANDARD_INPUT
+    head = stream.read(1 << 16)
+    suffix = ".jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else ".txt"
+    with tempfile.NamedTemporaryFile(
+        prefix="ttsvar-prompts-", suffix=suffix, dir=directory, delete=False
+    ) as copy:
+        copy.write(head)
+        shutil.copyfileobj(stream, copy)
+    if not head:
+        Path(copy.name).unlink()
+        raise InputError("standard input: expected prompts, got nothing")
+    return replace(source, path=copy.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    prompt_id: str
+    text: str
+    columns: Mapping[str, Any]
+    canonical: bytes
+
+
+class _SetDigest:
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, item: _Item) -> None:
+        self._hash.update(item.canonical)
+        self._hash.update(b"\n")
+
+    def result(self) -> str:
+        return self._hash.hexdigest()
+
+
+class _FirstBadLine:
+    """Counts bad lines and keeps the first, for the message when nothing else is there."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: BadLine | None = None
+
+    def __call__(self, bad: BadLine) -> None:
+        self.count += 1
+        self._first = self._first or bad
+
+    def nothing_usable(self, source: PromptSource) -> str:
+        if self._first is None:
+            return f"{source.path}: the prompt file holds no prompt"
+        return (
+            f"{source.path}: none of its {self.count} lines holds a usable prompt; "
+            f"line {self._first.line}: {self._first.reason}"
+        )
+
+
+def _usable(source: PromptSource, on_bad_line: Callable[[BadLine], None]) -> Iterator[_Item]:
+    path = Path(source.path)
+    records = read_records(path, format_of(path), source, on_bad_line)
+    items = (
+        item
+        for line, fields, raw in records
+        if (item := _item_of(line, fields, raw, source, on_bad_line)) is not None
+    )
+    return itertools.islice(items, source.limit)
+
+
+def _item_of(
+    line: int,
+    fields: Mapping[str, Any],
+    raw: str,
+    source: PromptSource,
+    on_bad_line: Callable[[BadLine], None],
+) -> _Item | None:
+    try:
+        text = _prompt_text(fields, source.column)
+        prompt_id = prompt_id_of(text) if source.id_column is None else _caller_id(fields, source.id_column)
+        taken = (source.column, source.id_column)
+        columns = {name: value for name, value in fields.items() if name not in taken}
+        return _Item(
+            prompt_id=prompt_id, text=text, columns=columns, canonical=_canonical(prompt_id, text, columns)
+        )
+    except _Unusable as problem:
+        shown = raw or json.dumps(dict(fields), ensure_ascii=True, default=str)
+        on_bad_line(BadLine(line=line, reason=str(problem), excerpt=excerpt(shown)))
+        return None
+
+
+class _Unusable(Exception):
+    """Why one record holds no usable prompt."""
+
+
+def _prompt_text(fields: Mapping[str, Any], column: str) -> str:
+    if column not in fields:
+        keys = ", ".join(repr(key) for key in list(fields)[:_KEYS_SHOWN]) or "none"
+        raise _Unusable(f"no key {column!r}; keys found: {keys}")
+    value = fields[column]
+    if not isinstance(value, str):
+        found = "null" if value is None else type(value).__name__
+        raise _Unusable(f"{column}: expected text, got {found}")
+    if not value.strip():
+        raise _Unusable(f"{column}: expected text, got a blank")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Unusable(f"{column}: {_HALF_PAIR}") from None
+    return value.strip()
+
+
+def _caller_id(fields: Mapping[str, Any], id_column: str) -> str:
+    value = fields.get(id_column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        found = "nothing" if value is None or value == "" else repr(value)
+        raise _Unusable(f"{id_column}: expected an id (text or a whole number), got {found}")
+    prompt_id = str(value).strip()
+    if not prompt_id.isprintable():
+        raise _Unusable(f"{id_column}: expected an id of printable characters, got {value!r}")
+    return prompt_id
+
+
+def _canonical(prompt_id: str, text: str, columns: Mapping[str, Any]) -> bytes:
+    try:
+        content = json.dumps(
+            [prompt_id, text, columns],
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+            default=repr,
+        )
+        return content.encode()
+    except UnicodeEncodeError:
+        raise _Unusable(_HALF_PAIR) from None
+    except RecursionError:
+        raise _Unusable("expected columns of moderate depth, got nesting too deep to write") from None
