@@ -1,0 +1,269 @@
+"""Scenes of the built-in world: values, and how they are drawn at random.
+
+All lengths are fractions of the image side, so that one scene can be rendered at any size.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ttsvar_ray.shapes.geometry import COVER, OUTLINES, SHAPES, Shape
+from ttsvar_ray.types import Float32Array, Int64Array
+
+Rgb = tuple[int, int, int]
+
+
+class Color(str, enum.Enum):
+    """What colour an object has; the value is the word used in captions."""
+
+    RED = "red"
+    GREEN = "green"
+    BLUE = "blue"
+    YELLOW = "yellow"
+    PURPLE = "purple"
+    CYAN = "cyan"
+
+
+COLORS: tuple[Color, ...] = tuple(Color)
+"""Colours in the order of their class index."""
+
+PALETTE: dict[Color, Rgb] = {
+    Color.RED: (220, 40, 40),
+    Color.GREEN: (40, 165, 60),
+    Color.BLUE: (45, 80, 225),
+    Color.YELLOW: (242, 205, 35),
+    Color.PURPLE: (160, 45, 180),
+    Color.CYAN: (40, 200, 220),
+}
+
+MAX_OBJECTS = 4
+COLOR_JITTER = 12
+"""Largest deviation of a drawn colour from its palette entry, per channel."""
+BACKGROUND_DISTANCE = 110.0
+"""Least Euclidean RGB distance of a background to every palette colour."""
+LARGE_RADIUS = (11 / 64, 15 / 64)
+"""Radii with one or two objects."""
+SMALL_RADIUS = (9 / 64, 12 / 64)
+"""Radii with three or four objects."""
+MAX_ANGLE = 0.3
+"""Largest rotation in radians, either way."""
+GAP = 3 / 64
+"""Least distance between two objects."""
+MARGIN = 1.5 / 64
+"""Least distance of an object to the image edge."""
+
+CLEAR_RATIO = 2.0
+"""An offset shows a relation when it is this many times longer along its axis than across: GenEval names every
+direction whose share of the offset is above 1/2, so that no second relation can hold beside the clear one."""
+_TRIES = 32
+"""Places tried for one object before the whole scene is drawn afresh."""
+
+
+class Relation(str, enum.Enum):
+    """Where the first object is, seen from the second."""
+
+    LEFT = "left of"
+    RIGHT = "right of"
+    ABOVE = "above"
+    BELOW = "below"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneObject:
+    """One drawn object.
+
+    Attributes:
+        shape, color: what captions speak of.
+        x, y: centre as a fraction of the side, x right, y down.
+        radius: nominal radius, fraction of the side (outlines reach up to 1.27 radii).
+        angle: rotation in radians, clockwise on screen.
+        rgb: the colour actually painted (palette entry with jitter).
+    """
+
+    shape: Shape
+    color: Color
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: Rgb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A background and one to four objects that do not touch."""
+
+    background: Rgb
+    objects: tuple[SceneObject, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryLabels:
+    """What is where, padded to `MAX_OBJECTS` rows, for auxiliary training losses.
+
+    Attributes:
+        count: number of real rows.
+        centers: float32 [4, 2], (x, y) as fractions of the side; 0 where padded.
+        radii: float32 [4], fractions of the side; 0 where padded.
+        shape_index: int64 [4], index into `SHAPES`; -1 where padded.
+        color_index: int64 [4], index into `COLORS`; -1 where padded.
+    """
+
+    count: int
+    centers: Float32Array
+    radii: Float32Array
+    shape_index: Int64Array
+    color_index: Int64Array
+
+
+def auxiliary_labels(scene: Scene) -> AuxiliaryLabels:
+    """Return positions, sizes and classes of a scene's objects as padded arrays."""
+    centers = np.zeros((MAX_OBJECTS, 2), dtype=np.float32)
+    radii = np.zeros(MAX_OBJECTS, dtype=np.float32)
+    shape_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
+    color_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
+    for row, item in enumerate(scene.objects):
+        centers[row] = item.x, item.y
+        radii[row] = item.radius
+        shape_index[row] = SHAPES.index(item.shape)
+        color_index[row] = COLORS.index(item.color)
+    return AuxiliaryLabels(
+        count=len(scene.objects),
+        centers=centers,
+        radii=radii,
+        shape_index=shape_index,
+        color_index=color_index,
+    )
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    items: Sequence[tuple[Shape, Color]] | None = None,
+    relation: Relation | None = None,
+) -> Scene:
+    """Draw a scene.
+
+    Args:
+        rng: source of every choice.
+        items: shape and colour of each object; None draws 1 to 4 objects uniformly.
+        relation: where object 0 must be, seen from object 1, with room to spare; needs exactly two items.
+
+    Raises:
+        ValueError: not 1 to 4 items, or a relation without exactly two.
+    """
+    if items is None:
+        items = [
+            (SHAPES[rng.integers(len(SHAPES))], COLORS[rng.integers(len(COLORS))])
+            for _ in range(int(rng.integers(1, MAX_OBJECTS + 1)))
+        ]
+    if not 1 <= len(items) <= MAX_OBJECTS:
+        raise ValueError(f"items: expected 1 to {MAX_OBJECTS} objects, got {len(items)}")
+    if relation is not None and len(items) != 2:
+        raise ValueError(f"relation: needs exactly two objects, got {len(items)}")
+    background = _sample_background(rng)
+    while True:
+        objects = _try_place(rng, items, relation)
+        if objects is not None:
+            return Scene(background=background, objects=objects)
+
+
+def clear_relation(a: SceneObject, b: SceneObject) -> Relation | None:
+    """Return where `a` is, seen from `b`, or None when the offset is too diagonal to be named by one word."""
+    dx, dy = np.array([a.x - b.x]), np.array([a.y - b.y])
+    return next(
+        (relation for relation in Relation if _relation_holds(dx, dy, relation)[0]),
+        None,
+    )
+
+
+def _sample_background(rng: np.random.Generator) -> Rgb:
+    """Draw a light (40 %), dark (30 %) or tinted (30 %) colour well apart from the palette."""
+    palette = np.array(list(PALETTE.values()), dtype=np.float64)
+    while True:
+        kind = rng.random()
+        if kind < 0.4:
+            rgb = rng.uniform(215, 250) + rng.uniform(-6, 6, size=3)
+        elif kind < 0.7:
+            rgb = rng.uniform(8, 50) + rng.uniform(-6, 6, size=3)
+        else:
+            saturation, value = rng.uniform(0.08, 0.28), rng.uniform(0.35, 0.95)
+            rgb = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), saturation, value))
+        rgb = np.clip(np.rint(rgb), 0, 255)
+        if np.sqrt(((palette - rgb) ** 2).sum(axis=1)).min() >= BACKGROUND_DISTANCE:
+            return int(rgb[0]), int(rgb[1]), int(rgb[2])
+
+
+def _try_place(
+    rng: np.random.Generator,
+    items: Sequence[tuple[Shape, Color]],
+    relation: Relation | None,
+) -> tuple[SceneObject, ...] | None:
+    """Place the objects one by one; None when one finds no room, so that the caller draws all afresh."""
+    low, high = LARGE_RADIUS if len(items) <= 2 else SMALL_RADIUS
+    placed: list[SceneObject] = []
+    taken = np.empty((0, 3))
+    for shape, color in items:
+        radius, angle = (
+            float(rng.uniform(low, high)),
+            float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
+        )
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turn = radius * np.array([[cosine, sine], [-sine, cosine]])
+        outline = OUTLINES[shape] @ turn
+        centers = rng.uniform(MARGIN - outline.min(axis=0), 1 - MARGIN - outline.max(axis=0), (_TRIES, 2))
+        discs = np.column_stack([COVER[shape][:, :2] @ turn, radius * COVER[shape][:, 2]])
+        free = _has_room(centers, discs, taken)
+        if relation is not None and placed:
+            free &= _relation_holds(placed[0].x - centers[:, 0], placed[0].y - centers[:, 1], relation)
+        if not free.any():
+            return None
+        center = centers[int(free.argmax())]
+        taken = np.concatenate([taken, discs + np.array([center[0], center[1], 0.0])])
+        jitter = rng.integers(-COLOR_JITTER, COLOR_JITTER + 1, size=3)
+        rgb = np.clip(np.array(PALETTE[color]) + jitter, 0, 255).tolist()
+        placed.append(
+            SceneObject(
+                shape=shape,
+                color=color,
+                x=float(center[0]),
+                y=float(center[1]),
+                radius=radius,
+                angle=angle,
+                rgb=(rgb[0], rgb[1], rgb[2]),
+            )
+        )
+    order = rng.permutation(len(placed)) if relation is None else range(len(placed))
+    return tuple(placed[int(i)] for i in order)
+
+
+def _has_room(
+    centers: npt.NDArray[np.float64],
+    discs: npt.NDArray[np.float64],
+    taken: npt.NDArray[np.float64],
+) -> npt.NDArray[np.bool_]:
+    """Return which centres keep an object's discs [num_discs, 3] a gap away from the taken ones, bool [tries]."""
+    if not len(taken):
+        return np.ones(len(centers), dtype=np.bool_)
+    offset = discs[:, None, :2] - taken[None, :, :2]
+    reach = discs[:, None, 2] + taken[None, :, 2] + GAP
+    dx = centers[:, 0, None, None] + offset[None, :, :, 0]
+    dy = centers[:, 1, None, None] + offset[None, :, :, 1]
+    return np.asarray((dx * dx + dy * dy >= reach * reach).all(axis=(1, 2)))
+
+
+def _relation_holds(
+    dx: npt.NDArray[np.float64], dy: npt.NDArray[np.float64], relation: Relation
+) -> npt.NDArray[np.bool_]:
+    """Whether offsets from the second object to the first clearly show a relation."""
+    if relation in (Relation.LEFT, Relation.RIGHT):
+        along, across = (dx if relation is Relation.RIGHT else -dx), dy
+    else:
+        along, across = (dy if relation is Relation.BELOW else -dy), dx
+    return np.asarray(along >= CLEAR_RATIO * np.abs(across))
