@@ -39,3 +39,7 @@ class OutputError(TtsVarError):
 
 class InterruptedRunError(TtsVarError):
     """The run stopped early in good order; the same command resumes it."""
+
+
+class FeatureError(TtsVarError, ValueError):
+    """Features that are NaN or infinite, so that distances between images mean nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule, SelectionKind
@@ -37,9 +38,12 @@ class Segment:
 class Plan:
     """Algorithm 1 for one model and one strategy; everything in it is used, nothing else is.
 
+    Made by `ttsvar_ray.search.strategy.compile_plan`, which explains what is wrong with settings;
+    the assertions here only guard against plans built around it.
+
     Attributes:
         survivors_after: trajectories that remain after scale k's selection.
-        selections: in ascending scale order, at most one a scale.
+        selections: in ascending scale order, at most one a scale, never at the last scale.
         scored_scales: scales after which every live trajectory is decoded and scored; always
             includes the last one.
         potential, lambda_, scheme: how rewards become survivors.
@@ -56,15 +60,50 @@ class Plan:
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
     cluster_restarts: int = 10
 
+    def __post_init__(self) -> None:
+        last = len(self.scale_schedule) - 1
+        assert last >= 0 and len(self.survivors_after) == last + 1 and self.survivors_after[-1] >= 1
+        scales = [selection.scale_index for selection in self.selections]
+        assert scales == sorted(set(scales)) and all(0 <= scale < last for scale in scales)
+        assert all(self.survivors_after[s.scale_index] == s.survivors for s in self.selections)
+        assert list(self.scored_scales) == sorted(set(self.scored_scales)) and last in self.scored_scales
+        falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
+        assert set(falls) <= set(scales)
+        assert all(self.survivors_after[k] < self.population_before[k] for k in falls)
+
     @property
-    def num_scales(self) -> int: ...
+    def num_scales(self) -> int:
+        """Scales of the model."""
+        return len(self.scale_schedule)
 
     @property
     def population_before(self) -> tuple[int, ...]:
         """Trajectories that run scale k: `survivors_after` shifted by one scale."""
-        ...
+        return (self.survivors_after[0], *self.survivors_after[:-1])
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The plan cut after each selection."""
-        ...
+        return _segments(self)
+
+
+@functools.lru_cache(maxsize=256)
+def _segments(plan: Plan) -> tuple[Segment, ...]:
+    population_before = plan.population_before
+    ends: list[tuple[int, Selection | None]] = [(s.scale_index, s) for s in plan.selections]
+    ends.append((plan.num_scales - 1, None))
+    segments: list[Segment] = []
+    first_scale = 0
+    for index, (last_scale, selection) in enumerate(ends):
+        segments.append(
+            Segment(
+                index=index,
+                first_scale=first_scale,
+                last_scale=last_scale,
+                population=population_before[first_scale],
+                selection=selection,
+                scored_scales=tuple(s for s in plan.scored_scales if first_scale <= s <= last_scale),
+            )
+        )
+        first_scale = last_scale + 1
+    return tuple(segments)

@@ -1,0 +1,88 @@
+"""Potentials: how the rewards of a trajectory's intermediate images become its resampling weight.
+
+With r_i the reward of the image decoded after scale i, the weight at a resampling scale t is
+G_t = exp(lambda * J_t), where (TTS-VAR, arXiv 2507.18537, the resampling-based potential selection
+of section 3; the same family as in Feynman-Kac steering, arXiv 2501.06848)
+
+    VALUE   J_t = r_t
+    DIFF    J_t = r_t - r_(t-1)       (J_0 = r_0: before the first scale there is nothing to subtract)
+    MAX     J_t = max(r_0, ..., r_t)
+    SUM     J_t = r_0 + ... + r_t
+
+Differs: the published code offers all four on its command line but refuses all except VALUE, and
+never records the history the others need. Here the plan asks for exactly the scores a potential
+reads, and the history follows its trajectory through every selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ttsvar_ray.errors import RewardError
+from ttsvar_ray.types import Float64Array, PotentialKind
+
+
+def scored_scales(num_scales: int, resample_scales: Sequence[int], kind: PotentialKind) -> tuple[int, ...]:
+    """Return the scales whose images must be decoded and scored, ascending.
+
+    The last scale is always scored: the final choice is by reward. Beyond it, VALUE reads the
+    resampling scales; DIFF also the scale before each of them; MAX and SUM every scale up to the
+    last resampling (a later score could change no selection).
+    """
+    needed = {num_scales - 1, *resample_scales}
+    if resample_scales and kind is PotentialKind.DIFF:
+        needed |= {scale - 1 for scale in resample_scales if scale > 0}
+    if resample_scales and kind in (PotentialKind.MAX, PotentialKind.SUM):
+        needed |= set(range(max(resample_scales) + 1))
+    return tuple(sorted(needed))
+
+
+def log_potentials(
+    reward_history: npt.NDArray[np.floating], kind: PotentialKind, lambda_: float
+) -> Float64Array:
+    """Return lambda times the potential of each trajectory, in log space.
+
+    Args:
+        reward_history: [population, scored_so_far], one column per scored scale in ascending order,
+            the last one of the resampling scale itself; at least one column. A single column under
+            DIFF is the first score of all, taken as it is.
+        kind: which potential.
+        lambda_: sharpness, >= 0; 0 makes all trajectories equally likely.
+
+    Returns:
+        float64 [population] log weights, not normalised, all finite.
+
+    Raises:
+        RewardError: a reward, or lambda times a potential, is NaN or infinite.
+
+    Source: TTS-VAR section 3, potential scores; lambda = 10 in its experiments.
+    Differs: the published code forms exp(lambda * J) without a shift, so that a large reward
+        overflows, and one NaN makes every other trajectory equally likely.
+    """
+    history = np.asarray(reward_history, dtype=np.float64)
+    assert history.ndim == 2 and history.shape[1] >= 1, f"expected [population, >=1], got {history.shape}"
+    if not np.isfinite(history).all():
+        slots = np.flatnonzero(~np.isfinite(history).all(axis=1)).tolist()
+        raise RewardError(
+            f"reward_history: expected finite rewards, got NaN or infinity in slots {slots}; fix the reward "
+            f"model, or set reward.nonfinite to 'worst' to let such images lose."
+        )
+    if kind is PotentialKind.VALUE or history.shape[1] == 1:
+        potential = history[:, -1]
+    elif kind is PotentialKind.DIFF:
+        potential = history[:, -1] - history[:, -2]
+    elif kind is PotentialKind.MAX:
+        potential = history.max(axis=1)
+    else:
+        potential = history.sum(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        log_weights = lambda_ * potential
+    if not np.isfinite(log_weights).all():
+        raise RewardError(
+            f"lambda * potential: expected finite log weights, got up to {potential.max():.3g} times lambda "
+            f"{lambda_:g}; lower lambda or rescale the reward."
+        )
+    return np.asarray(log_weights, dtype=np.float64)

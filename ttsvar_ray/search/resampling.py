@@ -1,0 +1,100 @@
+"""Resampling schemes: log weights in, ancestors out.
+
+All schemes are unbiased: slot i has num_survivors * w_i offspring on average, with w the normalised
+weights. They differ in the variance around that average: multinomial (the published choice) draws
+independently; stratified draws one in each of num_survivors equal strata; systematic shifts one grid
+through all of them, and gives every slot the floor or the ceiling of its expectation. When in doubt,
+systematic loses the least diversity.
+
+Source: N. Chopin and O. Papaspiliopoulos, An Introduction to Sequential Monte Carlo (2020), chapter 9.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ttsvar_ray.errors import RewardError
+from ttsvar_ray.types import Float64Array, Int64Array, ResamplingScheme
+
+_BELOW_ONE = np.nextafter(1.0, 0.0)
+
+
+def resample(
+    log_weights: Float64Array,
+    num_survivors: int,
+    generator: np.random.Generator,
+    scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL,
+) -> Int64Array:
+    """Draw survivors with replacement in proportion to exp(log_weights).
+
+    Args:
+        log_weights: float64 [population], any common shift; -inf never survives.
+        num_survivors: how many to draw, >= 1; may exceed the population.
+        generator: the source of the uniforms, a named stream of `ttsvar_ray.rng`.
+        scheme: how the uniforms are laid out.
+
+    Returns:
+        int64 [num_survivors] ancestor slots, ascending. The order carries no information, since a
+        survivor's future draws are named by its new slot; ascending keeps siblings together.
+
+    Raises:
+        RewardError: a weight is NaN or +inf, or none is above zero.
+    """
+    return _SCHEMES[scheme](log_weights, num_survivors, generator)
+
+
+def multinomial(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
+    """Draw every survivor independently (TTS-VAR's scheme); arguments as in `resample`."""
+    return _invert(log_weights, np.sort(generator.random(num_survivors)))
+
+
+def stratified(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
+    """Draw one survivor in each of num_survivors equal strata; arguments as in `resample`."""
+    positions = (np.arange(num_survivors) + generator.random(num_survivors)) / num_survivors
+    return _invert(log_weights, positions)
+
+
+def systematic(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
+    """Draw with one uniform that shifts an even grid; arguments as in `resample`."""
+    positions = (np.arange(num_survivors) + generator.random()) / num_survivors
+    return _invert(log_weights, positions)
+
+
+_SCHEMES = {
+    ResamplingScheme.MULTINOMIAL: multinomial,
+    ResamplingScheme.STRATIFIED: stratified,
+    ResamplingScheme.SYSTEMATIC: systematic,
+}
+
+
+def effective_sample_size(log_weights: Float64Array) -> float:
+    """Return (sum w)^2 / sum w^2: from 1 (one trajectory has all the weight) to the population.
+
+    Raises:
+        RewardError: as in `resample`.
+    """
+    weights = _shifted_weights(log_weights)
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
+def _shifted_weights(log_weights: Float64Array) -> Float64Array:
+    """Return weights with maximum 1: a common factor, so nothing overflows and nothing else changes."""
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    assert log_weights.ndim == 1 and log_weights.size >= 1, f"expected [population], got {log_weights.shape}"
+    if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
+        raise RewardError("log_weights: expected numbers below infinity, got NaN or +inf; fix the reward.")
+    highest = log_weights.max()
+    if np.isneginf(highest):
+        raise RewardError(
+            "log_weights: expected at least one above -inf, got none; no trajectory can survive."
+        )
+    return np.asarray(np.exp(log_weights - highest), dtype=np.float64)
+
+
+def _invert(log_weights: Float64Array, positions: Float64Array) -> Int64Array:
+    """Map ascending positions in [0, 1) through the inverse distribution function."""
+    cumulative = np.cumsum(_shifted_weights(log_weights))
+    cumulative /= cumulative[-1]  # ends at exactly 1, so that every position has an owner
+    positions = np.minimum(positions, _BELOW_ONE)  # (m - 1 + u) / m may round up to 1
+    # side="right" never lands on a slot of weight zero: its step has no width
+    return np.searchsorted(cumulative, positions, side="right").astype(np.int64)
