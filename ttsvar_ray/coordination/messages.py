@@ -2,9 +2,10 @@
 
     coordinator --RunSegment(tasks)--> worker --SegmentReport per task--> coordinator
 
-A worker holds, for each (prompt_key, attempt), the trajectories of the last segment it ran, by
-slot. The next task names the slots to run and, for each, its parent's slot in the population
-before. A parent the worker does not hold is replayed from `parent_bits`.
+A worker holds, for each (prompt_key, attempt), the trajectories of the last two segments it ran, by
+slot, until it is told to release them: the shards of a segment may arrive in several batches, and all
+of them need their parents. A task names the slots to run and, for each, its parent's slot in the
+population before. A parent the worker does not hold is replayed from `parent_bits`.
 """
 
 from __future__ import annotations
