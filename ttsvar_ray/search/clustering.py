@@ -23,7 +23,10 @@ members of a pair are equally far from their mean, and rounding must not choose 
 
 
 def cluster_survivors(
-    features: npt.NDArray[np.floating], num_survivors: int, seed: int, restarts: int = 10
+    features: npt.NDArray[np.floating],
+    num_survivors: int,
+    seed: int,
+    restarts: int = 10,
 ) -> tuple[Int64Array, Int64Array]:
     """Return one representative of each of num_survivors clusters.
 
@@ -80,7 +83,13 @@ def _cluster(points: Float64Array, num_clusters: int, seed: int, restarts: int) 
     distinct, group = np.unique(points, axis=0, return_inverse=True)
     if len(distinct) <= num_clusters:
         return group.reshape(-1).astype(np.int64)
-    k_means = KMeans(num_clusters, init="k-means++", n_init=restarts, random_state=seed, algorithm="lloyd")
+    k_means = KMeans(
+        num_clusters,
+        init="k-means++",
+        n_init=restarts,
+        random_state=seed,
+        algorithm="lloyd",
+    )
     with warnings.catch_warnings():
         # points a rounding error apart may leave a cluster empty; the fill rule deals with it
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule, SelectionKind
+from ttsvar_ray.types import (
+    PotentialKind,
+    ResamplingScheme,
+    ScaleSchedule,
+    SelectionKind,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

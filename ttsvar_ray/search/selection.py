@@ -72,7 +72,10 @@ def select(
         seed = integer_seed(run_seed, prompt_key, scale_index, POPULATION_SLOT, Purpose.CLUSTER)
         ancestor_index, labels = cluster_survivors(features, selection.survivors, seed, plan.cluster_restarts)
         return SelectionOutcome(
-            ancestor_index=ancestor_index, labels=labels, log_weights=np.empty(0), ess=float("nan")
+            ancestor_index=ancestor_index,
+            labels=labels,
+            log_weights=np.empty(0),
+            ess=float("nan"),
         )
     seen = sum(scale <= scale_index for scale in plan.scored_scales)
     assert reward_history.shape == (population, seen), f"{reward_history.shape} != {(population, seen)}"

@@ -28,7 +28,12 @@ from ttsvar_ray.search.validation import (
     is_whole_number,
     selection_scale_problems,
 )
-from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule, SelectionKind
+from ttsvar_ray.types import (
+    PotentialKind,
+    ResamplingScheme,
+    ScaleSchedule,
+    SelectionKind,
+)
 
 
 class Strategy(str, enum.Enum):
@@ -172,7 +177,11 @@ _Member = TypeVar("_Member", bound=enum.Enum)
 
 
 def _member(
-    kind: type[_Member], setting: str, value: object, problems: list[str], default: _Member | None = None
+    kind: type[_Member],
+    setting: str,
+    value: object,
+    problems: list[str],
+    default: _Member | None = None,
 ) -> _Member | None:
     if value is None and default is not None:
         return default
@@ -220,14 +229,10 @@ def _missing_selections(
     if strategy in (Strategy.RAW, Strategy.BEST_OF_N) or selection_scales:
         return []
     if num_scales < FEWEST_SCALES:
-        return [
-            f"strategy: {strategy.value} selects between the first and the last scale, and the model has "
-            f"only {num_scales}; use strategy best-of-n."
-        ]
-    return [
-        f"strategy: {strategy.value} without any selection scale is best-of-n; use that strategy, or add a "
-        f"scale to resample_scales."
-    ]
+        problem = f"selects between the first and the last scale, and the model has only {num_scales}"
+        return [f"strategy: {strategy.value} {problem}; use strategy best-of-n."]
+    problem = "without any selection scale is best-of-n"
+    return [f"strategy: {strategy.value} {problem}; use that strategy, or add a scale to resample_scales."]
 
 
 def _unread_settings(strategy: Strategy, given: Mapping[str, object], readable: Collection[str]) -> list[str]:

@@ -16,7 +16,10 @@ def selection_scale_problems(
 ) -> list[str]:
     """Return what is wrong with the selection scales: range, repetition, two selections at one scale."""
     problems: list[str] = []
-    for name, scales in (("cluster_scales", cluster_scales), ("resample_scales", resample_scales)):
+    for name, scales in (
+        ("cluster_scales", cluster_scales),
+        ("resample_scales", resample_scales),
+    ):
         lowest = 1 if name == "cluster_scales" else 0
         for position, scale in enumerate(scales):
             where = f"{name}[{position}]"
@@ -59,11 +62,10 @@ def batch_schedule_problems(
     where scale k has a selection, and never higher. Entry 0 is also the population before scale 0.
     """
     if len(batch_schedule) != num_scales:
-        return [
-            f"batch_schedule: expected {num_scales} entries (one a scale), got {len(batch_schedule)}; "
-            f"{'add' if len(batch_schedule) < num_scales else 'remove'} "
-            f"{abs(num_scales - len(batch_schedule))}."
-        ]
+        missing = num_scales - len(batch_schedule)
+        remedy = f"add {missing}" if missing > 0 else f"remove {-missing}"
+        found = f"expected {num_scales} entries (one a scale), got {len(batch_schedule)}"
+        return [f"batch_schedule: {found}; {remedy}."]
     unusable = [
         f"batch_schedule[{scale}]: expected a whole number of at least 1, got {entry!r}; correct it."
         for scale, entry in enumerate(batch_schedule)
