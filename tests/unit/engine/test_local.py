@@ -1,0 +1,86 @@
+"""The whole search without a cluster: any engines, any packing, one result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.support.plans import raw_plan, tts_var_plan
+from tests.support.prompts import make_prompts
+from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward
+
+from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.types import Prompt
+
+
+def search(
+    prompts: list[Prompt],
+    *,
+    plan: Plan,
+    engines: int = 1,
+    rows: int = 16,
+    spread: Spread = "auto",
+    model: TinyModel | None = None,
+) -> dict[str, PromptResult | PromptFailure]:
+    workers = [
+        Engine(
+            model=model or TinyModel(),
+            reward=TinyReward(),
+            extractor=TinyExtractor(),
+            plan=plan,
+            run_seed=3,
+            settings=EngineSettings(micro_batch_rows=rows),
+        )
+        for _ in range(engines)
+    ]
+    settings = CoordinatorSettings(spread=spread, keep="all")
+    outcomes = run_local(iter(prompts), plan=plan, engines=workers, run_seed=3, settings=settings)
+    results = {outcome.prompt.key: outcome for outcome in outcomes}
+    assert all(engine.held_prompts == 0 for engine in workers), "everything is released at the end"
+    return results
+
+
+def content(outcomes: dict[str, PromptResult | PromptFailure]) -> dict[str, object]:
+    """Return what must not depend on where and how it was computed."""
+    return {
+        key: (outcome.images, tuple((r.scale_index, r.ancestor_index, r.rewards) for r in outcome.trace))
+        for key, outcome in outcomes.items()
+        if isinstance(outcome, PromptResult)
+    }
+
+
+@pytest.mark.parametrize(
+    ("engines", "rows", "spread"), [(1, 3, "auto"), (2, 8, 1), (2, 4, 2), (3, 5, "auto"), (4, 16, 4)]
+)
+def test_engines_packing_and_spread_do_not_change_results(
+    engines: int, rows: int, spread: Spread
+) -> None:
+    prompts = make_prompts(9)
+    expected = content(search(prompts, plan=tts_var_plan(), rows=64))
+    assert len(expected) == 9
+    assert content(search(prompts, plan=tts_var_plan(), engines=engines, rows=rows, spread=spread)) == expected
+
+
+def test_all_survivors_are_ranked_by_reward() -> None:
+    (outcome,) = search(make_prompts(1), plan=raw_plan(4)).values()
+    assert isinstance(outcome, PromptResult)
+    rewards = [image.reward for image in outcome.images]
+    assert len(rewards) == 4 and rewards == sorted(rewards, reverse=True)
+
+
+def test_a_failing_prompt_is_given_up_and_the_others_finish() -> None:
+    prompts = make_prompts(4)
+    prompts[2] = replace(prompts[2], text="boom")
+    outcomes = search(prompts, plan=tts_var_plan(), engines=2, model=TinyModel(fail_on="boom"))
+    assert sorted(outcomes) == [p.key for p in prompts]
+    failed = [o for o in outcomes.values() if isinstance(o, PromptFailure)]
+    assert [f.prompt.key for f in failed] == ["p0002#0"]
+    assert "text cannot be encoded" in failed[0].errors[0]
+
+
+def test_no_prompts_give_no_outcomes() -> None:
+    assert search([], plan=tts_var_plan()) == {}
