@@ -1,0 +1,59 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both keep their environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow test-chaos test-gpu test-weights check format lock train-shapes results clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+env: $(STAMP) ## make the environment in .venv (or do nothing when it is up to date)
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: env ## run the main job on the built-in model; pictures in outputs/shapes-demo
+	$(BIN)/python -m ttsvar_ray demo
+
+test: env ## run the default tests (under 15 minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-slow: env ## tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-chaos: env ## kill processes of a simulated cluster
+	$(BIN)/python -m pytest -m chaos
+
+test-gpu: env ## tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+test-weights: env ## tests that need published weights
+	$(BIN)/python -m pytest -m weights
+
+check: env ## static checks: format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: env ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: env ## rewrite requirements.lock from pyproject.toml
+	sh docs/lock.sh
+
+train-shapes: env ## train the built-in model from nothing; resumable, some hours on two cores
+	$(BIN)/python -m ttsvar_ray.shapes.recipe
+
+results: env ## measure raw, best-of-N and TTS-VAR on the built-in model (docs/results.md)
+	$(BIN)/python -m benchmarks.shapes_results
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
