@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 MAX_WORDS = 12
 PREFIX = "a photo of "
 """May stand before any caption, as in GenEval's prompts; changes nothing."""
-_PREFIX_SHARE = 0.15
+_PREFIX_SHARE = 0.25
 _LONG_RELATION_SHARE = 0.3
 
 
@@ -52,7 +52,7 @@ COUNT_WORDS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
 PLURALS: dict[Shape, str] = {
     shape: shape.value + ("es" if shape.value.endswith("s") else "s") for shape in SHAPES
 }
-_LONG_RELATIONS: dict[Relation, str] = {
+LONG_RELATIONS: dict[Relation, str] = {
     Relation.LEFT: "to the left of",
     Relation.RIGHT: "to the right of",
 }
@@ -122,7 +122,7 @@ def write_caption(
     phrases = [_phrase(claim) for claim in claims]
     link = "and"
     if relation is not None:
-        link = _LONG_RELATIONS.get(relation, relation.value) if long_relation else relation.value
+        link = LONG_RELATIONS.get(relation, relation.value) if long_relation else relation.value
     text = (PREFIX if prefix else "") + f" {link} ".join(phrases)
     return Caption(text=text, kind=kind, claims=claims, relation=relation)
 
@@ -137,7 +137,7 @@ def parse_caption(text: str) -> Caption:
     body = cleaned.removeprefix(PREFIX)
     relation: Relation | None = None
     phrases = [body]
-    links = [(f" {_LONG_RELATIONS.get(r, r.value)} ", r) for r in Relation]
+    links = [(f" {LONG_RELATIONS.get(r, r.value)} ", r) for r in Relation]
     links += [(f" {r.value} ", r) for r in Relation]
     for link, meaning in [*links, (" and ", None)]:
         if link in body:
@@ -239,7 +239,7 @@ def hard_negatives(caption: Caption, rng: np.random.Generator) -> list[Caption]:
             Claim(count=1, shape=second.shape, color=first.color),
         )
         negatives.append((exchanged, None))
-    long_relation = any(text in caption.text for text in _LONG_RELATIONS.values())
+    long_relation = any(text in caption.text for text in LONG_RELATIONS.values())
     prefix = caption.text.startswith(PREFIX)
     return [
         write_caption(caption.kind, *negatives[int(i)], long_relation=long_relation, prefix=prefix)
@@ -258,8 +258,8 @@ def true_captions(scene: Scene) -> list[Caption]:
         found.append(write_caption(Kind.SINGLE_OBJECT, (Claim(count=1, shape=shape),)))
         if shapes.count(shape) in COUNT_WORDS:
             found.append(write_caption(Kind.COUNTING, (Claim(count=shapes.count(shape), shape=shape),)))
-    for pair in dict.fromkeys((item.shape, item.color) for item in scene.objects):
-        found.append(write_caption(Kind.COLORS, (Claim(count=1, shape=pair[0], color=pair[1]),)))
+    colored = [Claim(count=1, shape=item.shape, color=item.color) for item in scene.objects]
+    found.extend(write_caption(Kind.COLORS, (claim,)) for claim in colored)
     for a in scene.objects:
         for b in scene.objects:
             if a.shape is b.shape:
@@ -270,11 +270,11 @@ def true_captions(scene: Scene) -> list[Caption]:
             if relation is not None and shapes.count(a.shape) == shapes.count(b.shape) == 1:
                 found.append(write_caption(Kind.POSITION, bare, relation))
             if a.color is not b.color:
-                colored = (
+                pair = (
                     Claim(count=1, shape=a.shape, color=a.color),
                     Claim(count=1, shape=b.shape, color=b.color),
                 )
-                found.append(write_caption(Kind.COLOR_ATTR, colored))
+                found.append(write_caption(Kind.COLOR_ATTR, pair))
     return list(dict.fromkeys(found))
 
 

@@ -49,9 +49,9 @@ def signed_distance(shape: Shape, x: FloatArray, y: FloatArray) -> FloatArray:
         x, y: coordinates in the object's own frame, any shape, in radii.
     """
     if shape is Shape.CIRCLE:
-        return np.hypot(x, y) - 1.0
+        return np.asarray(np.hypot(x, y) - 1.0)
     if shape is Shape.RING:
-        return np.abs(np.hypot(x, y) - RING_MIDLINE) - RING_HALF_WIDTH
+        return np.asarray(np.abs(np.hypot(x, y) - RING_MIDLINE) - RING_HALF_WIDTH)
     if shape is Shape.MOON:
         left = x - MOON_SHIFT
         return np.maximum(np.hypot(left, y) - MOON_OUTER, MOON_INNER - np.hypot(left - MOON_OFFSET, y))
@@ -79,7 +79,7 @@ def _outline(shape: Shape) -> npt.NDArray[np.float64]:
     tip_y = np.sqrt(MOON_OUTER**2 - _MOON_TIP**2)
     points = np.concatenate([unit * MOON_OUTER, [[_MOON_TIP, -tip_y], [_MOON_TIP, tip_y]]])
     inside = np.hypot(points[:, 0] - MOON_OFFSET, points[:, 1]) >= MOON_INNER - 1e-9
-    return points[inside] + np.array([MOON_SHIFT, 0.0])
+    return np.asarray(points[inside] + np.array([MOON_SHIFT, 0.0]))
 
 
 def _polygon(corners: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
@@ -114,4 +114,4 @@ COVER: dict[Shape, npt.NDArray[np.float64]] = {
     Shape.BAR: np.array(_row([-0.9, -0.3, 0.3, 0.9], 0.52)),
     Shape.MOON: np.array(_row([MOON_SHIFT], MOON_OUTER)),
 }
-"""Discs (x, y, radius) that cover a shape of unit radius at angle 0, float64 [num_discs, 3]: for keeping apart."""
+"""Discs (x, y, radius) that cover a shape of unit radius, to keep objects apart: float64 [num_discs, 3]."""

@@ -23,7 +23,7 @@ def render(scene: Scene, size: int = 48) -> UInt8Array:
     Raises:
         ValueError: a size outside that range.
     """
-    return render_batch([scene], size)[0]
+    return np.asarray(render_batch([scene], size)[0])
 
 
 def render_batch(scenes: Sequence[Scene], size: int = 48) -> UInt8Array:
@@ -41,7 +41,7 @@ def render_batch(scenes: Sequence[Scene], size: int = 48) -> UInt8Array:
             rows, columns, coverage = _coverage_window(item, size)
             window = image[rows, columns]
             window += coverage[:, :, None] * (np.array(item.rgb, dtype=np.float32) - window)
-    return np.rint(images).astype(np.uint8)
+    return np.asarray(np.rint(images), dtype=np.uint8)
 
 
 def coverage_mask(item: SceneObject, size: int) -> Float32Array:

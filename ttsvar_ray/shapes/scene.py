@@ -60,8 +60,8 @@ MARGIN = 1.5 / 64
 """Least distance of an object to the image edge."""
 
 CLEAR_RATIO = 2.0
-"""An offset shows a relation when it is this many times longer along its axis than across: GenEval names every
-direction whose share of the offset is above 1/2, so that no second relation can hold beside the clear one."""
+"""An offset shows a relation when it is this many times longer along its axis than across. GenEval names each
+direction whose share of the offset is above 1/2; no second one is named beside so clear a one."""
 _TRIES = 32
 """Places tried for one object before the whole scene is drawn afresh."""
 
@@ -248,7 +248,7 @@ def _has_room(
     discs: npt.NDArray[np.float64],
     taken: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.bool_]:
-    """Return which centres keep an object's discs [num_discs, 3] a gap away from the taken ones, bool [tries]."""
+    """Return which centres [tries, 2] keep discs [num_discs, 3] a gap away from others: bool [tries]."""
     if not len(taken):
         return np.ones(len(centers), dtype=np.bool_)
     offset = discs[:, None, :2] - taken[None, :, :2]

@@ -1,0 +1,99 @@
+"""Train the built-in model: `python -m ttsvar_ray.shapes.recipe [--stage ...]`.
+
+    scenes -> tokenizer -> examples -> transformer -> reward -> model directory
+
+Each stage goes on from its last checkpoint; a run may be stopped and started at any moment. Learning
+curves are the .jsonl files of the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+from ttsvar_ray.shapes.recipe.assemble import assemble, trained_tokenizer
+from ttsvar_ray.shapes.recipe.examples import make_examples, open_examples
+from ttsvar_ray.shapes.recipe.parallel import Rank, run_ranks
+from ttsvar_ray.shapes.recipe.pool import open_pool
+from ttsvar_ray.shapes.recipe.progress import load_checkpoint
+from ttsvar_ray.shapes.recipe.tokenizer_stage import TokenizerRecipe, train_tokenizer
+from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe, train_transformer
+from ttsvar_ray.shapes.reward_degrade import blur_and_noise, load_truncated_decodes
+from ttsvar_ray.shapes.reward_training import export_reward, train_reward
+
+STAGES = ("tokenizer", "transformer", "reward", "assemble")
+EXAMPLES_SEED = 0
+
+
+def _train_transformer(
+    rank: Rank, recipe: TransformerRecipe, work_dir: Path, num_examples: int, budget_seconds: float | None
+) -> None:
+    """Body of one rank: opens the shared examples, then trains."""
+    tokenizer, quantizer = trained_tokenizer(work_dir)
+    examples = open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=num_examples)
+    train_transformer(rank, recipe, quantizer, examples, work_dir, budget_seconds)
+
+
+def _is_finished(work_dir: Path, stage: str, steps: int) -> bool:
+    state = load_checkpoint(work_dir / f"{stage}.pt")
+    return state is not None and state["step"] >= steps
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ttsvar_ray.shapes.recipe", description=__doc__)
+    parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
+    parser.add_argument("--model-dir", type=Path, default=None, help="default: WORK_DIR/model")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--budget-seconds", type=float, default=None, help="of one stage in this sitting")
+    parser.add_argument("--examples", type=int, default=100_000, help="captioned scenes for the transformer")
+    parser.add_argument("--tokenizer-steps", type=int, default=TokenizerRecipe().steps)
+    parser.add_argument("--transformer-steps", type=int, default=TransformerRecipe().steps)
+    parser.add_argument("--ranks", type=int, default=None, help="CPU processes; default one a core")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the wanted stages in order; stop where a stage's budget is used up."""
+    arguments = _parse()
+    work_dir: Path = arguments.work_dir
+    wanted = STAGES if arguments.stage == "all" else (arguments.stage,)
+    budget = arguments.budget_seconds
+    if "tokenizer" in wanted:
+        recipe = TokenizerRecipe(steps=arguments.tokenizer_steps)
+        pool = open_pool(work_dir)
+        run_ranks(train_tokenizer, recipe, pool, work_dir, budget, ranks=arguments.ranks)
+        if not _is_finished(work_dir, "tokenizer", recipe.steps):
+            raise SystemExit("tokenizer: budget used up; the same command goes on")
+    if "transformer" in wanted:
+        make_examples(work_dir, seed=EXAMPLES_SEED, size=arguments.examples)
+        tokenizer, _ = trained_tokenizer(work_dir)
+        open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=arguments.examples)
+        steps = TransformerRecipe(steps=arguments.transformer_steps)
+        run_ranks(_train_transformer, steps, work_dir, arguments.examples, budget, ranks=arguments.ranks)
+        if not _is_finished(work_dir, "transformer", steps.steps):
+            raise SystemExit("transformer: budget used up; the same command goes on")
+    if "reward" in wanted:
+        _reward_stage(work_dir, budget)
+    if "assemble" in wanted:
+        _assemble_stage(work_dir, arguments.model_dir or work_dir / "model")
+
+
+def _reward_stage(work_dir: Path, budget_seconds: float | None) -> None:
+    degrade = load_truncated_decodes(work_dir) or blur_and_noise
+    if not train_reward(work_dir, degrade=degrade, budget_seconds=budget_seconds):
+        raise SystemExit("reward: budget used up; the same command goes on")
+    export_reward(work_dir, work_dir / "reward", degrade=degrade)
+
+
+def _assemble_stage(work_dir: Path, model_dir: Path) -> None:
+    """Write the model directory with the shipped model's tuned settings (docs/shapes_model.md)."""
+    shipped = json.loads(resources.files("ttsvar_ray.shapes").joinpath("settings.json").read_text())
+    assemble(work_dir, model_dir, **shipped)
+    shutil.copytree(work_dir / "reward", model_dir / "reward", dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
