@@ -76,7 +76,7 @@ def _read_job_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        settings = yaml.load(text, Loader=_UniqueKeyLoader)
+        settings = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not valid YAML{_yaml_place(error)}") from None
     if settings is None:
@@ -103,7 +103,7 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
         problems.append(f"--set {override}: expected section.key=value, for example strategy.n=2")
         return
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         problems.append(f"--set {override}: the value is not valid YAML{_yaml_place(error)}")
         return

@@ -24,8 +24,7 @@ from ttsvar_ray.types import PotentialKind, ResamplingScheme
 def _not_a_bool(value: Any) -> Any:
     """Keep YAML's `yes` and `true` out of numbers, where pydantic would read them as 1."""
     if isinstance(value, bool):
-        # pydantic collects ValueError only.
-        raise ValueError(f"expected a number, got {str(value).lower()}")  # noqa: TRY004
+        raise ValueError(f"expected a number, got {str(value).lower()}")
     return value
 
 
@@ -169,7 +168,8 @@ class JobConfig(_Section):
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     output: OutputConfig = OutputConfig()
-    seed: _Integer = 0
+    # A column of the output holds it: 64 bits.
+    seed: Annotated[_Integer, Field(ge=-(2**63), lt=2**63)] = 0
     run_name: _Text | None = None
 
     def resolved(self) -> dict[str, Any]:

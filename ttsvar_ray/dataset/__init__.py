@@ -1,0 +1,38 @@
+"""Results to a folder of Parquet parts that can be continued and opened as a data set."""
+
+from __future__ import annotations
+
+from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.manifest import (
+    RunManifest,
+    check_output,
+    committed_chunks,
+    open_output,
+    read_manifest,
+)
+from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema, trace_schema
+from ttsvar_ray.dataset.summary import OutputSummary, summarise_output
+from ttsvar_ray.dataset.writer import ChunkReport, RowContext, write_chunk, write_part
+
+__all__ = [
+    "CarriedColumn",
+    "ChunkReport",
+    "OutputLayout",
+    "OutputLock",
+    "OutputSummary",
+    "RowContext",
+    "RunManifest",
+    "carried_columns",
+    "check_output",
+    "committed_chunks",
+    "data_schema",
+    "open_output",
+    "read_manifest",
+    "summarise_output",
+    "trace_schema",
+    "write_bad_lines",
+    "write_chunk",
+    "write_part",
+]

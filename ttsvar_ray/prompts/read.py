@@ -201,30 +201,30 @@ def _item_of(
         return _Item(
             prompt_id=prompt_id, text=text, columns=columns, canonical=_canonical(prompt_id, text, columns)
         )
-    except _Unusable as problem:
+    except _UnusableError as problem:
         shown = raw or json.dumps(dict(fields), ensure_ascii=True, default=str)
         on_bad_line(BadLine(line=line, reason=str(problem), excerpt=excerpt(shown)))
         return None
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """Why one record holds no usable prompt."""
 
 
 def _prompt_text(fields: Mapping[str, Any], column: str) -> str:
     if column not in fields:
         keys = ", ".join(repr(key) for key in list(fields)[:_KEYS_SHOWN]) or "none"
-        raise _Unusable(f"no key {column!r}; keys found: {keys}")
+        raise _UnusableError(f"no key {column!r}; keys found: {keys}")
     value = fields[column]
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
-        raise _Unusable(f"{column}: expected text, got {found}")
+        raise _UnusableError(f"{column}: expected text, got {found}")
     if not value.strip():
-        raise _Unusable(f"{column}: expected text, got a blank")
+        raise _UnusableError(f"{column}: expected text, got a blank")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _Unusable(f"{column}: {_HALF_PAIR}") from None
+        raise _UnusableError(f"{column}: {_HALF_PAIR}") from None
     return value.strip()
 
 
@@ -232,10 +232,10 @@ def _caller_id(fields: Mapping[str, Any], id_column: str) -> str:
     value = fields.get(id_column)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         found = "nothing" if value is None or value == "" else repr(value)
-        raise _Unusable(f"{id_column}: expected an id (text or a whole number), got {found}")
+        raise _UnusableError(f"{id_column}: expected an id (text or a whole number), got {found}")
     prompt_id = str(value).strip()
     if not prompt_id.isprintable():
-        raise _Unusable(f"{id_column}: expected an id of printable characters, got {value!r}")
+        raise _UnusableError(f"{id_column}: expected an id of printable characters, got {value!r}")
     return prompt_id
 
 
@@ -250,6 +250,6 @@ def _canonical(prompt_id: str, text: str, columns: Mapping[str, Any]) -> bytes:
         )
         return content.encode()
     except UnicodeEncodeError:
-        raise _Unusable(_HALF_PAIR) from None
+        raise _UnusableError(_HALF_PAIR) from None
     except RecursionError:
-        raise _Unusable("expected columns of moderate depth, got nesting too deep to write") from None
+        raise _UnusableError("expected columns of moderate depth, got nesting too deep to write") from None

@@ -80,7 +80,8 @@ def _csv_records(
 
     def lines() -> Iterator[str]:
         nonlocal last_line
-        for last_line, text in text_lines(path, on_bad_line):
+        for number, text in text_lines(path, on_bad_line):
+            last_line = number
             yield text + "\n"
 
     reader = csv.reader(lines(), strict=True)

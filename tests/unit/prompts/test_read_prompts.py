@@ -123,7 +123,8 @@ def test_csv_rows_keep_quotes_newlines_and_line_numbers(tmp_path: Path) -> None:
     source = write(
         tmp_path,
         "p.csv",
-        'id,prompt,note\n1,"a ""big"", red\ncircle",x\n2,too,many,fields\n3,short\n4,good,\n"5"x,bad,quote\n6,last,y\n',
+        'id,prompt,note\n1,"a ""big"", red\ncircle",x\n2,too,many,fields\n3,short\n4,good,\n'
+        '"5"x,bad,quote\n6,last,y\n',
     )
     prompts, bad = read(source)
     assert [prompt.text for prompt in prompts] == ['a "big", red\ncircle', "good", "last"]

@@ -1,0 +1,268 @@
+"""Parts open with pictures, hold every column, and appear only when whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from outcome_samples import CONTEXT, encoded, failure, pixels, result
+from PIL import Image
+
+from ttsvar_ray.dataset import (
+    CarriedColumn,
+    OutputLayout,
+    RowContext,
+    carried_columns,
+    data_schema,
+    summarise_output,
+    trace_schema,
+    write_bad_lines,
+    write_chunk,
+    writer,
+)
+from ttsvar_ray.dataset.card import write_card
+from ttsvar_ray.errors import InputError
+from ttsvar_ray.prompts import BadLine
+from ttsvar_ray.types import ColumnType
+
+CARRIED = carried_columns(
+    {
+        "tag": ColumnType.STRING,
+        "include": ColumnType.JSON,
+        "weight": ColumnType.FLOAT64,
+        "seed": ColumnType.INT64,
+        "ok": ColumnType.BOOL,
+    }
+)
+COLUMNS: dict[str, Any] = {
+    "tag": "counting",
+    "include": [{"class": "dog"}],
+    "weight": 2,
+    "seed": 9,
+    "ok": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_two_chunks(root: Path) -> OutputLayout:
+    layout = OutputLayout(root)
+    context = RowContext(
+        model="shapes", strategy="tts-var", seed=7, reward_name="shapes", carried=CARRIED, bits=True
+    )
+    write_chunk(
+        layout,
+        0,
+        rows=range(3),
+        finished=[result(2), result(0, images=2, **COLUMNS)],
+        failed=[failure(1, **COLUMNS)],
+        context=context,
+    )
+    write_chunk(layout, 1, rows=range(3, 5), finished=[result(3), result(4)], failed=[], context=context)
+    return layout
+
+
+def test_datasets_opens_the_parts_with_pictures(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path / "out")
+    rows = datasets.load_dataset(
+        "parquet",
+        data_files=str(layout.data_folder / "*.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "c"),
+    )
+    assert isinstance(rows.features["image"], datasets.Image)
+    assert [(row["row"], row["image_rank"]) for row in rows] == [(0, 0), (0, 1), (2, 0), (3, 0), (4, 0)]
+    for row in rows:
+        picture = row["image"]
+        assert isinstance(picture, Image.Image)
+        assert picture.size == (row["width"], row["height"])
+        np.testing.assert_array_equal(np.asarray(picture), pixels(row["row"], row["image_rank"]))
+    first = rows[0]
+    assert first["lineage"] == [3, 1, 0]
+    assert first["bits"] == [b"\x01", b"\x00\x00"]
+    assert math.isnan(first["reward_history"][0])
+    assert first["reward_history"][1] == 0.25
+    assert json.loads(first["include"]) == COLUMNS["include"]
+    assert (first["tag"], first["weight"], first["input_seed"], first["ok"]) == ("counting", 2.0, 9, True)
+    assert (first["model"], first["strategy"], first["seed"], first["reward_name"]) == (
+        "shapes",
+        "tts-var",
+        7,
+        "shapes",
+    )
+    assert rows[2]["tag"] is None
+
+
+def test_the_whole_folder_opens_through_its_card(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path / "out")
+    layout.run_file.write_text("{}")
+    write_card(layout.card_file)
+    rows = datasets.load_dataset(str(layout.root), split="train", cache_dir=str(tmp_path / "c"))
+    assert [row["row"] for row in rows] == [0, 0, 2, 3, 4]
+    assert isinstance(rows[0]["image"], Image.Image)
+
+
+def test_a_chunk_without_images_is_a_part_that_opens_beside_the_others(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path / "out")
+    context = RowContext(
+        model="shapes", strategy="tts-var", seed=7, reward_name="shapes", carried=CARRIED, bits=True
+    )
+    write_chunk(layout, 2, rows=range(5, 6), finished=[], failed=[failure(5)], context=context)
+    assert pq.read_metadata(layout.data_part(2)).num_rows == 0
+    rows = datasets.load_dataset(
+        "parquet", data_dir=str(layout.data_folder), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert len(rows) == 5
+
+
+def test_the_schema_is_what_datasets_itself_would_write() -> None:
+    schema = data_schema((), bits=False)
+    features = datasets.Features.from_arrow_schema(schema)
+    for name, feature in features.items():
+        if not isinstance(feature, datasets.List):
+            assert datasets.Features({name: feature}).arrow_schema.field(name).type == schema.field(name).type
+    assert isinstance(features["image"], datasets.Image)
+
+
+def test_parts_do_not_depend_on_the_order_of_outcomes(tmp_path: Path) -> None:
+    parts = []
+    for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
+        layout = OutputLayout(tmp_path / name)
+        done = [result(row, images=2) for row in order]
+        write_chunk(layout, 0, rows=range(3), finished=done, failed=[], context=CONTEXT)
+        parts.append(layout.data_part(0).read_bytes())
+    assert parts[0] == parts[1]
+
+
+def test_a_chunk_that_lost_or_doubled_a_prompt_is_never_written(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    for finished, failed in (
+        ([result(0)], []),
+        ([result(0), result(1), result(1)], []),
+        ([result(0), result(1)], [failure(1)]),
+    ):
+        with pytest.raises(AssertionError, match="expected rows"):
+            write_chunk(layout, 0, rows=range(2), finished=finished, failed=failed, context=CONTEXT)
+    assert layout.data_parts() == {}
+
+
+def test_a_crash_while_writing_leaves_no_part(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+
+    def resolve(payload: Any) -> bytes:
+        raise OSError("object lost")
+
+    with pytest.raises(OSError, match="object lost"):
+        write_chunk(
+            layout, 0, rows=range(1), finished=[result(0)], failed=[], context=CONTEXT, resolve=resolve
+        )
+    assert list(layout.data_folder.iterdir()) == []
+
+
+def test_dead_letters_tell_prompt_attempts_and_errors(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path)
+    (letter,) = [json.loads(line) for line in layout.failed_part(0).read_text().splitlines()]
+    assert letter == {
+        "row": 1,
+        "prompt_id": "id1",
+        "ordinal": 0,
+        "prompt": "prompt number 1",
+        "attempts": 3,
+        "errors": ["reward: NaN"],
+        "columns": COLUMNS,
+    }
+    assert not layout.failed_part(1).exists()
+
+
+def test_a_repeated_chunk_replaces_its_dead_letters(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    write_chunk(layout, 0, rows=range(1), finished=[], failed=[failure(0)], context=CONTEXT)
+    write_chunk(layout, 0, rows=range(1), finished=[result(0)], failed=[], context=CONTEXT)
+    assert not layout.failed_part(0).exists()
+    assert summarise_output(layout).failed == 0
+
+
+def test_the_trace_has_a_row_per_selection(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path)
+    table = pq.read_table(layout.trace_part(0))
+    assert table.schema.equals(trace_schema())
+    first = table.to_pylist()[0]
+    assert (first["row"], first["scale_index"], first["kind"], first["ess"]) == (0, 6, "resample", 1.5)
+    assert first["ancestor_index"] == [0, 0]
+    assert first["rewards"] == [1.0, 2.0]
+    assert first["placement"] == ["w0", "w1"]
+
+
+def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path)
+    write_bad_lines(layout.bad_lines_file, [BadLine(line=4, reason="blank", excerpt="")])
+    summary = summarise_output(layout)
+    assert (summary.chunks, summary.prompts, summary.images, summary.failed, summary.bad_lines) == (
+        2,
+        4,
+        5,
+        1,
+        1,
+    )
+    assert summary.mean_reward == pytest.approx((0 + 2 + 3 + 4) / 4)
+
+
+def test_row_groups_stay_below_their_limit_and_images_are_stored_raw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = len(encoded(0).payload)
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 2 * one + one // 2)
+    path = tmp_path / "part.parquet"
+    assert writer.write_part(path, [result(row) for row in range(5)], context=CONTEXT) == 5
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
+    columns = {
+        metadata.row_group(0).column(index).path_in_schema: metadata.row_group(0).column(index)
+        for index in range(metadata.num_columns)
+    }
+    assert columns["image.bytes"].compression == "UNCOMPRESSED"
+    assert not columns["image.bytes"].has_dictionary_page
+    assert columns["prompt"].has_offset_index
+    assert encoded(0).payload in path.read_bytes()
+
+
+def test_payloads_are_resolved_one_at_a_time(tmp_path: Path) -> None:
+    store = {f"ref-{row}": encoded(row).payload for row in range(3)}
+    done = []
+    for row in range(3):
+        outcome = result(row)
+        image = type(outcome.images[0].image)(payload=f"ref-{row}", width=8, height=6, image_format="png")
+        kept = outcome.images[0]
+        kept = type(kept)(rank=0, image=image, reward=1.0, reward_history=(), lineage=(), bits=())
+        done.append(type(outcome)(prompt=outcome.prompt, images=(kept,), trace=(), attempts=1, seconds=0.0))
+    path = tmp_path / "part.parquet"
+    writer.write_part(path, done, context=CONTEXT, resolve=store.__getitem__)
+    pictures = [Image.open(io.BytesIO(item["bytes"])) for item in pq.read_table(path)["image"].to_pylist()]
+    assert len(pictures) == 3
+
+
+def test_a_carried_column_with_an_output_name_is_prefixed_or_refused() -> None:
+    (column,) = carried_columns({"reward": ColumnType.FLOAT64})
+    assert column == CarriedColumn(source="reward", name="input_reward", type=ColumnType.FLOAT64)
+    with pytest.raises(InputError, match="'input_reward'"):
+        carried_columns({"reward": ColumnType.FLOAT64, "input_reward": ColumnType.FLOAT64})
+
+
+def test_all_empty_columns_keep_their_type(tmp_path: Path) -> None:
+    carried = carried_columns({"note": ColumnType.FLOAT64})
+    context = RowContext(model="m", strategy="raw", seed=0, reward_name="r", carried=carried)
+    path = tmp_path / "part.parquet"
+    writer.write_part(path, [result(0, note=None)], context=context)
+    assert pq.read_schema(path).field("note").type == pa.float64()

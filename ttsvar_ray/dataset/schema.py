@@ -1,0 +1,148 @@
+"""The one explicit schema of every part, with the metadata that makes `datasets` open pictures.
+
+Types are never inferred while writing: a part whose column is all empty must have the type of its
+neighbours, or the parts cannot be read together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ttsvar_ray.errors import InputError
+from ttsvar_ray.types import ColumnType
+
+# `binary`, not `large_binary`: `datasets` ignores the Image feature of a large one.
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_OWN_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("row", pa.int64()),
+    ("prompt_id", pa.string()),
+    ("ordinal", pa.int32()),
+    ("prompt", pa.string()),
+    ("image", IMAGE_TYPE),
+    ("image_rank", pa.int32()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("model", pa.string()),
+    ("strategy", pa.string()),
+    ("seed", pa.int64()),
+    ("reward", pa.float32()),
+    ("reward_name", pa.string()),
+    ("reward_history", pa.list_(pa.float32())),
+    ("lineage", pa.list_(pa.int32())),
+)
+
+BITS_FIELD = ("bits", pa.list_(pa.binary()))
+
+_CARRIED_PREFIX = "input_"
+
+_ARROW_TYPES = {
+    ColumnType.BOOL: pa.bool_(),
+    ColumnType.INT64: pa.int64(),
+    ColumnType.FLOAT64: pa.float64(),
+    ColumnType.STRING: pa.string(),
+    ColumnType.BINARY: pa.binary(),
+    ColumnType.JSON: pa.string(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedColumn:
+    """A column of the caller's that is carried through.
+
+    Attributes:
+        source: its name in the prompt file.
+        name: its name in the output: the same, or prefixed where the output has that name already.
+        type: fixed once for the whole prompt set.
+    """
+
+    source: str
+    name: str
+    type: ColumnType
+
+    def to_output(self, value: Any) -> Any:
+        """Return a value of the prompt file as the output column holds it."""
+        if value is None:
+            return None
+        if self.type is ColumnType.JSON:
+            return json.dumps(value, ensure_ascii=False, default=str)
+        return float(value) if self.type is ColumnType.FLOAT64 else value
+
+
+def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...]:
+    """Name the caller's columns in the output.
+
+    A name that the output uses itself gets the prefix `input_`.
+
+    Raises:
+        InputError: if the prefixed name is taken by another of the caller's columns.
+    """
+    own = {name for name, _ in _OWN_FIELDS} | {BITS_FIELD[0]}
+    columns = []
+    for source, column_type in types.items():
+        name = f"{_CARRIED_PREFIX}{source}" if source in own else source
+        if name != source and name in types:
+            raise InputError(
+                f"column {source!r} of the prompts has the name of an output column, and {name!r}, which it "
+                "would be renamed to, is there too; rename one of them in the prompt file"
+            )
+        columns.append(CarriedColumn(source=source, name=name, type=column_type))
+    return tuple(columns)
+
+
+def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool) -> pa.Schema:
+    """Return the schema of the data parts.
+
+    Args:
+        carried: the caller's columns, which come last.
+        bits: whether the packed bits of each image are kept.
+    """
+    own = (*_OWN_FIELDS, BITS_FIELD) if bits else _OWN_FIELDS
+    fields = [*own, *((column.name, _ARROW_TYPES[column.type]) for column in carried)]
+    features = {name: feature for name, kind in fields if (feature := _feature(kind)) is not None}
+    metadata = json.dumps({"info": {"features": features}})
+    return pa.schema(fields).with_metadata({b"huggingface": metadata.encode()})
+
+
+def trace_schema() -> pa.Schema:
+    """Return the schema of the trace parts: one row per selection."""
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("prompt_id", pa.string()),
+            ("ordinal", pa.int32()),
+            ("scale_index", pa.int32()),
+            ("kind", pa.string()),
+            ("ancestor_index", pa.list_(pa.int32())),
+            ("rewards", pa.list_(pa.float32())),
+            ("log_weights", pa.list_(pa.float64())),
+            ("ess", pa.float64()),
+            ("labels", pa.list_(pa.int32())),
+            ("placement", pa.list_(pa.string())),
+            ("moved", pa.int32()),
+            ("reason", pa.string()),
+        ]
+    )
+
+
+def _feature(kind: pa.DataType) -> dict[str, str] | None:
+    """Return the Hugging Face feature of a column, or None for lists.
+
+    The name of the list feature changed between versions of `datasets`; a column without a feature
+    is inferred, by every version, from its arrow type.
+    """
+    if kind == IMAGE_TYPE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return None
+    return {"dtype": "float64" if kind == pa.float64() else _dtype_name(kind), "_type": "Value"}
+
+
+def _dtype_name(kind: pa.DataType) -> str:
+    names = {pa.float32(): "float32", pa.bool_(): "bool"}
+    return names.get(kind, str(kind))

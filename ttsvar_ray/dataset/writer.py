@@ -1,0 +1,191 @@
+"""Chunks of outcomes to Parquet parts.
+
+Invariant: `data/part-N.parquet` exists exactly if chunk N is whole. Trace and dead letters are
+written before it, so that what it vouches for is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ttsvar_ray.dataset.atomic import replacing
+from ttsvar_ray.dataset.dead_letters import write_failed_part
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt, KeptImage
+from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
+from ttsvar_ray.dataset.trace import write_trace_part
+
+ROW_GROUP_BYTES = 96_000_000
+"""Image bytes in one row group: readers fetch whole groups, and the common viewer refuses 300 MB."""
+
+ROW_GROUP_ROWS = 10_000
+
+_SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowContext:
+    """What all rows of a run have in common."""
+
+    model: str
+    strategy: str
+    seed: int
+    reward_name: str
+    carried: tuple[CarriedColumn, ...] = ()
+    bits: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkReport:
+    """What one chunk added to the output."""
+
+    chunk_index: int
+    prompts: int
+    images: int
+    failed: int
+    part_bytes: int
+
+
+def payload_bytes(payload: Any) -> bytes:
+    """Return a payload that is bytes already."""
+    if not isinstance(payload, bytes):
+        raise TypeError(f"image payload: expected bytes, got {type(payload).__name__}")
+    return payload
+
+
+def write_chunk(
+    layout: OutputLayout,
+    chunk_index: int,
+    *,
+    rows: range,
+    finished: Sequence[FinishedPrompt],
+    failed: Sequence[GivenUpPrompt],
+    context: RowContext,
+    resolve: Callable[[Any], bytes] = payload_bytes,
+) -> ChunkReport:
+    """Write one chunk: dead letters, trace, then the part that commits it.
+
+    Args:
+        layout: the output folder.
+        chunk_index: names the files.
+        rows: the rows of the prompt set that this chunk is made of.
+        finished, failed: every prompt of `rows` once, in any order.
+        context: what all rows of the run have in common.
+        resolve: turns the payload of an image into its bytes, one image at a time.
+    """
+    found = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
+    assert found == list(rows), f"chunk {chunk_index}: expected rows {rows}, got {found}"
+    ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
+    write_failed_part(layout.failed_part(chunk_index), failed)
+    write_trace_part(layout.trace_part(chunk_index), ordered)
+    part = layout.data_part(chunk_index)
+    images = write_part(part, ordered, context=context, resolve=resolve)
+    return ChunkReport(
+        chunk_index=chunk_index,
+        prompts=len(finished),
+        images=images,
+        failed=len(failed),
+        part_bytes=part.stat().st_size,
+    )
+
+
+def write_part(
+    path: Path,
+    finished: Iterable[FinishedPrompt],
+    *,
+    context: RowContext,
+    resolve: Callable[[Any], bytes] = payload_bytes,
+) -> int:
+    """Write one Parquet part atomically, a row per kept image in the order given; return its rows.
+
+    Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
+    """
+    schema = data_schema(context.carried, bits=context.bits)
+    written = 0
+    with replacing(path) as temporary, _parquet_writer(temporary, schema) as writer:
+        for group in _row_groups(_rows(finished, context, resolve)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
+            written += len(group)
+    return written
+
+
+def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # Encoded images and bits do not shrink: a dictionary and a codec would only cost time.
+    raw = {"image", "bits"}
+    small = [field.name for field in schema if not pa.types.is_nested(field.type) and field.name not in raw]
+    codecs = {
+        column.path: "NONE" if column.path.partition(".")[0] in raw else "ZSTD" for column in _leaves(schema)
+    }
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression=codecs,
+        use_dictionary=small,
+        write_statistics=small,
+        write_page_index=True,
+    )
+
+
+def _leaves(schema: pa.Schema) -> list[Any]:
+    """Return the Parquet leaf columns of an arrow schema, which are what codecs are named by."""
+    sink = pa.BufferOutputStream()
+    pq.write_metadata(schema, sink)
+    parquet = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [parquet.column(index) for index in range(len(parquet.names))]
+
+
+def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        image_bytes = len(row["image"]["bytes"])
+        if group and (size + image_bytes > ROW_GROUP_BYTES or len(group) == ROW_GROUP_ROWS):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += image_bytes
+    if group:
+        yield group
+
+
+def _rows(
+    finished: Iterable[FinishedPrompt], context: RowContext, resolve: Callable[[Any], bytes]
+) -> Iterator[dict[str, Any]]:
+    for outcome in finished:
+        for kept in sorted(outcome.images, key=lambda image: image.rank):
+            yield _row(outcome, kept, context, resolve)
+
+
+def _row(
+    outcome: FinishedPrompt, kept: KeptImage, context: RowContext, resolve: Callable[[Any], bytes]
+) -> dict[str, Any]:
+    prompt, image = outcome.prompt, kept.image
+    name = f"{prompt.row:08d}-{kept.rank}.{_SUFFIXES[image.image_format]}"
+    row: dict[str, Any] = {
+        "row": prompt.row,
+        "prompt_id": prompt.prompt_id,
+        "ordinal": prompt.ordinal,
+        "prompt": prompt.text,
+        "image": {"bytes": resolve(image.payload), "path": name},
+        "image_rank": kept.rank,
+        "width": image.width,
+        "height": image.height,
+        "model": context.model,
+        "strategy": context.strategy,
+        "seed": context.seed,
+        "reward": kept.reward,
+        "reward_name": context.reward_name,
+        "reward_history": list(kept.reward_history),
+        "lineage": list(kept.lineage),
+    }
+    if context.bits:
+        row["bits"] = list(kept.bits)
+    for column in context.carried:
+        row[column.name] = column.to_output(prompt.columns.get(column.source))
+    return row
