@@ -1,0 +1,110 @@
+"""Judges an image of the built-in world against a caption by GenEval's rules.
+
+The objects come from `find_objects`, best fit first, and stand in for GenEval's detections: every claim
+takes the `count` best objects of its shape; fewer is wrong; a counting caption is wrong when there are more;
+a colour must be that of exactly the objects taken; a relation must hold between them. Objects that are not
+named are allowed. Limits: docs/shapes_world.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ttsvar_ray.shapes.captions import Caption, Claim, Kind, parse_caption
+from ttsvar_ray.shapes.detection import FoundObject, find_objects
+from ttsvar_ray.shapes.scene import Relation
+from ttsvar_ray.types import UInt8Array
+
+Box = tuple[float, float, float, float]
+
+POSITION_SLACK = 0.1
+"""Share of the two boxes' sizes by which an offset is shortened before it counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether an image shows what a caption claims.
+
+    Attributes:
+        correct: the verdict.
+        reason: what was expected and found, for every claim that fails; empty when correct.
+        objects: everything seen in the image, best fit first.
+    """
+
+    correct: bool
+    reason: str
+    objects: tuple[FoundObject, ...]
+
+
+def check(image: UInt8Array, caption: Caption | str) -> Verdict:
+    """Judge one image against one caption.
+
+    Args:
+        image: uint8 [height, width, 3].
+        caption: a caption, or its text.
+
+    Raises:
+        InputError: a text outside the grammar.
+        ValueError: not such an image.
+    """
+    if isinstance(caption, str):
+        caption = parse_caption(caption)
+    return judge(find_objects(image), caption)
+
+
+def judge(objects: tuple[FoundObject, ...], caption: Caption) -> Verdict:
+    """Judge the objects of an image, best fit first, against a caption."""
+    problems: list[str] = []
+    taken = [_take(objects, claim, problems) for claim in caption.claims]
+    if caption.kind is Kind.COUNTING:
+        for claim in caption.claims:
+            seen = sum(item.shape is claim.shape for item in objects)
+            if seen > claim.count:
+                problems.append(f"{claim.shape.value}: expected exactly {claim.count}, found {seen}")
+    if caption.relation is not None and not problems:
+        for a in taken[0]:
+            for b in taken[1]:
+                held = relative_position(a.box, b.box)
+                if caption.relation not in held:
+                    names = " and ".join(relation.value for relation in held) or "nowhere in particular of"
+                    shapes = [claim.shape.value for claim in caption.claims]
+                    expected = f"expected {shapes[0]} {caption.relation.value} {shapes[1]}"
+                    problems.append(f"{expected}, found {names}")
+    return Verdict(correct=not problems, reason="; ".join(problems), objects=objects)
+
+
+def _take(objects: Sequence[FoundObject], claim: Claim, problems: list[str]) -> list[FoundObject]:
+    """Return the best objects of a claim's shape, adding to the problems what is wrong with them."""
+    taken = [item for item in objects if item.shape is claim.shape][: claim.count]
+    if len(taken) < claim.count:
+        problems.append(f"{claim.shape.value}: expected {claim.count}, found {len(taken)}")
+    elif claim.color is not None:
+        fitting = sum(item.color is claim.color for item in taken)
+        if fitting < claim.count:
+            seen = ", ".join(item.color.value if item.color else "no named colour" for item in taken)
+            problems.append(f"{claim.shape.value}: expected {claim.count} {claim.color.value}, found {seen}")
+    return taken
+
+
+def relative_position(a: Box, b: Box) -> tuple[Relation, ...]:
+    """Return where box `a` is, seen from box `b`: none, one or two relations.
+
+    The offset between the centres is shortened on each axis by a tenth of both boxes' sizes, and a direction
+    is named when what remains is more than half of the whole offset's length.
+
+    Source: GenEval, evaluation/evaluate_images.py, relative_position.
+    """
+    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    left_x = max(abs(dx) - POSITION_SLACK * (a[2] - a[0] + b[2] - b[0]), 0.0)
+    left_y = max(abs(dy) - POSITION_SLACK * (a[3] - a[1] + b[3] - b[1]), 0.0)
+    if left_x < 1e-3 and left_y < 1e-3:
+        return ()
+    length = math.hypot(dx, dy)
+    held: list[Relation] = []
+    if left_x / length > 0.5:
+        held.append(Relation.LEFT if dx < 0 else Relation.RIGHT)
+    if left_y / length > 0.5:
+        held.append(Relation.ABOVE if dy < 0 else Relation.BELOW)
+    return tuple(held)
