@@ -1,0 +1,230 @@
+"""Training examples of the shapes reward: an image, a true caption, several false ones, and what is where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ttsvar_ray.shapes.captions import (
+    COUNT_WORDS,
+    KINDS,
+    PLURALS,
+    Caption,
+    Claim,
+    Kind,
+    hard_negatives,
+    sample_caption,
+    sample_scene_for,
+    true_captions,
+    write_caption,
+)
+from ttsvar_ray.shapes.geometry import SHAPES, Shape
+from ttsvar_ray.shapes.render import render_batch
+from ttsvar_ray.shapes.scene import (
+    COLORS,
+    MAX_OBJECTS,
+    Relation,
+    Scene,
+    auxiliary_labels,
+    clear_relation,
+    sample_scene,
+)
+from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
+
+NOUNS_PER_CAPTION = 2
+CAPTIONS_PER_IMAGE = 4
+"""The first one is true, the others are false."""
+
+KIND_SHARES: dict[Kind, float] = {
+    Kind.SINGLE_OBJECT: 0.07,
+    Kind.TWO_OBJECT: 0.13,
+    Kind.COUNTING: 0.16,
+    Kind.COLORS: 0.08,
+    Kind.POSITION: 0.30,
+    Kind.COLOR_ATTR: 0.26,
+}
+"""How often each kind is the true caption: relations and attributions are what a reward finds hardest."""
+
+CROWDED_SHARE = 0.3
+"""Scenes that show more than their caption says."""
+FULL_STOP_SHARE = 0.1
+_SHAPE_WORDS: dict[str, Shape] = {shape.value: shape for shape in SHAPES} | {
+    plural: shape for shape, plural in PLURALS.items()
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardBatch:
+    """B images with C captions each (row b * C is the true caption of image b).
+
+    Attributes:
+        images: uint8 [B, side, side, 3].
+        texts: B * C captions.
+        kinds: B kinds of the true captions.
+        centers, radii: float32 [B, 4, 2] and [B, 4], fractions of the side; 0 where there is no object.
+        shape_index, color_index: int64 [B, 4]; -1 where there is no object.
+        noun_token: int64 [B * C, 2], place of each shape word among the tokens ([CLS] is 0); 0 where none.
+        noun_count: int64 [B * C, 2], how many objects of that shape the image shows; -1 where no noun.
+        noun_object: int64 [B * C, 2], the row in `centers` of the only such object; -1 where not exactly one.
+    """
+
+    images: UInt8Array
+    texts: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    centers: Float32Array
+    radii: Float32Array
+    shape_index: Int64Array
+    color_index: Int64Array
+    noun_token: Int64Array
+    noun_count: Int64Array
+    noun_object: Int64Array
+
+
+def sample_batch(rng: np.random.Generator, size: int, image_size: int) -> RewardBatch:
+    """Draw `size` fresh examples, rendered at `image_size` pixels."""
+    shares = np.array([KIND_SHARES[kind] for kind in KINDS])
+    scenes, kinds, texts = [], [], []
+    for kind_index in rng.choice(len(KINDS), size=size, p=shares / shares.sum()):
+        kind = KINDS[int(kind_index)]
+        scene, caption = _crowded(rng, kind) if rng.random() < CROWDED_SHARE else _exact(rng, kind)
+        scenes.append(scene)
+        kinds.append(kind)
+        captions = [caption, *draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1)]
+        texts += [c.text + " ." if rng.random() < FULL_STOP_SHARE else c.text for c in captions]
+    return label(render_batch(scenes, image_size), scenes, kinds, texts)
+
+
+def label(images: UInt8Array, scenes: list[Scene], kinds: list[Kind], texts: list[str]) -> RewardBatch:
+    """Attach what is where, and where each shape word of a caption points, to images and captions."""
+    objects = [auxiliary_labels(scene) for scene in scenes]
+    per_image = len(texts) // len(scenes)
+    nouns = np.stack([_nouns(text, scenes[row // per_image]) for row, text in enumerate(texts)])
+    return RewardBatch(
+        images=images,
+        texts=tuple(texts),
+        kinds=tuple(kinds),
+        centers=np.stack([item.centers for item in objects]),
+        radii=np.stack([item.radii for item in objects]),
+        shape_index=np.stack([item.shape_index for item in objects]),
+        color_index=np.stack([item.color_index for item in objects]),
+        noun_token=nouns[:, 0],
+        noun_count=nouns[:, 1],
+        noun_object=nouns[:, 2],
+    )
+
+
+def draw_negatives(scene: Scene, caption: Caption, rng: np.random.Generator, count: int) -> list[Caption]:
+    """Return `count` captions that are false of the scene, most of them one attribute away from the true one.
+
+    Exchanged relations and exchanged colours come first, as they are the hardest; captions about an
+    object that is not there, a wrong number and unrelated captions fill up.
+    """
+    close = [negative for negative in hard_negatives(caption, rng) if is_false(scene, negative)]
+    same_words = [negative for negative in close if _is_exchange(caption, negative)]
+    others = [negative for negative in close if not _is_exchange(caption, negative)]
+    chosen = same_words[:2] + others
+    # One place in five goes to another kind of mistake even where the hard ones would fill all.
+    kept = chosen[: count - 1] if rng.random() < 0.6 else chosen[:count]
+    while len(kept) < count:
+        kept.append(_lure(scene, rng))
+    return kept
+
+
+def is_false(scene: Scene, caption: Caption) -> bool:
+    """Whether a caption is surely false of a scene; False also where GenEval's rules leave room for doubt."""
+    shapes = [item.shape for item in scene.objects]
+    pairs = {(item.shape, item.color) for item in scene.objects}
+    if caption.kind is Kind.COUNTING:
+        return shapes.count(caption.claims[0].shape) != caption.claims[0].count
+    for claim in caption.claims:
+        if claim.shape not in shapes or (claim.color is not None and (claim.shape, claim.color) not in pairs):
+            return True
+    if caption.relation is None:
+        return False
+    first, second = (claim.shape for claim in caption.claims)
+    if shapes.count(first) != 1 or shapes.count(second) != 1:
+        return False
+    a, b = (scene.objects[shapes.index(shape)] for shape in (first, second))
+    shown = clear_relation(a, b)
+    return shown is not None and shown is not caption.relation
+
+
+def _exact(rng: np.random.Generator, kind: Kind) -> tuple[Scene, Caption]:
+    """Draw a caption and a scene that shows just that."""
+    caption = sample_caption(rng, kind)
+    return sample_scene_for(rng, caption), caption
+
+
+def _crowded(rng: np.random.Generator, kind: Kind) -> tuple[Scene, Caption]:
+    """Draw a scene of two to four objects and a caption of this kind that is true of it, among others."""
+    while True:
+        scene = sample_scene(rng)
+        true = [caption for caption in true_captions(scene) if caption.kind is kind]
+        if true and len(scene.objects) > 1:
+            caption = true[int(rng.integers(len(true)))]
+            wording = rng.random(2)
+            return scene, write_caption(
+                caption.kind,
+                caption.claims,
+                caption.relation,
+                long_relation=bool(wording[0] < 0.3),
+                prefix=bool(wording[1] < 0.15),
+            )
+
+
+def _is_exchange(caption: Caption, negative: Caption) -> bool:
+    """Whether a negative names the same objects and only relates or colours them differently."""
+    if caption.kind is Kind.POSITION:
+        return {claim.shape for claim in caption.claims} == {claim.shape for claim in negative.claims}
+    if caption.kind is Kind.COLOR_ATTR:
+        return [claim.color for claim in caption.claims] == [claim.color for claim in negative.claims[::-1]]
+    return False
+
+
+def _lure(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Draw a false caption of another make: an object that is missing, a wrong number, or anything."""
+    while True:
+        caption = _missing_object(scene, rng) if rng.random() < 0.5 else sample_caption(rng)
+        if rng.random() < 0.25:
+            shape = scene.objects[int(rng.integers(len(scene.objects)))].shape
+            number = int(rng.integers(min(COUNT_WORDS), max(COUNT_WORDS) + 1))
+            caption = write_caption(Kind.COUNTING, (Claim(count=number, shape=shape),))
+        if is_false(scene, caption):
+            return caption
+
+
+def _missing_object(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Name an object that is there beside one that is not."""
+    there = scene.objects[int(rng.integers(len(scene.objects)))]
+    absent = [shape for shape in SHAPES if all(item.shape is not shape for item in scene.objects)]
+    other = absent[int(rng.integers(len(absent)))]
+    kind = (Kind.TWO_OBJECT, Kind.POSITION, Kind.COLOR_ATTR)[int(rng.integers(3))]
+    relation = tuple(Relation)[int(rng.integers(len(Relation)))] if kind is Kind.POSITION else None
+    colored = kind is Kind.COLOR_ATTR
+    other_colors = [color for color in COLORS if color is not there.color]
+    claims = [
+        Claim(count=1, shape=there.shape, color=there.color if colored else None),
+        Claim(
+            count=1,
+            shape=other,
+            color=other_colors[int(rng.integers(len(other_colors)))] if colored else None,
+        ),
+    ]
+    if rng.random() < 0.5:
+        claims.reverse()
+    return write_caption(kind, tuple(claims), relation, prefix=bool(rng.random() < 0.15))
+
+
+def _nouns(text: str, scene: Scene) -> npt.NDArray[np.int64]:
+    """Return int64 [3, 2]: token place, number of such objects, the only such object, per shape word."""
+    rows = np.array([[0, 0], [-1, -1], [-1, -1]], dtype=np.int64)
+    shapes = [item.shape for item in scene.objects]
+    places = [(place, word) for place, word in enumerate(text.split()) if word in _SHAPE_WORDS]
+    for column, (place, word) in enumerate(places[:NOUNS_PER_CAPTION]):
+        shape = _SHAPE_WORDS[word]
+        number = shapes.count(shape)
+        rows[:, column] = place + 1, number, shapes.index(shape) if number == 1 else -1
+    assert len(shapes) <= MAX_OBJECTS
+    return rows

@@ -1,0 +1,306 @@
+"""The training of the shapes reward: a small ImageReward from nothing, on rendered scenes.
+
+    python -m ttsvar_ray.shapes.reward_training --work-dir .shapes-training --budget-seconds 600
+
+trains, or goes on training, for ten minutes, and writes `reward.pt` (checkpoint), `reward.jsonl` (learning
+curve) and, once all steps are done, the reward directory `reward/`. With an image tokenizer in the same work
+folder (`tokenizer.pt`) its truncated decodes are the augmentation, else blur and noise.
+
+Every step's examples are drawn from (seed, step): a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
+from ttsvar_ray.rewards.pixels import preprocess
+from ttsvar_ray.shapes.architecture import IMAGE_SIZE
+from ttsvar_ray.shapes.captions import Kind
+from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
+from ttsvar_ray.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
+from ttsvar_ray.shapes.reward_examples import RewardBatch, sample_batch
+from ttsvar_ray.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
+from ttsvar_ray.shapes.reward_network import (
+    PATCH_SIZE,
+    build_reward_tokenizer,
+    new_reward_network,
+    reward_config,
+)
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT, CURVE, DIRECTORY = "reward.pt", "reward.jsonl", "reward"
+_TRAINING, _MEASURING, _CALIBRATION = 21, 22, 23
+"""Names of the streams of examples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardRecipe:
+    """Hyper-parameters; rates warm up, hold, then fall linearly to zero over the last `decay_share`."""
+
+    steps: int = 4000
+    batch: int = 64
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    decay_share: float = 0.6
+    weight_decay: float = 0.03
+    pair_weight: float = 1.0
+    patch_weight: float = 0.25
+    noun_weight: float = 0.5
+    weight_average: float = 0.995
+    measure_every: int = 400
+    seed: int = 0
+
+
+class RewardTrainer(torch.nn.Module):
+    """The reward network and the read-outs it is trained with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = reward_config()
+        self.network = new_reward_network(self.config)
+        self.heads = AuxiliaryHeads(self.config.vision.hidden_size, self.config.text.hidden_size)
+        self.tokenizer = build_reward_tokenizer()
+
+    def forward(self, batch: RewardBatch) -> tuple[Tensor, LossParts]:
+        """Return raw scores [B, captions] and the losses of a batch."""
+        device = self.heads.patch.weight.device
+        per_image = len(batch.texts) // len(batch.images)
+        with torch.autocast(device.type, torch.bfloat16):
+            image = self.network.encode_image(self._pixels(batch).to(device))
+            ids, mask = tokenize(self.tokenizer, batch.texts, self.config.max_text_tokens)
+            text = self.network.read_text(
+                image.repeat_interleave(per_image, dim=0), ids.to(device), mask.to(device)
+            )
+            raw = self.network.head(text)
+            patches = self.heads.patch(image[:, 1:])
+        scores = raw.float().view(-1, per_image)
+        judge, pair = caption_losses(scores)
+        parts = LossParts(
+            judge=judge,
+            pair=pair,
+            patch=patch_loss(patches.float(), batch, IMAGE_SIZE // PATCH_SIZE),
+            noun=noun_loss(text.float(), self.heads, batch),
+        )
+        return scores, parts
+
+    def _pixels(self, batch: RewardBatch) -> Tensor:
+        config = self.config
+        return torch.from_numpy(
+            preprocess(batch.images, config.vision.image_size, config.pixel_mean, config.pixel_std)
+        )
+
+
+def train_reward(
+    work_dir: Path,
+    *,
+    recipe: RewardRecipe | None = None,
+    degrade: Degrade = blur_and_noise,
+    budget_seconds: float | None = None,
+) -> bool:
+    """Train, or go on training, until `recipe.steps` or the end of this sitting.
+
+    Args:
+        work_dir: holds the checkpoint and the learning curve.
+        recipe: hyper-parameters (None: the defaults).
+        degrade: augmentation of the training images.
+        budget_seconds: of this sitting; None for no limit.
+
+    Returns:
+        Whether all steps are done.
+    """
+    recipe = recipe or RewardRecipe()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(recipe.seed)
+    trainer = RewardTrainer().to(device)
+    average = RewardTrainer().to(device).requires_grad_(False)
+    average.load_state_dict(trainer.state_dict())
+    optimizers = _optimizers(trainer, recipe)
+    path = work_dir / CHECKPOINT
+    first_step = 0
+    saved = load_checkpoint(path)
+    if saved is not None:
+        trainer.load_state_dict(saved["trainer"])
+        average.load_state_dict(saved["average"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        first_step = saved["step"]
+
+    def save(step: int) -> None:
+        state: dict[str, Any] = {
+            "trainer": trainer.state_dict(),
+            "average": average.state_dict(),
+            "step": step,
+        }
+        save_checkpoint(path, {**state, "optimizers": [o.state_dict() for o in optimizers]})
+
+    curve = Curve(work_dir / CURVE)
+    sitting = Sitting(budget_seconds, save_every_seconds=60)
+    for step in range(first_step, recipe.steps):
+        rng = np.random.default_rng([recipe.seed, _TRAINING, step])
+        batch = sample_batch(rng, recipe.batch, IMAGE_SIZE)
+        batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(recipe, step)
+        _, parts = trainer(batch)
+        loss = (
+            parts.judge
+            + recipe.pair_weight * parts.pair
+            + recipe.patch_weight * parts.patch
+            + recipe.noun_weight * parts.noun
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            decay = min(recipe.weight_average, (step + 1) / (step + 10))
+            for kept, new in zip(average.parameters(), trainer.parameters(), strict=True):
+                kept.lerp_(new, 1 - decay)
+        last = step == recipe.steps - 1
+        if step % 25 == 0 or last:
+            point = {name: round(getattr(parts, name).item(), 4) for name in LossParts.__dataclass_fields__}
+            curve.add(step=step, images=(step + 1) * recipe.batch, **point)
+        if (step and step % recipe.measure_every == 0) or last:
+            curve.add(step=step, **_measured(average, degrade))
+        if last or sitting.is_over() or sitting.save_is_due():
+            save(step + 1)
+        if sitting.is_over() and not last:
+            return False
+    return True
+
+
+def pair_accuracy(
+    trainer: RewardTrainer, *, seed: int, images: int, degrade: Degrade | None
+) -> dict[str, float]:
+    """Return how often the true caption beats a false one, per kind of caption, on fresh scenes.
+
+    Args:
+        trainer: the network to measure.
+        seed: names the scenes.
+        images: how many scenes.
+        degrade: None for clean images.
+    """
+    won: dict[str, list[float]] = {kind.value: [] for kind in Kind}
+    for block in range(0, images, 100):
+        rng = np.random.default_rng([seed, _MEASURING, block])
+        batch = sample_batch(rng, min(100, images - block), IMAGE_SIZE)
+        if degrade is not None:
+            batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
+        with torch.inference_mode():
+            scores, _ = trainer(batch)
+        wins = (scores[:, :1] > scores[:, 1:]).float().mean(dim=1).cpu().tolist()
+        for kind, share in zip(batch.kinds, wins, strict=True):
+            won[kind.value].append(share)
+    everything = [share for shares in won.values() for share in shares]
+    per_kind = {kind: round(float(np.mean(shares)), 4) for kind, shares in won.items() if shares}
+    return {**per_kind, "all": round(float(np.mean(everything)), 4)}
+
+
+def export_reward(
+    work_dir: Path, directory: Path, *, degrade: Degrade, calibration_images: int = 2000
+) -> None:
+    """Write the reward directory from the averaged weights, in half precision, at unit scale.
+
+    The score is shifted and scaled so that true and false captions of degraded training scenes, in equal
+    shares, have mean 0 and standard deviation 1.
+
+    Raises:
+        FileNotFoundError: nothing was trained in `work_dir`.
+    """
+    saved = load_checkpoint(work_dir / CHECKPOINT)
+    if saved is None:
+        raise FileNotFoundError(f"{work_dir / CHECKPOINT}: no reward checkpoint; run the reward stage first")
+    trainer = RewardTrainer()
+    trainer.load_state_dict(saved["average"])
+    scores = []
+    for block in range(0, calibration_images, 100):
+        rng = np.random.default_rng([0, _CALIBRATION, block])
+        batch = sample_batch(rng, 100, IMAGE_SIZE)
+        batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
+        with torch.inference_mode():
+            rows, _ = trainer(batch)
+        scores.append(rows[:, :2].flatten().numpy())
+    everything = np.concatenate(scores).astype(np.float64)
+    config = dataclasses.replace(
+        trainer.config, score_mean=float(everything.mean()), score_std=float(everything.std())
+    )
+    reward = ImageReward(
+        config=config, weights=trainer.network.state_dict(), tokenizer=trainer.tokenizer, where=str(work_dir)
+    )
+    reward.save(directory, dtype=torch.float16)
+
+
+def _measured(average: RewardTrainer, degrade: Degrade) -> dict[str, float]:
+    """Return the pair accuracies that the learning curve holds."""
+    clean = pair_accuracy(average, seed=1, images=300, degrade=None)
+    hard = pair_accuracy(average, seed=1, images=300, degrade=degrade)
+    return {f"clean_{kind}": value for kind, value in clean.items()} | {
+        f"degraded_{kind}": value for kind, value in hard.items()
+    }
+
+
+def _optimizers(trainer: RewardTrainer, recipe: RewardRecipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the two transformers and AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in trainer.named_parameters():
+        is_matrix = parameter.ndim == 2 and ".encoder.layer" in name
+        (matrices if is_matrix else others).append(parameter)
+    assert matrices
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            ns_steps=4,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.97)
+        ),
+    ]
+
+
+def _rate(recipe: RewardRecipe, step: int) -> float:
+    warm = min(1.0, (step + 1) / recipe.warmup)
+    left = (recipe.steps - step) / (recipe.decay_share * recipe.steps)
+    return recipe.learning_rate * warm * min(1.0, left)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stage from the command line."""
+    parser = argparse.ArgumentParser(description="Train the reward of the built-in model.")
+    parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
+    parser.add_argument("--budget-seconds", type=float, default=None, help="length of this sitting")
+    parser.add_argument("--steps", type=int, default=RewardRecipe.steps)
+    parser.add_argument("--seed", type=int, default=RewardRecipe.seed)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    recipe = RewardRecipe(steps=options.steps, seed=options.seed)
+    degrade: Degrade = load_truncated_decodes(options.work_dir) or blur_and_noise
+    logger.info(
+        "augmentation: %s", type(degrade).__name__ if degrade is not blur_and_noise else "blur and noise"
+    )
+    if train_reward(options.work_dir, recipe=recipe, degrade=degrade, budget_seconds=options.budget_seconds):
+        export_reward(options.work_dir, options.work_dir / DIRECTORY, degrade=degrade)
+        logger.info("reward directory: %s", options.work_dir / DIRECTORY)
+    else:
+        logger.info("the sitting is over; run the same command to go on")
+
+
+if __name__ == "__main__":
+    main()
