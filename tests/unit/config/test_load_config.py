@@ -1,0 +1,239 @@
+"""Job files: everything wrong is said at once, in words; the option list is pinned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ttsvar_ray.config import JobConfig, load_config, option_names
+from ttsvar_ray.config.sections import NOT_CONTENT
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.types import PotentialKind
+
+JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
+
+
+def problems(*overrides: str, path: Path | None = None) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(path, overrides, needs_files=False)
+    return caught.value.problems
+
+
+def job(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_shipped_jobs_are_there() -> None:
+    assert {path.name for path in JOBS} >= {
+        "shapes_demo.yaml",
+        "shapes_published_plan.yaml",
+        "infinity_2b.yaml",
+    }
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_shipped_job_parses(path: Path) -> None:
+    config = load_config(path, [])
+    assert config.prompts.path
+    assert config.output.path
+    prompts = Path(__file__).parents[3] / config.prompts.path
+    assert prompts.exists() or config.model.name != "shapes"
+
+
+def test_the_option_list_is_pinned() -> None:
+    """A new option is a promise to users: add it here, in the docs, and where it is read."""
+    assert option_names() == [
+        "model.name",
+        "model.device",
+        "model.dtype",
+        "prompts.path",
+        "prompts.column",
+        "prompts.id_column",
+        "prompts.limit",
+        "strategy.name",
+        "strategy.plan",
+        "strategy.n",
+        "strategy.batch_schedule",
+        "strategy.cluster_scales",
+        "strategy.resample_scales",
+        "strategy.potential",
+        "strategy.lambda",
+        "strategy.scheme",
+        "strategy.cluster_restarts",
+        "sampling.guidance",
+        "sampling.temperature",
+        "sampling.top_p",
+        "reward.name",
+        "reward.path",
+        "reward.nonfinite",
+        "features.extractor",
+        "features.pca_sign",
+        "features.backbone",
+        "engine.micro_batch_rows",
+        "engine.selector_decode",
+        "engine.threads",
+        "cluster.workers",
+        "cluster.spread",
+        "cluster.address",
+        "cluster.gpus_per_worker",
+        "cluster.cpus_per_worker",
+        "cluster.max_attempts",
+        "cluster.segment_timeout_s",
+        "output.path",
+        "output.rows_per_part",
+        "output.image_format",
+        "output.quality",
+        "output.keep",
+        "output.bits",
+        "seed",
+        "run_name",
+    ]
+
+
+def test_a_job_file_and_overrides_in_order(tmp_path: Path) -> None:
+    path = job(
+        tmp_path,
+        "prompts: {path: p.txt}\noutput:\n  path: out\nstrategy:\n  n: 2\n  lambda: 3\nsampling:\n",
+    )
+    config = load_config(
+        path, ["strategy.n=4", "strategy.n=8", "strategy.cluster_scales=[2, 5]", "run_name=a"]
+    )
+    assert (config.strategy.n, config.strategy.lambda_, config.strategy.cluster_scales) == (8, 3.0, (2, 5))
+    assert config.run_name == "a"
+    assert load_config(path, ["strategy.potential=max"]).strategy.potential is PotentialKind.MAX
+    assert load_config(path, ["strategy.lambda=null"]).strategy.lambda_ is None
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems(
+        "strategy.name=ttsvar",
+        "strategy.lamda=3",
+        "strategy.n=0",
+        "strategy.batch_schedule=[8, x]",
+        "cluster.spread=automatic",
+        "sampling.guidance=[1, -2]",
+        "sampling.top_p=1.5",
+        "seed=true",
+        "n=3",
+        "output.bits=7",
+        "model=3",
+        "nonsense",
+        "a.b=[",
+    )
+    assert found == (
+        "--set nonsense: expected section.key=value, for example strategy.n=2",
+        (
+            "--set a.b=[: the value is not valid YAML at line 1, column 2: "
+            "expected the node content, but found '<stream end>'"
+        ),
+        "model: expected a section with keys of its own, got 3",
+        (
+            "strategy.name: expected 'raw', 'best-of-n', 'importance' or 'tts-var', got 'ttsvar'; "
+            "did you mean 'tts-var'?"
+        ),
+        "strategy.n: expected at least 1, got 0",
+        "strategy.batch_schedule[1]: expected a whole number, got 'x'",
+        (
+            "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
+            "cluster_scales, resample_scales, potential, lambda, scheme, cluster_restarts"
+        ),
+        "sampling.guidance[1]: expected at least 0, got -2",
+        "sampling.top_p: expected at most 1, got 1.5",
+        "cluster.spread: expected a whole number or 'auto', got 'automatic'; did you mean 'auto'?",
+        "output.bits: expected true or false, got 7",
+        "seed: expected a number, got true",
+        (
+            "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, reward, "
+            "features, engine, cluster, output, seed, run_name"
+        ),
+    )
+
+
+def test_a_quality_that_nothing_reads_is_refused() -> None:
+    (problem,) = problems("output.quality=90")
+    assert problem.startswith("output.quality: expected none with image_format png")
+    assert load_config(None, ["output.quality=90", "output.image_format=webp"], needs_files=False)
+
+
+def test_files_are_needed_to_generate() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(None, [])
+    assert [line.split(":")[0] for line in caught.value.problems] == ["prompts.path", "output.path"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strategy: {n: 2", "not valid YAML at line"),
+        ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is written twice"),
+        ("strategy:\n  n: 1\n  n: 2\n", "key 'n' is written twice"),
+        ("- a\n- b\n", "got one list"),
+        ("just text", "got one str"),
+        ("seed: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("1: 2", "1: unknown key"),
+    ],
+)
+def test_a_job_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (problem,) = problems(path=job(tmp_path, text))
+    assert message in problem
+
+
+def test_a_job_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    assert problems(path=tmp_path / "absent.yaml") == (f"{tmp_path / 'absent.yaml'}: no such job file",)
+    assert "got a folder" in problems(path=tmp_path)[0]
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "in UTF-8" in problems(path=tmp_path / "b.yaml")[0]
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        JobConfig().strategy.n = 3  # type: ignore[misc]
+
+
+def test_the_digest_names_what_is_generated() -> None:
+    def digest(*overrides: str) -> str:
+        return load_config(None, overrides, needs_files=False).digest()
+
+    base = digest()
+    same = [
+        "cluster.workers=7",
+        "cluster.spread=2",
+        "cluster.address=ray://head:10001",
+        "engine.micro_batch_rows=3",
+        "engine.threads=2",
+        "model.device=cpu",
+        "output.path=elsewhere",
+        "prompts.path=p.txt",
+        "run_name=x",
+    ]
+    other = [
+        "seed=1",
+        "strategy.n=2",
+        "strategy.lambda=1",
+        "model.dtype=bfloat16",
+        "sampling.top_p=0.5",
+        "output.rows_per_part=3",
+        "output.bits=true",
+        "engine.selector_decode=selector",
+    ]
+    assert {digest(override) for override in same} == {base}
+    assert len({base, *(digest(override) for override in other)}) == len(other) + 1
+
+
+def test_every_exception_from_the_digest_exists() -> None:
+    names = option_names()
+    assert all(any(name == off or name.startswith(f"{off}.") for name in names) for off in NOT_CONTENT)
+
+
+def test_resolved_settings_make_the_same_job_again(tmp_path: Path) -> None:
+    import yaml
+
+    config = load_config(
+        None, ["strategy.lambda=2", "sampling.guidance=[1, 2]", "strategy.potential=sum"], needs_files=False
+    )
+    path = job(tmp_path, yaml.safe_dump(config.resolved()))
+    assert load_config(path, [], needs_files=False) == config
