@@ -27,7 +27,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, Release, RunBatch
+from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, RunBatch
+from ttsvar_ray.coordination.custody import Custody
 from ttsvar_ray.coordination.events import (
     BatchDone,
     Event,
@@ -74,6 +75,7 @@ class Coordinator:
         self._settings = settings
         self._largest_population = max(segment.population for segment in plan.segments)
         self._fleet = Fleet()
+        self._custody = Custody(self._fleet)
         self._waiting: deque[Prompt] = deque()
         self._live: dict[str, LivePrompt] = {}
         self._unplaced: dict[str, None] = {}
@@ -156,19 +158,15 @@ class Coordinator:
             return
         worker.is_draining = True
         for live in self._live.values():
-            self._take_off_backlog(live, worker)
+            if self._custody.take_off_backlog(live, worker):
+                self._unplaced[live.key] = None
 
     def _lose(self, worker_id: str, reason: str) -> None:
         worker = self._fleet.remove(worker_id)
         if worker is None:
             return
         for live in self._live.values():
-            live.touched.pop(worker_id, None)
-            live.avoid.discard(worker_id)
-            live.forget_parents_on(worker_id)
-            for slot in live.seated_on(worker_id):
-                del live.seats[slot]
-                live.in_flight.pop(slot, None)
+            self._custody.lose(live, worker_id)
             if live.unseated:
                 self._unplaced[live.key] = None
         running = sorted({key for batch in worker.batches.values() for key in batch.prompt_keys})
@@ -209,7 +207,7 @@ class Coordinator:
                 out_of_memory = True
                 self._requeue(live, worker, task.slots)
             elif answer.kind is FailureKind.STALE and _relied_on_state(task):
-                live.forget_parents_on(worker.worker_id)
+                self._custody.forget_parents(live, worker.worker_id)
                 self._requeue(live, worker, task.slots)
             else:
                 self._retry_elsewhere(live, worker, answer.error)
@@ -225,13 +223,15 @@ class Coordinator:
             return
         if live.population.is_complete:
             self._complete(live)
-        elif live.population.segment.is_last:
-            # Finished trajectories are never continued.
-            self._stand_up(live, report.slots)
-            if not live.seated_on(worker.worker_id):
-                self._release(live, worker.worker_id)
-        elif live.key in self._unplaced and not live.runs_on(worker.worker_id):
-            self._release(live, worker.worker_id)
+        elif self._is_of_no_more_use(live, worker):
+            self._actions += self._custody.release(live, worker.worker_id)
+
+    def _is_of_no_more_use(self, live: LivePrompt, worker: Worker) -> bool:
+        """Return whether what a worker holds of a prompt will not be, or must not be, continued there."""
+        unreported = set(live.population.unreported)
+        if unreported.intersection(live.seated_on(worker.worker_id)):
+            return False
+        return live.population.segment.is_last or live.key in self._unplaced
 
     def _complete(self, live: LivePrompt) -> None:
         self._unplaced.pop(live.key, None)
@@ -248,8 +248,7 @@ class Coordinator:
             live.errors.append(f"{type(error).__name__}: {error}")
             self._give_up(live)
             return
-        live.begin_segment()
-        self._stand_up(live, list(live.seats))
+        self._custody.begin_segment(live)
         seating = self._find_seats(live)
         if seating is None:
             self._unplaced[live.key] = None
@@ -257,17 +256,15 @@ class Coordinator:
         else:
             placement = tuple(seating.worker_of.values())
             record = replace(record, placement=placement, moved=seating.moved, reason=seating.reason)
-            self._sit_down(live, seating)
+            self._custody.sit_down(live, seating)
         population.trace.append(record)
-        for worker_id in list(live.touched):
-            if not live.seated_on(worker_id):
-                self._release(live, worker_id)
+        self._actions += self._custody.release_unused(live)
 
     def _requeue(self, live: LivePrompt, worker: Worker, slots: Sequence[int]) -> None:
         """Let slots that were in flight on a worker wait there again."""
-        worker.backlog.push(live.key, live.population.segment.index, slots, alone=live.runs_alone)
-        if worker.is_draining:
-            self._take_off_backlog(live, worker)
+        self._custody.wait(live, worker, slots)
+        if worker.is_draining and self._custody.take_off_backlog(live, worker):
+            self._unplaced[live.key] = None
 
     def _retry_elsewhere(self, live: LivePrompt, worker: Worker, error: str) -> None:
         """Begin a new attempt at what is left of the segment; its old state is not trusted."""
@@ -278,7 +275,7 @@ class Coordinator:
             self._give_up(live)
             return
         live.avoid.add(worker.worker_id)
-        self._withdraw(live)
+        self._actions += self._custody.withdraw(live)
         live.attempt += 1
         self._unplaced[live.key] = None
 
@@ -288,7 +285,7 @@ class Coordinator:
         worker.live_limit = max(worker.live_rows // 2, self._largest_population)
         for live in self._live.values():
             if not live.runs_on(worker.worker_id):
-                self._release(live, worker.worker_id)
+                self._actions += self._custody.release(live, worker.worker_id)
 
     def _give_up(self, live: LivePrompt) -> None:
         failure = PromptFailure(
@@ -298,12 +295,10 @@ class Coordinator:
         self._actions.append(Emit(outcome=failure))
 
     def _close(self, live: LivePrompt) -> None:
-        self._withdraw(live)
+        self._actions += self._custody.withdraw(live)
         self._unplaced.pop(live.key, None)
         self._names.discard(live.key)
         del self._live[live.key]
-
-    # Seats: where slots wait, run and are held.
 
     def _find_seats(self, live: LivePrompt) -> Seating | None:
         """Decide where a prompt's unseated slots go, or that there is no room for all of them now."""
@@ -329,68 +324,14 @@ class Coordinator:
                 slots,
                 parent_of={slot: parent_slots[slot] for slot in slots} if parent_slots else {},
                 home_of=homes,
-                candidates=[Candidate(worker_id=w.worker_id, room=w.room) for w in workers],
+                candidates=[
+                    Candidate(worker_id=w.worker_id, room=self._custody.room_for(live, w)) for w in workers
+                ],
                 spread=spread,
             )
             if seating is not None:
                 return seating
         return None
-
-    def _sit_down(self, live: LivePrompt, seating: Seating) -> None:
-        by_worker: dict[str, list[int]] = {}
-        for slot, worker_id in seating.worker_of.items():
-            by_worker.setdefault(worker_id, []).append(slot)
-        for worker_id, slots in by_worker.items():
-            worker = self._worker(worker_id)
-            worker.seated_rows += len(slots)
-            live.seats.update(dict.fromkeys(slots, worker_id))
-            worker.backlog.push(live.key, live.population.segment.index, slots, alone=live.runs_alone)
-
-    def _stand_up(self, live: LivePrompt, slots: Sequence[int]) -> None:
-        for slot in slots:
-            assert slot not in live.in_flight
-            self._worker(live.seats.pop(slot)).seated_rows -= 1
-
-    def _take_off_backlog(self, live: LivePrompt, worker: Worker) -> None:
-        """Let a prompt's slots that wait on a worker look for another place."""
-        slots = worker.backlog.discard(live.key)
-        if slots:
-            self._stand_up(live, slots)
-            self._unplaced[live.key] = None
-
-    def _release(self, live: LivePrompt, worker_id: str) -> None:
-        """Let a worker forget a prompt; from here on its bits are all there is of what was held there."""
-        if worker_id not in live.touched:
-            return
-        del live.touched[worker_id]
-        self._actions.append(Release(worker_id=worker_id, prompt_key=live.key, attempt=live.attempt))
-        live.forget_parents_on(worker_id)
-        unreported = set(live.population.unreported)
-        self._stand_up(live, [slot for slot in live.seated_on(worker_id) if slot not in unreported])
-
-    def _withdraw(self, live: LivePrompt) -> None:
-        """End an attempt: nothing of it waits, runs to any purpose, or is held."""
-        for slot, batch_id in live.in_flight.items():
-            self._worker(live.seats[slot]).batches[batch_id].abandoned_rows += 1
-        live.in_flight.clear()
-        for worker_id in dict.fromkeys(live.seats.values()):
-            self._worker(worker_id).backlog.discard(live.key)
-        self._stand_up(live, list(live.seats))
-        for worker_id in list(live.touched):
-            self._release(live, worker_id)
-        live.parent_seats = {}
-
-    def _park(self, live: LivePrompt) -> None:
-        """Hold nothing but what runs right now, so that whoever has a place can go on."""
-        for worker_id in dict.fromkeys([*live.seats.values(), *live.touched]):
-            self._take_off_backlog(live, self._worker(worker_id))
-            if not live.runs_on(worker_id):
-                self._release(live, worker_id)
-
-    def _worker(self, worker_id: str) -> Worker:
-        worker = self._fleet.get(worker_id)
-        assert worker is not None, f"a live prompt still refers to worker {worker_id}, which is gone"
-        return worker
 
     # What runs next.
 
@@ -399,10 +340,10 @@ class Coordinator:
             live = self._live[key]
             seating = self._find_seats(live) if live.unseated else None
             if seating is not None:
-                self._sit_down(live, seating)
+                self._custody.sit_down(live, seating)
                 del self._unplaced[key]
             elif live.unseated:
-                self._park(live)
+                self._actions += self._custody.park(live)
             else:
                 del self._unplaced[key]
 
@@ -461,7 +402,7 @@ class Coordinator:
             self._live[live.key] = live
             seating = seat(live.unseated, parent_of={}, home_of={}, candidates=candidates, spread=spread)
             assert seating is not None, "the spread was chosen to fit"
-            self._sit_down(live, seating)
+            self._custody.sit_down(live, seating)
             rows -= share
             quota -= 1
 

@@ -15,14 +15,11 @@ class Batch:
 
     Attributes:
         num_rows: trajectories of all its tasks.
-        abandoned_rows: trajectories whose result no longer matters; they occupy the worker until
-            the answer.
     """
 
     batch_id: int
     tasks: tuple[ShardTask, ...]
     num_rows: int
-    abandoned_rows: int = 0
 
     @property
     def prompt_keys(self) -> frozenset[str]:
@@ -37,7 +34,7 @@ class Worker:
     Attributes:
         rows: most trajectories of a micro-batch; lowered when the device runs out of memory.
         live_limit: most trajectories that it may run or hold.
-        seated_rows: trajectories of live prompts that wait here, run here or are held here.
+        live_rows: trajectories that it is charged for; kept by `Custody`.
         batches: in flight by id, the one that runs now first.
         is_draining: takes no new work.
         runs_alone: whether what is in flight has to have the worker for itself.
@@ -46,16 +43,11 @@ class Worker:
     worker_id: str
     rows: int
     live_limit: int
-    seated_rows: int = 0
+    live_rows: int = 0
     backlog: Backlog = field(default_factory=Backlog)
     batches: dict[int, Batch] = field(default_factory=dict)
     is_draining: bool = False
     runs_alone: bool = False
-
-    @property
-    def live_rows(self) -> int:
-        """Trajectories that occupy the worker."""
-        return self.seated_rows + sum(batch.abandoned_rows for batch in self.batches.values())
 
     @property
     def room(self) -> int:
@@ -71,10 +63,6 @@ class Worker:
     def load(self) -> int:
         """Trajectories still to run here: a worker with less of it starts new work sooner."""
         return self.backlog.num_rows + sum(batch.num_rows for batch in self.batches.values())
-
-    def runs(self, prompt_key: str) -> bool:
-        """Whether a batch in flight has a task of this prompt."""
-        return any(prompt_key in batch.prompt_keys for batch in self.batches.values())
 
 
 class Fleet:

@@ -27,6 +27,7 @@ class LivePrompt:
         in_flight: batch of each slot that runs.
         parent_seats: worker that holds a member of the population before the last selection.
         touched: workers that may hold state of this attempt; in order of first use.
+        charges: trajectories that each worker is charged for this prompt; kept by `Custody`.
         avoid: workers that failed this prompt.
     """
 
@@ -40,6 +41,7 @@ class LivePrompt:
     in_flight: dict[int, int] = field(default_factory=dict)
     parent_seats: dict[int, str] = field(default_factory=dict)
     touched: dict[str, None] = field(default_factory=dict)
+    charges: dict[str, int] = field(default_factory=dict)
     avoid: set[str] = field(default_factory=set)
 
     @property
@@ -81,10 +83,6 @@ class LivePrompt:
             return {}
         held = ((slot, self.parent_seats.get(parent_slots[slot])) for slot in slots)
         return {slot: home for slot, home in held if home is not None}
-
-    def forget_parents_on(self, worker_id: str) -> None:
-        """Note that a worker holds no parent any more: the next task there carries their bits."""
-        self.parent_seats = {p: seat for p, seat in self.parent_seats.items() if seat != worker_id}
 
     def begin_segment(self) -> None:
         """Turn the reported population into the parents of the next one."""

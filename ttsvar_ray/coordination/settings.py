@@ -36,9 +36,10 @@ class CoordinatorSettings:
         problems = []
         if self.spread != "auto" and (not isinstance(self.spread, int) or self.spread < 1):
             problems.append(f'spread: expected "auto" or at least 1 worker, got {self.spread!r}')
-        for name in ("batches_in_flight", "max_attempts"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.batches_in_flight < 1:
+            problems.append(f"batches_in_flight: expected at least 1, got {self.batches_in_flight}")
+        if self.max_attempts < 1:
+            problems.append(f"max_attempts: expected at least 1, got {self.max_attempts}")
         if self.live_rows is not None and self.live_rows < 1:
             problems.append(f"live_rows: expected at least 1 trajectory or None, got {self.live_rows}")
         if self.keep not in ("best", "all"):

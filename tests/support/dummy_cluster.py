@@ -1,0 +1,176 @@
+"""A cluster of dummy engines without time: every event may come late, twice, or after a death.
+
+`DummyCluster` carries out a coordinator's actions and checks, at each of them, that the invariants of
+`ttsvar_ray.coordination.coordinator` hold. Whoever drives it decides what happens next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.support.dummy_engine import DummyEngine, FaultOf
+from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, Release, RunBatch
+from ttsvar_ray.coordination.coordinator import Coordinator
+from ttsvar_ray.coordination.events import (
+    BatchDone,
+    Event,
+    PromptsLeased,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLost,
+)
+from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.types import Prompt
+
+
+@dataclass(slots=True)
+class DummyWorker:
+    """One worker: what it was asked, in order, and what it holds."""
+
+    engine: DummyEngine
+    rows: int
+    queue: deque[RunBatch | Release] = field(default_factory=deque)
+    in_flight: set[int] = field(default_factory=set)
+    is_draining: bool = False
+    may_exceed_limit: bool = False
+
+
+class DummyCluster:
+    """Workers, mail and leases around one coordinator."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        run_seed: int,
+        settings: CoordinatorSettings,
+        prompts: Sequence[Prompt],
+        fault_of: FaultOf = lambda task: None,
+    ) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings)
+        self.workers: dict[str, DummyWorker] = {}
+        self.mail: list[BatchDone] = []
+        self.outcomes: dict[str, PromptResult | PromptFailure] = {}
+        self.actions: list[Action] = []
+        self.lease_requests: list[int] = []
+        self._source = deque(prompts)
+        self._run_seed = run_seed
+        self._fault_of = fault_of
+        self._batch_ids: set[int] = set()
+        self._leased: set[str] = set()
+        self._told_last = False
+
+    # What may happen.
+
+    def join(self, worker_id: str, rows: int) -> None:
+        """Start a worker without state."""
+        engine = DummyEngine(plan=self.plan, run_seed=self._run_seed, fault_of=self._fault_of)
+        self.workers[worker_id] = DummyWorker(engine=engine, rows=rows)
+        self.tell(WorkerJoined(worker_id=worker_id, rows=rows))
+
+    def lose(self, worker_id: str) -> None:
+        """End a worker; what it has mailed may still arrive."""
+        del self.workers[worker_id]
+        self.tell(WorkerLost(worker_id=worker_id, reason="killed by the test"))
+
+    def drain(self, worker_id: str) -> None:
+        """Announce a worker's end."""
+        self.workers[worker_id].is_draining = True
+        self.tell(WorkerDraining(worker_id=worker_id))
+
+    def work(self, worker_id: str) -> None:
+        """Let a worker carry out the next thing it was asked, and mail the result."""
+        worker = self.workers[worker_id]
+        item = worker.queue.popleft()
+        if isinstance(item, Release):
+            worker.engine.release(item.prompt_key, item.attempt)
+            return
+        results = tuple(worker.engine.run_segment(item.tasks))
+        if not worker.may_exceed_limit:
+            assert worker.engine.num_held <= self._live_limit(worker), "a worker holds too much"
+        self.mail.append(BatchDone(worker_id=worker_id, batch_id=item.batch_id, results=results))
+
+    def deliver(self, index: int, *, keep_copy: bool = False) -> None:
+        """Hand one result to the coordinator; a kept copy arrives again."""
+        event = self.mail[index] if keep_copy else self.mail.pop(index)
+        if event.worker_id in self.workers:
+            self.workers[event.worker_id].in_flight.discard(event.batch_id)
+        self.tell(event)
+
+    def lease(self, most: int) -> None:
+        """Answer the coordinator's request with up to `most` prompts."""
+        count = min(self.lease_requests.pop(), most)
+        prompts = tuple(self._source.popleft() for _ in range(min(count, len(self._source))))
+        self._leased |= {prompt.key for prompt in prompts}
+        self._told_last = not self._source
+        self.tell(PromptsLeased(prompts=prompts, is_last=self._told_last))
+
+    def settle(self) -> None:
+        """Let everything go on in order, without faults, until nothing more happens."""
+        for _ in range(1_000_000):
+            if self.lease_requests:
+                self.lease(most=1_000)
+            elif self.mail:
+                self.deliver(0)
+            elif busy := [name for name, worker in self.workers.items() if worker.queue]:
+                self.work(busy[0])
+            else:
+                return
+        raise AssertionError("the run does not end")
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the coordinator, check its actions and carry them out."""
+        for action in self.coordinator.handle(event):
+            self.actions.append(action)
+            self._carry_out(action)
+
+    # What must hold.
+
+    def check_finished(self) -> None:
+        """Everything leased was emitted, and no worker holds or runs anything."""
+        assert self.coordinator.is_done
+        assert set(self.outcomes) == self._leased
+        assert not self._source
+        assert self.coordinator.num_live == 0
+        assert self.coordinator.num_waiting == 0
+        for name, worker in self.workers.items():
+            assert not worker.queue, f"{name} was left with work"
+            assert not worker.engine.held_attempts, f"{name} was never told to release"
+
+    def _carry_out(self, action: Action) -> None:
+        if isinstance(action, Emit):
+            key = action.outcome.prompt.key
+            assert key in self._leased
+            assert key not in self.outcomes, f"{key} was emitted twice"
+            self.outcomes[key] = action.outcome
+        elif isinstance(action, LeasePrompts):
+            assert action.count > 0
+            assert not self.lease_requests, "asked again before the answer"
+            assert not self._told_last, "asked after the last prompt"
+            self.lease_requests.append(action.count)
+        else:
+            assert action.worker_id in self.workers, "action for a worker that is gone"
+            worker = self.workers[action.worker_id]
+            if isinstance(action, RunBatch):
+                self._check_batch(worker, action)
+            worker.queue.append(action)
+
+    def _check_batch(self, worker: DummyWorker, batch: RunBatch) -> None:
+        assert not worker.is_draining, "new work for a draining worker"
+        assert batch.batch_id not in self._batch_ids, "a batch id was used twice"
+        self._batch_ids.add(batch.batch_id)
+        assert len({task.segment_index for task in batch.tasks}) == 1
+        assert 1 <= sum(len(task.slots) for task in batch.tasks) <= worker.rows
+        assert all(task.prompt.key not in self.outcomes for task in batch.tasks), "work for an emitted prompt"
+        worker.in_flight.add(batch.batch_id)
+        assert len(worker.in_flight) <= self.settings.batches_in_flight
+
+    def _live_limit(self, worker: DummyWorker) -> int:
+        usual = (self.settings.batches_in_flight + 2) * worker.rows
+        return max(self.settings.live_rows or usual, self.plan.segments[0].population)

@@ -1,0 +1,197 @@
+"""An engine in plain Python: hashes for bits, features and rewards, so that results can be checked.
+
+Every number depends on the named streams of a trajectory's whole lineage and on nothing else. What a
+worker holds is a chain of digests: continuing from the wrong parent, or replaying the wrong bits,
+changes everything that follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ttsvar_ray.coordination.messages import (
+    FailureKind,
+    FinalImage,
+    PackedBits,
+    SegmentReport,
+    ShardFailure,
+    ShardTask,
+)
+from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.search.selection import rank_images, select
+from ttsvar_ray.types import SelectionKind
+
+FEATURE_DIM = 3
+
+FaultOf = Callable[[ShardTask], FailureKind | None]
+
+
+def draw_bits(run_seed: int, prompt_key: str, scale_index: int, slot: int, past: PackedBits) -> bytes:
+    """Return the "bits" of one scale: a digest of the stream's name and of all bits before."""
+    name = f"{run_seed}/{prompt_key}/{scale_index}/{slot}/".encode()
+    return hashlib.blake2b(name + b"".join(past), digest_size=8).digest()
+
+
+def reward_of(bits: PackedBits) -> float:
+    """Return a float32 reward in [0, 1) of the image that these bits would decode to."""
+    return float(np.float32(int.from_bytes(_digest(b"reward", bits)[:3], "little") / 2**24))
+
+
+def features_of(bits: PackedBits) -> list[float]:
+    """Return `FEATURE_DIM` numbers in [0, 1)."""
+    digest = _digest(b"features", bits)
+    return [digest[i] / 256 for i in range(FEATURE_DIM)]
+
+
+def image_of(bits: PackedBits) -> FinalImage:
+    """Return an "image" that names all the bits it came from."""
+    return FinalImage(payload=_digest(b"image", bits), width=4, height=4, image_format="raw")
+
+
+def _digest(purpose: bytes, bits: PackedBits) -> bytes:
+    return hashlib.blake2b(b"".join(bits), digest_size=8, person=purpose).digest()
+
+
+class DummyEngine:
+    """Holds digests as a real engine holds KV caches: last two segments, until released."""
+
+    def __init__(self, *, plan: Plan, run_seed: int, fault_of: FaultOf = lambda task: None) -> None:
+        self.replayed = 0
+        self._plan = plan
+        self._run_seed = run_seed
+        self._fault_of = fault_of
+        self._held: dict[tuple[str, int], dict[int, dict[int, PackedBits]]] = {}
+
+    @property
+    def num_held(self) -> int:
+        """Trajectories of the newest segment of every attempt."""
+        return sum(len(segments[max(segments)]) for segments in self._held.values() if segments)
+
+    @property
+    def held_attempts(self) -> set[tuple[str, int]]:
+        """(prompt key, attempt) of everything that was not released."""
+        return set(self._held)
+
+    def release(self, prompt_key: str, attempt: int) -> None:
+        """Forget an attempt."""
+        self._held.pop((prompt_key, attempt), None)
+
+    def forget_everything(self) -> None:
+        """Lose all state without telling anyone."""
+        self._held.clear()
+
+    def run_segment(self, tasks: Sequence[ShardTask]) -> list[SegmentReport | ShardFailure]:
+        """Run shards of one segment."""
+        assert len({task.segment_index for task in tasks}) == 1
+        return [self._run(task) for task in tasks]
+
+    def _run(self, task: ShardTask) -> SegmentReport | ShardFailure:
+        segment = self._plan.segments[task.segment_index]
+        assert list(task.slots) == sorted(set(task.slots))
+        assert all(0 <= slot < segment.population for slot in task.slots)
+        assert len(task.parent_slots) == (0 if segment.index == 0 else len(task.slots))
+        key = (task.prompt.key, task.attempt)
+        segments = self._held.setdefault(key, {})
+        for older in [s for s in segments if s < segment.index - 1]:
+            del segments[older]
+        fault = self._fault_of(task)
+        if fault is not None:
+            return _failure(task, fault, f"injected {fault.value}")
+        parents = dict(segments.get(segment.index - 1, {}))
+        assert set(task.parent_bits) <= set(task.parent_slots)
+        self.replayed += len(task.parent_bits)
+        parents.update(task.parent_bits)
+        if any(parent not in parents for parent in task.parent_slots):
+            return _failure(task, FailureKind.STALE, "parent not held")
+        finished = [
+            _run_trajectory(
+                segment,
+                self._run_seed,
+                task.prompt.key,
+                slot,
+                parents[task.parent_slots[row]] if task.parent_slots else (),
+            )
+            for row, slot in enumerate(task.slots)
+        ]
+        segments.setdefault(segment.index, {}).update(zip(task.slots, finished, strict=True))
+        return _report(segment, task, finished)
+
+
+def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> list[tuple[object, ...]]:
+    """Search one prompt sequentially, without coordinator, shards or replay.
+
+    Returns:
+        For each final image by rank: (payload, reward, reward history, lineage, bits).
+    """
+    members: list[PackedBits] = []
+    lineages: list[tuple[int, ...]] = []
+    parents: list[int] = []
+    for segment in plan.segments:
+        past = [members[parent] for parent in parents] if parents else [()] * segment.population
+        lines = [lineages[parent] for parent in parents] if parents else [()] * segment.population
+        members = [_run_trajectory(segment, run_seed, prompt_key, s, p) for s, p in enumerate(past)]
+        lineages = [(*line, slot) for slot, line in enumerate(lines)]
+        history = np.array([_history(plan, bits) for bits in members])
+        if segment.selection is not None:
+            outcome = select(
+                plan,
+                segment.selection,
+                features=np.array([features_of(bits) for bits in members], dtype=np.float32),
+                reward_history=history,
+                run_seed=run_seed,
+                prompt_key=prompt_key,
+            )
+            parents = [int(slot) for slot in outcome.ancestor_index]
+    return [
+        (image_of(members[slot]).payload, *_row(plan, members[slot]), lineages[slot], members[slot])
+        for slot in rank_images(history[:, -1])
+    ]
+
+
+def _row(plan: Plan, bits: PackedBits) -> tuple[float, tuple[float, ...]]:
+    history = _history(plan, bits)
+    return history[-1], tuple(history)
+
+
+def _history(plan: Plan, bits: PackedBits) -> list[float]:
+    return [reward_of(bits[: scale + 1]) for scale in plan.scored_scales if scale < len(bits)]
+
+
+def _run_trajectory(
+    segment: Segment, run_seed: int, prompt_key: str, slot: int, past: PackedBits
+) -> PackedBits:
+    bits = past
+    for scale_index in range(segment.first_scale, segment.last_scale + 1):
+        bits = (*bits, draw_bits(run_seed, prompt_key, scale_index, slot, bits))
+    return bits
+
+
+def _report(segment: Segment, task: ShardTask, finished: Sequence[PackedBits]) -> SegmentReport:
+    clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+    rewards = [[reward_of(bits[: scale + 1]) for scale in segment.scored_scales] for bits in finished]
+    return SegmentReport(
+        prompt_key=task.prompt.key,
+        attempt=task.attempt,
+        segment_index=segment.index,
+        slots=task.slots,
+        features=np.array([features_of(bits) for bits in finished], np.float32) if clusters else None,
+        rewards=np.array(rewards, np.float32).reshape(len(finished), len(segment.scored_scales)),
+        bits=tuple(bits[segment.first_scale :] for bits in finished),
+        images=tuple(image_of(bits) for bits in finished) if segment.is_last else (),
+        seconds=1.0,
+        counters={"shards": 1},
+    )
+
+
+def _failure(task: ShardTask, kind: FailureKind, error: str) -> ShardFailure:
+    return ShardFailure(
+        prompt_key=task.prompt.key,
+        attempt=task.attempt,
+        segment_index=task.segment_index,
+        slots=task.slots,
+        kind=kind,
+        error=error,
+    )
