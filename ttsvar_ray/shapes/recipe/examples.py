@@ -48,7 +48,9 @@ def _render_block(arguments: tuple[int, int]) -> tuple[UInt8Array, npt.NDArray[n
 class Examples:
     """A fixed set of captioned scenes with the features that one tokenizer gives them."""
 
-    def __init__(self, images: npt.NDArray[np.uint8], ids: npt.NDArray[np.int16], features: npt.NDArray[np.float16]):
+    def __init__(
+        self, images: npt.NDArray[np.uint8], ids: npt.NDArray[np.int16], features: npt.NDArray[np.float16]
+    ):
         self._images, self._ids, self._features = images, ids, features
         self.size = len(ids)
 
@@ -82,7 +84,7 @@ def make_examples(work_dir: Path, *, seed: int, size: int, processes: int | None
     images.flush()
     # The ids are written last: their presence says that the images are whole.
     np.save(stem.with_suffix(".partial.npy"), ids)
-    os.replace(stem.with_suffix(".partial.npy"), stem.with_suffix(".ids.npy"))
+    stem.with_suffix(".partial.npy").replace(stem.with_suffix(".ids.npy"))
 
 
 @torch.no_grad()
@@ -91,7 +93,9 @@ def open_examples(work_dir: Path, tokenizer: ImageTokenizer, *, seed: int, size:
     stem = work_dir / f"examples-{seed}-{size}"
     images = np.load(stem.with_suffix(".images.npy"), mmap_mode="r")
     ids = np.load(stem.with_suffix(".ids.npy"))
-    weights = b"".join(value.float().cpu().numpy().tobytes() for value in tokenizer.encoder.state_dict().values())
+    weights = b"".join(
+        value.float().cpu().numpy().tobytes() for value in tokenizer.encoder.state_dict().values()
+    )
     digest = hashlib.blake2b(weights, digest_size=6).hexdigest()
     path = work_dir / f"features-{digest}-{seed}-{size}.npy"
     if not path.exists():
@@ -101,5 +105,5 @@ def open_examples(work_dir: Path, tokenizer: ImageTokenizer, *, seed: int, size:
             some = torch.from_numpy(images[start : start + 500]).permute(0, 3, 1, 2).float() / 127.5 - 1
             parts.append(tokenizer.encode(some.to(device)).half().cpu().numpy())
         np.save(path.with_suffix(".partial.npy"), np.concatenate(parts))
-        os.replace(path.with_suffix(".partial.npy"), path)
+        path.with_suffix(".partial.npy").replace(path)
     return Examples(images, ids, np.load(path, mmap_mode="r"))

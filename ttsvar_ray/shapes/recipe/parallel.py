@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ class Rank:
     index: int
     size: int
     device: torch.device
+    parent: int | None = None
+    """Process that started the ranks; a rank that has lost it stops."""
 
     @property
     def is_first(self) -> bool:
@@ -32,6 +35,8 @@ class Rank:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks, in one message."""
+        if self.parent is not None and os.getppid() != self.parent:
+            raise SystemExit("the process that started this rank is gone")
         items = list(tensors)
         if self.size == 1 or not items:
             return
@@ -60,11 +65,9 @@ def _enter(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=index, world_size=size
-    )
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=index, world_size=size)
     try:
-        body(Rank(index=index, size=size, device=torch.device("cpu")), *args)
+        body(Rank(index=index, size=size, device=torch.device("cpu"), parent=os.getppid()), *args)
     finally:
         dist.destroy_process_group()
 
@@ -86,6 +89,6 @@ def run_ranks(body: Callable[..., None], *args: Any, ranks: int | None = None) -
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(
             _enter,
-            args=(size, os.path.join(folder, "rendezvous"), body, args),
+            args=(size, str(Path(folder) / "rendezvous"), body, args),
             nprocs=size,
         )

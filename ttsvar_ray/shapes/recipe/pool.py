@@ -39,9 +39,7 @@ class Pool:
         return chosen.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def open_pool(
-    work_dir: Path, *, seed: int = 0, size: int = 60_000, processes: int | None = None
-) -> Pool:
+def open_pool(work_dir: Path, *, seed: int = 0, size: int = 60_000, processes: int | None = None) -> Pool:
     """Return the pool under `work_dir`, rendering it first where it is missing."""
     path = work_dir / f"scenes-{seed}-{size}.npy"
     if not path.exists():
@@ -51,5 +49,5 @@ def open_pool(
             images = np.concatenate(workers.map(_render_block, blocks, chunksize=1))
         temporary = path.with_suffix(".partial.npy")
         np.save(temporary, images)
-        os.replace(temporary, path)
+        temporary.replace(path)
     return Pool(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -49,9 +48,7 @@ class Sitting:
     """The time budget of one sitting, and when to save."""
 
     def __init__(self, budget_seconds: float | None, save_every_seconds: float) -> None:
-        self._end = (
-            None if budget_seconds is None else time.monotonic() + budget_seconds
-        )
+        self._end = None if budget_seconds is None else time.monotonic() + budget_seconds
         self._save_every = save_every_seconds
         self._saved = time.monotonic()
 

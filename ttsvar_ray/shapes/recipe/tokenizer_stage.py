@@ -52,9 +52,7 @@ class TokenizerRecipe:
     seed: int = 0
 
 
-def quantize(
-    quantizer: Quantizer, features: Tensor, stop: int
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def quantize(quantizer: Quantizer, features: Tensor, stop: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Quantise features [B, d, H, W] on their residuals.
 
     Returns:
@@ -63,9 +61,7 @@ def quantize(
     residual, summed, truncated = features, torch.zeros_like(features), features
     magnitudes = []
     for scale_index in range(len(quantizer.schedule)):
-        target = F.interpolate(
-            residual, size=quantizer.map_size(scale_index), mode="area"
-        )
+        target = F.interpolate(residual, size=quantizer.map_size(scale_index), mode="area")
         magnitudes.append(target.abs().mean())
         code = torch.where(target > 0, 1.0, -1.0) * (
             quantizer.gain(scale_index) / math.sqrt(quantizer.codebook_dim)
@@ -154,9 +150,7 @@ def train_tokenizer(
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(recipe, step)
         with torch.autocast(rank.device.type, torch.bfloat16):
-            features = model.encode(
-                images.contiguous(memory_format=torch.channels_last)
-            ).float()
+            features = model.encode(images.contiguous(memory_format=torch.channels_last)).float()
             with torch.no_grad():
                 summed, truncated, magnitudes = quantize(quantizer, features, stop)
             smooth = low_pass(quantizer, features[:rows], stop)
@@ -181,17 +175,12 @@ def train_tokenizer(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         measured = torch.stack(magnitudes) * math.sqrt(width)
-        rank.average(
-            [p.grad for p in model.parameters() if p.grad is not None] + [measured]
-        )
+        rank.average([p.grad for p in model.parameters() if p.grad is not None] + [measured])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step < recipe.gains_frozen_after * recipe.steps:
             momentum = max(recipe.gain_momentum, 1 / (step + 2))
-            gains = [
-                g + momentum * (m - g)
-                for g, m in zip(gains, measured.tolist(), strict=True)
-            ]
+            gains = [g + momentum * (m - g) for g, m in zip(gains, measured.tolist(), strict=True)]
         with torch.no_grad():
             decay = min(recipe.weight_average, (step + 1) / (step + 10))
             for kept, new in zip(average.parameters(), model.parameters(), strict=True):

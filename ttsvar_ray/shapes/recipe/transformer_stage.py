@@ -126,16 +126,23 @@ def _rate(recipe: TransformerRecipe, step: int) -> float:
 
 def _optimizers(model: TextToBits, recipe: TransformerRecipe) -> list[torch.optim.Optimizer]:
     matrices = [
-        p for name, p in model.transformer.named_parameters() if name.startswith("block_chunks.") and p.ndim == 2
+        p
+        for name, p in model.transformer.named_parameters()
+        if name.startswith("block_chunks.") and p.ndim == 2
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
         torch.optim.Muon(
-            matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, ns_steps=4,
+            matrices,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            ns_steps=4,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.97)),
+        torch.optim.AdamW(
+            others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.97)
+        ),
     ]
 
 
@@ -171,7 +178,11 @@ def train_transformer(
 
     def save(step: int) -> None:
         if rank.is_first:
-            state: dict[str, Any] = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
+            state: dict[str, Any] = {
+                "model": model.state_dict(),
+                "average": average.state_dict(),
+                "step": step,
+            }
             save_checkpoint(path, {**state, "optimizers": [o.state_dict() for o in optimizers]})
 
     for step in range(first_step, recipe.steps):
@@ -194,7 +205,9 @@ def train_transformer(
                 group["lr"] = rate
         with torch.autocast(rank.device.type, torch.bfloat16):
             logits = model(batch.ids, batch.mask, dropped, inputs)
-        bit_loss = F.binary_cross_entropy_with_logits(logits.float(), torch.cat(targets, dim=1), reduction="none")
+        bit_loss = F.binary_cross_entropy_with_logits(
+            logits.float(), torch.cat(targets, dim=1), reduction="none"
+        )
         token_loss = bit_loss.mean(dim=2)
         loss = (token_loss * token_weights(batch.images, course.num_scales, recipe)).sum()
         for p in parameters:
