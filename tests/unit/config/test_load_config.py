@@ -147,8 +147,8 @@ def test_all_problems_come_at_once() -> None:
         "output.bits: expected true or false, got 7",
         "seed: expected a number, got true",
         (
-            "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, reward, "
-            "features, engine, cluster, output, seed, run_name"
+            "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, "
+            "reward, features, engine, cluster, output, seed, run_name"
         ),
     )
 
