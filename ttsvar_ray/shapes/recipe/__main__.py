@@ -16,25 +16,16 @@ from pathlib import Path
 
 from ttsvar_ray.shapes.recipe.assemble import assemble, trained_tokenizer
 from ttsvar_ray.shapes.recipe.examples import make_examples, open_examples
-from ttsvar_ray.shapes.recipe.parallel import Rank, run_ranks
+from ttsvar_ray.shapes.recipe.parallel import run_ranks
 from ttsvar_ray.shapes.recipe.pool import open_pool
 from ttsvar_ray.shapes.recipe.progress import load_checkpoint
 from ttsvar_ray.shapes.recipe.tokenizer_stage import TokenizerRecipe, train_tokenizer
-from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe, train_transformer
+from ttsvar_ray.shapes.recipe.transformer_rank import EXAMPLES_SEED, transformer_rank
+from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe
 from ttsvar_ray.shapes.reward_degrade import blur_and_noise, load_truncated_decodes
 from ttsvar_ray.shapes.reward_training import export_reward, train_reward
 
 STAGES = ("tokenizer", "transformer", "reward", "assemble")
-EXAMPLES_SEED = 0
-
-
-def _train_transformer(
-    rank: Rank, recipe: TransformerRecipe, work_dir: Path, num_examples: int, budget_seconds: float | None
-) -> None:
-    """Body of one rank: opens the shared examples, then trains."""
-    tokenizer, quantizer = trained_tokenizer(work_dir)
-    examples = open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=num_examples)
-    train_transformer(rank, recipe, quantizer, examples, work_dir, budget_seconds)
 
 
 def _is_finished(work_dir: Path, stage: str, steps: int) -> bool:
@@ -72,7 +63,7 @@ def main() -> None:
         tokenizer, _ = trained_tokenizer(work_dir)
         open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=arguments.examples)
         steps = TransformerRecipe(steps=arguments.transformer_steps)
-        run_ranks(_train_transformer, steps, work_dir, arguments.examples, budget, ranks=arguments.ranks)
+        run_ranks(transformer_rank, steps, work_dir, arguments.examples, budget, ranks=arguments.ranks)
         if not _is_finished(work_dir, "transformer", steps.steps):
             raise SystemExit("transformer: budget used up; the same command goes on")
     if "reward" in wanted:

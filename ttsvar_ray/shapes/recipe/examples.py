@@ -102,7 +102,9 @@ def open_examples(work_dir: Path, tokenizer: ImageTokenizer, *, seed: int, size:
         device = next(tokenizer.parameters()).device
         parts = []
         for start in range(0, size, 500):
-            some = torch.from_numpy(images[start : start + 500]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            some = (
+                torch.from_numpy(images[start : start + 500].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+            )
             parts.append(tokenizer.encode(some.to(device)).half().cpu().numpy())
         np.save(path.with_suffix(".partial.npy"), np.concatenate(parts))
         path.with_suffix(".partial.npy").replace(path)

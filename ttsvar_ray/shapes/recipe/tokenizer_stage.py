@@ -36,7 +36,7 @@ from ttsvar_ray.shapes.recipe.progress import (
 class TokenizerRecipe:
     """Hyper-parameters; the learning rate decays to zero over `steps`."""
 
-    steps: int = 9000
+    steps: int = 3200
     batch: int = 48
     """Images a step and rank."""
     learning_rate: float = 1.5e-3

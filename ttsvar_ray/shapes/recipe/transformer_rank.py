@@ -1,0 +1,21 @@
+"""The body of one rank of the transformer stage; a module of its own, so that spawned processes find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ttsvar_ray.shapes.recipe.assemble import trained_tokenizer
+from ttsvar_ray.shapes.recipe.examples import open_examples
+from ttsvar_ray.shapes.recipe.parallel import Rank
+from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe, train_transformer
+
+EXAMPLES_SEED = 0
+
+
+def transformer_rank(
+    rank: Rank, recipe: TransformerRecipe, work_dir: Path, num_examples: int, budget_seconds: float | None
+) -> None:
+    """Open the examples that all ranks share, then train."""
+    tokenizer, quantizer = trained_tokenizer(work_dir)
+    examples = open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=num_examples)
+    train_transformer(rank, recipe, quantizer, examples, work_dir, budget_seconds)
