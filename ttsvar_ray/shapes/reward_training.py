@@ -60,6 +60,7 @@ class RewardRecipe:
     noun_weight: float = 0.5
     weight_average: float = 0.995
     measure_every: int = 400
+    measure_images: int = 300
     seed: int = 0
 
 
@@ -175,7 +176,7 @@ def train_reward(
             point = {name: round(getattr(parts, name).item(), 4) for name in LossParts.__dataclass_fields__}
             curve.add(step=step, images=(step + 1) * recipe.batch, **point)
         if (step and step % recipe.measure_every == 0) or last:
-            curve.add(step=step, **_measured(average, degrade))
+            curve.add(step=step, **_measured(average, degrade, recipe.measure_images))
         if last or sitting.is_over() or sitting.save_is_due():
             save(step + 1)
         if sitting.is_over() and not last:
@@ -244,10 +245,10 @@ def export_reward(
     reward.save(directory, dtype=torch.float16)
 
 
-def _measured(average: RewardTrainer, degrade: Degrade) -> dict[str, float]:
+def _measured(average: RewardTrainer, degrade: Degrade, images: int) -> dict[str, float]:
     """Return the pair accuracies that the learning curve holds."""
-    clean = pair_accuracy(average, seed=1, images=300, degrade=None)
-    hard = pair_accuracy(average, seed=1, images=300, degrade=degrade)
+    clean = pair_accuracy(average, seed=1, images=images, degrade=None)
+    hard = pair_accuracy(average, seed=1, images=images, degrade=degrade)
     return {f"clean_{kind}": value for kind, value in clean.items()} | {
         f"degraded_{kind}": value for kind, value in hard.items()
     }
@@ -285,8 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the reward of the built-in model.")
     parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
     parser.add_argument("--budget-seconds", type=float, default=None, help="length of this sitting")
-    parser.add_argument("--steps", type=int, default=RewardRecipe.steps)
-    parser.add_argument("--seed", type=int, default=RewardRecipe.seed)
+    parser.add_argument("--steps", type=int, default=RewardRecipe().steps)
+    parser.add_argument("--seed", type=int, default=RewardRecipe().seed)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from ttsvar_ray.features.principal_component import (
 )
 from ttsvar_ray.features.registry import build_extractor, load_backbone
 
-DATA = Path(__file__).parents[1] / "data" / "rewards"
+DATA = Path(__file__).parents[2] / "data" / "rewards"
 CHECKPOINT = DATA / "dinov2_reg" / "dinov2_vitl14_reg4_pretrain.pth"
 REDUCED_HEAD_WIDTH = 16
 

@@ -24,7 +24,7 @@ from ttsvar_ray.rewards.image_reward_checkpoint import convert, read_published, 
 from ttsvar_ray.rewards.pixels import shorter_side_centre_crop
 from ttsvar_ray.rewards.registry import build_reward
 
-DATA = Path(__file__).parents[1] / "data" / "rewards"
+DATA = Path(__file__).parents[2] / "data" / "rewards"
 REFERENCE = json.loads((DATA / "imagereward" / "ref.json").read_text())
 
 REDUCED = replace(
