@@ -68,7 +68,8 @@ def cluster_survivors(
 def _normalised(features: npt.NDArray[np.floating]) -> Float64Array:
     """Return float64 points scaled to at most 1: clusters are the same, and squares cannot overflow."""
     points = np.asarray(features, dtype=np.float64)
-    assert points.ndim == 2 and points.size, f"expected [population, feature_dim], got {points.shape}"
+    assert points.ndim == 2, f"expected [population, feature_dim], got {points.shape}"
+    assert points.size, "expected at least one trajectory and one feature"
     if not np.isfinite(points).all():
         slots = np.flatnonzero(~np.isfinite(points).all(axis=1)).tolist()
         raise FeatureError(

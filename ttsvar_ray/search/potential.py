@@ -63,7 +63,8 @@ def log_potentials(
         overflows, and one NaN makes every other trajectory equally likely.
     """
     history = np.asarray(reward_history, dtype=np.float64)
-    assert history.ndim == 2 and history.shape[1] >= 1, f"expected [population, >=1], got {history.shape}"
+    assert history.ndim == 2, f"expected [population, scored_so_far], got {history.shape}"
+    assert history.shape[1] >= 1, "expected the score of the resampling scale, got no scores"
     if not np.isfinite(history).all():
         slots = np.flatnonzero(~np.isfinite(history).all(axis=1)).tolist()
         raise RewardError(

@@ -80,7 +80,8 @@ def effective_sample_size(log_weights: Float64Array) -> float:
 def _shifted_weights(log_weights: Float64Array) -> Float64Array:
     """Return weights with maximum 1: a common factor, so nothing overflows and nothing else changes."""
     log_weights = np.asarray(log_weights, dtype=np.float64)
-    assert log_weights.ndim == 1 and log_weights.size >= 1, f"expected [population], got {log_weights.shape}"
+    assert log_weights.ndim == 1, f"expected [population], got {log_weights.shape}"
+    assert log_weights.size >= 1, "expected at least one trajectory"
     if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
         raise RewardError("log_weights: expected numbers below infinity, got NaN or +inf; fix the reward.")
     highest = log_weights.max()

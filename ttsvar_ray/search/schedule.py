@@ -67,11 +67,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1
-        assert last >= 0 and len(self.survivors_after) == last + 1 and self.survivors_after[-1] >= 1
+        assert last >= 0
+        assert len(self.survivors_after) == last + 1
+        assert self.survivors_after[-1] >= 1
         scales = [selection.scale_index for selection in self.selections]
-        assert scales == sorted(set(scales)) and all(0 <= scale < last for scale in scales)
+        assert scales == sorted(set(scales))
+        assert all(0 <= scale < last for scale in scales)
         assert all(self.survivors_after[s.scale_index] == s.survivors for s in self.selections)
-        assert list(self.scored_scales) == sorted(set(self.scored_scales)) and last in self.scored_scales
+        assert list(self.scored_scales) == sorted(set(self.scored_scales))
+        assert last in self.scored_scales
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
         assert set(falls) <= set(scales)
         assert all(self.survivors_after[k] < self.population_before[k] for k in falls)

@@ -68,7 +68,8 @@ def select(
     scale_index = selection.scale_index
     population = plan.population_before[scale_index]
     if selection.kind is SelectionKind.CLUSTER:
-        assert features is not None and len(features) == population
+        assert features is not None
+        assert len(features) == population
         seed = integer_seed(run_seed, prompt_key, scale_index, POPULATION_SLOT, Purpose.CLUSTER)
         ancestor_index, labels = cluster_survivors(features, selection.survivors, seed, plan.cluster_restarts)
         return SelectionOutcome(

@@ -125,7 +125,8 @@ def compile_plan(
         problems += batch_schedule_problems(num_scales, batch_schedule, clusters, resamples)
     if problems:
         raise ConfigurationError(problems)
-    assert potential_kind is not None and scheme_kind is not None
+    assert potential_kind is not None
+    assert scheme_kind is not None
 
     if name is not Strategy.TTS_VAR:
         schedule = (1,) * num_scales
@@ -241,5 +242,5 @@ def _unread_settings(strategy: Strategy, given: Mapping[str, object], readable: 
         f"{setting}: this {strategy.value} plan would not read it, got {value}; remove it, or use a strategy "
         f"or selection scales that do."
         for setting, value in given.items()
-        if value is not None and value != () and value != [] and setting not in readable
+        if value is not None and value not in ((), []) and setting not in readable
     ]

@@ -42,11 +42,11 @@ def selection_scale_problems(
                 )
             elif scale in scales[:position]:
                 problems.append(f"{where}: scale {scale} is listed twice; remove one.")
-    for scale in sorted({s for s in cluster_scales if is_whole_number(s)} & set(resample_scales)):
-        problems.append(
-            f"cluster_scales and resample_scales: both name scale {scale}, and a scale has at most one "
-            f"selection; remove it from one of them."
-        )
+    problems += [
+        f"cluster_scales and resample_scales: both name scale {scale}, and a scale has at most one "
+        f"selection; remove it from one of them."
+        for scale in sorted({s for s in cluster_scales if is_whole_number(s)} & set(resample_scales))
+    ]
     return problems
 
 

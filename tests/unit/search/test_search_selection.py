@@ -1,0 +1,93 @@
+"""One selection over a population: what it reads, what it records, and which streams it draws from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ttsvar_ray.errors import RewardError
+from ttsvar_ray.search.lineage import compose, trace
+from ttsvar_ray.search.selection import SelectionOutcome, rank_images, select
+from ttsvar_ray.search.strategy import compile_plan
+
+SCHEDULE = tuple((side, side) for side in range(1, 14))
+NO_HISTORY = np.empty((16, 0))
+
+
+def _clustered(run_seed: int = 0, prompt_key: str = "a#0") -> SelectionOutcome:
+    plan = compile_plan(scale_schedule=SCHEDULE, n=2, cluster_restarts=1)
+    features = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    return select(
+        plan,
+        plan.selections[0],
+        features=features,
+        reward_history=NO_HISTORY,
+        run_seed=run_seed,
+        prompt_key=prompt_key,
+    )
+
+
+def _resampled(run_seed: int = 0, prompt_key: str = "a#0", lambda_: float = 10.0) -> SelectionOutcome:
+    plan = compile_plan(scale_schedule=SCHEDULE, strategy="importance", n=16, lambda_=lambda_)
+    rewards = np.linspace(-1.0, 1.0, 16, dtype=np.float32)[:, None]
+    return select(
+        plan,
+        plan.selections[0],
+        features=None,
+        reward_history=rewards,
+        run_seed=run_seed,
+        prompt_key=prompt_key,
+    )
+
+
+def test_a_clustering_keeps_distinct_slots_and_says_which_cluster() -> None:
+    outcome = _clustered()
+    assert len(set(outcome.ancestor_index.tolist())) == 12
+    assert outcome.labels.shape == (16,)
+    assert outcome.log_weights.shape == (0,)
+    assert np.isnan(outcome.ess)
+
+
+def test_a_resampling_records_weights_and_effective_sample_size() -> None:
+    outcome = _resampled()
+    np.testing.assert_allclose(outcome.log_weights, 10.0 * np.linspace(-1.0, 1.0, 16), rtol=1e-6)
+    assert 1.0 < outcome.ess < 16.0
+    assert outcome.labels.shape == (0,)
+    assert (np.diff(outcome.ancestor_index) >= 0).all()
+    assert _resampled(lambda_=0.0).ess == pytest.approx(16.0)
+
+
+def test_selections_are_named_by_seed_and_prompt() -> None:
+    np.testing.assert_array_equal(_resampled().ancestor_index, _resampled().ancestor_index)
+    np.testing.assert_array_equal(_clustered().ancestor_index, _clustered().ancestor_index)
+    for outcome in (_resampled, _clustered):
+        chosen = {tuple(outcome(run_seed=seed).ancestor_index) for seed in range(8)}
+        chosen |= {tuple(outcome(prompt_key=key).ancestor_index) for key in "bcdefgh"}
+        assert len(chosen) > 4
+
+
+def test_history_columns_are_those_scored_up_to_the_selection() -> None:
+    plan = compile_plan(scale_schedule=SCHEDULE, strategy="importance", n=2, potential="diff", lambda_=1000)
+    assert plan.scored_scales == (5, 6, 8, 9, 12)
+    # by DIFF slot 0 gained at scale 9, though slot 1 is better in every score
+    history = np.array([[0.0, 0.0, 0.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
+    outcome = select(
+        plan, plan.selections[1], features=None, reward_history=history, run_seed=0, prompt_key="a#0"
+    )
+    assert outcome.ancestor_index.tolist() == [0, 0]
+    with pytest.raises(AssertionError):
+        select(plan, plan.selections[0], features=None, reward_history=history, run_seed=0, prompt_key="a#0")
+
+
+def test_images_are_ranked_by_reward_then_slot() -> None:
+    assert rank_images([0.5, 2.0, 0.5, 2.0, -1.0]).tolist() == [1, 3, 0, 2, 4]
+    assert rank_images(np.array([0.0, -0.0], dtype=np.float32)).tolist() == [0, 1]
+    with pytest.raises(RewardError, match=r"slots \[1\]"):
+        rank_images([0.0, float("nan")])
+
+
+def test_lineage_by_hand() -> None:
+    ancestor_indices = [[0, 3, 5, 7], [1, 1, 2], [2, 0]]
+    np.testing.assert_array_equal(trace(ancestor_indices, 2), [[5, 3], [2, 1], [2, 0], [0, 1]])
+    assert compose([0, 3, 5, 7], compose([1, 1, 2], [2, 0])).tolist() == [5, 3]
+    assert trace([], 3).tolist() == [[0, 1, 2]]
