@@ -56,23 +56,15 @@ class Conditioning:
             values=tuple(v.index_select(1, texts) for v in self.values),
         )
 
-    @staticmethod
-    def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-        """Stack the texts of several conditionings of the same model."""
-        if len(parts) == 1:
-            return parts[0]
-        return Conditioning(
-            pooled=torch.cat([p.pooled for p in parts], dim=1),
-            block_modulation=torch.cat([p.block_modulation for p in parts], dim=1),
-            head_modulation=torch.cat([p.head_modulation for p in parts], dim=1),
-            text_mask=torch.cat([p.text_mask for p in parts], dim=0),
-            keys=tuple(torch.cat(layer, dim=1) for layer in zip(*(p.keys for p in parts), strict=True)),
-            values=tuple(torch.cat(layer, dim=1) for layer in zip(*(p.values for p in parts), strict=True)),
-        )
 
+def rows_of(parts: Sequence[Tensor], text_rows: Tensor | None) -> Tensor:
+    """Spread texts [S, P_i, ...] of some parts over trajectories: [S * B, ...].
 
-def rows_of(per_text: Tensor, text_rows: Tensor | None) -> Tensor:
-    """Spread [S, P, ...] over trajectories: [S * B, ...]; None means that trajectory b has text b."""
+    Args:
+        parts: the texts of all parts are counted through.
+        text_rows: int64 [B], the text of each trajectory; None means that trajectory b has text b.
+    """
+    per_text = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
     if text_rows is not None:
         per_text = per_text.index_select(1, text_rows)
     return per_text.flatten(0, 1)

@@ -35,6 +35,6 @@ def rope_table(size: tuple[int, int], grid: tuple[int, int], head_dim: int) -> T
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (0, 1), (2, 3), ... of x float32 [..., n, heads, head_dim] by table [n, head_dim / 2]."""
+    """Rotate the pairs (0, 1), (2, 3), ... of x float32 [..., n, heads, head_dim] by `rope_table`."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * table[:, None, :]).flatten(-2)

@@ -13,7 +13,7 @@ n tokens of a scale, C width, P texts, T padded text length. The residual stream
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ from ttsvar_ray.types import ScaleSchedule
 NORM_EPS = 1e-6
 TextMemory = tuple[Tensor, Tensor, Tensor]
 """Cross-attention keys and values [R, H, T, D] and mask bool [R, 1, 1, T] of one layer."""
+
+Observe = Callable[[str, Tensor], None]
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -290,45 +292,60 @@ class InfinityTransformer(nn.Module):
         features: Tensor | None,
         scale_index: int,
         cache: KVCache,
-        conditioning: Conditioning,
+        conditioning: Conditioning | Sequence[Conditioning],
         text_rows: Tensor | None = None,
+        *,
+        observe: Observe | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run one scale of B trajectories.
 
         Args:
-            features: float32 [B, n, bits_per_token], the summed feature map at this scale's size; None at scale 0.
+            features: float32 [B, n, bits_per_token], the summed feature map at this scale's size; None at
+                scale 0.
             scale_index: the scale to run; the cache holds all scales before it.
             cache: keys and values so far (`KVCache()` at scale 0).
-            conditioning: of P texts.
+            conditioning: of P texts, or several whose texts are counted through. Several are joined layer by
+                layer, since the keys of all layers and texts at once would fill memory.
             text_rows: int64 [B], the text of each trajectory; None means B = P, in order.
+            observe: called with "x0", "block{i}" [R, n, C] and "keys{i}", "values{i}" [S, B, H, L, D] of each
+                block, to compare with another implementation.
 
         Returns:
             Raw logits float32 [S, B, n, 2 * bits_per_token] (entries 2j and 2j + 1 belong to bit j being 0
             and 1), and the extended cache. The last scale's cache is returned unextended: nothing reads it.
         """
-        streams = conditioning.num_streams
-        pooled = rows_of(conditioning.pooled, text_rows)
+        parts = (conditioning,) if isinstance(conditioning, Conditioning) else tuple(conditioning)
+        streams = parts[0].num_streams
+        pooled = rows_of([part.pooled for part in parts], text_rows)
         if features is None:
             x = self.first_tokens(pooled)
         else:
             x = self.word_embed(features).float().repeat(streams, 1, 1)
         x = x + self.lvl_embed.weight[scale_index].float()
-        mask = rows_of(conditioning.text_mask.expand(streams, -1, -1), text_rows)[:, None, None, :]
-        shared = rows_of(conditioning.block_modulation, text_rows)
+        mask = rows_of([part.text_mask.expand(streams, -1, -1) for part in parts], text_rows)[
+            :, None, None, :
+        ]
+        shared = rows_of([part.block_modulation for part in parts], text_rows)
         rope = self.rope(scale_index)
         is_last = scale_index == len(self.scale_schedule) - 1
         layers: list[LayerCache] = []
+        if observe:
+            observe("x0", x)
         for index, block in enumerate(self.blocks):
             memory = (
-                rows_of(conditioning.keys[index], text_rows),
-                rows_of(conditioning.values[index], text_rows),
+                rows_of([part.keys[index] for part in parts], text_rows),
+                rows_of([part.values[index] for part in parts], text_rows),
                 mask,
             )
             earlier = cache.layers[index] if cache.layers else None
             x, layer = block.step(x, earlier, memory, shared, rope, streams=streams)
+            if observe:
+                observe(f"block{index}", x)
+                observe(f"keys{index}", layer.keys)
+                observe(f"values{index}", layer.values)
             if not is_last:
                 layers.append(layer)
-        logits = self.predict(x, rows_of(conditioning.head_modulation, text_rows))
+        logits = self.predict(x, rows_of([part.head_modulation for part in parts], text_rows))
         return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
 
     def forward_all(

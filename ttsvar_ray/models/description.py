@@ -1,0 +1,114 @@
+"""What a model directory says about itself in config.json, read without touching weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.types import ScaleSchedule
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "config.json"
+REQUIRED_KEYS = frozenset(
+    {"format_version", "family", "name", "transformer", "tokenizer", "scale_schedule", "sampling"}
+)
+OPTIONAL_KEYS = frozenset({"text", "plan", "reward", "features"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """One model directory, as its config.json has it.
+
+    Attributes:
+        path: the directory.
+        name: written to the output rows.
+        family: which builder reads the rest.
+        scale_schedule: (h, w) tokens of each scale.
+        bits_per_token: bits in one token.
+        image_height, image_width: pixels of a fully decoded image.
+        sampling: the model's own sampling settings.
+        plan: the model's own search settings, with the names of the job's `strategy` section; may be empty.
+        reward_name, reward_path: the model's own reward, if it has one.
+        extractor, backbone_path: the model's own features, if it has some.
+        transformer, tokenizer, text: the family's sections, as written.
+    """
+
+    path: Path
+    name: str
+    family: str
+    scale_schedule: ScaleSchedule
+    bits_per_token: int
+    image_height: int
+    image_width: int
+    sampling: SamplingSettings
+    plan: Mapping[str, Any]
+    reward_name: str | None
+    reward_path: Path | None
+    extractor: str | None
+    backbone_path: Path | None
+    transformer: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    text: Mapping[str, Any]
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.scale_schedule)
+
+
+def read_description(path: Path) -> ModelDescription:
+    """Read `path`/config.json.
+
+    Raises:
+        CheckpointError: no such file, not JSON, keys missing or unknown, or another format version.
+    """
+    file = path / CONFIG_NAME
+    if not file.is_file():
+        raise CheckpointError(f"{path}: not a model directory, {CONFIG_NAME} is missing")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: expected an object, found {type(values).__name__}")
+    problems = [f"missing key {key!r}" for key in sorted(REQUIRED_KEYS - values.keys())]
+    problems += [f"unknown key {key!r}" for key in sorted(values.keys() - REQUIRED_KEYS - OPTIONAL_KEYS)]
+    if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        problems.append(f"format_version: expected {FORMAT_VERSION}, got {values['format_version']}")
+    if problems:
+        raise CheckpointError(f"{file}: " + "; ".join(problems))
+    schedule = tuple((int(height), int(width)) for height, width in values["scale_schedule"])
+    tokenizer, reward, features = values["tokenizer"], values.get("reward", {}), values.get("features", {})
+    cells = 2 if tokenizer.get("spatial_patchify", False) else 1
+    pixels = cells * tokenizer.get("pixel_shuffle", 1) * 2 ** (len(tokenizer["encoder_multipliers"]) - 1)
+    sampling = values["sampling"]
+    return ModelDescription(
+        path=path,
+        name=str(values["name"]),
+        family=str(values["family"]),
+        scale_schedule=schedule,
+        bits_per_token=int(values["transformer"]["bits_per_token"]),
+        image_height=schedule[-1][0] * pixels,
+        image_width=schedule[-1][1] * pixels,
+        sampling=SamplingSettings(
+            guidance=per_scale("guidance", sampling["guidance"], len(schedule)),
+            temperature=per_scale("temperature", sampling["temperature"], len(schedule)),
+            top_p=float(sampling["top_p"]),
+        ),
+        plan=values.get("plan", {}),
+        reward_name=reward.get("name"),
+        reward_path=_inside(path, reward.get("path")),
+        extractor=features.get("extractor"),
+        backbone_path=_inside(path, features.get("backbone")),
+        transformer=values["transformer"],
+        tokenizer=tokenizer,
+        text=values.get("text", {}),
+    )
+
+
+def _inside(path: Path, relative: str | None) -> Path | None:
+    return None if relative is None else path / relative

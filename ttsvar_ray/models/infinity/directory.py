@@ -1,0 +1,220 @@
+"""An Infinity model directory: config.json, two weight files and a text encoder.
+
+config.json                 `models/description.py`
+transformer.safetensors     published names
+tokenizer.safetensors       published names
+text_encoder/               a transformers T5 encoder with its tokenizer
+reward/                     optional, named by config.json
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, ModelDescription
+from ttsvar_ray.models.infinity.checkpoint import (
+    Weights,
+    load_strict,
+    read_weights,
+    save_weights,
+    tokenizer_keys,
+    transformer_keys,
+)
+from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
+from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
+from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.types import ScaleSchedule
+
+FAMILY = "infinity"
+TRANSFORMER_WEIGHTS = "transformer.safetensors"
+TOKENIZER_WEIGHTS = "tokenizer.safetensors"
+TEXT_ENCODER = "text_encoder"
+
+_QUANTIZER_KEYS = ("spatial_patchify", "gains", "downsample")
+
+
+def parse_tokenizer(values: Mapping[str, Any], schedule: ScaleSchedule) -> tuple[TokenizerConfig, Quantizer]:
+    """Read the tokenizer section of config.json.
+
+    Raises:
+        ConfigurationError: unknown or absent keys.
+    """
+    names = {field.name for field in dataclasses.fields(TokenizerConfig)}
+    problems = [
+        f"tokenizer.{key}: unknown key; remove it" for key in values if key not in {*names, *_QUANTIZER_KEYS}
+    ]
+    if "codebook_dim" not in values:
+        problems.append("tokenizer.codebook_dim: missing; add it")
+    if problems:
+        raise ConfigurationError(problems)
+    own = {key: value for key, value in values.items() if key in names}
+    for key in ("encoder_multipliers", "decoder_multipliers"):
+        if key in own:
+            own[key] = tuple(own[key])
+    own["norm"] = Norm(own.get("norm", Norm.GROUP))
+    own["activation"] = Activation(own.get("activation", Activation.SWISH))
+    quantizer = Quantizer(
+        codebook_dim=own["codebook_dim"],
+        schedule=schedule,
+        spatial_patchify=bool(values.get("spatial_patchify", False)),
+        gains=tuple(float(gain) for gain in values.get("gains", ())),
+        downsample=Downsample(values.get("downsample", Downsample.BILINEAR)),
+    )
+    return TokenizerConfig(**own), quantizer
+
+
+def tokenizer_section(config: TokenizerConfig, quantizer: Quantizer) -> dict[str, Any]:
+    """Return the tokenizer section of config.json; `parse_tokenizer` reads it."""
+    section = dataclasses.asdict(config)
+    section |= {"norm": config.norm.value, "activation": config.activation.value}
+    section |= {
+        "spatial_patchify": quantizer.spatial_patchify,
+        "gains": list(quantizer.gains),
+        "downsample": quantizer.downsample.value,
+    }
+    return section
+
+
+def build_transformer(
+    config: TransformerConfig,
+    schedule: ScaleSchedule,
+    weights: Weights,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str,
+) -> InfinityTransformer:
+    """Return a transformer in evaluation mode: blocks in `dtype`, the small rest in float32.
+
+    Nothing is initialised only to be overwritten, and no weight is held twice.
+    """
+    with torch.device("meta"):
+        transformer = InfinityTransformer(config, schedule)
+    placed = {
+        key: value.to(device, dtype if key.startswith("block_chunks.") else torch.float32)
+        for key, value in transformer_keys(weights, text_max_length=config.text_max_length).items()
+    }
+    load_strict(transformer, placed, source=source)
+    transformer.to(device)
+    return transformer.requires_grad_(False).eval()
+
+
+def build_tokenizer(
+    config: TokenizerConfig, weights: Weights, *, device: torch.device, source: str
+) -> ImageTokenizer:
+    """Return a tokenizer in evaluation mode, in float32."""
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(config)
+    placed = {key: value.to(device, torch.float32) for key, value in tokenizer_keys(weights).items()}
+    load_strict(tokenizer, placed, source=source)
+    return tokenizer.requires_grad_(False).eval()
+
+
+def load_infinity(
+    description: ModelDescription,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    sampling: SamplingSettings,
+) -> InfinityModel:
+    """Load the model of a directory.
+
+    The text encoder runs in float32, or in float16 beside bfloat16 blocks on a GPU, as published.
+
+    Raises:
+        CheckpointError: files missing, or weights that do not fit config.json.
+    """
+    folder = description.path
+    try:
+        config = TransformerConfig.from_json(description.transformer)
+        tokenizer_config, quantizer = parse_tokenizer(description.tokenizer, description.scale_schedule)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from error
+    text_dtype = torch.float16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
+    return InfinityModel(
+        name=description.name,
+        transformer=build_transformer(
+            config,
+            description.scale_schedule,
+            read_weights(folder / TRANSFORMER_WEIGHTS),
+            device=device,
+            dtype=dtype,
+            source=str(folder / TRANSFORMER_WEIGHTS),
+        ),
+        tokenizer=build_tokenizer(
+            tokenizer_config,
+            read_weights(folder / TOKENIZER_WEIGHTS),
+            device=device,
+            source=str(folder / TOKENIZER_WEIGHTS),
+        ),
+        quantizer=quantizer,
+        text_encoder=T5TextEncoder.load(
+            folder / description.text.get("path", TEXT_ENCODER),
+            max_length=config.text_max_length,
+            device=device,
+            dtype=text_dtype,
+        ),
+        sampling=sampling,
+    )
+
+
+def save_infinity(
+    path: Path,
+    *,
+    name: str,
+    transformer: InfinityTransformer,
+    tokenizer: ImageTokenizer,
+    quantizer: Quantizer,
+    text_model: Any,
+    text_tokenizer: Any,
+    sampling: Mapping[str, Any],
+    dtype: torch.dtype,
+    plan: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory that `load_infinity` reads.
+
+    Args:
+        path: the directory; made if absent, files of the same names are replaced.
+        name: the model's name in output rows.
+        transformer, tokenizer, quantizer: the trained model.
+        text_model, text_tokenizer: a transformers `T5EncoderModel` and its tokenizer.
+        sampling: guidance and temperature (one number or one per scale) and top_p.
+        dtype: of all weights on disk.
+        plan: the model's own search settings, named as in the job's `strategy` section.
+        reward: {"name", "path" relative to the directory}.
+        features: {"extractor", "backbone" relative to the directory}.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    save_weights(transformer, path / TRANSFORMER_WEIGHTS, dtype=dtype)
+    save_weights(tokenizer, path / TOKENIZER_WEIGHTS, dtype=dtype)
+    copy.deepcopy(text_model).to(dtype).save_pretrained(path / TEXT_ENCODER)
+    text_tokenizer.save_pretrained(path / TEXT_ENCODER)
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "family": FAMILY,
+        "name": name,
+        "transformer": transformer.config.to_json(),
+        "tokenizer": tokenizer_section(tokenizer.config, quantizer),
+        "text": {"path": TEXT_ENCODER},
+        "scale_schedule": [list(size) for size in transformer.scale_schedule],
+        "sampling": dict(sampling),
+    }
+    for key, section in (("plan", plan), ("reward", reward), ("features", features)):
+        if section is not None:
+            config[key] = dict(section)
+    # Last, so that an interrupted save is not taken for a model.
+    (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""The state of some trajectories between two scales: a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttsvar_ray.models.infinity.conditioning import Conditioning
+from ttsvar_ray.models.kv_cache import KVCache
+
+EncodedText = tuple[Conditioning, ...]
+"""One conditioning of a single text per prompt; shared by reference between states."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfinityState:
+    """B trajectories, possibly of several texts, before the same scale.
+
+    Attributes:
+        texts: conditioning of each text that some trajectory has.
+        text_rows: the text of each trajectory, indices into `texts`.
+        summed: float32 [B, d, H, W], the feature map that the finished scales add up to.
+        cache: keys and values of the finished scales.
+        bits: uint8 [B, n, D] of each finished scale, on the model's device.
+    """
+
+    texts: EncodedText
+    text_rows: tuple[int, ...]
+    summed: Tensor
+    cache: KVCache
+    bits: tuple[Tensor, ...] = ()
+
+    @property
+    def scale_index(self) -> int:
+        return len(self.bits)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.text_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the trajectories themselves; the shared conditioning is not counted."""
+        own = (self.summed, *self.bits)
+        return self.cache.nbytes + sum(t.numel() * t.element_size() for t in own)
+
+    def gather(self, rows: Sequence[int]) -> InfinityState:
+        """Select and repeat trajectories; texts that nobody has any more are let go."""
+        if list(rows) == list(range(self.num_rows)):
+            return self
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self.summed.device)
+        used = dict.fromkeys(self.text_rows[row] for row in rows)
+        place = {text: position for position, text in enumerate(used)}
+        return InfinityState(
+            texts=tuple(self.texts[text] for text in used),
+            text_rows=tuple(place[self.text_rows[row]] for row in rows),
+            summed=self.summed.index_select(0, index),
+            cache=self.cache.gather(index),
+            bits=tuple(scale.index_select(0, index) for scale in self.bits),
+        )
+
+    @staticmethod
+    def concatenate(states: Sequence[InfinityState]) -> InfinityState:
+        """Stack trajectories before the same scale; a text that states share is kept once.
+
+        Raises:
+            ValueError: no states, or states before different scales.
+        """
+        scales = sorted({state.scale_index for state in states})
+        if len(scales) != 1:
+            raise ValueError(f"states: expected some before one common scale, got scales {scales}")
+        places: dict[int, int] = {}
+        texts: list[Conditioning] = []
+        text_rows: list[int] = []
+        for state in states:
+            for text in state.texts:
+                if id(text) not in places:
+                    places[id(text)] = len(texts)
+                    texts.append(text)
+            text_rows += [places[id(state.texts[row])] for row in state.text_rows]
+        return InfinityState(
+            texts=tuple(texts),
+            text_rows=tuple(text_rows),
+            summed=torch.cat([state.summed for state in states]),
+            cache=KVCache.concatenate([state.cache for state in states]),
+            bits=tuple(torch.cat(scale) for scale in zip(*(state.bits for state in states), strict=True)),
+        )
