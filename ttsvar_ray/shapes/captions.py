@@ -7,6 +7,7 @@ gives the claims back, so an image can be judged from the text alone.
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -251,30 +252,30 @@ def true_captions(scene: Scene) -> list[Caption]:
     """Return every caption of the shortest wording that a scene of this world makes true, as GenEval judges.
 
     Useful to re-draw the caption of one scene; unlike `sample_example`, the scene may show more than is said.
+    A colour is only claimed where all objects of the shape have it, and a relation only between objects that
+    are alone of their shape, for GenEval looks at the most certain object of a class and at no other.
     """
     found: list[Caption] = []
     shapes = [item.shape for item in scene.objects]
+    colored: dict[Shape, Claim] = {}
     for shape in dict.fromkeys(shapes):
         found.append(write_caption(Kind.SINGLE_OBJECT, (Claim(count=1, shape=shape),)))
         if shapes.count(shape) in COUNT_WORDS:
             found.append(write_caption(Kind.COUNTING, (Claim(count=shapes.count(shape), shape=shape),)))
-    colored = [Claim(count=1, shape=item.shape, color=item.color) for item in scene.objects]
-    found.extend(write_caption(Kind.COLORS, (claim,)) for claim in colored)
-    for a in scene.objects:
-        for b in scene.objects:
-            if a.shape is b.shape:
-                continue
-            bare = (Claim(count=1, shape=a.shape), Claim(count=1, shape=b.shape))
-            found.append(write_caption(Kind.TWO_OBJECT, bare))
-            relation = clear_relation(a, b)
-            if relation is not None and shapes.count(a.shape) == shapes.count(b.shape) == 1:
-                found.append(write_caption(Kind.POSITION, bare, relation))
-            if a.color is not b.color:
-                pair = (
-                    Claim(count=1, shape=a.shape, color=a.color),
-                    Claim(count=1, shape=b.shape, color=b.color),
-                )
-                found.append(write_caption(Kind.COLOR_ATTR, pair))
+        colors = {item.color for item in scene.objects if item.shape is shape}
+        if len(colors) == 1:
+            colored[shape] = Claim(count=1, shape=shape, color=colors.pop())
+            found.append(write_caption(Kind.COLORS, (colored[shape],)))
+    for a, b in itertools.permutations(scene.objects, 2):
+        if a.shape is b.shape:
+            continue
+        pair = (Claim(count=1, shape=a.shape), Claim(count=1, shape=b.shape))
+        found.append(write_caption(Kind.TWO_OBJECT, pair))
+        relation = clear_relation(a, b)
+        if relation is not None and shapes.count(a.shape) == shapes.count(b.shape) == 1:
+            found.append(write_caption(Kind.POSITION, pair, relation))
+        if a.color is not b.color and a.shape in colored and b.shape in colored:
+            found.append(write_caption(Kind.COLOR_ATTR, (colored[a.shape], colored[b.shape])))
     return list(dict.fromkeys(found))
 
 

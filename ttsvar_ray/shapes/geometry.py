@@ -54,7 +54,8 @@ def signed_distance(shape: Shape, x: FloatArray, y: FloatArray) -> FloatArray:
         return np.asarray(np.abs(np.hypot(x, y) - RING_MIDLINE) - RING_HALF_WIDTH)
     if shape is Shape.MOON:
         left = x - MOON_SHIFT
-        return np.maximum(np.hypot(left, y) - MOON_OUTER, MOON_INNER - np.hypot(left - MOON_OFFSET, y))
+        outer, inner = np.hypot(left, y) - MOON_OUTER, MOON_INNER - np.hypot(left - MOON_OFFSET, y)
+        return np.asarray(np.maximum(outer, inner))
     horizontal, vertical = np.abs(x), np.abs(y)
     if shape is Shape.BAR:
         return np.maximum(horizontal - BAR_LENGTH, vertical - BAR_HALF_WIDTH)
@@ -64,7 +65,7 @@ def signed_distance(shape: Shape, x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def _outline(shape: Shape) -> npt.NDArray[np.float64]:
-    """Return points of the outer outline of a shape, float64 [num_points, 2]."""
+    """Return points of the outer outline of a shape that span its convex hull, float64 [num_points, 2]."""
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     unit = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     if shape is Shape.CIRCLE:
@@ -72,9 +73,9 @@ def _outline(shape: Shape) -> npt.NDArray[np.float64]:
     if shape is Shape.RING:
         return unit * (RING_MIDLINE + RING_HALF_WIDTH)
     if shape is Shape.BAR:
-        return _polygon([(-BAR_LENGTH, -BAR_HALF_WIDTH), (BAR_LENGTH, -BAR_HALF_WIDTH)])
+        return _with_mirrored([(-BAR_LENGTH, -BAR_HALF_WIDTH), (BAR_LENGTH, -BAR_HALF_WIDTH)])
     if shape is Shape.CROSS:
-        return _polygon([(-CROSS_LENGTH, -CROSS_HALF_WIDTH), (-CROSS_LENGTH, CROSS_HALF_WIDTH),
+        return _with_mirrored([(-CROSS_LENGTH, -CROSS_HALF_WIDTH), (-CROSS_LENGTH, CROSS_HALF_WIDTH),
                          (-CROSS_HALF_WIDTH, -CROSS_LENGTH), (CROSS_HALF_WIDTH, -CROSS_LENGTH)])  # fmt: skip
     tip_y = np.sqrt(MOON_OUTER**2 - _MOON_TIP**2)
     points = np.concatenate([unit * MOON_OUTER, [[_MOON_TIP, -tip_y], [_MOON_TIP, tip_y]]])
@@ -82,13 +83,10 @@ def _outline(shape: Shape) -> npt.NDArray[np.float64]:
     return np.asarray(points[inside] + np.array([MOON_SHIFT, 0.0]))
 
 
-def _polygon(corners: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
-    """Return corners and their mirror images through the origin, with the middles of neighbours added."""
+def _with_mirrored(corners: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
+    """Return corners and their mirror images through the origin."""
     half = np.array(corners)
-    points = np.concatenate([half, -half])
-    order = np.argsort(np.arctan2(points[:, 1], points[:, 0]))
-    ring = points[order]
-    return np.concatenate([ring, (ring + np.roll(ring, 1, axis=0)) / 2])
+    return np.concatenate([half, -half])
 
 
 OUTLINES: dict[Shape, npt.NDArray[np.float64]] = {shape: _outline(shape) for shape in SHAPES}
