@@ -101,7 +101,8 @@ def train_tokenizer(
 ) -> None:
     """Train, or go on training, until `recipe.steps` or the end of this sitting."""
     torch.manual_seed(recipe.seed)
-    model = ImageTokenizer(TOKENIZER).to(rank.device, memory_format=torch.channels_last)
+    model = ImageTokenizer(TOKENIZER).to(rank.device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = ImageTokenizer(TOKENIZER).to(rank.device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(
