@@ -105,7 +105,8 @@ class TinyModel:
         scale_index = len(state.bits)
         height, width = self.scale_schedule[scale_index]
         count = height * width * self.bits_per_token
-        assert uniforms.shape == (rows, count) and uniforms.dtype == np.float32
+        assert uniforms.shape == (rows, count)
+        assert uniforms.dtype == np.float32
         logits = self._logits(state, scale_index)
         # Thresholds of 1/64: exactly representable, so the comparison is exact.
         thresholds = (np.clip(logits, -28, 28) + 32).astype(np.float32) / np.float32(64)
@@ -189,7 +190,8 @@ class TinyReward:
         self._bad_on = bad_on
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
-        assert images.dtype == np.uint8 and len(images) == len(texts)
+        assert images.dtype == np.uint8
+        assert len(images) == len(texts)
         rewards = np.empty(len(texts), dtype=np.float32)
         for i, text in enumerate(texts):
             target = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=3).digest(), dtype=np.uint8)

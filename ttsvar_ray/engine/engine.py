@@ -38,6 +38,7 @@ from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.types import SelectionKind
 
 WORST_REWARD = float(np.finfo(np.float32).min)
 """What a reward that is NaN or infinite becomes under the policy "worst": the lowest finite float32.
@@ -86,7 +87,7 @@ class Engine:
         *,
         model: NextScaleModel,
         reward: Reward,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | None,
         plan: Plan,
         run_seed: int,
         settings: EngineSettings,
@@ -96,7 +97,7 @@ class Engine:
         Args:
             model: the generator; its scale schedule must be the plan's.
             reward: scores decoded images.
-            extractor: turns decoded images into vectors to cluster.
+            extractor: turns decoded images into vectors to cluster; None where the plan clusters nowhere.
             plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
             settings: see `EngineSettings`.
@@ -106,6 +107,8 @@ class Engine:
                 f"plan: made for scales {plan.scale_schedule}, but model {model.name!r} has "
                 f"{model.scale_schedule}; compile the plan for this model"
             )
+        if extractor is None and any(s.kind is SelectionKind.CLUSTER for s in plan.selections):
+            raise ValueError("extractor: expected one, because the plan clusters; got None")
         self.plan = plan
         self.settings = settings
         self.model_name = model.name

@@ -52,7 +52,7 @@ class SegmentRunner:
         *,
         model: NextScaleModel,
         reward: Reward,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | None,
         store: StateStore,
         run_seed: int,
         selector_decode: str,
@@ -113,6 +113,7 @@ class SegmentRunner:
                 texts = [row.task.prompt.text for row in rows]
                 rewards[:, column] = self._reward.score(images, texts)
             if clusters:
+                assert self._extractor is not None, "a plan that clusters has an extractor"
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
 
         packed = self._pack_segment(segment, state)

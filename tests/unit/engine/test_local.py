@@ -56,13 +56,13 @@ def content(outcomes: dict[str, PromptResult | PromptFailure]) -> dict[str, obje
 @pytest.mark.parametrize(
     ("engines", "rows", "spread"), [(1, 3, "auto"), (2, 8, 1), (2, 4, 2), (3, 5, "auto"), (4, 16, 4)]
 )
-def test_engines_packing_and_spread_do_not_change_results(
-    engines: int, rows: int, spread: Spread
-) -> None:
+def test_engines_packing_and_spread_do_not_change_results(engines: int, rows: int, spread: Spread) -> None:
     prompts = make_prompts(9)
     expected = content(search(prompts, plan=tts_var_plan(), rows=64))
     assert len(expected) == 9
-    assert content(search(prompts, plan=tts_var_plan(), engines=engines, rows=rows, spread=spread)) == expected
+    assert (
+        content(search(prompts, plan=tts_var_plan(), engines=engines, rows=rows, spread=spread)) == expected
+    )
 
 
 def test_all_survivors_are_ranked_by_reward() -> None:

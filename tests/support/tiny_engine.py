@@ -1,0 +1,81 @@
+"""Engines of the tiny model that a Ray worker can build: functions and values that pickle by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.support.plans import tts_var_plan
+from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
+from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.types import Float32Array, UInt8Array
+
+
+class MortalModel(TinyModel):
+    """Ends its process in the middle of a segment: once, or whenever it sees one text."""
+
+    def __init__(self, *, die_once: Path | None, die_on: str | None, fail_on: str | None) -> None:
+        """Make the model.
+
+        Args:
+            die_once: a file that the first death creates; while it is there, nobody dies of it.
+            die_on: a text that contains this kills whoever encodes it.
+            fail_on: as in `TinyModel`.
+        """
+        super().__init__(fail_on=fail_on)
+        self._die_once = die_once
+        self._die_on = die_on
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        if self._die_on is not None and any(self._die_on in text for text in texts):
+            os._exit(1)
+        return super().encode_text(texts)
+
+    def advance(self, state: TinyState, uniforms: Float32Array) -> TinyState:
+        if self._die_once is not None and self.scale_index(state) == 8:
+            try:
+                self._die_once.touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os._exit(1)
+        return super().advance(state, uniforms)
+
+
+class NoisyModel(TinyModel):
+    """Images of noise, which no file format makes small."""
+
+    def __init__(self) -> None:
+        super().__init__(pixels_per_token=24)
+        shape = (self.image_height, self.image_width, 3)
+        self._noise = np.random.default_rng(1).integers(0, 256, size=shape, dtype=np.uint8)
+
+    def decode(self, state: TinyState, *, size: str = "full") -> UInt8Array:
+        return super().decode(state, size=size) ^ self._noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyEngineBuilder:
+    """Builds a tiny engine wherever it is called."""
+
+    seed: int
+    rows: int = 8
+    noisy: bool = False
+    die_once: Path | None = None
+    die_on: str | None = None
+    fail_on: str | None = None
+
+    def __call__(self) -> Engine:
+        mortal = MortalModel(die_once=self.die_once, die_on=self.die_on, fail_on=self.fail_on)
+        return Engine(
+            model=NoisyModel() if self.noisy else mortal,
+            reward=TinyReward(),
+            extractor=TinyExtractor(),
+            plan=tts_var_plan(),
+            run_seed=self.seed,
+            settings=EngineSettings(micro_batch_rows=self.rows),
+        )

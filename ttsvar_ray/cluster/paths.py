@@ -1,0 +1,41 @@
+"""What the relative paths of a job mean, on the driver and on the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.models.registry import BUILT_IN
+
+
+def resolve_output(path: str, *, submitted: bool) -> Path:
+    """Return the absolute output folder.
+
+    Args:
+        path: as in the settings.
+        submitted: whether this is the entry point of `ray job submit`. Its working directory is a copy that
+            Ray deletes with the session, so that a relative path would lose the output: there it is taken
+            from the home folder of the user that runs the cluster.
+    """
+    given = Path(path).expanduser()
+    base = Path.home() if submitted else Path.cwd()
+    return given if given.is_absolute() else base / given
+
+
+def with_absolute_inputs(config: JobConfig) -> JobConfig:
+    """Return the settings with absolute paths of weights: workers may have another working directory.
+
+    For building engines only; the digest is taken of the settings as they were given.
+    """
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    model_name = config.model.name if config.model.name == BUILT_IN else absolute(config.model.name)
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": model_name}),
+            "reward": config.reward.model_copy(update={"path": absolute(config.reward.path)}),
+            "features": config.features.model_copy(update={"backbone": absolute(config.features.backbone)}),
+        }
+    )

@@ -1,0 +1,95 @@
+"""What the cluster has, and how many workers that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from ttsvar_ray.errors import ConfigurationError
+
+DEFAULT_CPUS_BESIDE_GPU = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLayout:
+    """How many workers, and what each one asks of the cluster."""
+
+    count: int
+    cpus: float
+    gpus: float
+
+
+def describe_resources(resources: Mapping[str, float]) -> str:
+    """Return "2 CPUs, 1 GPU" for people."""
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return f"{cpus:g} CPU{'s' * (cpus != 1)}, {gpus:g} GPU{'s' * (gpus != 1)}"
+
+
+def describe_cluster() -> str:
+    """Return what the connected cluster has and what of it is free, in one line."""
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    total = describe_resources(ray.cluster_resources())
+    free = describe_resources(ray.available_resources())
+    return f"{nodes} node{'s' * (nodes != 1)} with {total}; free: {free}"
+
+
+def lay_out_workers(
+    resources: Mapping[str, float],
+    *,
+    device: str,
+    workers: int | None,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+    threads: int,
+) -> WorkerLayout:
+    """Decide how many workers to start.
+
+    Args:
+        resources: Ray's totals of the cluster ("CPU", "GPU").
+        device: "auto", "cpu" or a GPU device name.
+        workers: the caller's number, or None for as many as fit.
+        cpus_per_worker: None is the engine's threads on a CPU, one beside a GPU.
+        gpus_per_worker: None is one on a GPU, none on a CPU.
+        threads: CPU threads of one engine.
+
+    Returns:
+        The layout. More workers than fit now may be asked for by number: the rest start when nodes join.
+
+    Raises:
+        ConfigurationError: GPUs are asked for where there are none, or not even one worker fits.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    on_gpu = (device == "auto" and gpus > 0 and gpus_per_worker != 0) or device not in ("auto", "cpu")
+    if device == "auto" and gpus_per_worker:
+        on_gpu = True
+    if device == "cpu" and gpus_per_worker:
+        raise ConfigurationError(
+            f"cluster.gpus_per_worker: expected none with model.device cpu, got {gpus_per_worker:g}; "
+            "remove it, or set model.device to cuda"
+        )
+    gpus_each = (1.0 if gpus_per_worker is None else gpus_per_worker) if on_gpu else 0.0
+    if on_gpu and gpus_each == 0:
+        raise ConfigurationError(
+            f"cluster.gpus_per_worker: expected more than 0 with model.device {device}, got 0; "
+            "0.5 lets two workers share a GPU"
+        )
+    default_cpus = DEFAULT_CPUS_BESIDE_GPU if on_gpu else float(threads)
+    cpus_each = default_cpus if cpus_per_worker is None else cpus_per_worker
+    limits = [total / each for total, each in ((cpus, cpus_each), (gpus, gpus_each)) if each > 0]
+    if not limits and workers is None:
+        raise ConfigurationError(
+            "cluster.workers: expected a number, because workers that ask for no CPU and no GPU fit any "
+            "number of times; got none"
+        )
+    fit = int(min(limits) + 1e-9) if limits else workers
+    assert fit is not None
+    if fit < 1 and workers is None:
+        asked = describe_resources({"CPU": cpus_each, "GPU": gpus_each})
+        raise ConfigurationError(
+            f"cluster: expected room for at least one worker of {asked}, got a cluster with "
+            f"{describe_resources(resources)}; lower cluster.cpus_per_worker or gpus_per_worker, use another "
+            "model.device, or set cluster.workers to wait for nodes that will join"
+        )
+    return WorkerLayout(count=fit if workers is None else workers, cpus=cpus_each, gpus=gpus_each)

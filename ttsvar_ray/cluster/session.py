@@ -1,0 +1,121 @@
+"""Connecting to Ray, leaving it, and being asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import ray
+
+from ttsvar_ray.errors import TtsVarError
+
+logger = logging.getLogger(__name__)
+
+JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the entry point of a submitted job."""
+
+
+class ClusterConnectionError(TtsVarError):
+    """No Ray cluster answers at the address."""
+
+
+def is_submitted_job() -> bool:
+    """Whether this process is the entry point of `ray job submit`."""
+    return JOB_ENVIRONMENT in os.environ
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
+    """Be connected to a cluster for as long as the block runs.
+
+    A cluster that is connected already is used and left as it is.
+
+    Args:
+        address: of a running cluster ("auto" finds one on this machine); None is the one that RAY_ADDRESS
+            names, or else one on this machine, started for this block.
+        cpus: CPUs that a cluster started here must offer at least; None is what the machine has.
+
+    Raises:
+        ClusterConnectionError: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+    else:
+        _start_local(cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterConnectionError(
+            f"cluster.address: no Ray cluster answers at {address!r} ({error}); start one with "
+            "`ray start --head`, or leave the address out to use this machine alone"
+        ) from error
+
+
+def _start_local(cpus: float | None) -> None:
+    # Without a mode, ray.init turns token authentication on and leaves a token in the home folder, after
+    # which every other Ray process of this user must have it. A token of our own leaves nothing behind.
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    available = os.cpu_count() or 1
+    ray.init(
+        address="local",
+        num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+class StopRequest:
+    """Whether somebody asked this process to end; remembers who."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def ask(self, reason: str) -> None:
+        """Ask for an end in good order."""
+        self.reason = self.reason or reason
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a request to stop; a second SIGINT interrupts at once.
+
+    To be entered after `ray.init`, which replaces handlers that were there before. Outside the main
+    thread there are no signals, and the request never comes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if request.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.ask(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,91 @@
+"""The sink actor: fetches the images of whole chunks and writes their parts, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ttsvar_ray.cluster.chunks import WholeChunk
+from ttsvar_ray.coordination.messages import PromptResult
+from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, write_chunk
+
+FETCH_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostImages:
+    """A chunk that was not written, because images of these rows are gone with the node that held them."""
+
+    chunk_index: int
+    rows: tuple[int, ...]
+    reason: str
+
+
+class Sink:
+    """Writes parts. A part appears under its final name only when whole: killing this actor is safe."""
+
+    def __init__(self, root: str) -> None:
+        self._layout = OutputLayout(Path(root))
+
+    def __repr__(self) -> str:
+        return "sink"
+
+    def write(self, chunk: WholeChunk, context: RowContext) -> ChunkReport | LostImages:
+        """Write one chunk and commit it, or say which rows must be generated again.
+
+        Args:
+            chunk: outcomes whose image payloads are bytes or object references.
+            context: what all rows of the run have in common.
+        """
+        start_fetching(chunk)
+        try:
+            return write_chunk(
+                self._layout,
+                chunk.chunk_index,
+                rows=chunk.rows,
+                finished=chunk.finished,
+                failed=chunk.failed,
+                context=context,
+                resolve=fetch,
+            )
+        except RayError as error:
+            lost = tuple(outcome.prompt.row for outcome in chunk.finished if not _is_whole(outcome))
+            if not lost:
+                raise
+            return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=type(error).__name__)
+
+
+def fetch(payload: Any) -> bytes:
+    """Return the bytes of an image, wherever they are."""
+    if isinstance(payload, ray.ObjectRef):
+        payload = ray.get(payload, timeout=FETCH_TIMEOUT_S)
+    assert isinstance(payload, bytes), f"image payload: expected bytes, got {type(payload).__name__}"
+    return payload
+
+
+def start_fetching(chunk: WholeChunk) -> None:
+    """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one."""
+    refs = [
+        kept.image.payload
+        for outcome in chunk.finished
+        for kept in outcome.images
+        if isinstance(kept.image.payload, ray.ObjectRef)
+    ]
+    if refs:
+        ray.wait(refs, num_returns=len(refs), timeout=FETCH_TIMEOUT_S, fetch_local=True)
+
+
+def _is_whole(outcome: PromptResult) -> bool:
+    try:
+        for kept in outcome.images:
+            fetch(kept.image.payload)
+    except RayError:
+        return False
+    return True
+
+
+SinkActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Sink)

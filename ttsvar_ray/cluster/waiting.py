@@ -1,0 +1,69 @@
+"""Waits that end: every one has a limit, and says what was awaited and what the cluster has."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from ttsvar_ray.cluster.resources import describe_cluster
+from ttsvar_ray.errors import TtsVarError
+
+
+class ClusterWaitError(TtsVarError):
+    """The cluster did not answer in time."""
+
+
+async def wait_for(ref: ray.ObjectRef[Any], *, seconds: float, awaited: str) -> Any:
+    """Return what a call returns, or raise what it raises.
+
+    The call itself is not cancelled when the time is over: whoever asked decides what dies.
+
+    Raises:
+        ClusterWaitError: no answer after `seconds`.
+    """
+    future = asyncio.ensure_future(ref.as_future() if hasattr(ref, "as_future") else ref)
+    done, _ = await asyncio.wait({future}, timeout=seconds)
+    if not done:
+        # The answer may still come, as an error of a killed actor: nobody asks for it any more.
+        future.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise ClusterWaitError(timeout_message(seconds, awaited))
+    return future.result()
+
+
+def get(ref: ray.ObjectRef[Any], *, seconds: float, awaited: str) -> Any:
+    """Return what a call returns, from code that is not asynchronous.
+
+    Raises:
+        ClusterWaitError: no answer after `seconds`.
+    """
+    try:
+        return ray.get(ref, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterWaitError(timeout_message(seconds, awaited)) from None
+
+
+def timeout_message(seconds: float, awaited: str) -> str:
+    """Return the message of a wait that was too long."""
+    return f"waited {seconds:g} s for {awaited}; the cluster has {describe_cluster()}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why a call failed, in one line, without the stack that Ray puts around it."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        if isinstance(cause, BaseException) and not isinstance(cause, RayError):
+            return f"{type(cause).__name__}: {_one_line(str(cause))}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, ActorDiedError) and "creation task" in lines[0]:
+        # Ray quotes the whole remote stack; its last line is the exception.
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,204 @@
+"""The worker actor: one engine on one device, asked by one coordinator.
+
+    cell --run_batch(tasks)--> compute thread: engine.run_segment
+                                 reports, small images inside      -> first return value
+                                 each image that is not small      -> a return value of its own
+    cell --status()----------> io thread: answers while the engine computes
+
+Large images leave as return values, not as objects this actor puts: the cell then owns them, and they
+outlive this process. Everything that touches the engine runs in one concurrency group of size one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from ttsvar_ray.coordination.messages import FinalImage, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.engine.engine import Engine
+
+EngineBuilder = Callable[[], Engine]
+"""Builds the engine in the worker's process; travels by pickle, so it holds settings, not weights."""
+
+INLINE_BYTES = 90_000
+"""Image bytes one reply may carry; Ray moves replies beyond 100 KiB to its object store, at three times
+the latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReturn:
+    """Payload of an image that is return value number `index` of its `run_batch` call."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """What a worker is, once its engine stands."""
+
+    worker_id: str
+    rows: int
+    model_name: str
+    reward_name: str
+    node_ip: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """What a worker is doing.
+
+    Attributes:
+        batch_id: the micro-batch it computes, or None.
+        busy_seconds: for how long.
+        batches_done: since it started.
+        held_prompts, held_trajectories: states it holds.
+    """
+
+    worker_id: str
+    batch_id: int | None
+    busy_seconds: float
+    batches_done: int
+    held_prompts: int
+    held_trajectories: int
+
+
+class SegmentWorker:
+    """Runs micro-batches; see the module docstring."""
+
+    def __init__(self, worker_id: str, build_engine: EngineBuilder) -> None:
+        self._worker_id = worker_id
+        self._engine = build_engine()
+        self._batch_id: int | None = None
+        self._batch_started = 0.0
+        self._batches_done = 0
+
+    def __repr__(self) -> str:
+        return self._worker_id
+
+    @ray.method(concurrency_group="compute")
+    def describe(self) -> WorkerInfo:
+        """Answer when the engine stands."""
+        return WorkerInfo(
+            worker_id=self._worker_id,
+            rows=self._engine.settings.micro_batch_rows,
+            model_name=self._engine.model_name,
+            reward_name=self._engine.reward_name,
+            node_ip=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+        )
+
+    @ray.method(concurrency_group="compute")
+    def run_batch(self, batch_id: int, tasks: Sequence[ShardTask], image_returns: int) -> Any:
+        """Run one micro-batch.
+
+        Args:
+            batch_id: the coordinator's name for it.
+            tasks: shards of one segment.
+            image_returns: return values that the caller declared beyond the first.
+
+        Returns:
+            The reports and failures; with `image_returns`, a tuple of them and of one encoded image (or
+            None) for each further return value.
+        """
+        self._batch_started = time.monotonic()
+        self._batch_id = batch_id
+        try:
+            results = self._engine.run_segment(tasks)
+        finally:
+            self._batch_id = None
+            self._batches_done += 1
+        results, large = split_images(results, inline_bytes=INLINE_BYTES)
+        if image_returns == 0:
+            assert not large, "images come out of a last segment, whose caller declares returns for them"
+            return results
+        return (results, *large, *[None] * (image_returns - len(large)))
+
+    @ray.method(concurrency_group="compute")
+    def release(self, prompt_key: str, attempt: int) -> None:
+        """Forget one attempt at a prompt."""
+        self._engine.release(prompt_key, attempt)
+
+    @ray.method(concurrency_group="io")
+    def status(self) -> WorkerStatus:
+        """Answer at once, also while the engine computes."""
+        batch_id = self._batch_id
+        return WorkerStatus(
+            worker_id=self._worker_id,
+            batch_id=batch_id,
+            busy_seconds=0.0 if batch_id is None else time.monotonic() - self._batch_started,
+            batches_done=self._batches_done,
+            held_prompts=self._engine.held_prompts,
+            held_trajectories=self._engine.held_trajectories,
+        )
+
+
+def split_images(
+    results: Sequence[SegmentReport | ShardFailure], *, inline_bytes: int
+) -> tuple[list[SegmentReport | ShardFailure], list[bytes]]:
+    """Take the images out of a reply that would be too large with them.
+
+    Args:
+        results: reports whose images carry encoded bytes.
+        inline_bytes: image bytes that may stay inside, over the whole reply.
+
+    Returns:
+        The results, with `ImageReturn(i)` in place of the i-th image taken out, and those images.
+    """
+    left = inline_bytes
+    large: list[bytes] = []
+    split: list[SegmentReport | ShardFailure] = []
+    for result in results:
+        if isinstance(result, ShardFailure) or not result.images:
+            split.append(result)
+            continue
+        images: list[FinalImage] = []
+        for image in result.images:
+            if len(image.payload) <= left:
+                left -= len(image.payload)
+                images.append(image)
+            else:
+                images.append(replace(image, payload=ImageReturn(1 + len(large))))
+                large.append(image.payload)
+        split.append(replace(result, images=tuple(images)))
+    return split, large
+
+
+def join_images(
+    results: Sequence[SegmentReport | ShardFailure], returns: Sequence[Any]
+) -> tuple[SegmentReport | ShardFailure, ...]:
+    """Put the references to large images in their places.
+
+    Args:
+        results: the first return value of `run_batch`.
+        returns: references to all return values, the first included.
+    """
+
+    def placed(image: FinalImage) -> FinalImage:
+        if not isinstance(image.payload, ImageReturn):
+            return image
+        return replace(image, payload=returns[image.payload.index])
+
+    return tuple(
+        result
+        if isinstance(result, ShardFailure)
+        else replace(result, images=tuple(placed(image) for image in result.images))
+        for result in results
+    )
+
+
+def image_returns(tasks: Sequence[ShardTask], last_segment: int) -> int:
+    """Return how many images `run_batch` may bring for these tasks."""
+    return sum(len(task.slots) for task in tasks if task.segment_index == last_segment)
+
+
+# Not restarted by Ray: a restarted worker has lost its state, and the coordinator must know. Not retried:
+# a segment run again on an empty worker would be a stale one. The cell replaces lost workers.
+WorkerActor = ray.remote(  # type: ignore[call-overload]  # ray's stubs leave concurrency groups out
+    concurrency_groups={"compute": 1, "io": 1}, max_restarts=0, max_task_retries=0
+)(SegmentWorker)

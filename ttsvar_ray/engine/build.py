@@ -1,0 +1,220 @@
+"""The composition root: from a job's settings to a plan, and to an engine that runs it.
+
+What a setting leaves open ("auto", None) is filled in here from the model's own config.json, and nowhere
+else. `build_plan` and `check_parts` read that file only; `build_engine` loads weights and belongs into the
+process that computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ttsvar_ray.config.sections import JobConfig, StrategyConfig
+from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.features.registry import EXTRACTOR_NAMES, build_extractor
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
+from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.rewards.registry import REWARD_NAMES, build_reward
+from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.strategy import Strategy, compile_plan
+from ttsvar_ray.types import SelectionKind
+
+DEFAULT_QUALITY = 95
+
+_PLAN_SETTINGS = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
+_READ_BY: dict[Strategy, tuple[str, ...]] = {
+    Strategy.RAW: (),
+    Strategy.BEST_OF_N: (),
+    Strategy.IMPORTANCE: ("resample_scales", "potential", "lambda"),
+    Strategy.TTS_VAR: _PLAN_SETTINGS,
+}
+"""Which of a model's own search settings a strategy reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPart:
+    """A reward or an extractor: its name in the registry, and the files of its weights."""
+
+    name: str
+    path: Path | None
+
+
+def build_plan(config: JobConfig) -> Plan:
+    """Compile the plan of a job.
+
+    Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
+    (`published`). A model's batch schedule belongs to its selections: where the job names selection
+    scales, it is not used.
+
+    Raises:
+        ConfigurationError: settings that make no plan.
+        CheckpointError: a model directory that cannot be read.
+    """
+    description = describe_model(config.model.name)
+    strategy = config.strategy
+    settings = _own_plan(description, strategy) if strategy.plan == "model" else {}
+    given = {
+        "batch_schedule": strategy.batch_schedule,
+        "cluster_scales": strategy.cluster_scales,
+        "resample_scales": strategy.resample_scales,
+        "potential": strategy.potential,
+        "lambda": strategy.lambda_,
+    }
+    if strategy.cluster_scales is not None or strategy.resample_scales is not None:
+        settings.pop("batch_schedule", None)
+    settings |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return compile_plan(
+            scale_schedule=description.scale_schedule,
+            strategy=strategy.name,
+            n=strategy.n,
+            batch_schedule=settings.get("batch_schedule"),
+            cluster_scales=settings.get("cluster_scales"),
+            resample_scales=settings.get("resample_scales"),
+            potential=settings.get("potential"),
+            lambda_=settings.get("lambda"),
+            scheme=strategy.scheme,
+            cluster_restarts=strategy.cluster_restarts,
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError([f"strategy.{problem}" for problem in error.problems]) from None
+
+
+def check_parts(config: JobConfig, plan: Plan) -> None:
+    """Find what is wrong with a job's reward, features and sampling without loading anything.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    description = describe_model(config.model.name)
+    problems = _problems_of(lambda: resolve_reward(config, description))
+    if needs_features(plan):
+        problems += _problems_of(lambda: resolve_extractor(config, description))
+    for name in ("guidance", "temperature"):
+        value = getattr(config.sampling, name)
+        if value is not None:
+            problems += _problems_of(partial(per_scale, name, value, description.num_scales))
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def build_engine(config: JobConfig, plan: Plan) -> Engine:
+    """Load the model, the reward and, where the plan clusters, the extractor; return the engine.
+
+    Raises:
+        ConfigurationError: settings that do not fit the model or this machine.
+        CheckpointError: weights that cannot be used.
+    """
+    import torch
+
+    # Part of the guarantee: sums are split among threads, so every worker must have as many.
+    torch.set_num_threads(config.engine.threads)
+    description = describe_model(config.model.name)
+    device = str(resolve_device(config.model.device))
+    sampling = config.sampling
+    model = load_model(
+        config.model.name,
+        device=device,
+        dtype=config.model.dtype,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+    )
+    reward = resolve_reward(config, description)
+    extractor = None
+    if needs_features(plan):
+        features = resolve_extractor(config, description)
+        extractor = build_extractor(
+            features.name, backbone=features.path, pca_sign=config.features.pca_sign, device=device
+        )
+    return Engine(
+        model=model,
+        reward=build_reward(reward.name, path=reward.path, device=device),
+        extractor=extractor,
+        plan=plan,
+        run_seed=config.seed,
+        settings=EngineSettings(
+            micro_batch_rows=config.engine.micro_batch_rows,
+            selector_decode=config.engine.selector_decode,
+            nonfinite=config.reward.nonfinite,
+            image_format=config.output.image_format,
+            quality=DEFAULT_QUALITY if config.output.quality is None else config.output.quality,
+        ),
+    )
+
+
+def needs_features(plan: Plan) -> bool:
+    """Whether anything in the plan clusters."""
+    return any(selection.kind is SelectionKind.CLUSTER for selection in plan.selections)
+
+
+def resolve_reward(config: JobConfig, description: ModelDescription) -> NamedPart:
+    """Return which reward a job uses: its own choice, or the model's."""
+    name, path = config.reward.name, config.reward.path
+    if name == "auto":
+        if description.reward_name is None:
+            raise ConfigurationError(
+                f"reward.name: model {description.name!r} brings no reward of its own; expected one of "
+                f"{', '.join(REWARD_NAMES)}, got 'auto'"
+            )
+        name = description.reward_name
+    if name not in REWARD_NAMES:
+        raise ConfigurationError(
+            f"reward.name: expected auto or one of {', '.join(REWARD_NAMES)}, got {name!r}"
+        )
+    own = description.reward_path if name == description.reward_name else None
+    return NamedPart(name=name, path=_existing("reward.path", path, own))
+
+
+def resolve_extractor(config: JobConfig, description: ModelDescription) -> NamedPart:
+    """Return which feature extractor a job uses: its own choice, or the model's."""
+    name = config.features.extractor
+    if name == "auto":
+        if description.extractor is None:
+            raise ConfigurationError(
+                f"features.extractor: model {description.name!r} brings none of its own; expected one of "
+                f"{', '.join(EXTRACTOR_NAMES)}, got 'auto'"
+            )
+        name = description.extractor
+    if name not in EXTRACTOR_NAMES:
+        raise ConfigurationError(
+            f"features.extractor: expected auto or one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}"
+        )
+    path = _existing("features.backbone", config.features.backbone, description.backbone_path)
+    return NamedPart(name=name, path=path)
+
+
+def _existing(setting: str, given: str | None, own: Path | None) -> Path | None:
+    if given is None:
+        return own
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise ConfigurationError(f"{setting}: expected the files of the weights, found nothing at {path}")
+    return path
+
+
+def _own_plan(description: ModelDescription, strategy: StrategyConfig) -> dict[str, Any]:
+    """Return those of a model's own search settings that the strategy reads."""
+    own: Mapping[str, Any] = description.plan
+    unknown = sorted(set(own) - {*_PLAN_SETTINGS})
+    if unknown:
+        raise CheckpointError(
+            f"{description.path}/config.json: plan: unknown key {unknown[0]!r}; known keys: "
+            f"{', '.join(_PLAN_SETTINGS)}"
+        )
+    read = _READ_BY[Strategy(strategy.name)]
+    return {name: value for name, value in own.items() if name in read and value is not None}
+
+
+def _problems_of(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except ConfigurationError as error:
+        return list(error.problems)
+    return []
