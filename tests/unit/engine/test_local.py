@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward
-
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
