@@ -46,8 +46,8 @@ PLANS = (
         cluster_restarts=1,
     ),
 )
-BLOCKS = 12
-SCHEDULES = int(os.environ.get("TTSVAR_SCHEDULES", "1200"))
+BLOCKS = 10
+SCHEDULES = int(os.environ.get("TTSVAR_SCHEDULES", "1000"))
 ENOUGH_ATTEMPTS = 10_000
 STEPS_WITH_FAULTS = 400
 
@@ -124,6 +124,7 @@ class Schedule:
             prompts=PROMPTS[: self.rng.randint(1, len(PROMPTS))],
             fault_of=self.fault,
         )
+        self.cluster.checks_live_limit = self.fault_rate == 0
 
     def fault(self, task: ShardTask) -> FailureKind | None:
         if self.faults_left > 0 and self.rng.random() < self.fault_rate:
@@ -138,9 +139,6 @@ class Schedule:
             name = f"w{self.next_name}"
             self.next_name += 1
         self.cluster.join(name, rows=self.rng.choice([1, 2, 3, 5, 8, 16, 40]))
-        # A worker that ran out of memory has a lower limit from then on, checked in the unit tests;
-        # one that forgot its state may run again what it is still believed to hold.
-        self.cluster.workers[name].may_exceed_limit = self.fault_rate > 0
 
     def run(self) -> None:
         cluster, rng = self.cluster, self.rng
@@ -183,7 +181,7 @@ class Schedule:
                 cluster.drain(name)
             elif kind == "forget":
                 cluster.workers[name].engine.forget_everything()
-                cluster.workers[name].may_exceed_limit = True
+                cluster.checks_live_limit = False
             elif kind == "rejoin":
                 cluster.join(name, rows=rng.choice([1, 4, 8]))
 

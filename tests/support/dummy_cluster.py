@@ -36,7 +36,6 @@ class DummyWorker:
     queue: deque[RunBatch | Release] = field(default_factory=deque)
     in_flight: set[int] = field(default_factory=set)
     is_draining: bool = False
-    may_exceed_limit: bool = False
 
 
 class DummyCluster:
@@ -59,6 +58,8 @@ class DummyCluster:
         self.outcomes: dict[str, PromptResult | PromptFailure] = {}
         self.actions: list[Action] = []
         self.lease_requests: list[int] = []
+        # Injected failures make a worker hold what the coordinator was told it does not.
+        self.checks_live_limit = True
         self._source = deque(prompts)
         self._run_seed = run_seed
         self._fault_of = fault_of
@@ -92,7 +93,7 @@ class DummyCluster:
             worker.engine.release(item.prompt_key, item.attempt)
             return
         results = tuple(worker.engine.run_segment(item.tasks))
-        if not worker.may_exceed_limit:
+        if self.checks_live_limit:
             assert worker.engine.num_held <= self._live_limit(worker), "a worker holds too much"
         self.mail.append(BatchDone(worker_id=worker_id, batch_id=item.batch_id, results=results))
 

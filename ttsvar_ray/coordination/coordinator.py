@@ -308,12 +308,7 @@ class Coordinator:
         usable = self._fleet.usable()
         if not usable:
             return None
-        spread = effective_spread(
-            self._settings.spread,
-            num_prompts=len(self._live) + len(self._waiting),
-            num_workers=len(usable),
-            rows=len(slots),
-        )
+        spread = self._spread(len(slots), len(usable))
         near = {*homes.values(), *live.seats.values()}
         order = sorted(usable, key=lambda w: (w.worker_id in live.avoid, w.worker_id not in near, w.load))
         # Widening is worth a replay only where a worker would otherwise do nothing.
@@ -332,6 +327,15 @@ class Coordinator:
             if seating is not None:
                 return seating
         return None
+
+    def _spread(self, rows: int, num_workers: int) -> int:
+        num_prompts = len(self._live) + len(self._waiting)
+        if not self._exhausted:
+            # Prompts that can still be leased keep the others busy as well as those at hand.
+            num_prompts = max(num_prompts, num_workers)
+        return effective_spread(
+            self._settings.spread, num_prompts=num_prompts, num_workers=num_workers, rows=rows
+        )
 
     # What runs next.
 
@@ -377,6 +381,8 @@ class Coordinator:
 
     def _admit(self, worker: Worker, rows: int) -> None:
         """Start waiting prompts until a worker's next batch has up to `rows` more trajectories."""
+        if rows == 0 or not self._waiting or self._unplaced:
+            return
         usable = self._fleet.usable()
         quota = len(self._waiting)
         if self._exhausted:
@@ -384,13 +390,8 @@ class Coordinator:
             peers = sum(len(w.batches) <= len(worker.batches) and not w.backlog for w in usable)
             quota = -(-quota // max(1, peers))
         population = self._plan.segments[0].population
-        while rows > 0 and quota > 0 and not self._unplaced:
-            spread = effective_spread(
-                self._settings.spread,
-                num_prompts=len(self._live) + len(self._waiting),
-                num_workers=len(usable),
-                rows=population,
-            )
+        while rows > 0 and quota > 0:
+            spread = self._spread(population, len(usable))
             others = sorted((w for w in usable if w is not worker), key=lambda w: w.load)
             candidates = [Candidate(worker_id=w.worker_id, room=w.room) for w in (worker, *others)]
             spread = feasible_spread(population, candidates, spread)

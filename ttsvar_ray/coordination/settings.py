@@ -16,7 +16,8 @@ class CoordinatorSettings:
 
     Attributes:
         spread: workers that one prompt is sharded over; "auto" is one while there are at least as many
-            prompts as workers, and shares the workers among the prompts when fewer remain.
+            prompts as workers or more can be leased, and shares the workers among the prompts when
+            fewer remain.
         batches_in_flight: micro-batches that a worker holds at a time; with two it never waits for a
             decision.
         max_attempts: failures of one segment of a prompt before the prompt is given up.

@@ -1,0 +1,96 @@
+"""Backlog: what waits on a worker and what runs next."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ttsvar_ray.coordination.batching import Backlog, Cut
+
+
+def test_the_furthest_segment_goes_first_across_prompts() -> None:
+    backlog = Backlog()
+    backlog.push("a", 0, [0, 1], alone=False)
+    backlog.push("b", 2, [3], alone=False)
+    backlog.push("c", 2, [0, 1], alone=False)
+
+    first = backlog.take(8, is_idle=False)
+    second = backlog.take(8, is_idle=False)
+
+    assert first == (Cut(prompt_key="b", slots=(3,)), Cut(prompt_key="c", slots=(0, 1)))
+    assert second == (Cut(prompt_key="a", slots=(0, 1)),)
+    assert not backlog
+
+
+def test_a_prompt_that_fits_a_batch_is_never_cut() -> None:
+    backlog = Backlog()
+    backlog.push("a", 0, range(3), alone=False)
+    backlog.push("b", 0, range(3), alone=False)
+    backlog.push("c", 0, range(1), alone=False)
+
+    assert [cut.prompt_key for cut in backlog.take(4, is_idle=False)] == ["a", "c"]
+    assert [cut.prompt_key for cut in backlog.take(4, is_idle=False)] == ["b"]
+
+
+def test_a_prompt_larger_than_a_batch_is_cut_into_full_batches() -> None:
+    backlog = Backlog()
+    backlog.push("a", 1, range(7), alone=False)
+
+    sizes = [sum(len(cut.slots) for cut in backlog.take(3, is_idle=False)) for _ in range(3)]
+
+    assert sizes == [3, 3, 1]
+
+
+def test_what_runs_alone_waits_for_an_idle_worker_and_holds_back_the_rest() -> None:
+    backlog = Backlog()
+    backlog.push("suspect", 1, [0, 1], alone=True)
+    backlog.push("other", 3, [0], alone=False)
+
+    assert backlog.wants_alone
+    assert backlog.take(8, is_idle=False) == ()
+    assert backlog.take(8, is_idle=True) == (Cut(prompt_key="suspect", slots=(0, 1)),)
+    assert backlog.take(8, is_idle=False) == (Cut(prompt_key="other", slots=(0,)),)
+
+
+def test_only_a_backlog_of_beginnings_asks_for_more() -> None:
+    backlog = Backlog()
+    assert backlog.rows_missing(8) == 8
+    backlog.push("a", 0, range(5), alone=False)
+    assert backlog.rows_missing(8) == 3
+    backlog.push("b", 1, [0], alone=False)
+    assert backlog.rows_missing(8) == 0
+
+
+def test_discard_returns_what_waited_in_any_lane() -> None:
+    backlog = Backlog()
+    backlog.push("a", 1, [4, 2], alone=False)
+    backlog.push("a", 1, [1], alone=True)
+    backlog.push("b", 1, [0], alone=False)
+
+    assert backlog.discard("a") == [1, 2, 4]
+    assert backlog.discard("a") == []
+    assert backlog.num_rows == 1
+
+
+@given(
+    waiting=st.dictionaries(
+        st.sampled_from("abcdefgh"),
+        st.tuples(st.integers(0, 3), st.integers(1, 9), st.booleans()),
+    ),
+    rows=st.integers(1, 10),
+)
+def test_everything_is_taken_once_within_the_limit(
+    waiting: dict[str, tuple[int, int, bool]], rows: int
+) -> None:
+    backlog = Backlog()
+    expected = []
+    for key, (segment_index, count, alone) in waiting.items():
+        backlog.push(key, segment_index, range(count), alone=alone)
+        expected += [(key, slot) for slot in range(count)]
+    taken = []
+    while backlog:
+        cuts = backlog.take(rows, is_idle=True)
+        assert 1 <= sum(len(cut.slots) for cut in cuts) <= rows
+        assert len({waiting[cut.prompt_key][0] for cut in cuts}) == 1
+        taken += [(cut.prompt_key, slot) for cut in cuts for slot in cut.slots]
+    assert sorted(taken) == sorted(expected)

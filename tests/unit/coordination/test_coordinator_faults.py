@@ -1,0 +1,316 @@
+"""What the coordinator does when workers or prompts fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tests.support.dummy_cluster import DummyCluster
+from tests.support.dummy_engine import FaultOf, reference_outcome
+from tests.support.prompts import make_prompts
+from ttsvar_ray.coordination.actions import Emit, Release, RunBatch
+from ttsvar_ray.coordination.events import BatchDone
+from ttsvar_ray.coordination.messages import (
+    FailureKind,
+    PromptFailure,
+    PromptResult,
+    SegmentReport,
+    ShardTask,
+)
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.search.strategy import compile_plan
+
+PLAN = compile_plan(
+    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
+    strategy="tts-var",
+    batch_schedule=[8, 6, 2, 2],
+    cluster_scales=[1],
+    resample_scales=[2],
+    cluster_restarts=1,
+)
+
+
+def make_cluster(
+    *,
+    prompts: int,
+    workers: Sequence[int],
+    spread: Spread = 1,
+    max_attempts: int = 3,
+    batches_in_flight: int = 2,
+    fault_of: FaultOf = lambda task: None,
+) -> DummyCluster:
+    cluster = DummyCluster(
+        plan=PLAN,
+        run_seed=0,
+        settings=CoordinatorSettings(
+            spread=spread, max_attempts=max_attempts, batches_in_flight=batches_in_flight, keep="all"
+        ),
+        prompts=make_prompts(prompts),
+        fault_of=fault_of,
+    )
+    for index, rows in enumerate(workers):
+        cluster.join(f"w{index}", rows)
+    return cluster
+
+
+def fail_first(count: int, kind: FailureKind, *, segment_index: int) -> FaultOf:
+    """Fail the first `count` tasks of a segment."""
+    failed: list[ShardTask] = []
+
+    def fault(task: ShardTask) -> FailureKind | None:
+        if task.segment_index != segment_index or len(failed) >= count:
+            return None
+        failed.append(task)
+        return kind
+
+    return fault
+
+
+def tasks(cluster: DummyCluster) -> list[tuple[str, ShardTask]]:
+    return [(b.worker_id, task) for b in cluster.actions if isinstance(b, RunBatch) for task in b.tasks]
+
+
+def run_until(cluster: DummyCluster, condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        if cluster.lease_requests:
+            cluster.lease(most=1000)
+        elif cluster.mail:
+            cluster.deliver(0)
+        else:
+            cluster.work(next(name for name, worker in cluster.workers.items() if worker.queue))
+    raise AssertionError("the condition was never met")
+
+
+def check_all_correct(cluster: DummyCluster) -> None:
+    cluster.check_finished()
+    for key, outcome in cluster.outcomes.items():
+        assert isinstance(outcome, PromptResult), outcome
+        found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
+        assert found == reference_outcome(PLAN, 0, key)
+
+
+def test_lost_shards_run_elsewhere_from_the_bits_of_the_last_selection() -> None:
+    cluster = make_cluster(prompts=1, workers=[8, 8], spread=2)
+    run_until(cluster, lambda: any(task.segment_index == 1 for _, task in tasks(cluster)))
+    lost = next(task for worker, task in tasks(cluster) if worker == "w1" and task.segment_index == 1)
+    before = len(tasks(cluster))
+
+    cluster.lose("w1")
+
+    [(worker_id, again)] = tasks(cluster)[before:]
+    assert worker_id == "w0"
+    assert again.slots == lost.slots
+    assert again.attempt == lost.attempt, "what w0 holds stays valid"
+    held_by_w0 = {slot for worker, task in tasks(cluster)[:before] if worker == "w0" for slot in task.slots}
+    assert set(again.parent_bits) == set(again.parent_slots) - held_by_w0
+    assert all(len(bits) == 2 for bits in again.parent_bits.values())
+    cluster.settle()
+    check_all_correct(cluster)
+    [outcome] = cluster.outcomes.values()
+    assert outcome.attempts == 2
+
+
+def test_lost_shards_of_the_first_segment_need_no_bits() -> None:
+    cluster = make_cluster(prompts=2, workers=[8, 8])
+    cluster.lease(most=10)
+    before = len(tasks(cluster))
+    cluster.lose("w0")
+    assert all(task.parent_bits == {} for _, task in tasks(cluster)[before:])
+    cluster.settle()
+    check_all_correct(cluster)
+
+
+def test_the_last_worker_may_be_lost_and_another_one_takes_over() -> None:
+    cluster = make_cluster(prompts=3, workers=[8])
+    run_until(cluster, lambda: any(task.segment_index == 2 for _, task in tasks(cluster)))
+    cluster.lose("w0")
+    assert not cluster.coordinator.is_done
+    cluster.join("w0", rows=4)
+    cluster.settle()
+    check_all_correct(cluster)
+
+
+def test_results_of_lost_batches_and_repeated_results_are_dropped() -> None:
+    cluster = make_cluster(prompts=1, workers=[8])
+    cluster.lease(most=1)
+    cluster.work("w0")
+    late = cluster.mail.pop()
+    cluster.lose("w0")
+    assert cluster.coordinator.handle(late) == []
+    cluster.join("w0", rows=8)
+    assert cluster.coordinator.handle(late) == [], "not even where the name is in use again"
+    cluster.work("w0")
+    cluster.deliver(0, keep_copy=True)
+    assert cluster.coordinator.handle(cluster.mail[0]) == []
+    cluster.settle()
+    check_all_correct(cluster)
+
+
+def test_a_stale_worker_gets_the_same_shard_with_all_bits() -> None:
+    cluster = make_cluster(prompts=1, workers=[8])
+    run_until(cluster, lambda: any(task.segment_index == 1 for _, task in tasks(cluster)))
+    cluster.workers["w0"].engine.forget_everything()
+    cluster.settle()
+    check_all_correct(cluster)
+    first, second = [task for _, task in tasks(cluster) if task.segment_index == 1]
+    assert first.parent_bits == {}
+    assert set(second.parent_bits) == set(second.parent_slots)
+    [outcome] = cluster.outcomes.values()
+    assert outcome.attempts == 1, "the prompt has no part in it"
+
+
+def test_a_worker_that_claims_stale_state_without_needing_any_fails_the_prompt() -> None:
+    always = fail_first(10**6, FailureKind.STALE, segment_index=0)
+    cluster = make_cluster(prompts=1, workers=[8], fault_of=always)
+    cluster.settle()
+    cluster.check_finished()
+    [outcome] = cluster.outcomes.values()
+    assert isinstance(outcome, PromptFailure)
+
+
+def test_out_of_memory_halves_the_worker_for_good_and_frees_what_it_holds() -> None:
+    cluster = make_cluster(
+        prompts=6,
+        workers=[16],
+        batches_in_flight=1,
+        fault_of=fail_first(2, FailureKind.MEMORY, segment_index=0),
+    )
+    cluster.settle()
+    check_all_correct(cluster)
+    sizes = [sum(len(t.slots) for t in a.tasks) for a in cluster.actions if isinstance(a, RunBatch)]
+    assert sizes[0] == 16
+    assert max(sizes[1:]) == 8
+    released = [action for action in cluster.actions if isinstance(action, Release)]
+    assert len(released) > len(cluster.outcomes)
+    assert all(outcome.attempts == 1 for outcome in cluster.outcomes.values())
+
+
+def test_one_trajectory_that_does_not_fit_is_tried_elsewhere_then_given_up() -> None:
+    cluster = make_cluster(
+        prompts=1, workers=[1, 1], fault_of=fail_first(10**6, FailureKind.MEMORY, segment_index=0)
+    )
+    cluster.settle()
+    cluster.check_finished()
+    [outcome] = cluster.outcomes.values()
+    assert isinstance(outcome, PromptFailure)
+    assert len({worker for worker, _ in tasks(cluster)}) == 2
+
+
+def test_a_failed_prompt_is_tried_elsewhere_as_a_new_attempt() -> None:
+    cluster = make_cluster(
+        prompts=1, workers=[8, 8], fault_of=fail_first(1, FailureKind.PROMPT, segment_index=1)
+    )
+    cluster.settle()
+    check_all_correct(cluster)
+    first, second = [(worker, t) for worker, t in tasks(cluster) if t.segment_index == 1]
+    assert first[0] != second[0]
+    assert (first[1].attempt, second[1].attempt) == (1, 2)
+    assert set(second[1].parent_bits) == set(second[1].parent_slots)
+    [outcome] = cluster.outcomes.values()
+    assert outcome.attempts == 2
+
+
+def test_a_prompt_that_keeps_failing_is_given_up_once_with_its_errors() -> None:
+    def fault(task: ShardTask) -> FailureKind | None:
+        return FailureKind.PROMPT if task.prompt.row == 1 and task.segment_index == 2 else None
+
+    cluster = make_cluster(prompts=4, workers=[8, 8], spread=2, fault_of=fault)
+    cluster.settle()
+    cluster.check_finished()
+    failures = [o for o in cluster.outcomes.values() if isinstance(o, PromptFailure)]
+    assert [failure.prompt.row for failure in failures] == [1]
+    assert failures[0].attempts == 3
+    assert len(failures[0].errors) == 3
+    assert "attempt 1, segment 2, worker w" in failures[0].errors[0]
+    assert "injected prompt" in failures[0].errors[0]
+    assert len([action for action in cluster.actions if isinstance(action, Emit)]) == 4
+
+
+def test_a_population_that_cannot_be_compared_is_given_up_at_once() -> None:
+    cluster = make_cluster(prompts=1, workers=[8])
+    cluster.lease(most=1)
+    cluster.work("w0")
+    done = cluster.mail.pop()
+    [report] = done.results
+    assert isinstance(report, SegmentReport)
+    assert report.features is not None
+    report.features[3, 0] = float("nan")
+    cluster.tell(done)
+    [outcome] = cluster.outcomes.values()
+    assert isinstance(outcome, PromptFailure)
+    assert "FeatureError" in outcome.errors[0]
+
+
+def test_a_batch_answered_without_a_result_counts_against_the_prompt() -> None:
+    cluster = make_cluster(prompts=1, workers=[8], max_attempts=1)
+    cluster.lease(most=1)
+    cluster.tell(BatchDone(worker_id="w0", batch_id=0, results=()))
+    [outcome] = cluster.outcomes.values()
+    assert isinstance(outcome, PromptFailure)
+    assert "without a result" in outcome.errors[0]
+
+
+def test_a_draining_worker_finishes_what_runs_and_gets_nothing_new() -> None:
+    cluster = make_cluster(prompts=6, workers=[8, 8])
+    cluster.lease(most=3)
+    cluster.drain("w0")
+    before = len(tasks(cluster))
+    cluster.settle()
+    check_all_correct(cluster)
+    assert {worker for worker, _ in tasks(cluster)[before:]} == {"w1"}
+    assert any(task.parent_bits for _, task in tasks(cluster)[before:])
+    cluster.lose("w0")
+    assert cluster.coordinator.is_done
+
+
+def test_a_worker_that_joins_again_has_lost_its_state() -> None:
+    cluster = make_cluster(prompts=2, workers=[16])
+    run_until(cluster, lambda: any(task.segment_index == 1 for _, task in tasks(cluster)))
+    cluster.join("w0", rows=16)
+    cluster.settle()
+    check_all_correct(cluster)
+
+
+def test_a_prompt_that_kills_is_found_and_its_neighbours_are_not_blamed() -> None:
+    cluster = make_cluster(prompts=8, workers=[32, 32])
+    deaths = 0
+
+    def is_deadly(item: object) -> bool:
+        return isinstance(item, RunBatch) and any(t.prompt.row == 2 for t in item.tasks)
+
+    for _ in range(10_000):
+        if cluster.lease_requests:
+            cluster.lease(most=1000)
+        elif cluster.mail:
+            cluster.deliver(0)
+        else:
+            busy = [name for name, worker in cluster.workers.items() if worker.queue]
+            if not busy:
+                break
+            if is_deadly(cluster.workers[busy[0]].queue[0]):
+                deaths += 1
+                cluster.lose(busy[0])
+                cluster.join(f"replacement-{deaths}", rows=32)
+            else:
+                cluster.work(busy[0])
+    cluster.check_finished()
+    failures = [o for o in cluster.outcomes.values() if isinstance(o, PromptFailure)]
+    assert [failure.prompt.row for failure in failures] == [2]
+    assert deaths == 2 + 3, "two deaths in company raise the suspicion, three alone prove it"
+
+
+def test_random_deaths_do_not_condemn_innocent_prompts() -> None:
+    cluster = make_cluster(prompts=40, workers=[16, 16])
+    for death in range(25):
+        for _ in range(6):
+            if cluster.lease_requests:
+                cluster.lease(most=1000)
+            elif cluster.mail:
+                cluster.deliver(0)
+            else:
+                cluster.work(next(name for name, worker in cluster.workers.items() if worker.queue))
+        cluster.lose(sorted(cluster.workers)[death % 2])
+        cluster.join(f"r{death:02d}", rows=16)
+    cluster.settle()
+    check_all_correct(cluster)

@@ -1,0 +1,153 @@
+"""Population: lineages, histories and bits through selections, without workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.support.dummy_engine import DummyEngine, reference_outcome
+from tests.support.prompts import make_prompts
+from ttsvar_ray.coordination.messages import SegmentReport
+from ttsvar_ray.coordination.population import Population
+from ttsvar_ray.errors import RewardError
+from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.strategy import compile_plan
+
+SEED = 3
+PROMPT = make_prompts(1)[0]
+PLAN = compile_plan(
+    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
+    strategy="tts-var",
+    batch_schedule=[6, 4, 2, 2],
+    cluster_scales=[1],
+    resample_scales=[2],
+    cluster_restarts=2,
+)
+
+
+def start() -> Population:
+    return Population(prompt=PROMPT, plan=PLAN, run_seed=SEED)
+
+
+def report(population: Population, slots: range) -> SegmentReport:
+    """Run some slots on an engine that holds nothing."""
+    engine = DummyEngine(plan=PLAN, run_seed=SEED)
+    [result] = engine.run_segment([population.task(tuple(slots), attempt=1, held_parents=())])
+    assert isinstance(result, SegmentReport)
+    return result
+
+
+def run_segment(population: Population) -> None:
+    assert population.accept(report(population, range(population.segment.population))) is None
+
+
+def test_reports_in_any_order_give_the_sequential_result() -> None:
+    population = start()
+    while True:
+        size = population.segment.population
+        half = size // 2
+        assert population.accept(report(population, range(half, size))) is None
+        assert population.unreported == tuple(range(half))
+        assert population.accept(report(population, range(half))) is None
+        assert population.is_complete
+        if population.segment.is_last:
+            break
+        population.trace.append(population.advance())
+
+    result = population.result(keep="all", attempts=2)
+
+    found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in result.images]
+    assert found == reference_outcome(PLAN, SEED, PROMPT.key)
+    assert [image.rank for image in result.images] == [0, 1]
+    assert all(len(image.lineage) == len(PLAN.segments) for image in result.images)
+    assert all(len(image.reward_history) == len(PLAN.scored_scales) for image in result.images)
+    assert result.attempts == 2
+    assert result.seconds == 6.0
+    assert result.counters == {"shards": 6}
+
+
+def test_keep_best_is_the_first_of_all() -> None:
+    population = start()
+    for _ in PLAN.selections:
+        run_segment(population)
+        population.advance()
+    run_segment(population)
+
+    [best] = population.result(keep="best", attempts=1).images
+    everything = population.result(keep="all", attempts=1).images
+
+    assert best == everything[0]
+    assert best.reward == max(image.reward for image in everything)
+
+
+def test_records_say_what_each_kind_of_selection_saw() -> None:
+    population = start()
+    run_segment(population)
+    clustering = population.advance()
+    run_segment(population)
+    resampling = population.advance()
+
+    assert (clustering.kind, clustering.scale_index) == ("cluster", 1)
+    assert len(clustering.ancestor_index) == 4
+    assert len(clustering.labels) == 6
+    assert clustering.rewards == clustering.log_weights == ()
+    assert np.isnan(clustering.ess)
+    assert (resampling.kind, resampling.scale_index) == ("resample", 2)
+    assert len(resampling.rewards) == len(resampling.log_weights) == 4
+    assert np.allclose(resampling.log_weights, np.array(resampling.rewards) * PLAN.lambda_)
+    assert 1.0 <= resampling.ess <= 4.0
+    assert resampling.labels == ()
+
+
+def test_a_task_carries_each_missing_parent_once() -> None:
+    population = start()
+    run_segment(population)
+    population.advance()
+    run_segment(population)
+    population.advance()
+    parents = population.parent_slots
+
+    everywhere = population.task((0, 1), attempt=1, held_parents=set(parents))
+    nowhere = population.task((0, 1), attempt=1, held_parents=())
+
+    assert everywhere.parent_bits == {}
+    assert nowhere.parent_slots == parents
+    assert set(nowhere.parent_bits) == set(parents)
+    assert all(len(bits) == 3 for bits in nowhere.parent_bits.values()), "bits of all finished scales"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"rewards": np.zeros((6, 2), np.float32)}, "expected rewards of shape (6, 0), got (6, 2)"),
+        ({"bits": ((b"", b""),) * 5}, "expected bits of 6 slots and 2 scales"),
+        ({"bits": ((b"",),) * 6}, "expected bits of 6 slots and 2 scales"),
+        ({"features": None}, "expected features of 6 slots, got None"),
+    ],
+)
+def test_a_report_that_does_not_fit_is_not_taken_in(change: dict[str, object], complaint: str) -> None:
+    population = start()
+    found = population.accept(replace(report(population, range(6)), **change))  # type: ignore[arg-type]
+    assert found is not None
+    assert complaint in found
+    assert len(population.unreported) == 6
+
+
+def test_a_reward_that_is_no_number_fails_the_selection() -> None:
+    population = start()
+    run_segment(population)
+    population.advance()
+    good = report(population, range(4))
+    population.accept(replace(good, rewards=np.full_like(good.rewards, np.nan)))
+    with pytest.raises(RewardError):
+        population.advance()
+
+
+def test_plans_without_selections_have_one_segment_and_no_parents() -> None:
+    plan: Plan = compile_plan(scale_schedule=((1, 1), (2, 2)), strategy="best-of-n", n=3)
+    population = Population(prompt=PROMPT, plan=plan, run_seed=SEED)
+    assert population.segment.is_last
+    assert population.parent_slots == ()
+    assert population.task((1,), attempt=1, held_parents=()).parent_slots == ()
