@@ -1,10 +1,11 @@
-"""DINOv2 with registers as a patch backbone, from the published hub checkpoint or a transformers directory."""
+"""DINOv2 with registers as a patch backbone, from the published hub checkpoint or from transformers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ class Dinov2Backbone:
         self.name = name
         self.device = torch.device(device)
         self.batch_rows = batch_rows
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
+        self.network.to(device=self.device)
         self._first_patch = 1 + network.config.num_register_tokens
 
     def patches(self, images: UInt8Array) -> Float32Array:
@@ -140,9 +142,10 @@ def convert(hub: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_transformers_directory(path: Path, *, device: str = "cpu") -> Dinov2Backbone:
     """Load a directory saved by transformers (`facebook/dinov2-with-registers-*`), never from a hub."""
-    network, report = Dinov2WithRegistersModel.from_pretrained(
+    loaded: Any = Dinov2WithRegistersModel.from_pretrained(
         path, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
+    network, report = loaded
     problems = {
         kind: sorted(report[kind])[:8] for kind in ("missing_keys", "mismatched_keys") if report[kind]
     }

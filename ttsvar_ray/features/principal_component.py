@@ -16,8 +16,9 @@ from ttsvar_ray.types import Float32Array, Float64Array
 class ComponentSign(str, enum.Enum):
     """Which of the two opposite principal directions is taken.
 
-    DETERMINISTIC: the direction's coordinate of largest magnitude is positive; among coordinates that are equal
-        up to 1e-6 of the largest, the first one counts. Near-identical images get near-identical features.
+    DETERMINISTIC: the direction's coordinate of largest magnitude is positive; among coordinates that are
+        equal up to 1e-6 of the largest, the first one counts. Near-identical images get near-identical
+        features.
     PUBLISHED: whatever sign the singular value decomposition returns, as in the published code. It depends
         on the linear algebra library, and two near-identical images can land at opposite points.
     """

@@ -26,7 +26,7 @@ def build_extractor(
     """Build a feature extractor.
 
     Args:
-        name: `pca` (per image, the patches along their first principal direction) or `pool` (mean over patches).
+        name: `pca` (per image, the patches along their first principal direction) or `pool` (their mean).
         backbone: a reward directory (its vision tower), a published `dinov2_*_reg4_pretrain.pth` file, or
             a transformers directory of DINOv2 with registers.
         pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` has a sign.
@@ -39,8 +39,8 @@ def build_extractor(
     problems = []
     if name == "pca_all":
         problems.append(
-            "features.extractor: pca_all decomposes a whole population at once, so a trajectory's features would "
-            f"depend on its micro-batch; expected one of {', '.join(EXTRACTOR_NAMES)}"
+            "features.extractor: pca_all decomposes a whole population at once, so a trajectory's features "
+            f"would depend on its micro-batch; expected one of {', '.join(EXTRACTOR_NAMES)}"
         )
     elif name not in EXTRACTOR_NAMES:
         problems.append(f"features.extractor: expected one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}")
@@ -48,7 +48,8 @@ def build_extractor(
         problems.append(f"features.pca_sign: expected one of {', '.join(PCA_SIGNS)}, got {pca_sign!r}")
     if backbone is None:
         problems.append(
-            "features.backbone: expected the path of a vision network (a reward directory or DINOv2), got nothing"
+            "features.backbone: expected the path of a vision network (a reward directory or DINOv2), "
+            "got nothing"
         )
     if problems or backbone is None:
         raise ConfigurationError(problems)

@@ -39,7 +39,8 @@ class VisionTower:
         self.name = name
         self.device = torch.device(device)
         self.batch_rows = batch_rows
-        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
+        self.network.to(device=self.device)
         self._mean = np.asarray(pixel_mean, np.float32)
         self._std = np.asarray(pixel_std, np.float32)
 
@@ -83,7 +84,8 @@ def load_vision_tower(path: Path, *, device: str = "cpu") -> VisionTower:
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise CheckpointError(
-            f"{weights_file}: vision tower: missing {sorted(missing)[:8]}, unexpected {sorted(unexpected)[:8]}"
+            f"{weights_file}: vision tower: missing {sorted(missing)[:8]}, "
+            f"unexpected {sorted(unexpected)[:8]}"
         )
     return VisionTower(
         network,

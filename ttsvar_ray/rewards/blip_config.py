@@ -1,4 +1,4 @@
-"""What defines a BLIP reward: the two networks, the picture they see, the text they read, the scale of the score."""
+"""What defines a BLIP reward: two networks, the picture and the text they see, the scale of the score."""
 
 from __future__ import annotations
 

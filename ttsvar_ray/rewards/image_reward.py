@@ -68,8 +68,8 @@ class ImageReward:
         self.batch_rows = batch_rows
         if len(tokenizer) > config.text.vocab_size:
             raise ConfigurationError(
-                f"{where}: the tokenizer has {len(tokenizer)} entries, the network only {config.text.vocab_size} "
-                "(text.vocab_size); use the tokenizer that belongs to the weights"
+                f"{where}: the tokenizer has {len(tokenizer)} entries, the network only "
+                f"{config.text.vocab_size} (text.vocab_size); use the tokenizer that belongs to the weights"
             )
         network = BlipRewardNetwork(config)
         load_strict(network, weights, where)
@@ -200,6 +200,6 @@ def load_tokenizer(folder: Path) -> BertTokenizer:
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
         return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     raise CheckpointError(
-        f"{folder}: expected tokenizer.json or vocab.txt (of bert-base-uncased for the published ImageReward); "
-        "copy it beside the weights"
+        f"{folder}: expected tokenizer.json or vocab.txt (of bert-base-uncased for the published "
+        "ImageReward); copy it beside the weights"
     )

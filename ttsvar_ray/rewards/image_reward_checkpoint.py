@@ -45,7 +45,8 @@ def rename(published_key: str) -> str | None:
         if match:
             return None if replacement is None else match.expand(replacement)
     raise CheckpointError(
-        f"ImageReward checkpoint: unknown key {published_key!r}; expected the keys of the published ImageReward.pt"
+        f"ImageReward checkpoint: unknown key {published_key!r}; expected the keys of the published "
+        "ImageReward.pt"
     )
 
 

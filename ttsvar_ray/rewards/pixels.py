@@ -14,10 +14,8 @@ def shorter_side_centre_crop(image: Image.Image, size: int) -> Image.Image:
     Source: the CLIP-style preprocessing of ImageReward; rounding as in torchvision's Resize and CenterCrop.
     """
     width, height = image.size
-    if width <= height:
-        resized = (size, int(size * height / width))
-    else:
-        resized = (int(size * width / height), size)
+    shorter = min(width, height)
+    resized = (int(size * width / shorter), int(size * height / shorter))
     if (width, height) != resized:
         image = image.resize(resized, Image.Resampling.BICUBIC)
     left = round((resized[0] - size) / 2.0)

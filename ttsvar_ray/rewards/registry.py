@@ -36,7 +36,8 @@ def build_reward(name: str, *, path: str | Path | None = None, device: str = "cp
         return ConstantReward()
     if path is None:
         raise ConfigurationError(
-            f"reward.path: the reward {name!r} needs the directory of its weights, got nothing; set reward.path"
+            f"reward.path: the reward {name!r} needs the directory of its weights, got nothing; "
+            "set reward.path"
         )
     from ttsvar_ray.rewards.image_reward import ImageReward
 

@@ -74,16 +74,16 @@ def new_reward_network(config: BlipRewardConfig) -> BlipRewardNetwork:
             nn.init.normal_(module.weight, std=0.3)
         elif isinstance(module, nn.Conv2d):
             nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
-            nn.init.zeros_(module.bias)
     embeddings = network.vision.embeddings
     grid = config.vision.image_size // config.vision.patch_size
     with torch.no_grad():
         nn.init.normal_(embeddings.class_embedding, std=0.1)
         embeddings.position_embedding.zero_()
         embeddings.position_embedding[0, 1:] = POSITION_SCALE * grid_code(grid, config.vision.hidden_size)
-        for layer in network.vision.encoder.layers:
-            layer.self_attn.projection.weight.mul_(0.3)
-            layer.mlp.fc2.weight.mul_(0.3)
+        # Small residual branches at the start: without them a small learning rate would be needed.
+        for name, parameter in network.vision.named_parameters():
+            if name.endswith(("self_attn.projection.weight", "mlp.fc2.weight")):
+                parameter.mul_(0.3)
     return network
 
 

@@ -256,7 +256,8 @@ def _measured(average: RewardTrainer, degrade: Degrade, images: int) -> dict[str
 
 def _optimizers(trainer: RewardTrainer, recipe: RewardRecipe) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the two transformers and AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in trainer.named_parameters():
         is_matrix = parameter.ndim == 2 and ".encoder.layer" in name
         (matrices if is_matrix else others).append(parameter)

@@ -50,7 +50,7 @@ REDUCED = replace(
 
 @pytest.fixture(scope="module")
 def published_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it: published weights and vocabulary, and the sizes, which are not the published ones."""
+    """A folder as a user has it: published weights, vocabulary, and the sizes, which are reduced ones."""
     folder = tmp_path_factory.mktemp("image-reward")
     for name in ("ImageReward.pt", "vocab.txt"):
         (folder / name).write_bytes((DATA / "imagereward" / name).read_bytes())
