@@ -41,5 +41,9 @@ class InterruptedRunError(TtsVarError):
     """The run stopped early in good order; the same command resumes it."""
 
 
+class RunFailedError(TtsVarError):
+    """The cluster cannot finish a run; what is committed stays, and the same command goes on."""
+
+
 class FeatureError(TtsVarError, ValueError):
     """Features that are NaN or infinite, so that distances between images mean nothing."""

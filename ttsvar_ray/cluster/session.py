@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -16,6 +17,8 @@ import ray
 from ttsvar_ray.errors import TtsVarError
 
 logger = logging.getLogger(__name__)
+
+LISTENING_TIMEOUT_S = 10.0
 
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job."""
@@ -60,12 +63,20 @@ def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
 
 def _connect(address: str) -> None:
     try:
+        _check_listening(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterConnectionError(
             f"cluster.address: no Ray cluster answers at {address!r} ({error}); start one with "
             "`ray start --head`, or leave the address out to use this machine alone"
         ) from error
+
+
+def _check_listening(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try again for ten minutes and more."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
 
 
 def _start_local(cpus: float | None) -> None:

@@ -34,10 +34,10 @@ def load_config(
     for override in overrides:
         _apply_override(settings, override, problems)
     config = _validate(settings, problems)
-    if needs_files and config is not None:
-        if not config.prompts.path:
+    if needs_files:
+        if _is_not_given(settings, "prompts"):
             problems.append("prompts.path: not given; add --prompts FILE, or prompts.path in the job file")
-        if not config.output.path:
+        if _is_not_given(settings, "output"):
             problems.append("output.path: not given; add --output DIR, or output.path in the job file")
     if problems or config is None:
         raise ConfigurationError(problems)
@@ -117,6 +117,12 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
             return
         section = inner
     section[keys[-1]] = value
+
+
+def _is_not_given(settings: Mapping[Any, Any], name: str) -> bool:
+    """Whether a section says no path; a section of a wrong kind is reported elsewhere."""
+    section = settings.get(name)
+    return section is None or (isinstance(section, dict) and section.get("path") in (None, ""))
 
 
 def _validate(settings: Mapping[Any, Any], problems: list[str]) -> JobConfig | None:
