@@ -1,0 +1,170 @@
+"""How `generate` ends: summary, exit codes, progress; the job itself is replaced."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.cli.progress import ProgressReporter, duration, progress_line
+from ttsvar_ray.cluster import job as job_module
+from ttsvar_ray.cluster.job import JobProgress, JobSummary
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.errors import InputError, InterruptedRunError, RunFailedError, TtsVarError
+
+SUMMARY: dict[str, Any] = {
+    "output": Path("/somewhere/out"),
+    "prompts": 48,
+    "images": 96,
+    "failed": 0,
+    "bad_lines": 0,
+    "mean_reward": 0.71234,
+    "prompts_resumed": 16,
+    "workers": 2,
+    "seconds": 75.0,
+    "images_per_second": 1.5,
+}
+STATE: dict[str, Any] = {
+    "prompts_total": 48,
+    "prompts_resumed": 16,
+    "prompts_done": 8,
+    "failed": 1,
+    "images": 14,
+    "mean_reward": 0.5,
+    "workers": 2,
+    "workers_wanted": 2,
+    "seconds": 10.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Any:
+    package = logging.getLogger("ttsvar_ray")
+    kept = package.handlers[:], package.level, package.propagate
+    yield
+    package.handlers[:], package.propagate = kept[0], kept[2]
+    package.setLevel(kept[1])
+
+
+def generate_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., JobSummary], *more: str) -> Result:
+    monkeypatch.setattr(job_module, "run_job", run)
+    return CliRunner().invoke(app, ["generate", "--prompts", "p.txt", "--output", "o", *more])
+
+
+def test_flags_and_settings_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[JobConfig] = []
+
+    def run(config: JobConfig, *, progress: Any) -> JobSummary:
+        seen.append(config)
+        return JobSummary(**SUMMARY)
+
+    flags = ["--model", "12", "--strategy", "best-of-n", "--n", "4", "--seed", "9", "--workers", "3"]
+    flags += ["--spread", "2", "--address", "auto"]
+    result = generate_with(monkeypatch, run, *flags, "--set", "strategy.n=5", "--set", "output.bits=true")
+    assert result.exit_code == 0, result.output
+    (config,) = seen
+    assert (config.model.name, config.strategy.name, config.strategy.n) == ("12", "best-of-n", 5)
+    assert (config.seed, config.cluster.workers, config.cluster.spread) == (9, 3, 2)
+    assert (config.cluster.address, config.output.bits) == ("auto", True)
+
+
+def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = generate_with(monkeypatch, lambda config, progress: JobSummary(**SUMMARY))
+    assert result.exit_code == 0
+    for line in (
+        "prompts      48 (16 of them before)",
+        "images       96",
+        "mean reward  0.7123",
+        "time         1 min 15 s, 1.50 images/s",
+        "failures     0 prompts given up, 0 bad lines",
+        "output       /somewhere/out",
+        '  datasets.load_dataset("/somewhere/out", split="train")',
+        "  ttsvar-ray shapes-report /somewhere/out",
+    ):
+        assert line in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("lost", [{"failed": 2}, {"bad_lines": 1}])
+def test_dead_letters_are_an_exit_code_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, lost: dict[str, int]
+) -> None:
+    result = generate_with(monkeypatch, lambda config, progress: JobSummary(**{**SUMMARY, **lost}))
+    assert result.exit_code == 3
+    assert "see why: /somewhere/out/failed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "started", "code"),
+    [
+        (InterruptedRunError("stopped by SIGTERM"), True, 75),
+        (RunFailedError("no workers"), True, 75),
+        (RunFailedError("no workers"), False, 75),
+        (InputError("changed"), True, 1),
+        (InputError("absent"), False, 2),
+        (KeyboardInterrupt(), True, 75),
+        (KeyboardInterrupt(), False, 130),
+        (RuntimeError("a bug"), True, 1),
+    ],
+)
+def test_how_a_job_stops_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, started: bool, code: int
+) -> None:
+    def run(config: JobConfig, *, progress: Any) -> JobSummary:
+        if started:
+            progress(JobProgress(**STATE))
+        raise error
+
+    result = generate_with(monkeypatch, run)
+    assert result.exit_code == code
+    message = result.stderr[result.stderr.index("ttsvar-ray: ") :]
+    if isinstance(error, TtsVarError):
+        assert message == f"ttsvar-ray: {error}\n"
+    elif isinstance(error, RuntimeError):
+        assert message == "ttsvar-ray: unexpected RuntimeError: a bug\nRun again with --debug to see where.\n"
+    else:
+        assert message.startswith("ttsvar-ray: interrupted")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_state_as_a_line() -> None:
+    line = progress_line(JobProgress(**STATE))
+    assert line == "prompts 24/48  1.40 images/s  reward 0.500  workers 2/2  failed 1  left 30 s"
+    waiting = {**STATE, "prompts_done": 0, "workers": 0, "seconds": 0.0, "mean_reward": math.nan}
+    assert progress_line(JobProgress(**waiting)) == "prompts 16/48  waiting for workers (0/2 up)"
+
+
+def test_plain_progress_is_a_line_every_few_seconds_and_the_end() -> None:
+    file = io.StringIO()
+    clock = iter([0.0, 0.0, 3.0, 11.0, 11.0, 12.0])
+    reporter = ProgressReporter(Console(file=file), now=lambda: next(clock))
+    with reporter:
+        for done in (1, 2, 3, 32):
+            reporter(JobProgress(**{**STATE, "prompts_done": done}))
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["17/48", "19/48", "48/48"]
+
+
+def test_a_terminal_gets_a_bar_that_is_closed() -> None:
+    file = io.StringIO()
+    reporter = ProgressReporter(Console(file=file, force_terminal=True, width=100))
+    with reporter:
+        reporter(JobProgress(**STATE))
+    assert "24/48" in file.getvalue()
+    assert "left 30 s" in file.getvalue()
+    assert file.getvalue().rstrip().endswith("\x1b[?25h"), "the cursor must be shown again"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18600, "5 h 10 min"), (273600, "3 d 4 h")],
+)
+def test_durations_for_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,49 @@
+"""The commands, and the entry point."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ttsvar_ray.cli.demo import demo
+from ttsvar_ray.cli.generate import generate
+from ttsvar_ray.cli.plan import plan
+from ttsvar_ray.cli.shapes_report import shapes_report
+from ttsvar_ray.cli.verify import verify
+
+app = typer.Typer(
+    name="ttsvar-ray",
+    help="Test-time scaling for visual autoregressive models (TTS-VAR) on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(generate)
+app.command()(plan)
+app.command()(verify)
+app.command()(demo)
+app.command("shapes-report")(shapes_report)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("ttsvar-ray"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Test-time scaling for visual autoregressive models (TTS-VAR) on Ray."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

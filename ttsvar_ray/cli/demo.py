@@ -1,0 +1,123 @@
+"""`ttsvar-ray demo`: the main job on the built-in model, beside its two baselines."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.generate import run
+
+if TYPE_CHECKING:
+    from ttsvar_ray.config import JobConfig
+
+DEFAULT_JOB = Path("jobs/shapes_demo.yaml")
+
+
+def demo(
+    job: Annotated[Path, typer.Argument(help="Job of the built-in model.", metavar="JOB.yaml")] = DEFAULT_JOB,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Output folder; by default the job's own.", metavar="DIR")
+    ] = None,
+    settings: options.Settings = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run a job of the built-in model, then raw and best-of-N at about the same FLOPs; judge all three.
+
+    The job's own run is in its output folder, with a contact sheet (PNG); the baselines are in
+    `baselines/` below it. What is there already is not generated again.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.cluster.paths import resolve_output
+        from ttsvar_ray.cluster.session import is_submitted_job, ray_session
+        from ttsvar_ray.config import load_config
+
+        config = load_config(job, options.overrides({"output.path": output}, settings))
+        root = resolve_output(config.output.path, submitted=is_submitted_job())
+        jobs = _with_baselines(config, root)
+        failures = 0
+        with contextlib.ExitStack() as stack:
+            if not all(_is_done(each) for each, _ in jobs.values()):
+                # One start of Ray for all three.
+                stack.enter_context(ray_session(config.cluster.address, cpus=config.cluster.workers))
+            for label, (each, _) in jobs.items():
+                typer.echo(f"{label}: {each.output.path}", err=True)
+                summary = run(each, console=console, debug=debug)
+                failures += summary.failed + summary.bad_lines
+        _report(jobs, root)
+    if failures:
+        typer.echo(f"{failures} prompts have no image: see the failed folders in {root}")
+        raise typer.Exit(ExitCode.DEAD_LETTERS)
+
+
+def _is_done(job: JobConfig) -> bool:
+    from ttsvar_ray.dataset import OutputLayout, committed_chunks, read_manifest
+
+    layout = OutputLayout(Path(job.output.path))
+    manifest = read_manifest(layout)
+    if manifest is None:
+        return False
+    return len(committed_chunks(layout)) * job.output.rows_per_part >= manifest.prompt_count
+
+
+def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig, float]]:
+    """Return the job and its baselines by label, each with its transformer FLOPs per prompt over raw's."""
+    from ttsvar_ray.cli.plan import transformer_cost
+    from ttsvar_ray.engine.build import build_plan
+
+    def flops(job: JobConfig) -> float:
+        return transformer_cost(job, build_plan(job)).transformer_flops
+
+    main = config.model_copy(update={"output": config.output.model_copy(update={"path": str(root)})})
+    raw = _baseline(config, root, "raw", 1)
+    n = max(2, round(flops(main) / flops(raw)))
+    best = _baseline(config, root, "best-of-n", n)
+    own = f"{config.strategy.name} N={config.strategy.n}"
+    labelled = {own: main, "raw": raw, f"best-of-{n}": best}
+    return {label: (job, flops(job) / flops(raw)) for label, job in labelled.items()}
+
+
+def _baseline(config: JobConfig, root: Path, name: str, n: int) -> JobConfig:
+    from ttsvar_ray.config import StrategyConfig
+
+    folder = root / "baselines" / (name if n == 1 else f"best-of-{n}")
+    return config.model_copy(
+        update={
+            "strategy": StrategyConfig(name=name, n=n),
+            "output": config.output.model_copy(update={"path": str(folder)}),
+        }
+    )
+
+
+def _report(jobs: dict[str, tuple[JobConfig, float]], root: Path) -> None:
+    from ttsvar_ray.cli.shapes_report import (
+        SHEET_NAME,
+        accuracy,
+        accuracy_lines,
+        accuracy_words,
+        judge_output,
+        save_sheet,
+    )
+
+    judged = {label: judge_output(Path(job.output.path)) for label, (job, _) in jobs.items()}
+    own = next(iter(judged))
+    save_sheet(judged[own], root / SHEET_NAME, title=f"{own}: {accuracy_words(judged[own])}")
+    lines = ["", "strategy         FLOPs   accuracy          mean reward"]
+    for label in sorted(jobs, key=lambda name: jobs[name][1]):
+        share, error = accuracy(judged[label])
+        reward = sum(image.reward for image in judged[label]) / len(judged[label])
+        lines.append(f"{label:<15} {jobs[label][1]:>5.2f}x   {share:.3f} +- {error:.3f}   {reward:>11.4f}")
+    lines += ["", f"{own} by kind of prompt:", *accuracy_lines(judged[own])]
+    lines += [
+        "",
+        f"contact sheet  {root / SHEET_NAME}",
+        f'data set       datasets.load_dataset("{root}", split="train")',
+    ]
+    typer.echo("\n".join(lines))

@@ -1,0 +1,68 @@
+"""Exit codes, and errors as people want to read them: one message, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Callable, Iterator
+
+import typer
+
+from ttsvar_ray.errors import ConfigurationError, InterruptedRunError, RunFailedError, TtsVarError
+
+
+class ExitCode(enum.IntEnum):
+    """What the exit codes mean."""
+
+    DONE = 0
+    FAILED = 1
+    """Something unforeseen, or a verdict that is no."""
+    BAD_SETTINGS = 2
+    """Settings, prompts, weights or output folder that cannot be used; nothing was started."""
+    DEAD_LETTERS = 3
+    """Done, but some prompts have no image: see the `failed` folder of the output."""
+    RESUMABLE = 75
+    """Stopped early; the same command goes on."""
+    INTERRUPTED = 130
+    """Ctrl-C before anything was started."""
+
+
+@contextlib.contextmanager
+def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turn exceptions of a command into a message on standard error and an exit code.
+
+    Args:
+        debug: let exceptions through, with their tracebacks.
+        has_started: whether generation has begun: an error is then no longer one of settings alone.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (InterruptedRunError, RunFailedError) as error:
+        _end(error, ExitCode.RESUMABLE, debug=debug)
+    except TtsVarError as error:
+        resumable = type(error).__name__ == "RunFailedError"
+        code = (
+            ExitCode.RESUMABLE if resumable else ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS
+        )
+        _end(error, code, debug=debug)
+    except KeyboardInterrupt as error:
+        started = has_started()
+        message = "interrupted; committed parts stay, the same command goes on" if started else "interrupted"
+        _end(error, ExitCode.RESUMABLE if started else ExitCode.INTERRUPTED, debug=debug, message=message)
+    except Exception as error:  # noqa: BLE001 - the outermost place of a command
+        message = f"unexpected {type(error).__name__}: {error}\nRun again with --debug to see where."
+        _end(error, ExitCode.FAILED, debug=debug, message=message)
+
+
+def _end(error: BaseException, code: ExitCode, *, debug: bool, message: str | None = None) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, ConfigurationError) and len(error.problems) > 1:
+        lines = "\n".join(f"  {problem}" for problem in error.problems)
+        message = f"{len(error.problems)} problems:\n{lines}"
+    typer.echo(f"ttsvar-ray: {message or error}", err=True)
+    raise typer.Exit(code) from error

@@ -1,0 +1,121 @@
+"""`ttsvar-ray generate`: prompts in, a folder of Parquet parts out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ttsvar_ray.cluster.job import JobSummary
+    from ttsvar_ray.config import JobConfig
+
+
+def generate(
+    job: options.Job = None,
+    model: options.Model = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", help='.txt, .jsonl, .csv or .parquet, or "-" for standard input.', metavar="FILE"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Output folder; one of the same job is continued.", metavar="DIR"),
+    ] = None,
+    strategy: options.Strategy = None,
+    n: options.N = None,
+    seed: options.Seed = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Workers; by default one per GPU, or per CPU.", metavar="W"),
+    ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option("--spread", help='Workers that share one prompt, or "auto".', metavar="K"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Ray cluster; by default this machine or RAY_ADDRESS.", metavar="A"),
+    ] = None,
+    settings: options.Settings = None,
+    debug: options.Debug = False,
+) -> None:
+    """Generate images for a prompt set. Typing the same command again continues a stopped run.
+
+    Exit codes: 0 done; 2 bad settings or input, nothing was started; 3 done, but prompts were
+    dead-lettered; 75 stopped early, the same command continues.
+    """
+    flags = {
+        "model.name": model,
+        "prompts.path": prompts,
+        "output.path": output,
+        "strategy.name": strategy,
+        "strategy.n": n,
+        "seed": seed,
+        "cluster.workers": workers,
+        "cluster.spread": int(spread) if spread is not None and spread.isdecimal() else spread,
+        "cluster.address": address,
+    }
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.config import load_config
+
+        config = load_config(job, options.overrides(flags, settings))
+    summary = run(config, console=console, debug=debug)
+    typer.echo("\n".join(summary_lines(summary, judge_shapes=config.model.name == "shapes")))
+    if summary.failed or summary.bad_lines:
+        raise typer.Exit(ExitCode.DEAD_LETTERS)
+
+
+def run(config: JobConfig, *, console: Console, debug: bool) -> JobSummary:
+    """Run a job with its progress on `console`; errors end the command."""
+    from ttsvar_ray.cli.log import set_up_logging
+    from ttsvar_ray.cli.progress import ProgressReporter
+
+    set_up_logging(console, debug=debug)
+    reporter = ProgressReporter(console)
+    with errors_for_people(debug=debug, has_started=lambda: reporter.has_started), reporter:
+        from ttsvar_ray.cluster.job import run_job
+
+        return run_job(config, progress=reporter)
+
+
+def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
+    """Return how a job ended, for people: what was made, where it is, what to do next.
+
+    Args:
+        summary: of the job.
+        judge_shapes: whether the built-in world's checker can judge its images.
+    """
+    from ttsvar_ray.cli.progress import duration
+
+    resumed = f" ({summary.prompts_resumed} of them before)" if summary.prompts_resumed else ""
+    rate = "" if math.isnan(summary.images_per_second) else f", {summary.images_per_second:.2f} images/s"
+    reward = "none" if math.isnan(summary.mean_reward) else f"{summary.mean_reward:.4f}"
+    lines = [
+        "",
+        f"prompts      {summary.prompts}{resumed}",
+        f"images       {summary.images}",
+        f"mean reward  {reward}",
+        f"time         {duration(summary.seconds)}{rate}",
+        f"failures     {summary.failed} prompts given up, {summary.bad_lines} bad lines",
+        f"output       {summary.output}",
+    ]
+    if summary.notices:
+        lines.append(f"notices      {len(summary.notices)} (above)")
+    lines += ["", "next", f'  datasets.load_dataset("{summary.output}", split="train")']
+    if judge_shapes and summary.images:
+        lines.append(f"  ttsvar-ray shapes-report {summary.output}")
+    if summary.failed or summary.bad_lines:
+        lines.append(f"  see why: {summary.output / 'failed'}")
+    return lines

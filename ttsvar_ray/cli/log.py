@@ -1,0 +1,29 @@
+"""The one set-up of logging: this package's events on standard error."""
+
+from __future__ import annotations
+
+import logging
+
+from rich.console import Console
+
+
+def set_up_logging(console: Console, *, debug: bool) -> None:
+    """Send this package's log to `console`: above a live progress bar, or as plain lines.
+
+    Args:
+        console: of standard error.
+        debug: show debug events, too.
+    """
+    handler: logging.Handler
+    if console.is_terminal:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    package = logging.getLogger("ttsvar_ray")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.DEBUG if debug else logging.INFO)
+    # Ray gives the root logger a handler of its own; every line would come twice.
+    package.propagate = False

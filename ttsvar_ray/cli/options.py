@@ -1,0 +1,51 @@
+"""Options that several commands share, and how they become settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Job = Annotated[
+    Path | None,
+    typer.Argument(help="YAML job file; without one, the options and the defaults.", metavar="JOB.yaml"),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help='"shapes" (built in) or a model directory.', metavar="MODEL")
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option("--strategy", help="raw, best-of-n, importance or tts-var.", metavar="STRATEGY"),
+]
+N = Annotated[int | None, typer.Option("--n", help="N of the strategy.", metavar="N")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Run seed.", metavar="SEED")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any setting, for example strategy.lambda=5; may be repeated.",
+        metavar="SECTION.KEY=VALUE",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what goes on.")]
+
+
+def overrides(flags: Mapping[str, object], settings: Sequence[str] | None) -> list[str]:
+    """Return flags and `--set` entries as overrides; `--set` comes last and wins.
+
+    Args:
+        flags: dotted names of settings to what was given on the command line, None where nothing was.
+        settings: `section.key=value` as typed.
+    """
+    given = [f"{name}={_as_yaml(value)}" for name, value in flags.items() if value is not None]
+    return given + list(settings or ())
+
+
+def _as_yaml(value: object) -> str:
+    """Return a flag's value so that YAML reads it back as it is: a path such as `12` stays text."""
+    if isinstance(value, str):
+        escaped = value.replace("'", "''")
+        return f"'{escaped}'"
+    return str(value)
