@@ -18,11 +18,11 @@ LOGITS, HIDDEN, FEATURES, IMAGE, IMAGE_FP16, LEVELS, EXACT = 2e-3, 2e-3, 1e-5, 2
 LEVELS is for 8-bit images: truncation may land on the other side of a whole number.
 """
 
-NARROW_RELATIVE = 0.2
+NARROW_RELATIVE = 0.1
 """In bfloat16: largest root-mean-square difference, relative to the recorded tensor's standard deviation.
 
 The recorded weights are random and chaotic, so rounding grows from scale to scale; this tells a right
-bfloat16 run (a few per cent) from a wrong one (about 1.4), no more.
+bfloat16 run (below 3 per cent) from a wrong one (about 1.4), no more.
 """
 
 _SCALE_OR_LAYER = re.compile(r"^s\d+\.|(?<=block)\d+$|(?<=keys)\d+$|(?<=values)\d+$")

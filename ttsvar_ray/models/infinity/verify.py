@@ -1,7 +1,7 @@
 """Compare this implementation with recorded tensors of the official one, on this machine.
 
 A folder in the recorded format holds `config.json` (architectures and cases), `weights_{X}_infinity`,
-`weights_{X}_vae` and, as safetensors each, some of
+`weights_{X}_vae` (without which no image is compared) and, as safetensors each, some of
 
 * `case_{X}_{name}`: forced bits; conditioning, inputs, block outputs, KV cache, logits, feature maps, image;
 * `case_{X}_sampled`: a free run whose bits come from `torch.multinomial` on a CPU generator;
@@ -88,7 +88,7 @@ class _Architecture:
 
     values: dict[str, Any]
     transformer_weights: Tensors
-    tokenizer_weights: Tensors
+    tokenizer_weights: Tensors | None
     device: torch.device
     dtype: torch.dtype
 
@@ -123,6 +123,8 @@ class _Architecture:
             decoder_multipliers=tuple(vae["dec_mult"]),
             num_res_blocks=vae["num_res_blocks"],
         )
+        if self.tokenizer_weights is None:
+            return ImageTokenizer(config).to(self.device).eval()
         return build_tokenizer(
             config, self.tokenizer_weights, device=self.device, source="recorded tokenizer"
         )
@@ -165,10 +167,11 @@ def verify_directory(path: Path, *, device: str = "cpu", dtype: str = "float32")
     report = VerificationReport(device=str(target), dtype=str(chosen).removeprefix("torch."))
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         for letter, values in json.loads((path / "config.json").read_text(encoding="utf-8")).items():
+            tokenizer_weights = path / f"weights_{letter}_vae.safetensors"
             architecture = _Architecture(
                 values=values,
                 transformer_weights=_tensors(path / f"weights_{letter}_infinity.safetensors"),
-                tokenizer_weights=_tensors(path / f"weights_{letter}_vae.safetensors"),
+                tokenizer_weights=_tensors(tokenizer_weights) if tokenizer_weights.is_file() else None,
                 device=target,
                 dtype=chosen,
             )
@@ -273,10 +276,7 @@ def _check_forced(arch: _Architecture, case: RecordedCase) -> None:
     for bits in all_bits:
         state = _force(model, state, bits, case)
     case("decode_in", state.summed, FEATURES)
-    image = model.decode_float(state.summed)
-    if "decoded" in t:
-        case("decoded", image, IMAGE_FP16 if t["decoded"].dtype == torch.float16 else IMAGE)
-    case("image_bgr_u8", to_uint8(image), LEVELS, _swap_channels)
+    _check_image(arch, model, state, case)
     again = model.replay(
         model.start(model.encode_text(names), range(len(names))), [bits.numpy() for bits in all_bits]
     )
@@ -343,6 +343,14 @@ def _check_equal_states(name: str, got: InfinityState, expected: InfinityState, 
         case.between(f"{name}.values{index}", mine.values, theirs.values, EXACT)
 
 
+def _check_image(arch: _Architecture, model: InfinityModel, state: InfinityState, case: RecordedCase) -> None:
+    if arch.tokenizer_weights is not None and case.tensors.keys() & {"decoded", "image_bgr_u8"}:
+        image = model.decode_float(state.summed)
+        half = "decoded" in case.tensors and case.tensors["decoded"].dtype == torch.float16
+        case("decoded", image, IMAGE_FP16 if half else IMAGE)
+        case("image_bgr_u8", to_uint8(image), LEVELS, _swap_channels)
+
+
 def multinomial_bits(logits: Tensor, *, generator: torch.Generator, top_p: float) -> Tensor:
     """Draw bits [B, n, D] from logits [B, n, D, 2] with the official calls, to compare with free runs."""
     gap = logits[..., 1] - logits[..., 0]
@@ -377,7 +385,7 @@ def _check_sampled(arch: _Architecture, case: RecordedCase) -> None:
 
         state = model.advance_with(state, choose)
         case(f"s{index}.bits", state.bits[index], EXACT, functools.partial(_bit_tokens, model.quantizer))
-    case("image_bgr_u8", torch.from_numpy(model.decode(state)), LEVELS, _swap_channels)
+    _check_image(arch, model, state, case)
 
 
 def _check_selections(arch: _Architecture, case: RecordedCase) -> None:
@@ -401,4 +409,4 @@ def _check_selections(arch: _Architecture, case: RecordedCase) -> None:
             state = model.gather(state, selections[index])
             again = model.replay(model.start(text, [0] * state.num_rows), model.bits(state))
             _check_equal_states(f"replay_after_s{index}", again, state, case)
-    case("image_bgr_u8", torch.from_numpy(model.decode(state)), LEVELS, _swap_channels)
+    _check_image(arch, model, state, case)

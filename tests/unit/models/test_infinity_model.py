@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_parts, tiny_model
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.state import InfinityState
+from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.rng import bit_uniforms
+
+PROMPTS = ["a red circle", "two green rings and a blue square", "a square"]
+
+
+@pytest.fixture(scope="module")
+def model() -> InfinityModel:
+    return tiny_model()
+
+
+def uniforms(model: InfinityModel, scale: int, names: Sequence[str]) -> np.ndarray:
+    """One stream per trajectory name, whatever the batch."""
+    height, width = model.scale_schedule[scale]
+    count = height * width * model.bits_per_token
+    return np.stack([bit_uniforms(7, name, scale, 0, count) for name in names])
+
+
+def run(
+    model: InfinityModel, state: InfinityState, names: Sequence[str], upto: int | None = None
+) -> InfinityState:
+    for scale in range(state.scale_index, model.num_scales if upto is None else upto):
+        state = model.advance(state, uniforms(model, scale, names))
+    return state
+
+
+def start(model: InfinityModel, prompts: Sequence[int]) -> InfinityState:
+    return model.start(model.encode_text(PROMPTS), prompts)
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return all(same_bytes(x, y) for x, y in zip(a, b, strict=True))
+
+
+def contents(state: InfinityState) -> list[torch.Tensor]:
+    caches = [t for layer in state.cache.layers for t in (layer.keys, layer.values)]
+    return [state.summed, *state.bits, *caches]
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_a_row_is_the_same_bytes_in_any_batch(guidance: float) -> None:
+    """The guarantee that makes micro-batches, spread and retries invisible; one thread, as workers use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = tiny_model(guidance=guidance)
+        prompts = [0, 1, 2, 0, 1, 0, 2, 2]
+        names = [f"trajectory-{i}" for i in range(8)]
+        whole = run(model, start(model, prompts), names)
+        images = model.decode(whole)
+        assert len({image.tobytes() for image in images}) == 8, "rows must differ for this test to tell"
+        for rows in ([0], [5], [1, 2], [7, 3, 0], [6, 0, 1, 2, 3, 4, 5]):
+            texts = model.encode_text([PROMPTS[prompts[row]] for row in rows])
+            state = model.start(texts, range(len(rows)))
+            state = run(model, state, [names[row] for row in rows])
+            expected = whole.gather(rows)
+            assert same_bytes(contents(state), contents(expected)), rows
+            assert np.array_equal(model.decode(state), images[rows]), rows
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_texts_are_encoded_alike_alone_and_together(model: InfinityModel) -> None:
+    together = model.encode_text(PROMPTS)
+    for prompt, expected in zip(PROMPTS, together, strict=True):
+        (alone,) = model.encode_text([prompt])
+        assert torch.equal(alone.pooled, expected.pooled)
+        assert torch.equal(alone.block_modulation, expected.block_modulation)
+        assert torch.equal(alone.text_mask, expected.text_mask)
+        assert same_bytes(alone.keys, expected.keys)
+        assert same_bytes(alone.values, expected.values)
+
+
+@pytest.mark.parametrize("upto", [1, 4, len(REPEATED_SCHEDULE)])
+def test_replay_from_bits_equals_the_state_that_drew_them(model: InfinityModel, upto: int) -> None:
+    names = ["x", "y", "z"]
+    drawn = run(model, start(model, [0, 1, 1]), names, upto)
+    replayed = model.replay(start(model, [0, 1, 1]), model.bits(drawn))
+    assert same_bytes(contents(replayed), contents(drawn))
+    assert same_bytes(contents(run(model, replayed, names)), contents(run(model, drawn, names)))
+
+
+def test_replay_goes_on_from_a_state_in_the_middle(model: InfinityModel) -> None:
+    names = ["x", "y"]
+    early = run(model, start(model, [0, 2]), names, 3)
+    late = run(model, early, names, 6)
+    assert same_bytes(contents(model.replay(early, model.bits(late)[3:])), contents(late))
+
+
+def test_survivors_of_a_gather_go_on_as_if_alone(model: InfinityModel) -> None:
+    names = ["x", "y", "z", "w"]
+    population = run(model, start(model, [0, 0, 1, 2]), names, 4)
+    survivors = model.gather(population, [3, 0, 0])
+    assert len(survivors.texts) == 2, "the text nobody has any more is let go"
+    finished = run(model, survivors, ["w", "x", "again"])
+    whole = run(model, population, names)
+    assert np.array_equal(model.bits(finished)[-1][:2], model.bits(whole)[-1][[3, 0]])
+    assert not np.array_equal(model.bits(finished)[-1][2], model.bits(whole)[-1][0])
+
+
+def test_states_of_different_prompts_stack_and_part(model: InfinityModel) -> None:
+    first = run(model, start(model, [0, 0]), ["x", "y"], 3)
+    second = run(model, start(model, [1]), ["z"], 3)
+    joined = model.concatenate([second, first, model.gather(first, [1])])
+    assert joined.num_rows == 4
+    finished = run(model, joined, ["z", "x", "y", "y2"])
+    alone = run(model, first, ["x", "y"])
+    assert same_bytes(contents(model.gather(finished, [1, 2])), contents(alone))
+
+
+def test_concatenate_refuses_states_before_different_scales(model: InfinityModel) -> None:
+    with pytest.raises(ValueError, match="one common scale"):
+        model.concatenate([start(model, [0]), run(model, start(model, [0]), ["x"], 1)])
+    with pytest.raises(ValueError, match="one common scale"):
+        model.concatenate([])
+
+
+def test_states_are_values(model: InfinityModel) -> None:
+    state = run(model, start(model, [0, 1]), ["x", "y"], 3)
+    copies = [tensor.clone() for tensor in contents(state)]
+    run(model, state, ["x", "y"])
+    model.gather(state, [1, 1])
+    model.decode(state)
+    assert same_bytes(contents(state), copies)
+
+
+def test_guidance_one_runs_the_conditional_stream_alone() -> None:
+    plain, guided = tiny_model(guidance=1.0), tiny_model(guidance=3.0)
+    one = run(plain, start(plain, [0, 1]), ["x", "y"], 3)
+    two = run(guided, start(guided, [0, 1]), ["x", "y"], 3)
+    assert one.cache.layers[0].keys.shape[0] == 1
+    assert two.cache.layers[0].keys.shape[0] == 2
+    assert plain.kv_bytes(2) * 2 == guided.kv_bytes(2)
+
+
+def test_kv_bytes_is_what_the_cache_holds(model: InfinityModel) -> None:
+    state = start(model, [0, 1, 2])
+    for scale in range(model.num_scales):
+        state = run(model, state, ["x", "y", "z"], scale + 1)
+        assert state.cache.nbytes == 3 * model.kv_bytes(scale)
+
+
+def test_text_matters_and_seed_matters(model: InfinityModel) -> None:
+    bits = model.bits(run(model, start(model, [0, 1, 0]), ["same", "same", "other"]))
+    assert not np.array_equal(bits[-1][0], bits[-1][1])
+    assert not np.array_equal(bits[-1][0], bits[-1][2])
+
+
+def test_decoding_any_time_and_at_selector_size(model: InfinityModel) -> None:
+    state = run(model, start(model, [0, 1]), ["x", "y"], 5)
+    full = model.decode(state)
+    assert full.shape == (2, model.image_height, model.image_width, 3) == (2, 24, 24, 3)
+    assert full.dtype == np.uint8
+    assert np.array_equal(model.decode(state, size="selector"), full), "already small"
+
+
+def test_selector_images_of_a_large_model_are_small() -> None:
+    schedule = ((1, 1), (2, 3), (80, 128))
+    model = tiny_model(schedule=schedule)
+    summed = torch.linspace(-1, 1, 80 * 128).reshape(1, 1, 80, 128).expand(2, 8, 80, 128).contiguous()
+    state = InfinityState(
+        texts=model.encode_text(["a ring"]), text_rows=(0, 0), summed=summed, cache=start(model, [0]).cache
+    )
+    small = model.decode(state, size="selector")
+    assert small.shape == (2, 160, 256, 3)
+    assert model.decode(state).shape == (2, 320, 512, 3)
+
+
+def test_wrong_shapes_are_named(model: InfinityModel) -> None:
+    state = start(model, [0])
+    with pytest.raises(ValueError, match=r"uniforms: expected \(1, 8\) at scale 0"):
+        model.advance(state, np.zeros((2, 8), np.float32))
+    with pytest.raises(ValueError, match=r"bits: expected \(1, 1, 8\) at scale 0"):
+        model.replay(state, [np.zeros((1, 4, 8), np.uint8)])
+    finished = run(model, state, ["x"])
+    with pytest.raises(ValueError, match="all 8 scales are finished"):
+        model.advance(finished, np.zeros((1, 8), np.float32))
+
+
+def test_long_prompts_are_cut_and_features_have_fixed_length() -> None:
+    encoder, words = text_parts()
+    features, lens = T5TextEncoder(encoder, words, TEXT_LENGTH).encode(["a red circle", "red " * 50, ""])
+    assert features.shape == (3, TEXT_LENGTH, 16)
+    assert lens.tolist() == [4, TEXT_LENGTH, 1]
+
+
+def test_a_tokenizer_without_end_token_is_refused() -> None:
+    encoder, words = text_parts()
+    words.backend_tokenizer.post_processor = None
+    bare = type(words)(tokenizer_object=words.backend_tokenizer, pad_token="<pad>", unk_token="<unk>")
+    bare.backend_tokenizer.post_processor = __import__("tokenizers").processors.Sequence([])
+    with pytest.raises(CheckpointError, match="no token at all"):
+        T5TextEncoder(encoder, bare, TEXT_LENGTH).encode([""])

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.infinity.verify import multinomial_bits
+from ttsvar_ray.models.sampling import (
+    SamplingSettings,
+    draw_bits,
+    guided_logits,
+    per_scale,
+    probability_of_one,
+    top_p_margin,
+)
+
+
+def sorted_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The usual rule: sort ascending, drop what the cumulative probability <= 1 - top_p covers."""
+    ordered, order = logits.sort(dim=-1)
+    dropped = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped[..., -1] = False
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf).softmax(-1)[..., 1]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.5, 0.8, 0.97, 1.0])
+def test_top_p_is_the_sorted_rule(top_p: float) -> None:
+    logits = torch.randn(4000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(probability_of_one(logits, top_p=top_p), sorted_top_p(logits, top_p))
+
+
+def test_published_margin() -> None:
+    assert top_p_margin(0.97) == pytest.approx(3.476, abs=1e-3)
+    edge = torch.tensor([[0.0, 3.475], [0.0, 3.477], [3.477, 0.0]])
+    assert probability_of_one(edge, top_p=0.97).tolist()[1:] == [1.0, 0.0]
+    assert 0.96 < probability_of_one(edge, top_p=0.97)[0] < 0.97
+
+
+def test_certain_bits_ignore_the_draw_and_others_follow_it() -> None:
+    probability = torch.tensor([0.0, 1.0, 0.25, 0.25])
+    uniforms = torch.tensor([0.0, 1 - 2**-24, 0.2499, 0.25])
+    assert draw_bits(probability, uniforms).tolist() == [0, 1, 1, 0]
+
+
+def test_drawn_bits_have_the_stated_probability() -> None:
+    generator = torch.Generator().manual_seed(1)
+    probability = probability_of_one(torch.tensor([0.0, 1.0]).expand(200_000, 2), top_p=0.97)
+    share = draw_bits(probability, torch.rand(200_000, generator=generator)).float().mean().item()
+    assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=4 * math.sqrt(0.25 / 200_000))
+
+
+def test_the_official_draw_has_the_same_marginals() -> None:
+    logits = torch.tensor([0.5, 0.0]).expand(1, 1, 100_000, 2)
+    bits = multinomial_bits(logits, generator=torch.Generator().manual_seed(2), top_p=0.97)
+    expected = probability_of_one(logits[0, 0, 0], top_p=0.97).item()
+    assert bits.float().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(0.25 / 100_000))
+    sure = multinomial_bits(
+        torch.tensor([[[[9.0, 0.0], [0.0, 9.0]]]]), generator=torch.Generator().manual_seed(2), top_p=0.97
+    )
+    assert sure.flatten().tolist() == [0, 1]
+
+
+def test_temperature_then_guidance() -> None:
+    raw = torch.tensor([[[[1.0, 3.0, -2.0, 0.0]]], [[[0.0, 1.0, 4.0, 2.0]]]])  # [S=2, B=1, n=1, 2 bits]
+    mixed = guided_logits(raw, temperature=0.5, guidance=3.0)
+    assert mixed.tolist() == [[[[6.0, 14.0], [-28.0, -8.0]]]]
+    alone = guided_logits(raw[:1], temperature=0.5, guidance=1.0)
+    assert alone.tolist() == [[[[2.0, 6.0], [-4.0, 0.0]]]]
+
+
+def test_settings_name_every_problem() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        SamplingSettings(guidance=(1.0, math.nan), temperature=(0.0,), top_p=0.0)
+    assert len(caught.value.problems) == 4
+    with pytest.raises(ConfigurationError, match="expected one number or 3"):
+        per_scale("guidance", [1.0, 2.0], 3)
+    assert per_scale("guidance", 2, 3) == (2.0, 2.0, 2.0)
