@@ -40,8 +40,8 @@ def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
     A cluster that is connected already is used and left as it is.
 
     Args:
-        address: of a running cluster ("auto" finds one on this machine); None is the one that RAY_ADDRESS
-            names, or else one on this machine, started for this block.
+        address: of a running cluster ("auto" finds one on this machine), or "local" for one on this
+            machine, started for this block; None is the one that RAY_ADDRESS names, or else "local".
         cpus: CPUs that a cluster started here must offer at least; None is what the machine has.
 
     Raises:
@@ -51,7 +51,7 @@ def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    if address:
+    if address and address != "local":
         _connect(address)
     else:
         _start_local(cpus)

@@ -112,7 +112,10 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
         CheckpointError: weights that cannot be used.
     """
     import torch
+    from transformers.utils import logging as transformers_logging
 
+    # A worker has no terminal, and its weights load in a moment.
+    transformers_logging.disable_progress_bar()
     # Part of the guarantee: sums are split among threads, so every worker must have as many.
     torch.set_num_threads(config.engine.threads)
     description = describe_model(config.model.name)

@@ -1,0 +1,34 @@
+"""Relative paths: of the output under `ray job submit`, of weights on workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
+from ttsvar_ray.config.sections import JobConfig
+
+
+def test_a_submitted_job_does_not_write_into_the_copy_that_ray_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert resolve_output("out/x", submitted=False) == tmp_path / "out/x"
+    assert resolve_output("out/x", submitted=True) == Path("/home/someone/out/x")
+    assert resolve_output("~/x", submitted=False) == Path("/home/someone/x")
+    for submitted in (False, True):
+        assert resolve_output("/data/x", submitted=submitted) == Path("/data/x")
+
+
+def test_weights_are_found_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = JobConfig.model_validate({"model": {"name": "m"}, "reward": {"path": "r"}})
+    absolute = with_absolute_inputs(config)
+    assert absolute.model.name == str(tmp_path / "m")
+    assert absolute.reward.path == str(tmp_path / "r")
+    assert absolute.features.backbone is None
+    assert with_absolute_inputs(JobConfig()).model.name == "shapes"

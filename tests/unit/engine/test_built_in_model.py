@@ -1,0 +1,52 @@
+"""The guarantee on the model that ships: bytes do not depend on packing, workers or spread (CPU)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.prompts import make_prompts
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.messages import PromptResult
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.engine.build import build_engine, build_plan
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.search.schedule import Plan
+
+SEED = 11
+
+
+def search(*, rows: int, engines: int, spread: int) -> dict[str, object]:
+    config = JobConfig.model_validate(
+        {
+            "model": {"device": "cpu"},
+            "strategy": {"plan": "published"},
+            "engine": {"micro_batch_rows": rows},
+            "seed": SEED,
+        }
+    )
+    plan: Plan = build_plan(config)
+    outcomes = run_local(
+        make_prompts(2),
+        plan=plan,
+        engines=[build_engine(config, plan) for _ in range(engines)],
+        run_seed=SEED,
+        settings=CoordinatorSettings(spread=spread, keep="all"),
+    )
+    content: dict[str, object] = {}
+    for outcome in outcomes:
+        assert isinstance(outcome, PromptResult), outcome
+        choices = [(record.ancestor_index, record.rewards) for record in outcome.trace]
+        content[outcome.prompt.key] = (outcome.images, choices)
+    return content
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, object]:
+    return search(rows=32, engines=1, spread=1)
+
+
+@pytest.mark.parametrize(("rows", "engines", "spread"), [(5, 1, 1), (1, 1, 1), (8, 2, 2)])
+def test_bytes_do_not_depend_on_packing_workers_or_spread(
+    expected: dict[str, object], rows: int, engines: int, spread: int
+) -> None:
+    assert search(rows=rows, engines=engines, spread=spread) == expected
