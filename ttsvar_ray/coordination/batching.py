@@ -1,8 +1,9 @@
 """What waits on one worker, and which of it runs next.
 
 Slots of a prompt wait together. A batch takes slots of one segment, because only trajectories before
-the same scale share a forward pass; the furthest segment goes first, because finishing a prompt frees
-memory and starting one costs it.
+the same scale share a forward pass. Populations shrink on their way, so a prompt's late segments fill a
+small part of a batch: while a worker is busy it may wait for company, and of what fills a batch the
+furthest segment goes first, because finishing a prompt frees memory and starting one costs it.
 """
 
 from __future__ import annotations
@@ -53,15 +54,23 @@ class Backlog:
             self._drop_empty(segment_index)
         return sorted(slots)
 
-    def rows_missing(self, rows: int) -> int:
-        """Return how many trajectories of segment 0 could join the next batch of up to `rows`."""
-        if self._alone or any(segment_index > 0 for segment_index in self._lanes):
+    def rows_missing(self, rows: int, *, is_idle: bool) -> int:
+        """Return how many trajectories of segment 0 the next batch of up to `rows` should wait for.
+
+        An idle worker starts something new only where nothing further along waits; a busy one also
+        where what waits would leave part of a batch empty.
+        """
+        if self._alone or any(self._rows_in(segment) >= rows for segment in self._lanes):
             return 0
-        waiting = sum(len(slots) for slots in self._lanes.get(0, {}).values())
-        return max(0, rows - waiting)
+        if is_idle and any(segment_index > 0 for segment_index in self._lanes):
+            return 0
+        return rows - self._rows_in(0)
 
     def take(self, rows: int, *, is_idle: bool) -> tuple[Cut, ...]:
         """Remove and return the next batch.
+
+        Of the segments that fill a batch the furthest. Where none does: on an idle worker the furthest;
+        on a busy one the fullest, because the others lose nothing by waiting for company.
 
         A prompt's slots are cut only where they are more than a whole batch: the rest of a cut prompt
         would delay its selection by a batch.
@@ -78,7 +87,11 @@ class Backlog:
             return self._take_alone(rows) if is_idle else ()
         if not self._lanes:
             return ()
-        segment_index = max(self._lanes)
+        full = [segment_index for segment_index in self._lanes if self._rows_in(segment_index) >= rows]
+        if full or is_idle:
+            segment_index = max(full or self._lanes)
+        else:
+            segment_index = max(self._lanes, key=lambda index: (self._rows_in(index), index))
         lane = self._lanes[segment_index]
         cuts: list[Cut] = []
         free = rows
@@ -104,6 +117,9 @@ class Backlog:
         else:
             del self._alone[prompt_key]
         return (Cut(prompt_key=prompt_key, slots=tuple(slots[:rows])),)
+
+    def _rows_in(self, segment_index: int) -> int:
+        return sum(len(slots) for slots in self._lanes.get(segment_index, {}).values())
 
     def _drop_empty(self, segment_index: int) -> None:
         if not self._lanes[segment_index]:

@@ -359,7 +359,8 @@ class Coordinator:
                     self._send_batch(worker)
 
     def _send_batch(self, worker: Worker) -> None:
-        self._admit(worker, worker.backlog.rows_missing(worker.rows))
+        missing = worker.backlog.rows_missing(worker.rows, is_idle=not worker.batches)
+        self._admit(worker, missing)
         alone = worker.backlog.wants_alone
         cuts = worker.backlog.take(worker.rows, is_idle=not worker.batches)
         if not cuts:
@@ -401,7 +402,8 @@ class Coordinator:
             prompt = self._waiting.popleft()
             live = LivePrompt(population=Population(prompt=prompt, plan=self._plan, run_seed=self._run_seed))
             self._live[live.key] = live
-            seating = seat(live.unseated, parent_of={}, home_of={}, candidates=candidates, spread=spread)
+            roomy = [candidate for candidate in candidates if candidate.room >= share]
+            seating = seat(live.unseated, parent_of={}, home_of={}, candidates=roomy, spread=spread)
             assert seating is not None, "the spread was chosen to fit"
             self._custody.sit_down(live, seating)
             rows -= share

@@ -14,7 +14,7 @@ def test_the_furthest_segment_goes_first_across_prompts() -> None:
     backlog.push("b", 2, [3], alone=False)
     backlog.push("c", 2, [0, 1], alone=False)
 
-    first = backlog.take(8, is_idle=False)
+    first = backlog.take(8, is_idle=True)
     second = backlog.take(8, is_idle=False)
 
     assert first == (Cut(prompt_key="b", slots=(3,)), Cut(prompt_key="c", slots=(0, 1)))
@@ -52,13 +52,33 @@ def test_what_runs_alone_waits_for_an_idle_worker_and_holds_back_the_rest() -> N
     assert backlog.take(8, is_idle=False) == (Cut(prompt_key="other", slots=(0,)),)
 
 
-def test_only_a_backlog_of_beginnings_asks_for_more() -> None:
+def test_an_idle_worker_starts_something_new_only_where_nothing_further_waits() -> None:
     backlog = Backlog()
-    assert backlog.rows_missing(8) == 8
+    assert backlog.rows_missing(8, is_idle=True) == 8
     backlog.push("a", 0, range(5), alone=False)
-    assert backlog.rows_missing(8) == 3
+    assert backlog.rows_missing(8, is_idle=True) == 3
     backlog.push("b", 1, [0], alone=False)
-    assert backlog.rows_missing(8) == 0
+    assert backlog.rows_missing(8, is_idle=True) == 0
+
+
+def test_a_busy_worker_lets_part_of_a_batch_wait_for_company() -> None:
+    backlog = Backlog()
+    backlog.push("a", 3, range(5), alone=False)
+    assert backlog.rows_missing(8, is_idle=False) == 8
+    backlog.push("b", 3, range(3), alone=False)
+    assert backlog.rows_missing(8, is_idle=False) == 0
+
+
+def test_a_full_batch_goes_before_a_further_one_that_is_not_full() -> None:
+    backlog = Backlog()
+    backlog.push("a", 3, range(2), alone=False)
+    backlog.push("b", 1, range(6), alone=False)
+    backlog.push("c", 2, range(4), alone=False)
+
+    assert [cut.prompt_key for cut in backlog.take(6, is_idle=True)] == ["b"]
+    assert [cut.prompt_key for cut in backlog.take(6, is_idle=False)] == ["c"], "the fullest"
+    backlog.push("d", 2, range(4), alone=False)
+    assert [cut.prompt_key for cut in backlog.take(6, is_idle=True)] == ["a"], "the furthest"
 
 
 def test_discard_returns_what_waited_in_any_lane() -> None:
@@ -78,9 +98,10 @@ def test_discard_returns_what_waited_in_any_lane() -> None:
         st.tuples(st.integers(0, 3), st.integers(1, 9), st.booleans()),
     ),
     rows=st.integers(1, 10),
+    is_idle=st.booleans(),
 )
 def test_everything_is_taken_once_within_the_limit(
-    waiting: dict[str, tuple[int, int, bool]], rows: int
+    waiting: dict[str, tuple[int, int, bool]], rows: int, is_idle: bool
 ) -> None:
     backlog = Backlog()
     expected = []
@@ -89,7 +110,7 @@ def test_everything_is_taken_once_within_the_limit(
         expected += [(key, slot) for slot in range(count)]
     taken = []
     while backlog:
-        cuts = backlog.take(rows, is_idle=True)
+        cuts = backlog.take(rows, is_idle=is_idle or backlog.wants_alone)
         assert 1 <= sum(len(cut.slots) for cut in cuts) <= rows
         assert len({waiting[cut.prompt_key][0] for cut in cuts}) == 1
         taken += [(cut.prompt_key, slot) for cut in cuts for slot in cut.slots]

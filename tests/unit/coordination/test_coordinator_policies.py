@@ -71,11 +71,11 @@ def test_an_empty_prompt_set_is_done_at_once() -> None:
 
 
 def test_leases_are_bounded_and_follow_the_workers() -> None:
-    cluster = make_cluster(prompts=40, workers=[16, 16])
+    cluster = make_cluster(prompts=40, workers=[16, 16], live_rows=16)
     cluster.lease(most=1000)
     for _ in range(60):
         assert cluster.coordinator.num_waiting <= 8
-        assert cluster.coordinator.num_live <= 8
+        assert cluster.coordinator.num_live <= 16, "two workers, 16 rows each, at least 2 a prompt"
         if cluster.lease_requests:
             cluster.lease(most=1000)
         elif cluster.mail:
