@@ -1,0 +1,152 @@
+"""A run of the built-in world is judged image by image, and shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ttsvar_ray.cli import demo as demo_module
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.cli.shapes_report import accuracy, judge_output
+from ttsvar_ray.cluster.job import JobSummary
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.messages import FinalImage, PromptFailure, PromptResult, ResultImage
+from ttsvar_ray.dataset import OutputLayout, RowContext, write_chunk
+from ttsvar_ray.shapes.captions import Caption, parse_caption, sample_scene_for
+from ttsvar_ray.shapes.render import render
+from ttsvar_ray.types import Prompt
+
+PROMPTS = ["a red circle", "two rings", "a circle above a cross", "a cross"]
+
+
+def png(pixels: np.ndarray) -> FinalImage:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return FinalImage(
+        payload=file.getvalue(), width=pixels.shape[1], height=pixels.shape[0], image_format="png"
+    )
+
+
+def drawn(caption: Caption | str, seed: int) -> FinalImage:
+    caption = parse_caption(caption) if isinstance(caption, str) else caption
+    return png(render(sample_scene_for(np.random.default_rng(seed), caption), 96))
+
+
+def prompt(row: int, text: str) -> Prompt:
+    return Prompt(row=row, prompt_id=str(row), ordinal=0, text=text, columns=MappingProxyType({}))
+
+
+def write_run(root: Path, shown: dict[int, str]) -> None:
+    """Write a run whose best image of each row shows a caption; each second-best one is a blank."""
+    blank = png(np.full((96, 96, 3), 200, dtype=np.uint8))
+    finished = []
+    for row, caption in shown.items():
+        pictures = [drawn(caption, row), blank]
+        images = tuple(
+            ResultImage(
+                rank=rank, image=image, reward=1.0 - rank, reward_history=(1.0,), lineage=(0,), bits=(b"",)
+            )
+            for rank, image in enumerate(pictures)
+        )
+        finished.append(
+            PromptResult(prompt=prompt(row, PROMPTS[row]), images=images, trace=(), attempts=1, seconds=0.0)
+        )
+    failed = [
+        PromptFailure(prompt=prompt(row, PROMPTS[row]), attempts=3, errors=("x",))
+        for row in range(len(PROMPTS))
+        if row not in shown
+    ]
+    context = RowContext(model="shapes", strategy="raw", seed=0, reward_name="shapes")
+    write_chunk(
+        OutputLayout(root), 0, rows=range(len(PROMPTS)), finished=finished, failed=failed, context=context
+    )
+
+
+def test_the_best_image_of_each_prompt_is_judged(tmp_path: Path) -> None:
+    write_run(tmp_path, {0: PROMPTS[0], 1: "three rings", 2: PROMPTS[2]})
+    judged = judge_output(tmp_path)
+    assert [(image.prompt, image.kind, image.correct) for image in judged] == [
+        ("a red circle", "colors", True),
+        ("two rings", "counting", False),
+        ("a circle above a cross", "position", True),
+    ]
+    share, error = accuracy(judged)
+    assert share == pytest.approx(2 / 3)
+    assert error == pytest.approx((2 / 9 / 3) ** 0.5)
+
+
+def test_the_report_prints_the_accuracy_and_draws_a_sheet(tmp_path: Path) -> None:
+    write_run(tmp_path, {0: PROMPTS[0], 1: "three rings", 2: PROMPTS[2]})
+    result = CliRunner().invoke(app, ["shapes-report", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["counting", "0", "1", "0.000"] in lines
+    assert ["all", "2", "3", "0.667", "(standard", "error", "0.272)"] in lines
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 3 * 144
+
+
+def test_prompts_of_another_world_are_told(tmp_path: Path) -> None:
+    context = RowContext(model="m", strategy="raw", seed=0, reward_name="r")
+    image = ResultImage(
+        rank=0, image=drawn("a cross", 0), reward=0.0, reward_history=(), lineage=(), bits=()
+    )
+    cat = prompt(0, "a cat on a mat")
+    done = PromptResult(prompt=cat, images=(image,), trace=(), attempts=1, seconds=0.0)
+    write_chunk(OutputLayout(tmp_path), 0, rows=range(1), finished=[done], failed=[], context=context)
+    result = CliRunner().invoke(app, ["shapes-report", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "caption 'a cat on a mat'" in result.stderr
+
+
+def test_the_demo_runs_three_strategies_and_compares_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[JobConfig] = []
+
+    def run(config: JobConfig, **_: Any) -> JobSummary:
+        jobs.append(config)
+        wrong = "a circle" if config.strategy.name == "raw" else PROMPTS[1]
+        write_run(Path(config.output.path), {0: PROMPTS[0], 1: wrong, 2: PROMPTS[2], 3: PROMPTS[3]})
+        return JobSummary(
+            output=Path(config.output.path),
+            prompts=4,
+            images=8,
+            failed=0,
+            bad_lines=0,
+            mean_reward=1.0,
+            prompts_resumed=0,
+            workers=1,
+            seconds=1.0,
+            images_per_second=8.0,
+        )
+
+    monkeypatch.setattr(demo_module, "run", run)
+    monkeypatch.setattr(demo_module, "_is_done", lambda job: True)
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "job.yaml").write_text(
+        json.dumps(
+            {
+                "prompts": {"path": str(tmp_path / "p.txt")},
+                "strategy": {"plan": "published"},
+                "output": {"path": str(tmp_path / "out")},
+            }
+        )
+    )
+    result = CliRunner().invoke(app, ["demo", str(tmp_path / "job.yaml")])
+    assert result.exit_code == 0, result.output
+    assert [config.strategy.name for config in jobs] == ["tts-var", "raw", "best-of-n"]
+    assert jobs[0].output.path == str(tmp_path / "out")
+    assert Path(jobs[2].output.path) == tmp_path / "out" / "baselines" / f"best-of-{jobs[2].strategy.n}"
+    rows = {line.split("  ")[0]: line.split() for line in result.stdout.splitlines()}
+    assert rows["raw"][1:3] == ["1.00x", "0.750"]
+    assert rows["tts-var N=1"][3] == "1.000"
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
