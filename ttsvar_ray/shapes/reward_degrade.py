@@ -59,6 +59,7 @@ class TruncatedDecodes:
         quantizer: its quantiser with gains.
         num_scales: how many scales are kept, drawn evenly; repeat an entry to see it more often.
         flip_rate: largest share of bits turned over, at random places: the mistakes a generator makes.
+        share: of the images that are decodes.
     """
 
     def __init__(
@@ -68,15 +69,17 @@ class TruncatedDecodes:
         num_scales: tuple[int, ...],
         *,
         flip_rate: float = 0.1,
+        share: float = DECODED_SHARE,
     ) -> None:
         self._tokenizer = tokenizer.eval().requires_grad_(False)
         self._quantizer = quantizer
         self._num_scales = num_scales
         self._flip_rate = flip_rate
+        self._share = share
 
     def __call__(self, images: UInt8Array, rng: np.random.Generator) -> UInt8Array:
         """Return the images, most of them as decodes of some of their scales."""
-        chosen = rng.random(len(images)) < DECODED_SHARE
+        chosen = rng.random(len(images)) < self._share
         rows = np.flatnonzero(chosen)
         kept = rng.choice(self._num_scales, size=len(rows))
         flips = rng.uniform(0, self._flip_rate, len(rows)) * (rng.random(len(rows)) < 0.5)
@@ -112,12 +115,21 @@ TRUNCATIONS = (7, 8, 8, 9, 9, 10, 10, 11, 12, 13, 13, 13)
 """How many scales a truncated decode keeps: whole images most often, then what a search looks at."""
 
 
-def load_truncated_decodes(work_dir: Path) -> TruncatedDecodes | None:
-    """Return the truncated decodes of `work_dir`'s tokenizer, or None where there is none yet."""
+def load_truncated_decodes(
+    work_dir: Path,
+    *,
+    num_scales: tuple[int, ...] = TRUNCATIONS,
+    flip_rate: float = 0.1,
+    share: float = DECODED_SHARE,
+) -> TruncatedDecodes | None:
+    """Return the truncated decodes of `work_dir`'s tokenizer, or None where there is none yet.
+
+    The other arguments are those of `TruncatedDecodes`.
+    """
     saved = load_checkpoint(work_dir / "tokenizer.pt")
     if saved is None:
         return None
     tokenizer = ImageTokenizer(TOKENIZER)
     tokenizer.load_state_dict(saved["average"])
     quantizer = dataclasses.replace(QUANTIZER, gains=tuple(saved["gains"]))
-    return TruncatedDecodes(tokenizer, quantizer, TRUNCATIONS)
+    return TruncatedDecodes(tokenizer, quantizer, num_scales, flip_rate=flip_rate, share=share)

@@ -26,9 +26,9 @@ from torch import Tensor
 from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
 from ttsvar_ray.rewards.pixels import preprocess
 from ttsvar_ray.shapes.architecture import IMAGE_SIZE
-from ttsvar_ray.shapes.captions import Kind
 from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 from ttsvar_ray.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
+from ttsvar_ray.shapes.reward_evaluation import ScoreBatch, pair_accuracy
 from ttsvar_ray.shapes.reward_examples import RewardBatch, sample_batch
 from ttsvar_ray.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
 from ttsvar_ray.shapes.reward_network import (
@@ -37,11 +37,12 @@ from ttsvar_ray.shapes.reward_network import (
     new_reward_network,
     reward_config,
 )
+from ttsvar_ray.types import Float32Array
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT, CURVE, DIRECTORY = "reward.pt", "reward.jsonl", "reward"
-_TRAINING, _MEASURING, _CALIBRATION = 21, 22, 23
+_TRAINING, _CALIBRATION = 21, 23
 """Names of the streams of examples."""
 
 
@@ -49,7 +50,7 @@ _TRAINING, _MEASURING, _CALIBRATION = 21, 22, 23
 class RewardRecipe:
     """Hyper-parameters; rates warm up, hold, then fall linearly to zero over the last `decay_share`."""
 
-    steps: int = 4000
+    steps: int = 3200
     batch: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 100
@@ -184,33 +185,6 @@ def train_reward(
     return True
 
 
-def pair_accuracy(
-    trainer: RewardTrainer, *, seed: int, images: int, degrade: Degrade | None
-) -> dict[str, float]:
-    """Return how often the true caption beats a false one, per kind of caption, on fresh scenes.
-
-    Args:
-        trainer: the network to measure.
-        seed: names the scenes.
-        images: how many scenes.
-        degrade: None for clean images.
-    """
-    won: dict[str, list[float]] = {kind.value: [] for kind in Kind}
-    for block in range(0, images, 100):
-        rng = np.random.default_rng([seed, _MEASURING, block])
-        batch = sample_batch(rng, min(100, images - block), IMAGE_SIZE)
-        if degrade is not None:
-            batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
-        with torch.inference_mode():
-            scores, _ = trainer(batch)
-        wins = (scores[:, :1] > scores[:, 1:]).float().mean(dim=1).cpu().tolist()
-        for kind, share in zip(batch.kinds, wins, strict=True):
-            won[kind.value].append(share)
-    everything = [share for shares in won.values() for share in shares]
-    per_kind = {kind: round(float(np.mean(shares)), 4) for kind, shares in won.items() if shares}
-    return {**per_kind, "all": round(float(np.mean(everything)), 4)}
-
-
 def export_reward(
     work_dir: Path, directory: Path, *, degrade: Degrade, calibration_images: int = 2000
 ) -> None:
@@ -245,10 +219,22 @@ def export_reward(
     reward.save(directory, dtype=torch.float16)
 
 
+def _score_with(trainer: RewardTrainer) -> ScoreBatch:
+    """Score examples with a network in training."""
+
+    def score(batch: RewardBatch) -> Float32Array:
+        with torch.inference_mode():
+            scores, _ = trainer(batch)
+        result: Float32Array = scores.cpu().numpy()
+        return result
+
+    return score
+
+
 def _measured(average: RewardTrainer, degrade: Degrade, images: int) -> dict[str, float]:
     """Return the pair accuracies that the learning curve holds."""
-    clean = pair_accuracy(average, seed=1, images=images, degrade=None)
-    hard = pair_accuracy(average, seed=1, images=images, degrade=degrade)
+    clean = pair_accuracy(_score_with(average), seed=1, images=images, degrade=None)
+    hard = pair_accuracy(_score_with(average), seed=1, images=images, degrade=degrade)
     return {f"clean_{kind}": value for kind, value in clean.items()} | {
         f"degraded_{kind}": value for kind, value in hard.items()
     }

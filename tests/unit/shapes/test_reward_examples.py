@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, to_uint8
+from ttsvar_ray.shapes.architecture import QUANTIZER, TOKENIZER
 from ttsvar_ray.shapes.captions import (
     Kind,
     hard_negatives,
@@ -14,7 +19,7 @@ from ttsvar_ray.shapes.captions import (
     write_caption,
 )
 from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.reward_degrade import blur_and_noise
+from ttsvar_ray.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
 from ttsvar_ray.shapes.reward_examples import (
     CAPTIONS_PER_IMAGE,
     draw_negatives,
@@ -132,3 +137,20 @@ def test_degraded_images_keep_their_shape_and_some_stay_clean() -> None:
     assert 0.2 < unchanged < 0.8
     # Blur and noise hide detail, not content: the mean colour stays.
     assert np.abs(degraded.mean(axis=(1, 2)) - images.mean(axis=(1, 2))).max() < 6
+
+
+def test_truncated_decodes_are_what_the_tokenizer_makes_of_its_first_scales() -> None:
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(TOKENIZER)
+    quantizer = replace(QUANTIZER, gains=(0.5,) * len(QUANTIZER.schedule))
+    images = sample_batch(np.random.default_rng(9), 12, 48).images
+    degraded = TruncatedDecodes(tokenizer, quantizer, (9,), flip_rate=0.0)(images, np.random.default_rng(1))
+    with torch.inference_mode():
+        features = tokenizer.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        bits, _ = quantizer.encode(features)
+        summed = quantizer.empty_map(12)
+        for scale_index in range(9):
+            summed = quantizer.accumulate(summed, bits[scale_index], scale_index)
+        decoded = to_uint8(tokenizer.decode(summed)).numpy()
+    is_decode = (np.abs(degraded.astype(int) - decoded) <= 1).all(axis=(1, 2, 3))
+    assert 4 <= is_decode.sum() <= 11
