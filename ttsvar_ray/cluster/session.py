@@ -80,11 +80,12 @@ def _check_listening(address: str) -> None:
 
 
 def _start_local(cpus: float | None) -> None:
-    # Without a mode, ray.init turns token authentication on and leaves a token in the home folder, after
-    # which every other Ray process of this user must have it. A token of our own leaves nothing behind.
+    # Left alone, Ray turns token authentication on for a cluster it starts here and writes a token into the
+    # home folder, after which every other Ray process of this user must have it. With a token in the
+    # environment it does the first without the second.
     if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     available = os.cpu_count() or 1
     ray.init(

@@ -1,0 +1,115 @@
+"""`ray job submit` with the command of the README, on a cluster of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node."""
+
+    dashboard: str
+    environment: dict[str, str]
+    home: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    environment = {
+        **os.environ,
+        # The entry point's `python` is looked up where `ray start` ran.
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    port, dashboard_port = free_port(), free_port()
+    # Ray's sockets live in its temporary folder, and the names of sockets must be short.
+    session = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    command = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--temp-dir={session}"]
+    # The agent takes jobs; its default port may be another cluster's.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    log = (tmp_path / "ray.log").open("wb")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
+    try:
+        wait_until_up(f"{dashboard}/api/version", process, tmp_path / "ray.log")
+        yield Head(dashboard=dashboard, environment=environment, home=tmp_path)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"ray start ended early:\n{log.read_text(errors='replace')}"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+        else:
+            return
+    pytest.fail(f"no answer from {url} after {seconds:.0f} s:\n{log.read_text(errors='replace')}")
+
+
+def submit_when_ready(command: list[str], head: Head) -> subprocess.CompletedProcess[str]:
+    """Submit; again while the head node's agent, which starts after its dashboard, is not there yet."""
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            command, cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(3)
+
+
+@pytest.mark.timeout(600)
+def test_the_readme_command_leaves_its_output_in_the_home_folder(head: Head) -> None:
+    pytest.importorskip("aiohttp", reason="job submission needs ray[default]")
+    entry = ["python", "-m", "ttsvar_ray", "generate", "jobs/shapes_demo.yaml"]
+    small = ["--set", "prompts.limit=2", "--set", "strategy.n=1", "--set", "cluster.workers=1"]
+    submit = [str(BIN / "ray"), "job", "submit", "--address", head.dashboard, "--working-dir", "."]
+    done = submit_when_ready([*submit, "--", *entry, *small], head)
+    assert done.returncode == 0, done.stdout + done.stderr
+    output = head.home / "outputs" / "shapes-demo"
+    assert f"under ray job submit it is {output}" in done.stdout
+    table = pq.read_table(output / "data")
+    assert table.num_rows == 2
+    assert all(image["bytes"] for image in table["image"].to_pylist())
+    assert not (ROOT / "outputs" / "shapes-demo" / ".lock").exists()
