@@ -19,7 +19,7 @@ from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
 from ttsvar_ray.cluster.job import JobParts, JobProgress, JobSummary, run_job
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.errors import InterruptedRunError, OutputError
+from ttsvar_ray.errors import InterruptedRunError, OutputError, RunFailedError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -43,6 +43,7 @@ def job(
     spread: int | str = "auto",
     seed: int = 5,
     rows: int = 8,
+    segment_timeout_s: float = 600.0,
     progress: Callable[[JobProgress], None] = lambda state: None,
     **mischief: Any,
 ) -> JobSummary:
@@ -50,7 +51,7 @@ def job(
         {
             "prompts": {"path": str(prompts)},
             "output": {"path": str(output), "rows_per_part": ROWS_PER_PART},
-            "cluster": {"workers": workers, "spread": spread},
+            "cluster": {"workers": workers, "spread": spread, "segment_timeout_s": segment_timeout_s},
             "model": {"device": "cpu"},
             "seed": seed,
         }
@@ -96,6 +97,23 @@ def test_a_worker_that_dies_is_replaced_and_nothing_changes(
     assert (tmp_path / "dead").exists()
     assert any("is lost" in notice for notice in summary.notices)
     assert data_bytes(tmp_path / "out") == expected
+
+
+def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
+    expected: dict[str, bytes], prompts_file: Path, tmp_path: Path
+) -> None:
+    summary = job(prompts_file, tmp_path / "out", sleep_once=tmp_path / "asleep", segment_timeout_s=15.0)
+    notice = next(notice for notice in summary.notices if "is lost" in notice)
+    assert "waited 15 s for micro-batch" in notice
+    assert "it says: micro-batch" in notice
+    assert data_bytes(tmp_path / "out") == expected
+
+
+def test_an_engine_that_cannot_be_built_ends_the_job_at_once(prompts_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError, match="CheckpointError: weights of another model") as caught:
+        job(prompts_file, tmp_path / "out", unusable="weights of another model")
+    assert "0 of 6 parts are committed" in str(caught.value)
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_a_prompt_that_kills_workers_is_given_up_and_the_others_finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,26 @@ import numpy as np
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
 from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
 class MortalModel(TinyModel):
-    """Ends its process in the middle of a segment: once, or whenever it sees one text."""
+    """Ends its process or hangs in the middle of a segment: once, or whenever it sees one text."""
 
-    def __init__(self, *, die_once: Path | None, die_on: str | None, fail_on: str | None) -> None:
+    def __init__(
+        self, *, die_once: Path | None, die_on: str | None, fail_on: str | None, sleep_once: Path | None
+    ) -> None:
         """Make the model.
 
         Args:
             die_once: a file that the first death creates; while it is there, nobody dies of it.
             die_on: a text that contains this kills whoever encodes it.
             fail_on: as in `TinyModel`.
+            sleep_once: as `die_once`, for a worker that never answers again.
         """
         super().__init__(fail_on=fail_on)
+        self._sleep_once = sleep_once
         self._die_once = die_once
         self._die_on = die_on
 
@@ -36,14 +42,22 @@ class MortalModel(TinyModel):
         return super().encode_text(texts)
 
     def advance(self, state: TinyState, uniforms: Float32Array) -> TinyState:
-        if self._die_once is not None and self.scale_index(state) == 8:
-            try:
-                self._die_once.touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                os._exit(1)
+        if self.scale_index(state) == 8 and _is_first(self._die_once):
+            os._exit(1)
+        if self.scale_index(state) == 8 and _is_first(self._sleep_once):
+            time.sleep(3600)
         return super().advance(state, uniforms)
+
+
+def _is_first(marker: Path | None) -> bool:
+    """Whether no process has been here before; leaves the marker for the others."""
+    if marker is None:
+        return False
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 class NoisyModel(TinyModel):
@@ -68,9 +82,15 @@ class TinyEngineBuilder:
     die_once: Path | None = None
     die_on: str | None = None
     fail_on: str | None = None
+    sleep_once: Path | None = None
+    unusable: str | None = None
 
     def __call__(self) -> Engine:
-        mortal = MortalModel(die_once=self.die_once, die_on=self.die_on, fail_on=self.fail_on)
+        if self.unusable is not None:
+            raise CheckpointError(self.unusable)
+        mortal = MortalModel(
+            die_once=self.die_once, die_on=self.die_on, fail_on=self.fail_on, sleep_once=self.sleep_once
+        )
         return Engine(
             model=NoisyModel() if self.noisy else mortal,
             reward=TinyReward(),

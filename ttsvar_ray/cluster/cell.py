@@ -17,6 +17,7 @@ replaced by one with a new name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,13 +40,13 @@ from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, WorkerJoined, WorkerLost
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.types import Prompt
 
 STATUS_TIMEOUT_S = 10.0
 START_FAILURES = 3
-"""Times that one place may fail to start a worker, without any worker ever finishing a batch in between,
-before it is given up."""
+"""Times in a row that the worker of one place may fail to start before the place is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,8 @@ class Cell:
     async def next_update(self, seconds: float) -> CellUpdate:
         """Return the news as soon as there are any, at the latest after `seconds`."""
         if not self._news.is_set():
-            await asyncio.wait({asyncio.ensure_future(self._news.wait())}, timeout=seconds)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait(), timeout=seconds)
         self._news.clear()
         update = CellUpdate(
             outcomes=tuple(self._outcomes),
@@ -149,18 +151,6 @@ class Cell:
     async def lease(self, prompts: Sequence[Prompt], is_last: bool) -> None:
         """Answer one lease request."""
         self._handle(PromptsLeased(prompts=tuple(prompts), is_last=is_last))
-
-    async def worker_status(self) -> list[WorkerStatus]:
-        """Ask every worker that is up what it is doing; those that do not answer are left out."""
-        members = list(self._members.values())
-        answers = await asyncio.gather(
-            *(
-                wait_for(m.handle.status.remote(), seconds=STATUS_TIMEOUT_S, awaited=f"{m.worker_id} status")
-                for m in members
-            ),
-            return_exceptions=True,
-        )
-        return [answer for answer in answers if isinstance(answer, WorkerStatus)]
 
     async def stop(self) -> None:
         """Kill the workers; whatever they were doing is given up."""
@@ -217,6 +207,10 @@ class Cell:
                 break
             except ClusterWaitError as error:
                 self._notice(str(error))
+            except TtsVarError as error:
+                # Settings or weights that no other worker could use either.
+                self._give_up(f"{worker_id} cannot be built: {reason_of(error)}")
+                return
             except RayError as error:
                 self._fail_to_start(worker_id, place, reason_of(error))
                 return
@@ -235,7 +229,9 @@ class Cell:
         self._notice(f"{worker_id} failed to start: {reason}")
         if failures < START_FAILURES:
             self._start_worker(place)
-        elif not self._members and not self._starting:
+            return
+        self._notice(f"place {place} is given up after {failures} failures; the run goes on with the others")
+        if not self._members and not self._starting:
             self._give_up(f"no worker could be started; the last error was: {reason}")
 
     async def _serve(self, member: _Member) -> None:
@@ -245,7 +241,10 @@ class Cell:
             awaited = f"micro-batch {action.batch_id} of {member.worker_id}"
             try:
                 results = await wait_for(returns[0], seconds=self._spec.segment_timeout_s, awaited=awaited)
-            except (RayError, ClusterWaitError) as error:
+            except ClusterWaitError as error:
+                self._lose(member, f"{error}; it says: {await self._ask_status(member)}")
+                return
+            except RayError as error:
                 self._lose(member, reason_of(error))
                 return
             self._start_failures[member.place] = 0
@@ -256,6 +255,19 @@ class Cell:
                     results=join_images(results, returns),
                 )
             )
+
+    async def _ask_status(self, member: _Member) -> str:
+        """Return what a worker that is too slow is doing; its status thread answers while it computes."""
+        try:
+            status: WorkerStatus = await wait_for(
+                member.handle.status.remote(), seconds=STATUS_TIMEOUT_S, awaited="its status"
+            )
+        except (RayError, ClusterWaitError) as error:
+            return reason_of(error)
+        return (
+            f"micro-batch {status.batch_id} since {status.busy_seconds:.0f} s, {status.batches_done} done, "
+            f"{status.held_trajectories} trajectories of {status.held_prompts} prompts held"
+        )
 
     def _lose(self, member: _Member, reason: str) -> None:
         """Bury a worker and start another in its place."""

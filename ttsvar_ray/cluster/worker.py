@@ -21,6 +21,7 @@ import ray
 
 from ttsvar_ray.coordination.messages import FinalImage, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine
+from ttsvar_ray.errors import TtsVarError
 
 EngineBuilder = Callable[[], Engine]
 """Builds the engine in the worker's process; travels by pickle, so it holds settings, not weights."""
@@ -73,7 +74,12 @@ class SegmentWorker:
 
     def __init__(self, worker_id: str, build_engine: EngineBuilder) -> None:
         self._worker_id = worker_id
-        self._engine = build_engine()
+        self._unusable: TtsVarError | None = None
+        try:
+            self._engine = build_engine()
+        except TtsVarError as error:
+            # Raised by `describe`, where its type survives: out of a constructor only its text would.
+            self._unusable = error
         self._batch_id: int | None = None
         self._batch_started = 0.0
         self._batches_done = 0
@@ -83,7 +89,13 @@ class SegmentWorker:
 
     @ray.method(concurrency_group="compute")
     def describe(self) -> WorkerInfo:
-        """Answer when the engine stands."""
+        """Answer when the engine stands.
+
+        Raises:
+            TtsVarError: the settings or the weights that the engine cannot be built from.
+        """
+        if self._unusable is not None:
+            raise self._unusable
         return WorkerInfo(
             worker_id=self._worker_id,
             rows=self._engine.settings.micro_batch_rows,
