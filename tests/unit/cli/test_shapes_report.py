@@ -96,9 +96,7 @@ def test_the_report_prints_the_accuracy_and_draws_a_sheet(tmp_path: Path) -> Non
 
 def test_prompts_of_another_world_are_told(tmp_path: Path) -> None:
     context = RowContext(model="m", strategy="raw", seed=0, reward_name="r")
-    image = ResultImage(
-        rank=0, image=drawn("a cross", 0), reward=0.0, reward_history=(), lineage=(), bits=()
-    )
+    image = ResultImage(rank=0, image=drawn("a cross", 0), reward=0.0, reward_history=(), lineage=(), bits=())
     cat = prompt(0, "a cat on a mat")
     done = PromptResult(prompt=cat, images=(image,), trace=(), attempts=1, seconds=0.0)
     write_chunk(OutputLayout(tmp_path), 0, rows=range(1), finished=[done], failed=[], context=context)
