@@ -36,13 +36,18 @@ def make_cluster(
     spread: Spread = 1,
     max_attempts: int = 3,
     batches_in_flight: int = 2,
+    live_rows: int | None = None,
     fault_of: FaultOf = lambda task: None,
 ) -> DummyCluster:
     cluster = DummyCluster(
         plan=PLAN,
         run_seed=0,
         settings=CoordinatorSettings(
-            spread=spread, max_attempts=max_attempts, batches_in_flight=batches_in_flight, keep="all"
+            spread=spread,
+            max_attempts=max_attempts,
+            batches_in_flight=batches_in_flight,
+            live_rows=live_rows,
+            keep="all",
         ),
         prompts=make_prompts(prompts),
         fault_of=fault_of,
@@ -118,6 +123,23 @@ def test_lost_shards_of_the_first_segment_need_no_bits() -> None:
     cluster.lose("w0")
     assert all(task.parent_bits == {} for _, task in tasks(cluster)[before:])
     cluster.settle()
+    check_all_correct(cluster)
+
+
+def test_prompts_that_fill_the_only_worker_left_do_not_wait_for_each_other() -> None:
+    cluster = make_cluster(prompts=2, workers=[8, 8], spread=2, live_rows=8)
+    while cluster.lease_requests:
+        cluster.lease(most=2)
+    assert {len(task.slots) for _, task in tasks(cluster)} == {4}
+    while cluster.workers["w0"].queue:
+        cluster.work("w0")
+        while cluster.mail:
+            cluster.deliver(0)
+    assert cluster.workers["w0"].engine.num_held == 8, "both halves are held here, and there is no more room"
+
+    cluster.lose("w1")
+    cluster.settle()
+
     check_all_correct(cluster)
 
 
