@@ -41,7 +41,7 @@ class Course:
 class TransformerRecipe:
     """Hyper-parameters; rates warm up, hold, then fall linearly to zero over the last `decay_share`."""
 
-    steps: int = 4500
+    steps: int = 2800
     courses: tuple[Course, ...] = (
         Course(num_scales=8, batch=52, early_share=0.50, late_share=0.30),
         Course(num_scales=10, batch=28, early_share=0.38, late_share=0.45),
