@@ -77,12 +77,12 @@ def token_forwards(plan: Plan) -> float:
     return float((tokens * np.array(plan.population_before)).sum() / tokens.sum())
 
 
-def run_piece(arguments: tuple[Method, str, int, int, int, int, Path]) -> None:
+def run_piece(arguments: tuple[Method, str, str, int, int, int, int, Path]) -> None:
     """Run one method and repetition on one share of the prompts and write rewards and verdicts."""
-    method, model, seed, per_kind, share, shares, path = arguments
+    method, model, prompts_of, seed, per_kind, share, shares, path = arguments
     if path.exists():
         return
-    captions = prompt_set("reporting", per_kind)
+    captions = prompt_set(prompts_of, per_kind)
     seen: dict[str, int] = {}
     prompts = []
     for row, caption in enumerate(captions):
@@ -113,15 +113,17 @@ def run_piece(arguments: tuple[Method, str, int, int, int, int, Path]) -> None:
     partial.replace(path)
 
 
-def _load(folder: Path, method: Method, repetition: int, shares: int) -> dict[int, dict[str, Any]]:
+def load_pieces(folder: Path, method: Method, repetition: int, shares: int) -> dict[int, dict[str, Any]]:
+    """Return the outcomes of one method and repetition by prompt row."""
     merged: dict[int, dict[str, Any]] = {}
     for share in range(shares):
-        text = _piece(folder, method, repetition, share, shares).read_text()
+        text = piece_path(folder, method, repetition, share, shares).read_text()
         merged |= {int(row): value for row, value in json.loads(text).items()}
     return dict(sorted(merged.items()))
 
 
-def _piece(folder: Path, method: Method, repetition: int, share: int, shares: int) -> Path:
+def piece_path(folder: Path, method: Method, repetition: int, share: int, shares: int) -> Path:
+    """Return the file of one piece."""
     slug = "".join(c if c.isalnum() else "-" for c in method.name)
     return folder / f"{slug}-rep{repetition}-{share}of{shares}.json"
 
@@ -137,7 +139,7 @@ def best_of(result: Mapping[str, Any], size: int) -> tuple[float, float]:
 
 def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> list[dict[str, Any]]:
     """Return the table's rows from the finished pieces."""
-    pools = [_load(folder, POOL_METHOD, rep, shares) for rep in range(repetitions)]
+    pools = [load_pieces(folder, POOL_METHOD, rep, shares) for rep in range(repetitions)]
     kinds = np.array([result["kind"] for result in pools[0].values()])
 
     def row(name: str, cost: float, per_prompt: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> li
     ceiling = np.array([[float(any(r["correct"])) for r in pool.values()] for pool in pools]).mean(axis=0)
     rows.append(row(f"any of {POOL} right (a perfect judge)", float(POOL), ceiling, np.array([np.nan])))
     for method in SEARCHES:
-        runs = [_load(folder, method, rep, shares) for rep in range(repetitions)]
+        runs = [load_pieces(folder, method, rep, shares) for rep in range(repetitions)]
         correct = np.array([[float(r["correct"][0]) for r in run.values()] for run in runs]).mean(axis=0)
         rewards = np.array([[r["rewards"][0] for r in run.values()] for run in runs])
         cost = token_forwards(build_plan(job(method, model, 0)))
@@ -221,11 +223,12 @@ def main() -> None:
         (
             method,
             options.model,
+            "reporting",
             1000 + rep,
             options.per_kind,
             share,
             options.shares,
-            _piece(folder, method, rep, share, options.shares),
+            piece_path(folder, method, rep, share, options.shares),
         )
         for rep in range(options.repetitions)
         for method in (POOL_METHOD, *SEARCHES)
