@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import BertTokenizer
 
@@ -127,7 +128,8 @@ class ImageReward:
         weights = {
             key: value.to(dtype).contiguous().cpu() for key, value in self.network.state_dict().items()
         }
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        # Not save_file: it makes files that only their owner can read.
+        (folder / WEIGHTS_FILE).write_bytes(serialize(weights, metadata={"format": "pt"}))
         self.tokenizer.save_pretrained(folder)
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
