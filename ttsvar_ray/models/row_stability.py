@@ -1,7 +1,7 @@
 """Keep a row's result independent of how many rows share its batch, on a CPU.
 
 The CPU matmul kernels change their summation order when a matrix has very few rows (facts measured on
-MKL and oneDNN: 1 to 3 rows with one thread, up to 7 with two), and convolutions when the batch holds one
+MKL and oneDNN: below 4 rows with one thread, below 12 with two), and convolutions when the batch holds one
 image. Both are avoided by padding with zeros, which costs nothing where it matters: few rows are cheap.
 On other devices, and when gradients are recorded, nothing is padded.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MIN_LINEAR_ROWS = 8
+MIN_ROWS_PER_THREAD = 8
 MIN_CONV_IMAGES = 2
 
 
@@ -20,12 +20,18 @@ def _pads(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.is_grad_enabled()
 
 
+def min_linear_rows() -> int:
+    """Return the rows from which a CPU matmul computes each row alike, with the threads of this process."""
+    return MIN_ROWS_PER_THREAD * torch.get_num_threads()
+
+
 def stable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply `F.linear` to x [..., in] with at least `MIN_LINEAR_ROWS` rows in the matmul."""
+    """Apply `F.linear` to x [..., in] with at least `min_linear_rows()` rows on a CPU."""
     rows = x.numel() // x.shape[-1]
-    if rows >= MIN_LINEAR_ROWS or not _pads(x):
+    least = min_linear_rows()
+    if rows >= least or not _pads(x):
         return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, MIN_LINEAR_ROWS - rows))
+    padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, least - rows))
     return F.linear(padded, weight, bias)[:rows].reshape(*x.shape[:-1], weight.shape[0])
 
 
