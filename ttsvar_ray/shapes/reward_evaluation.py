@@ -1,9 +1,8 @@
-"""How good a judge the shapes reward is: how often the right pair of image and caption beats a wrong one.
+"""How good a judge the shapes reward is: how often the true caption of a fresh scene beats a false one.
 
     python -m ttsvar_ray.shapes.reward_evaluation --reward .shapes-training/reward --work-dir .shapes-training
 
-prints, per kind of caption, how often the true caption of a fresh scene beats a false one, and how often an
-image beats its spoilt twin (`spoilt`), on whole images and on decodes of the first scales.
+prints the share per kind of caption, on whole images and on decodes of the first scales.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _BLOCK = 100
 
 
 def pair_accuracy(score: ScoreBatch, *, seed: int, images: int, degrade: Degrade | None) -> dict[str, float]:
-    """Return how often true captions beat false ones (per kind, `all`), and images their twins (`spoilt`).
+    """Return how often the true caption beats a false one, per kind of the true caption and for `all`.
 
     Args:
         score: what is measured.
@@ -41,24 +40,17 @@ def pair_accuracy(score: ScoreBatch, *, seed: int, images: int, degrade: Degrade
         degrade: None for clean images.
     """
     won: dict[str, list[float]] = {kind.value: [] for kind in Kind}
-    twins: list[float] = []
     for block in range(0, images, _BLOCK):
         rng = np.random.default_rng([seed, _MEASURING, block])
         batch = sample_batch(rng, min(_BLOCK, images - block), IMAGE_SIZE)
         if degrade is not None:
             batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
         scores = score(batch)
-        whole = len(scores) - batch.num_twins
-        for kind, row in zip(batch.kinds[:whole], scores[:whole], strict=True):
+        for kind, row in zip(batch.kinds, scores, strict=True):
             won[kind.value].append(float((row[0] > row[1:]).mean()))
-        twins += (scores[: batch.num_twins, 0] > scores[whole:, 0]).astype(float).tolist()
     everything = [share for shares in won.values() for share in shares]
     per_kind = {kind: round(float(np.mean(shares)), 4) for kind, shares in won.items() if shares}
-    return {
-        **per_kind,
-        "all": round(float(np.mean(everything)), 4),
-        "spoilt": round(float(np.mean(twins)), 4),
-    }
+    return {**per_kind, "all": round(float(np.mean(everything)), 4)}
 
 
 def score_with(reward: Reward) -> ScoreBatch:

@@ -22,19 +22,20 @@ from ttsvar_ray.shapes.captions import (
 )
 from ttsvar_ray.shapes.geometry import SHAPES, Shape
 from ttsvar_ray.shapes.render import render_batch
-from ttsvar_ray.shapes.reward_spoil import MAX_SHOWN, Flaw, paint_flaw, spoil
-from ttsvar_ray.shapes.reward_truth import is_false
 from ttsvar_ray.shapes.scene import (
     COLORS,
+    MAX_OBJECTS,
     Relation,
     Scene,
+    auxiliary_labels,
+    clear_relation,
     sample_scene,
 )
 from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 NOUNS_PER_CAPTION = 2
 CAPTIONS_PER_IMAGE = 4
-"""The first one is true, the others are false (but see `RewardBatch`)."""
+"""The first one is true, the others are false."""
 
 KIND_SHARES: dict[Kind, float] = {
     Kind.SINGLE_OBJECT: 0.07,
@@ -46,8 +47,6 @@ KIND_SHARES: dict[Kind, float] = {
 }
 """How often each kind is the true caption: relations and attributions are what a reward finds hardest."""
 
-TWIN_SHARE = 0.25
-"""Images that are spoilt versions of others."""
 CROWDED_SHARE = 0.3
 """Scenes that show more than their caption says."""
 FULL_STOP_SHARE = 0.1
@@ -58,17 +57,14 @@ _SHAPE_WORDS: dict[str, Shape] = {shape.value: shape for shape in SHAPES} | {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardBatch:
-    """B images with C captions each; the last T of them are spoilt twins of the first T.
+    """B images with C captions each (row b * C is the true caption of image b).
 
     Attributes:
         images: uint8 [B, side, side, 3].
-        texts: B * C captions, those of image b from b * C on. The first caption of an image that is no twin
-            is true, its others are false. A twin has its original's captions; the first is false of it.
-        truth: int64 [B, C]: 1 true, 0 false, -1 not known.
-        num_twins: T.
-        kinds: B kinds of the first captions.
-        centers, radii: float32 [B, 6, 2] and [B, 6], fractions of the side; 0 where there is no object.
-        shape_index, color_index: int64 [B, 6]; -1 where there is no object.
+        texts: B * C captions.
+        kinds: B kinds of the true captions.
+        centers, radii: float32 [B, 4, 2] and [B, 4], fractions of the side; 0 where there is no object.
+        shape_index, color_index: int64 [B, 4]; -1 where there is no object.
         noun_token: int64 [B * C, 2], place of each shape word among the tokens ([CLS] is 0); 0 where none.
         noun_count: int64 [B * C, 2], how many objects of that shape the image shows; -1 where no noun.
         noun_object: int64 [B * C, 2], the row in `centers` of the only such object; -1 where not exactly one.
@@ -76,8 +72,6 @@ class RewardBatch:
 
     images: UInt8Array
     texts: tuple[str, ...]
-    truth: Int64Array
-    num_twins: int
     kinds: tuple[Kind, ...]
     centers: Float32Array
     radii: Float32Array
@@ -88,92 +82,37 @@ class RewardBatch:
     noun_object: Int64Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """One image to be: what it shows, what is said of it, which of that is true (1, 0, or -1: not known)."""
-
-    scene: Scene
-    captions: tuple[Caption, ...]
-    truth: tuple[int, ...]
-    flaw: Flaw | None = None
-
-
 def sample_batch(rng: np.random.Generator, size: int, image_size: int) -> RewardBatch:
-    """Draw fresh examples, rendered at `image_size` pixels; `size` of them, a quarter being spoilt twins."""
-    num_twins = int(size * TWIN_SHARE)
+    """Draw `size` fresh examples, rendered at `image_size` pixels."""
     shares = np.array([KIND_SHARES[kind] for kind in KINDS])
-    examples: list[Example] = []
-    twins: list[Example] = []
-    for kind_index in rng.choice(len(KINDS), size=size - num_twins, p=shares / shares.sum()):
-        twin = None
-        while twin is None:
-            example = _draw_example(KINDS[int(kind_index)], rng)
-            if len(twins) == num_twins:
-                break
-            twin = _spoilt_twin(example, rng)
-        examples.append(example)
-        twins += [twin] if twin is not None else []
-    return label([*examples, *twins], num_twins, rng, image_size)
+    scenes, kinds, texts = [], [], []
+    for kind_index in rng.choice(len(KINDS), size=size, p=shares / shares.sum()):
+        kind = KINDS[int(kind_index)]
+        scene, caption = _crowded(rng, kind) if rng.random() < CROWDED_SHARE else _exact(rng, kind)
+        scenes.append(scene)
+        kinds.append(kind)
+        captions = [caption, *draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1)]
+        texts += [c.text + " ." if rng.random() < FULL_STOP_SHARE else c.text for c in captions]
+    return label(render_batch(scenes, image_size), scenes, kinds, texts)
 
 
-def label(examples: list[Example], num_twins: int, rng: np.random.Generator, image_size: int) -> RewardBatch:
-    """Render examples and attach what is where, and where each shape word of a caption points."""
-    images = render_batch([example.scene for example in examples], image_size)
-    for row, example in enumerate(examples):
-        if example.flaw is not None:
-            images[row] = paint_flaw(images[row], example.flaw)
-    texts = [
-        caption.text + " ." if rng.random() < FULL_STOP_SHARE else caption.text
-        for example in examples
-        for caption in example.captions
-    ]
-    per_image = len(texts) // len(examples)
-    # What a half-painted object counts as is nobody's guess: its words point nowhere.
-    nouns = np.stack(
-        [
-            _nouns(text, examples[row // per_image].scene) * (examples[row // per_image].flaw is None)
-            for row, text in enumerate(texts)
-        ]
-    )
-    shape = (len(examples), MAX_SHOWN)
-    centers, radii = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
-    shape_index, color_index = np.full(shape, -1), np.full(shape, -1)
-    for row, example in enumerate(examples):
-        for column, item in enumerate(example.scene.objects):
-            centers[row, column], radii[row, column] = (item.x, item.y), item.radius
-            shape_index[row, column] = SHAPES.index(item.shape)
-            color_index[row, column] = COLORS.index(item.color)
+def label(images: UInt8Array, scenes: list[Scene], kinds: list[Kind], texts: list[str]) -> RewardBatch:
+    """Attach what is where, and where each shape word of a caption points, to images and captions."""
+    objects = [auxiliary_labels(scene) for scene in scenes]
+    per_image = len(texts) // len(scenes)
+    nouns = np.stack([_nouns(text, scenes[row // per_image]) for row, text in enumerate(texts)])
     return RewardBatch(
         images=images,
         texts=tuple(texts),
-        truth=np.array([example.truth for example in examples], np.int64),
-        num_twins=num_twins,
-        kinds=tuple(example.captions[0].kind for example in examples),
-        centers=centers,
-        radii=radii,
-        shape_index=shape_index,
-        color_index=color_index,
+        kinds=tuple(kinds),
+        centers=np.stack([item.centers for item in objects]),
+        radii=np.stack([item.radii for item in objects]),
+        shape_index=np.stack([item.shape_index for item in objects]),
+        color_index=np.stack([item.color_index for item in objects]),
         noun_token=nouns[:, 0],
         noun_count=nouns[:, 1],
         noun_object=nouns[:, 2],
     )
-
-
-def _draw_example(kind: Kind, rng: np.random.Generator) -> Example:
-    """Draw a scene with a true caption of a kind and false ones."""
-    scene, caption = _crowded(rng, kind) if rng.random() < CROWDED_SHARE else _exact(rng, kind)
-    negatives = draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1)
-    return Example(scene=scene, captions=(caption, *negatives), truth=(1,) + (0,) * len(negatives))
-
-
-def _spoilt_twin(example: Example, rng: np.random.Generator) -> Example | None:
-    """Return an example whose first caption has become false, or None where none was found."""
-    spoilt = spoil(example.scene, example.captions[0], rng)
-    if spoilt is None:
-        return None
-    # A scene that was changed may have come to show one of the other captions.
-    others = tuple(0 if is_false(spoilt.scene, caption) else -1 for caption in example.captions[1:])
-    return Example(scene=spoilt.scene, captions=example.captions, truth=(0, *others), flaw=spoilt.flaw)
 
 
 def draw_negatives(scene: Scene, caption: Caption, rng: np.random.Generator, count: int) -> list[Caption]:
@@ -191,6 +130,25 @@ def draw_negatives(scene: Scene, caption: Caption, rng: np.random.Generator, cou
     while len(kept) < count:
         kept.append(_lure(scene, rng))
     return kept
+
+
+def is_false(scene: Scene, caption: Caption) -> bool:
+    """Whether a caption is surely false of a scene; False also where GenEval's rules leave room for doubt."""
+    shapes = [item.shape for item in scene.objects]
+    pairs = {(item.shape, item.color) for item in scene.objects}
+    if caption.kind is Kind.COUNTING:
+        return shapes.count(caption.claims[0].shape) != caption.claims[0].count
+    for claim in caption.claims:
+        if claim.shape not in shapes or (claim.color is not None and (claim.shape, claim.color) not in pairs):
+            return True
+    if caption.relation is None:
+        return False
+    first, second = (claim.shape for claim in caption.claims)
+    if shapes.count(first) != 1 or shapes.count(second) != 1:
+        return False
+    a, b = (scene.objects[shapes.index(shape)] for shape in (first, second))
+    shown = clear_relation(a, b)
+    return shown is not None and shown is not caption.relation
 
 
 def _exact(rng: np.random.Generator, kind: Kind) -> tuple[Scene, Caption]:
@@ -268,4 +226,5 @@ def _nouns(text: str, scene: Scene) -> npt.NDArray[np.int64]:
         shape = _SHAPE_WORDS[word]
         number = shapes.count(shape)
         rows[:, column] = place + 1, number, shapes.index(shape) if number == 1 else -1
+    assert len(shapes) <= MAX_OBJECTS
     return rows

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from ttsvar_ray.shapes.geometry import SHAPES
 from ttsvar_ray.shapes.reward_examples import RewardBatch
-from ttsvar_ray.shapes.reward_spoil import MAX_SHOWN
-from ttsvar_ray.shapes.scene import COLORS
+from ttsvar_ray.shapes.scene import COLORS, MAX_OBJECTS
 
 PATCH_OUTPUTS = 1 + 2 + len(SHAPES) + len(COLORS)
-NOUN_OUTPUTS = 2 + len(COLORS) + MAX_SHOWN + 1
+NOUN_OUTPUTS = 2 + len(COLORS) + MAX_OBJECTS + 1
 
 
 class AuxiliaryHeads(nn.Module):
@@ -40,31 +39,23 @@ class LossParts:
 
     judge: Tensor
     pair: Tensor
-    twin: Tensor
     patch: Tensor
     noun: Tensor
 
 
-def caption_losses(scores_BC: Tensor, batch: RewardBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses of captions told apart, and of images told apart.
+def caption_losses(scores_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses of captions told apart.
 
     Args:
-        scores_BC: raw scores.
-        batch: the examples.
+        scores_BC: raw scores, the first caption of each row is true.
 
     Returns:
-        Binary cross-entropy of true against false (both halves weigh the same); the pairwise logistic loss of
-        each true caption against the false ones of its image; the same of each image against its spoilt
-        twin, for the caption that only the image shows.
+        Binary cross-entropy of true against false (both halves weigh the same), and the pairwise logistic
+        loss of the true caption against each false one.
     """
-    truth = torch.from_numpy(batch.truth).to(scores_BC.device)
-    judge = (F.softplus(-scores_BC[truth == 1]).mean() + F.softplus(scores_BC[truth == 0]).mean()) / 2
-    whole = len(scores_BC) - batch.num_twins
-    pair = F.softplus(scores_BC[:whole, 1:] - scores_BC[:whole, :1]).mean()
-    if not batch.num_twins:
-        return judge, pair, torch.zeros_like(pair)
-    twin = F.softplus(scores_BC[whole:, 0] - scores_BC[: batch.num_twins, 0]).mean()
-    return judge, pair, twin
+    true, false = scores_BC[:, :1], scores_BC[:, 1:]
+    judge = (F.softplus(-true).mean() + F.softplus(false).mean()) / 2
+    return judge, F.softplus(false - true).mean()
 
 
 def patch_loss(outputs_BPK: Tensor, batch: RewardBatch, grid: int) -> Tensor:

@@ -50,14 +50,13 @@ _TRAINING, _CALIBRATION = 21, 23
 class RewardRecipe:
     """Hyper-parameters; rates warm up, hold, then fall linearly to zero over the last `decay_share`."""
 
-    steps: int = 2000
+    steps: int = 3200
     batch: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 100
     decay_share: float = 0.6
     weight_decay: float = 0.03
     pair_weight: float = 1.0
-    twin_weight: float = 0.5
     patch_weight: float = 0.25
     noun_weight: float = 0.5
     weight_average: float = 0.995
@@ -89,11 +88,10 @@ class RewardTrainer(torch.nn.Module):
             raw = self.network.head(text)
             patches = self.heads.patch(image[:, 1:])
         scores = raw.float().view(-1, per_image)
-        judge, pair, twin = caption_losses(scores, batch)
+        judge, pair = caption_losses(scores)
         parts = LossParts(
             judge=judge,
             pair=pair,
-            twin=twin,
             patch=patch_loss(patches.float(), batch, IMAGE_SIZE // PATCH_SIZE),
             noun=noun_loss(text.float(), self.heads, batch),
         )
@@ -163,7 +161,6 @@ def train_reward(
         loss = (
             parts.judge
             + recipe.pair_weight * parts.pair
-            + recipe.twin_weight * parts.twin
             + recipe.patch_weight * parts.patch
             + recipe.noun_weight * parts.noun
         )
@@ -211,7 +208,7 @@ def export_reward(
         batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
         with torch.inference_mode():
             rows, _ = trainer(batch)
-        scores.append(rows[: len(rows) - batch.num_twins, :2].flatten().numpy())
+        scores.append(rows[:, :2].flatten().numpy())
     everything = np.concatenate(scores).astype(np.float64)
     config = dataclasses.replace(
         trainer.config, score_mean=float(everything.mean()), score_std=float(everything.std())
