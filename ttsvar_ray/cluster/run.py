@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 """Longest time between two looks at signals, and between two progress reports."""
 
+CELL_START_TIMEOUT_S = 900.0
+"""Until the coordinator's first word: its process starts, and imports, on a node that may be busy."""
 CELL_TIMEOUT_S = 120.0
 COMMIT_TIMEOUT_S = 600.0
 OPEN_CHUNKS = 4
@@ -167,6 +169,7 @@ class Run:
     def _loop(self, stop: StopRequest) -> None:
         update = self.cell.next_update.remote(POLL_S)
         asked_at = time.monotonic()
+        patience = CELL_START_TIMEOUT_S
         while not self.ledger.is_done:
             ready, _ = ray.wait([update, *self.writes], num_returns=1, timeout=POLL_S)
             if stop.reason is not None:
@@ -178,10 +181,10 @@ class Run:
             if update in ready:
                 self._on_update(self._result_of_cell(update))
                 update = self.cell.next_update.remote(POLL_S)
-                asked_at = time.monotonic()
-            elif time.monotonic() - asked_at > CELL_TIMEOUT_S:
+                asked_at, patience = time.monotonic(), CELL_TIMEOUT_S
+            elif time.monotonic() - asked_at > patience:
                 awaited = "the coordinator to report"
-                raise RunFailedError(self._go_on(timeout_message(CELL_TIMEOUT_S, awaited)))
+                raise RunFailedError(self._go_on(timeout_message(patience, awaited)))
             self._check_calls()
             self._answer_leases()
             self._report()
