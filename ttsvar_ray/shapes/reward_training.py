@@ -50,7 +50,7 @@ _TRAINING, _CALIBRATION = 21, 23
 class RewardRecipe:
     """Hyper-parameters; rates warm up, hold, then fall linearly to zero over the last `decay_share`."""
 
-    steps: int = 3200
+    steps: int = 1800
     batch: int = 64
     learning_rate: float = 1.5e-3
     warmup: int = 100
