@@ -43,6 +43,7 @@ def test_shipped_subset_agrees() -> None:
     assert report.notes == [], "every recorded tensor is compared"
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(
     "TTSVAR_GOLDEN" not in os.environ, reason="set TTSVAR_GOLDEN to a folder of recorded tensors"
 )
