@@ -13,6 +13,8 @@ from ttsvar_ray.rewards.blip_config import BlipRewardConfig
 
 HEAD_INDICES = (0, 2, 4, 6, 7)
 """Places of the linear layers in the published head; the places between them held dropouts."""
+HEAD_BLOCK = 32
+"""Rows of the head are computed in multiples of this: a multiple of every block that CPU kernels use."""
 
 
 class LinearHead(nn.Module):
@@ -67,11 +69,12 @@ class BlipRewardNetwork(nn.Module):
     def head(self, text_BTW: Tensor) -> Tensor:
         """Return the raw head output [B] from the first token's state.
 
-        The head sees one row per image. Matrix products of fewer than eight rows take another path on
-        CPUs and round differently, so a small batch is padded: a row's score must not depend on its batch.
+        The head sees one row per image, and its last layer is a matrix times a vector: CPUs take such rows in
+        blocks and round those left over differently. So a batch is padded to whole blocks: a row's score
+        must not depend on its batch.
         """
         class_BW = text_BTW[:, 0]
-        missing = max(0, 8 - class_BW.shape[0])
+        missing = -class_BW.shape[0] % HEAD_BLOCK
         padded = torch.cat([class_BW, class_BW[-1:].expand(missing, -1)]) if missing else class_BW
         raw: Tensor = self.mlp(padded)
         return raw[: class_BW.shape[0]]
