@@ -4,8 +4,9 @@
 
 Every method runs the reporting prompts (never used for tuning) with fresh random streams per repetition.
 Accuracy is the exact checker's verdict on the image with the best reward. One number per prompt, the mean
-over its repetitions, enters the standard errors; differences are paired over prompts. Cost is the
-transformer's token-forwards per prompt over those of one image, and FLOPs with decoding and selectors.
+over its repetitions, enters the standard errors; differences are paired over prompts. Two costs are
+given, both over those of one image: tokens through the transformer, and FLOPs with every decode, score
+and embedding counted. Best-of-N at equal FLOPs is interpolated between its measured N.
 Finished pieces are kept in the work folder: the same command goes on after a stop.
 """
 
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.shapes_flops import prompt_flops
 from benchmarks.statistics import Estimate, estimate, paired_difference
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.messages import PromptFailure
@@ -142,37 +144,43 @@ def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> li
     pools = [load_pieces(folder, POOL_METHOD, rep, shares) for rep in range(repetitions)]
     kinds = np.array([result["kind"] for result in pools[0].values()])
 
-    def row(name: str, cost: float, per_prompt: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
+    def row(name: str, plan: Plan, per_prompt: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
         by_kind = {kind: float(per_prompt[kinds == kind].mean()) for kind in dict.fromkeys(kinds)}
         return {
             "method": name,
-            "cost": cost,
+            "tokens": token_forwards(plan),
+            "flops": prompt_flops(plan, model) / one_image,
             "accuracy": per_prompt,
             "reward": float(rewards.mean()),
             "kinds": by_kind,
         }
 
+    best_of_n = {size: build_plan(job(_best_of(size), model, 0)) for size in (1, 2, 4, 8)}
+    one_image = prompt_flops(best_of_n[1], model)
     rows = []
-    for size in (1, 2, 4, 8):
+    for size, plan in best_of_n.items():
         scores = np.array([[best_of(result, size) for result in pool.values()] for pool in pools])
         name = "raw" if size == 1 else f"best-of-{size}"
-        rows.append(row(name, float(size), scores[:, :, 0].mean(axis=0), scores[:, :, 1]))
+        rows.append(row(name, plan, scores[:, :, 0].mean(axis=0), scores[:, :, 1]))
     ceiling = np.array([[float(any(r["correct"])) for r in pool.values()] for pool in pools]).mean(axis=0)
-    rows.append(row(f"any of {POOL} right (a perfect judge)", float(POOL), ceiling, np.array([np.nan])))
+    rows.append(row(f"any of {POOL} right (a perfect judge)", best_of_n[POOL], ceiling, np.array([np.nan])))
     for method in SEARCHES:
         runs = [load_pieces(folder, method, rep, shares) for rep in range(repetitions)]
         correct = np.array([[float(r["correct"][0]) for r in run.values()] for run in runs]).mean(axis=0)
         rewards = np.array([[r["rewards"][0] for r in run.values()] for run in runs])
-        cost = token_forwards(build_plan(job(method, model, 0)))
-        rows.append(row(method.name, cost, correct, rewards))
+        rows.append(row(method.name, build_plan(job(method, model, 0)), correct, rewards))
     return rows
+
+
+def _best_of(size: int) -> Method:
+    return Method(name=f"best-of-{size}", strategy={"name": "best-of-n", "n": size})
 
 
 def best_of_curve(rows: Sequence[Mapping[str, Any]], cost: float) -> np.ndarray:
     """Return best-of-N's per-prompt accuracy at a cost between the measured N, linear in log2 cost."""
     points = [row for row in rows if row["method"] == "raw" or row["method"].startswith("best-of-")]
-    position = float(np.clip(np.log2(cost), 0, 3))
-    logs = np.log2([row["cost"] for row in points])
+    position = float(np.clip(np.log2(cost), 0, np.log2(POOL)))
+    logs = np.log2([row["flops"] for row in points])
     upper = int(np.searchsorted(logs, position))
     if logs[upper] == position:
         return np.asarray(points[upper]["accuracy"])
@@ -184,15 +192,25 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table."""
     kinds = list(rows[0]["kinds"])
     raw = rows[0]["accuracy"]
-    head = ["method", "cost", "accuracy", "minus raw", "minus best-of-N at equal cost", "reward", *kinds]
+    head = [
+        "method",
+        "tokens",
+        "FLOPs",
+        "accuracy",
+        "minus raw",
+        "minus best-of-N at equal FLOPs",
+        "reward",
+        *kinds,
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         is_search = row["method"].startswith(("TTS", "importance"))
-        equal = paired_difference(row["accuracy"], best_of_curve(rows, row["cost"])) if is_search else None
+        equal = paired_difference(row["accuracy"], best_of_curve(rows, row["flops"])) if is_search else None
         minus_raw: Estimate | None = paired_difference(row["accuracy"], raw) if row is not rows[0] else None
         cells = [
             row["method"],
-            f"{row['cost']:.2f}",
+            f"{row['tokens']:.2f}",
+            f"{row['flops']:.2f}",
             str(estimate(row["accuracy"])),
             f"{minus_raw:+}" if minus_raw else "",
             f"{equal:+}" if equal else "",
@@ -245,7 +263,15 @@ def main() -> None:
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "prompts": len(rows[0]["accuracy"]),
         "repetitions": options.repetitions,
-        "rows": [{**row, "accuracy": float(np.mean(row["accuracy"]))} for row in rows],
+        "rows": [
+            {
+                **row,
+                "accuracy": float(np.mean(row["accuracy"])),
+                "standard_error": estimate(row["accuracy"]).standard_error,
+                "reward": None if np.isnan(row["reward"]) else row["reward"],
+            }
+            for row in rows
+        ],
     }
     (folder / "results.json").write_text(json.dumps(numbers, indent=1))
 
