@@ -46,16 +46,12 @@ def stream(
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def bit_uniforms(
-    run_seed: int, prompt_key: str, scale_index: int, slot: int, count: int
-) -> Float32Array:
+def bit_uniforms(run_seed: int, prompt_key: str, scale_index: int, slot: int, count: int) -> Float32Array:
     """Return float32 [count] uniforms in [0, 1) that decide the bits of one trajectory at one scale."""
     generator = stream(run_seed, prompt_key, scale_index, slot, Purpose.BITS)
     return generator.random(count, dtype=np.float32)
 
 
-def integer_seed(
-    run_seed: int, prompt_key: str, scale_index: int, slot: int, purpose: Purpose
-) -> int:
+def integer_seed(run_seed: int, prompt_key: str, scale_index: int, slot: int, purpose: Purpose) -> int:
     """Return a 31-bit seed from a named stream, for libraries that take an integer seed."""
     return int(stream(run_seed, prompt_key, scale_index, slot, purpose).integers(0, 2**31 - 1))

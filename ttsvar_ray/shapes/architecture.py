@@ -13,9 +13,7 @@ from ttsvar_ray.types import ScaleSchedule
 
 IMAGE_SIZE = 48
 
-SCHEDULE: ScaleSchedule = tuple(
-    (n, n) for n in (1, 1, 2, 2, 2, 3, 3, 4, 4, 6, 6, 8, 12)
-)
+SCHEDULE: ScaleSchedule = tuple((n, n) for n in (1, 1, 2, 2, 2, 3, 3, 4, 4, 6, 6, 8, 12))
 """344 tokens: 9 % of them by the seventh scale, 29 % by the tenth."""
 
 TOKENIZER = TokenizerConfig(

@@ -132,7 +132,10 @@ class Upscale(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution and the change to the next."""
+    """The residual blocks of one resolution, and the change to the next where there is one."""
+
+    downsample: Downscale
+    upsample: Upscale
 
     def __init__(self, blocks: list[ResBlock]) -> None:
         super().__init__()
