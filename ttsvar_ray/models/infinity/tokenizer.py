@@ -185,6 +185,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(image, self.config.pixel_shuffle))
         for level in self.down:
+            assert isinstance(level, Level)
             x = level(x)
             if hasattr(level, "downsample"):
                 x = level.downsample(x)
@@ -220,6 +221,7 @@ class Decoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = self.mid(self.conv_in(features))
         for level in reversed(self.up):
+            assert isinstance(level, Level)
             x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)
