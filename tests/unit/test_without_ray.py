@@ -1,0 +1,33 @@
+"""The engine and everything below it run where ray is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+sys.modules["ray"] = None  # an import of ray fails from here on
+from ttsvar_ray.config import load_config
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.engine.build import build_engine, build_plan
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.types import Prompt
+
+config = load_config(None, ["strategy.n=1", "output.path=unused"], needs_files=False)
+plan = build_plan(config)
+prompt = Prompt(row=0, prompt_id="a", ordinal=0, text="a red ring")
+(result,) = run_local(
+    [prompt], plan=plan, engines=[build_engine(config, plan)], run_seed=0, settings=CoordinatorSettings()
+)
+assert not [name for name in sys.modules if name.startswith("ray.")]
+print(result.images[0].image.width, len(result.trace))
+"""
+
+
+def test_a_whole_search_runs_without_ray() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["48", "3"]
