@@ -85,9 +85,15 @@ class StrategyConfig(_Section):
 class SamplingConfig(_Section):
     """How bits are drawn; a list has one entry per scale."""
 
-    guidance: _NonNegative | tuple[_NonNegative, ...] | None = None
-    temperature: _Positive | tuple[_Positive, ...] | None = None
-    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = None
+    guidance: _NonNegative | tuple[_NonNegative, ...] | None = Field(
+        default=None, description="guidance scale, one number or one per scale; 1 is none"
+    )
+    temperature: _Positive | tuple[_Positive, ...] | None = Field(
+        default=None, description="of the logits, one number or one per scale"
+    )
+    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = Field(
+        default=None, description="a bit less likely than 1 - top_p is never drawn"
+    )
 
 
 class RewardConfig(_Section):
@@ -128,8 +134,10 @@ class ClusterConfig(_Section):
     address: _Text | None = Field(
         default=None, description="None: RAY_ADDRESS, else a cluster of this machine"
     )
-    gpus_per_worker: _NonNegative | None = None
-    cpus_per_worker: _NonNegative | None = None
+    gpus_per_worker: _NonNegative | None = Field(default=None, description="None: 1 where there are GPUs")
+    cpus_per_worker: _NonNegative | None = Field(
+        default=None, description="None: engine.threads on a CPU, 1 beside a GPU"
+    )
     max_attempts: _Count = Field(default=3, description="tries before a prompt is dead-lettered")
     segment_timeout_s: _Positive = Field(default=1800.0, description="seconds one micro-batch may take")
 
