@@ -23,7 +23,7 @@ from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.rewards.registry import REWARD_NAMES, build_reward
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import Strategy, compile_plan
-from ttsvar_ray.types import SelectionKind
+from ttsvar_ray.types import PotentialKind, SelectionKind
 
 DEFAULT_QUALITY = 95
 
@@ -150,6 +150,15 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             quality=DEFAULT_QUALITY if config.output.quality is None else config.output.quality,
         ),
     )
+
+
+def _check_nonfinite(config: JobConfig, plan: Plan) -> None:
+    # The stand-in for a reward that is not a number is the lowest one: the next score would be a huge gain.
+    if plan.potential is PotentialKind.DIFF and config.reward.nonfinite == "worst":
+        raise ConfigurationError(
+            "reward.nonfinite: expected 'error' with strategy.potential diff, got 'worst': a trajectory that "
+            "once had no reward would gain without limit at its next one; choose another potential, or 'error'"
+        )
 
 
 def needs_features(plan: Plan) -> bool:

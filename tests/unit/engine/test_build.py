@@ -112,3 +112,10 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
     shutil.copy(__file__, tmp_path / "something.py")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         build_plan(config_for(str(tmp_path)))
+
+
+def test_a_stand_in_reward_is_refused_where_gains_are_weighed() -> None:
+    config = config_for("shapes", strategy={"potential": "diff"}, reward={"nonfinite": "worst"})
+    with pytest.raises(ConfigurationError, match="reward.nonfinite: expected 'error'"):
+        check_parts(config, build_plan(config))
+    check_parts(config_for("shapes", reward={"nonfinite": "worst"}), build_plan(config_for("shapes")))
