@@ -12,8 +12,8 @@ from ttsvar_ray.config import JobConfig
 
 HEAD = """# Configuration
 A job is a YAML file (`jobs/`) and options; every setting can also be given as `--set section.name=value`.
-Unknown names, wrong values and settings that the plan would not read are refused, all at once, before anything
-starts.
+Unknown names, wrong values and settings that the plan would not read are refused, all at once, before
+anything starts.
 `none` means: what the model or the strategy's preset says.
 
 | setting | default | meaning |

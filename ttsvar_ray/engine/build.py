@@ -100,6 +100,7 @@ def check_parts(config: JobConfig, plan: Plan) -> None:
         value = getattr(config.sampling, name)
         if value is not None:
             problems += _problems_of(partial(per_scale, name, value, description.num_scales))
+    problems += _problems_of(partial(_check_nonfinite, config, plan))
     if problems:
         raise ConfigurationError(problems)
 
@@ -156,8 +157,8 @@ def _check_nonfinite(config: JobConfig, plan: Plan) -> None:
     # The stand-in for a reward that is not a number is the lowest one: the next score would be a huge gain.
     if plan.potential is PotentialKind.DIFF and config.reward.nonfinite == "worst":
         raise ConfigurationError(
-            "reward.nonfinite: expected 'error' with strategy.potential diff, got 'worst': a trajectory that "
-            "once had no reward would gain without limit at its next one; choose another potential, or 'error'"
+            "reward.nonfinite: expected 'error' with strategy.potential diff, got 'worst': a trajectory "
+            "that once had no reward would gain without limit at its next one; set it, or another potential"
         )
 
 

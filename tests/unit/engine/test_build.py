@@ -116,6 +116,6 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_stand_in_reward_is_refused_where_gains_are_weighed() -> None:
     config = config_for("shapes", strategy={"potential": "diff"}, reward={"nonfinite": "worst"})
-    with pytest.raises(ConfigurationError, match="reward.nonfinite: expected 'error'"):
+    with pytest.raises(ConfigurationError, match=r"reward\.nonfinite: expected 'error'"):
         check_parts(config, build_plan(config))
     check_parts(config_for("shapes", reward={"nonfinite": "worst"}), build_plan(config_for("shapes")))
