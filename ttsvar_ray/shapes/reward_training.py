@@ -26,6 +26,7 @@ from torch import Tensor
 from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
 from ttsvar_ray.rewards.pixels import preprocess
 from ttsvar_ray.shapes.architecture import IMAGE_SIZE
+from ttsvar_ray.shapes.recipe.optimizers import muon_and_adamw, warm_hold_decay
 from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 from ttsvar_ray.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
 from ttsvar_ray.shapes.reward_evaluation import ScoreBatch, pair_accuracy
@@ -128,7 +129,12 @@ def train_reward(
     trainer = RewardTrainer().to(device)
     average = RewardTrainer().to(device).requires_grad_(False)
     average.load_state_dict(trainer.state_dict())
-    optimizers = _optimizers(trainer, recipe)
+    optimizers = muon_and_adamw(
+        trainer.named_parameters(),
+        is_matrix=lambda name, p: p.ndim == 2 and ".encoder.layer" in name,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
     path = work_dir / CHECKPOINT
     first_step = 0
     saved = load_checkpoint(path)
@@ -153,10 +159,13 @@ def train_reward(
         rng = np.random.default_rng([recipe.seed, _TRAINING, step])
         batch = sample_batch(rng, recipe.batch, IMAGE_SIZE)
         batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
+        rate = recipe.learning_rate * warm_hold_decay(
+            step, steps=recipe.steps, warmup=recipe.warmup, decay_share=recipe.decay_share
+        )
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = _rate(recipe, step)
+                group["lr"] = rate
         _, parts = trainer(batch)
         loss = (
             parts.judge
@@ -238,34 +247,6 @@ def _measured(average: RewardTrainer, degrade: Degrade, images: int) -> dict[str
     return {f"clean_{kind}": value for kind, value in clean.items()} | {
         f"degraded_{kind}": value for kind, value in hard.items()
     }
-
-
-def _optimizers(trainer: RewardTrainer, recipe: RewardRecipe) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the two transformers and AdamW for everything else."""
-    matrices: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for name, parameter in trainer.named_parameters():
-        is_matrix = parameter.ndim == 2 and ".encoder.layer" in name
-        (matrices if is_matrix else others).append(parameter)
-    assert matrices
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            ns_steps=4,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.97)
-        ),
-    ]
-
-
-def _rate(recipe: RewardRecipe, step: int) -> float:
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    left = (recipe.steps - step) / (recipe.decay_share * recipe.steps)
-    return recipe.learning_rate * warm * min(1.0, left)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

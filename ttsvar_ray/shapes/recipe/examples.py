@@ -33,10 +33,10 @@ class ExampleBatch:
     mask: Tensor
 
 
-def _render_block(arguments: tuple[int, int]) -> tuple[UInt8Array, npt.NDArray[np.int16]]:
-    seed, block = arguments
+def _render_block(arguments: tuple[int, int, int]) -> tuple[UInt8Array, npt.NDArray[np.int16]]:
+    seed, block, count = arguments
     rng = np.random.default_rng([seed, 11, block])
-    pairs = [sample_example(rng) for _ in range(BLOCK)]
+    pairs = [sample_example(rng) for _ in range(count)]
     length = TRANSFORMER.text_max_length
     encoded = build_text_tokenizer(length)(
         [caption.text for _, caption in pairs], padding="max_length", truncation=True, max_length=length
@@ -77,9 +77,9 @@ def make_examples(work_dir: Path, *, seed: int, size: int, processes: int | None
     )
     ids = np.zeros((size, TRANSFORMER.text_max_length), dtype=np.int16)
     with get_context("spawn").Pool(processes or os.cpu_count()) as workers:
-        jobs = [(seed, block) for block in range(size // BLOCK)]
+        jobs = [(seed, start // BLOCK, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
         for block, (some_images, some_ids) in enumerate(workers.imap(_render_block, jobs)):
-            rows = slice(block * BLOCK, (block + 1) * BLOCK)
+            rows = slice(block * BLOCK, min(size, (block + 1) * BLOCK))
             images[rows], ids[rows] = some_images, some_ids
     images.flush()
     # The ids are written last: their presence says that the images are whole.

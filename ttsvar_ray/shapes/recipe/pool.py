@@ -20,10 +20,10 @@ BLOCK = 1000
 HELD_OUT = 2000
 
 
-def _render_block(arguments: tuple[int, int]) -> UInt8Array:
-    seed, block = arguments
+def _render_block(arguments: tuple[int, int, int]) -> UInt8Array:
+    seed, block, count = arguments
     rng = np.random.default_rng([seed, 7, block])
-    return render_batch([sample_scene(rng) for _ in range(BLOCK)], IMAGE_SIZE)
+    return render_batch([sample_scene(rng) for _ in range(count)], IMAGE_SIZE)
 
 
 class Pool:
@@ -44,7 +44,8 @@ def open_pool(work_dir: Path, *, seed: int = 0, size: int = 60_000, processes: i
     path = work_dir / f"scenes-{seed}-{size}.npy"
     if not path.exists():
         work_dir.mkdir(parents=True, exist_ok=True)
-        blocks = [(seed, block) for block in range((size + HELD_OUT) // BLOCK)]
+        total = size + HELD_OUT
+        blocks = [(seed, start // BLOCK, min(BLOCK, total - start)) for start in range(0, total, BLOCK)]
         with get_context("spawn").Pool(processes or os.cpu_count()) as workers:
             images = np.concatenate(workers.map(_render_block, blocks, chunksize=1))
         temporary = path.with_suffix(".partial.npy")

@@ -23,6 +23,7 @@ from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.shapes.architecture import SCHEDULE, TRANSFORMER, text_encoder_config
 from ttsvar_ray.shapes.recipe.examples import Examples
+from ttsvar_ray.shapes.recipe.optimizers import muon_and_adamw, warm_hold_decay
 from ttsvar_ray.shapes.recipe.parallel import Rank
 from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 
@@ -118,34 +119,6 @@ def token_weights(images: Tensor, num_scales: int, recipe: TransformerRecipe) ->
     return torch.cat(weights, dim=1)
 
 
-def _rate(recipe: TransformerRecipe, step: int) -> float:
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    left = (recipe.steps - step) / (recipe.decay_share * recipe.steps)
-    return recipe.learning_rate * warm * min(1.0, left)
-
-
-def _optimizers(model: TextToBits, recipe: TransformerRecipe) -> list[torch.optim.Optimizer]:
-    matrices = [
-        p
-        for name, p in model.transformer.named_parameters()
-        if name.startswith("block_chunks.") and p.ndim == 2
-    ]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            ns_steps=4,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            others, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.97)
-        ),
-    ]
-
-
 def train_transformer(
     rank: Rank,
     recipe: TransformerRecipe,
@@ -159,7 +132,12 @@ def train_transformer(
     model = TextToBits().to(rank.device)
     average = TextToBits().to(rank.device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    optimizers = _optimizers(model, recipe)
+    optimizers = muon_and_adamw(
+        model.named_parameters(),
+        is_matrix=lambda name, p: name.startswith("transformer.block_chunks.") and p.ndim == 2,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
     first_step = 0
     path = work_dir / "transformer.pt"
@@ -174,7 +152,7 @@ def train_transformer(
     curve = Curve(work_dir / "transformer.jsonl")
     sitting = Sitting(budget_seconds, save_every_seconds=90)
     losses: dict[int, list[list[float]]] = {}
-    images_seen = first_step * 0
+    images_seen = 0
 
     def save(step: int) -> None:
         if rank.is_first:
@@ -199,7 +177,9 @@ def train_transformer(
         targets, inputs = corrupted_targets(quantizer, batch.features, course.num_scales, flips, generator)
         dropped = torch.from_numpy(rng.random(course.batch) < recipe.caption_dropout).to(rank.device)
 
-        rate = _rate(recipe, step)
+        rate = recipe.learning_rate * warm_hold_decay(
+            step, steps=recipe.steps, warmup=recipe.warmup, decay_share=recipe.decay_share
+        )
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -1,0 +1,38 @@
+"""What the stages share: Muon for the matrices of transformers, AdamW for the rest, and the rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+
+def muon_and_adamw(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    is_matrix: Callable[[str, nn.Parameter], bool],
+    learning_rate: float,
+    weight_decay: float,
+) -> list[torch.optim.Optimizer]:
+    """Return Muon over the parameters that `is_matrix` names and AdamW over all others."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named_parameters:
+        (matrices if is_matrix(name, parameter) else others).append(parameter)
+    assert matrices
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            ns_steps=4,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.97)),
+    ]
+
+
+def warm_hold_decay(step: int, *, steps: int, warmup: int, decay_share: float) -> float:
+    """Return the factor on the learning rate: up over `warmup` steps, 1, then down to 0 at the end."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (decay_share * steps))
