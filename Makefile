@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-chaos test-gpu test-weights check format lock train-shapes results clean
+.PHONY: help env demo test check format lock train-shapes results clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -23,18 +23,6 @@ demo: env ## run the main job on the built-in model; pictures in outputs/shapes-
 
 test: env ## run the default tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest
-
-test-slow: env ## tests that take minutes
-	$(BIN)/python -m pytest -m slow
-
-test-chaos: env ## kill processes of a simulated cluster
-	$(BIN)/python -m pytest -m chaos
-
-test-gpu: env ## tests that need a GPU
-	$(BIN)/python -m pytest -m gpu
-
-test-weights: env ## tests that need published weights
-	$(BIN)/python -m pytest -m weights
 
 check: env ## static checks: format, lint, types, import layers
 	$(BIN)/ruff format --check .
