@@ -1,6 +1,6 @@
-"""What a plan costs on a next-scale transformer: tokens, FLOPs and KV bytes, counted, not measured.
+"""What each scale costs one trajectory on a next-scale transformer: tokens, FLOPs and KV bytes.
 
-A multiplication and an addition are two FLOPs. The transformer is Infinity's block: fused qkv and
+Counted, not measured. A multiplication and an addition are two FLOPs. The transformer is Infinity's block: fused qkv and
 output projection, cross-attention to the text with its own query and output projection, and a
 two-layer feed-forward part; every scale attends to all tokens of the scales before it and its own.
 With guidance, each trajectory is two sequences. Norms, activations and sampling are left out: they
@@ -12,8 +12,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from ttsvar_ray.search.describe import ScaleRow, describe, selector_demand
-from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.types import ScaleSchedule
 
 
@@ -56,26 +54,6 @@ class TransformerShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentFlops:
-    """FLOPs of one call of the parts beside the transformer; 0 where they do not matter.
-
-    Attributes:
-        decode: decoding one image at the model's size.
-        selector_decode: decoding one image for the selectors alone (equal to `decode` where they
-            look at full images).
-        embed: features of one image.
-        score: reward of one image.
-        encode_text: text features of one prompt.
-    """
-
-    decode: float = 0.0
-    selector_decode: float = 0.0
-    embed: float = 0.0
-    score: float = 0.0
-    encode_text: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleCost:
     """What one scale costs one trajectory.
 
@@ -102,56 +80,6 @@ class ScaleCost:
         return self.linear_flops + self.attention_flops + self.cross_attention_flops + self.head_flops
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedScale:
-    """One scale of a plan with its costs.
-
-    Attributes:
-        row: population and selection.
-        cost: of one trajectory.
-        flops: transformer FLOPs of the whole population at this scale.
-        kv_bytes: KV cache of the whole population at the end of this scale, before its selection.
-    """
-
-    row: ScaleRow
-    cost: ScaleCost
-    flops: float
-    kv_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanCost:
-    """What one prompt costs under a plan, in FLOPs and bytes.
-
-    Attributes:
-        scales: scale by scale.
-        transformer_flops: all scales, and the text projections once.
-        decode_flops: intermediate images for the selectors, and the final ones.
-        selector_flops: features and rewards.
-        encode_text_flops: the prompt, once.
-        peak_kv_bytes: largest population cache; the last scale's own keys and values need not be
-            kept, since nothing attends to them afterwards.
-    """
-
-    scales: tuple[PlannedScale, ...]
-    transformer_flops: float
-    decode_flops: float
-    selector_flops: float
-    encode_text_flops: float
-    peak_kv_bytes: int
-
-    @property
-    def flops(self) -> float:
-        """Everything."""
-        return self.transformer_flops + self.decode_flops + self.selector_flops + self.encode_text_flops
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Each scale's share of the scales' transformer FLOPs, in 0..1."""
-        total = sum(scale.flops for scale in self.scales)
-        return tuple(scale.flops / total for scale in self.scales)
-
-
 def scale_costs(scale_schedule: ScaleSchedule, shape: TransformerShape) -> tuple[ScaleCost, ...]:
     """Return the cost of every scale for one trajectory."""
     tokens = [height * width for height, width in scale_schedule]
@@ -170,30 +98,4 @@ def scale_costs(scale_schedule: ScaleSchedule, shape: TransformerShape) -> tuple
             kv_bytes=shape.kv_bytes_per_token * seen,
         )
         for count, seen in zip(tokens, itertools.accumulate(tokens), strict=True)
-    )
-
-
-def plan_cost(plan: Plan, shape: TransformerShape, components: ComponentFlops) -> PlanCost:
-    """Return what one prompt costs under `plan`; images are decoded only where somebody looks."""
-    costs = scale_costs(plan.scale_schedule, shape)
-    scales = tuple(
-        PlannedScale(
-            row=row, cost=cost, flops=row.population * cost.flops, kv_bytes=row.population * cost.kv_bytes
-        )
-        for row, cost in zip(describe(plan), costs, strict=True)
-    )
-    demand = selector_demand(plan)
-    final_images = plan.survivors_after[-1]
-    kept = [scale.kv_bytes for scale in scales[:-1]]
-    if len(costs) > 1:
-        kept.append(final_images * costs[-2].kv_bytes)
-    return PlanCost(
-        scales=scales,
-        transformer_flops=sum(scale.flops for scale in scales) + shape.text_flops,
-        decode_flops=(
-            (demand.decodes - final_images) * components.selector_decode + final_images * components.decode
-        ),
-        selector_flops=demand.embeddings * components.embed + demand.scores * components.score,
-        encode_text_flops=components.encode_text,
-        peak_kv_bytes=max(kept, default=0),
     )
