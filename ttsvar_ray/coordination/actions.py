@@ -47,4 +47,30 @@ class LeasePrompts:
     count: int
 
 
-Action: TypeAlias = RunBatch | Release | Emit | LeasePrompts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """A worker is overdue: end it, start another; answered by `WorkerLost`, which may be late.
+
+    Given once in a worker's life. Until its loss is told, its answers still count.
+
+    Attributes:
+        reason: which batch of which prompts, how long it has taken and how long it may.
+    """
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """A worker that just joined can never run the plan: it is not taken in, and another like it would not be.
+
+    Attributes:
+        reason: what does not fit, with the numbers.
+    """
+
+    worker_id: str
+    reason: str
+
+
+Action: TypeAlias = RunBatch | Release | Emit | LeasePrompts | Abandon | Refuse

@@ -33,6 +33,8 @@ from ttsvar_ray.coordination.events import (
     BatchDone,
     Event,
     PromptsLeased,
+    PromptsWithdrawn,
+    Tick,
     WorkerDraining,
     WorkerJoined,
     WorkerLost,
@@ -54,6 +56,7 @@ from ttsvar_ray.coordination.placement import (
 )
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.types import Prompt
@@ -62,17 +65,27 @@ from ttsvar_ray.types import Prompt
 class Coordinator:
     """Decides what runs where for a group of workers. Not thread-safe: one caller at a time."""
 
-    def __init__(self, *, plan: Plan, run_seed: int, settings: CoordinatorSettings) -> None:
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        run_seed: int,
+        settings: CoordinatorSettings,
+        workload: Workload | None = None,
+    ) -> None:
         """Start without workers and without prompts.
 
         Args:
             plan: what every prompt runs.
             run_seed: names the random streams of the selections.
             settings: policies.
+            workload: what each segment of the plan costs; without it rows alone limit a worker, and
+                expectations are learnt from answers.
         """
         self._plan = plan
         self._run_seed = run_seed
         self._settings = settings
+        self._workload = workload
         self._largest_population = max(segment.population for segment in plan.segments)
         self._fleet = Fleet()
         self._custody = Custody(self._fleet)
@@ -83,6 +96,7 @@ class Coordinator:
         self._awaits_lease = False
         self._exhausted = False
         self._next_batch_id = 0
+        self._now: float | None = None
         self._actions: list[Action] = []
 
     @property
@@ -115,6 +129,10 @@ class Coordinator:
             self._on_worker_joined(event)
         elif isinstance(event, WorkerLost):
             self._lose(event.worker_id, event.reason)
+        elif isinstance(event, PromptsWithdrawn):
+            self._on_prompts_withdrawn(event)
+        elif isinstance(event, Tick):
+            self._now = event.now
         else:
             self._on_worker_draining(event)
         self._place_unplaced()
@@ -137,6 +155,14 @@ class Coordinator:
             self._waiting.append(prompt)
         self._awaits_lease = False
         self._exhausted = self._exhausted or event.is_last
+
+    def _on_prompts_withdrawn(self, event: PromptsWithdrawn) -> None:
+        gone = set(event.prompt_keys) & self._names
+        for key in [key for key in self._live if key in gone]:
+            self._close(self._live[key])
+        if gone & self._names:
+            self._waiting = deque(prompt for prompt in self._waiting if prompt.key not in gone)
+            self._names -= gone
 
     def _on_worker_joined(self, event: WorkerJoined) -> None:
         if event.rows < 1:

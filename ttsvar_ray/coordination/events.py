@@ -21,10 +21,13 @@ class WorkerJoined:
         worker_id: unique among the workers that are alive; a restarted worker may come back under
             its old name after `WorkerLost`.
         rows: most trajectories of one micro-batch, at least 1.
+        memory_bytes: what it can give to trajectories, running or held, at least 1; None where nothing
+            is known, then rows alone limit it. Used only by a coordinator that has a `Workload`.
     """
 
     worker_id: str
     rows: int
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,4 +67,27 @@ class BatchDone:
     results: tuple[SegmentReport | ShardFailure, ...]
 
 
-Event: TypeAlias = WorkerJoined | WorkerLost | WorkerDraining | PromptsLeased | BatchDone
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsWithdrawn:
+    """Some prompts were finished elsewhere: drop them without an `Emit`.
+
+    Keys that are not leased, or were emitted already, are ignored. A withdrawn prompt may be leased again.
+    """
+
+    prompt_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time goes on; the only event that knows it. About one a second; without any, nothing is overdue.
+
+    Attributes:
+        now: seconds of a monotonic clock of any origin, never less than in the tick before.
+    """
+
+    now: float
+
+
+Event: TypeAlias = (
+    WorkerJoined | WorkerLost | WorkerDraining | PromptsLeased | PromptsWithdrawn | BatchDone | Tick
+)

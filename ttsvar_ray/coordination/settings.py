@@ -25,6 +25,12 @@ class CoordinatorSettings:
             is two micro-batches more than `batches_in_flight` of them. Never below one population,
             so that every worker can finish a prompt on its own.
         keep: "best" emits the image with the highest reward, "all" emits every survivor, ranked.
+        batch_tokens: most tokens of a micro-batch, so that none takes long; one trajectory always runs.
+            None is no limit. Needs a `Workload`, which counts the tokens.
+        deadline_factor: a batch is overdue after this many times the seconds expected of it.
+        deadline_floor_s: but never before this, so that a hiccup is no death.
+        deadline_ceiling_s: and always after this; alone it holds for a segment that no answer is known of,
+            because a first answer waits for compilation and warm-up.
     """
 
     spread: Spread = "auto"
@@ -32,6 +38,10 @@ class CoordinatorSettings:
     max_attempts: int = 3
     live_rows: int | None = None
     keep: Literal["best", "all"] = "best"
+    batch_tokens: int | None = None
+    deadline_factor: float = 5.0
+    deadline_floor_s: float = 30.0
+    deadline_ceiling_s: float = 1800.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -45,5 +55,16 @@ class CoordinatorSettings:
             problems.append(f"live_rows: expected at least 1 trajectory or None, got {self.live_rows}")
         if self.keep not in ("best", "all"):
             problems.append(f'keep: expected "best" or "all", got {self.keep!r}')
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            problems.append(f"batch_tokens: expected at least 1 token or None, got {self.batch_tokens}")
+        if not self.deadline_factor >= 1:
+            problems.append(f"deadline_factor: expected at least 1, got {self.deadline_factor}")
+        if not 0 <= self.deadline_floor_s <= self.deadline_ceiling_s:
+            problems.append(
+                f"deadline_floor_s: expected 0 to deadline_ceiling_s ({self.deadline_ceiling_s:g}), "
+                f"got {self.deadline_floor_s:g}"
+            )
+        if self.deadline_ceiling_s <= 0:
+            problems.append(f"deadline_ceiling_s: expected more than 0, got {self.deadline_ceiling_s:g}")
         if problems:
             raise ConfigurationError(problems)
