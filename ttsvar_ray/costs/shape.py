@@ -1,10 +1,10 @@
 """What each scale costs one trajectory on a next-scale transformer: tokens, FLOPs and KV bytes.
 
-Counted, not measured. A multiplication and an addition are two FLOPs. The transformer is Infinity's block: fused qkv and
-output projection, cross-attention to the text with its own query and output projection, and a
-two-layer feed-forward part; every scale attends to all tokens of the scales before it and its own.
-With guidance, each trajectory is two sequences. Norms, activations and sampling are left out: they
-cost memory traffic, hardly any FLOPs.
+Counted, not measured. A multiplication and an addition are two FLOPs. The transformer is Infinity's
+block: fused qkv and output projection, cross-attention to the text with its own query and output
+projection, and a two-layer feed-forward part; every scale attends to all tokens of the scales before it
+and its own. With guidance, each trajectory is two sequences. Norms, activations and sampling are left
+out: they cost memory traffic, hardly any FLOPs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Devices as rates: what a kind of GPU, or a CPU core, does in a second.
+
+A profile is a JSON file in `devices/`, or one of your own. Every number says where it comes from; a rate
+is either a measured value or a data sheet's peak times an assumed efficiency:
+
+    {
+      "format_version": 1, "kind": "ttsvar-ray-device", "name": "h200", "title": "NVIDIA H200 SXM, 141 GB",
+      "memory_bytes": {"value": 141e9, "source": "data sheet"},
+      "narrow_flops": {"peak": 989.4e12, "efficiency": 0.6, "source": "data sheet x assumed efficiency"},
+      ...one entry for each field of `DeviceProfile`...
+    }
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+
+FORMAT_VERSION = 1
+KIND = "ttsvar-ray-device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProfile:
+    """What one device does in a second, as far as it is known.
+
+    Attributes:
+        name, title: for settings, and for people.
+        memory_bytes: of the device; decimal, as on the data sheet.
+        narrow_flops: matmuls of the blocks, in their number format (bfloat16 on a GPU).
+        attention_flops: attention to the scales before.
+        conv_flops: convolutions of the decoder.
+        float32_flops: matmuls in float32: rewards, features.
+        memory_bytes_per_second: what element-wise work and small matmuls are bound by.
+        layer_seconds: host time to start one block at one scale, however little there is to compute.
+        decode_seconds: host time to start one decoder call.
+        resize_seconds_per_megapixel: an image brought to a selector's size on the host.
+        png_seconds_per_megapixel, jpeg_seconds_per_megapixel: an image file written on the host.
+        sources: field to where its number comes from.
+    """
+
+    name: str
+    title: str
+    memory_bytes: float
+    narrow_flops: float
+    attention_flops: float
+    conv_flops: float
+    float32_flops: float
+    memory_bytes_per_second: float
+    layer_seconds: float
+    decode_seconds: float
+    resize_seconds_per_megapixel: float
+    png_seconds_per_megapixel: float
+    jpeg_seconds_per_megapixel: float
+    sources: Mapping[str, str]
+
+
+_NUMBERS = tuple(
+    field.name
+    for field in dataclasses.fields(DeviceProfile)
+    if field.name not in ("name", "title", "sources")
+)
+
+
+def device_names() -> tuple[str, ...]:
+    """Return the names of the profiles in the package."""
+    folder = importlib.resources.files("ttsvar_ray.costs") / "devices"
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
+
+
+def load_profile(name_or_path: str | Path) -> DeviceProfile:
+    """Return a device profile: one of `device_names()`, or a JSON file.
+
+    Raises:
+        ConfigurationError: neither, or a file that is no device profile.
+    """
+    if str(name_or_path) in device_names():
+        folder = importlib.resources.files("ttsvar_ray.costs") / "devices"
+        text = (folder / f"{name_or_path}.json").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except OSError:
+            raise ConfigurationError(
+                f"profile: expected one of {', '.join(device_names())}, or a JSON file; "
+                f"got {str(name_or_path)!r}"
+            ) from None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{name_or_path}: not valid JSON: {error}") from None
+    return profile_from_json(content, where=str(name_or_path))
+
+
+def profile_from_json(content: Any, *, where: str) -> DeviceProfile:
+    """Return the profile that a parsed file holds.
+
+    Args:
+        content: the parsed file.
+        where: its path, for messages.
+
+    Raises:
+        ConfigurationError: another kind of file, or entries that mean nothing; with all of them.
+    """
+    if not isinstance(content, Mapping) or content.get("kind") != KIND:
+        raise ConfigurationError(f"{where}: expected an object with kind {KIND!r}; is this a device profile?")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ConfigurationError(
+            f"{where}: format_version: expected {FORMAT_VERSION}, got {content.get('format_version')!r}"
+        )
+    known = {"format_version", "kind", "name", "title", *_NUMBERS}
+    problems = [f"{where}: unknown key {key!r}; remove it" for key in content if key not in known]
+    problems += [f"{where}: missing key {key!r}; add it" for key in sorted(known - content.keys())]
+    numbers: dict[str, float] = {}
+    sources: dict[str, str] = {}
+    for name in _NUMBERS:
+        entry = content.get(name)
+        if entry is None:
+            continue
+        number = _number(entry)
+        if number is None or not isinstance(entry.get("source"), str):
+            problems.append(
+                f"{where}: {name}: expected value, or peak and efficiency, above 0, and source; got {entry!r}"
+            )
+            continue
+        numbers[name], sources[name] = number, entry["source"]
+    if problems:
+        raise ConfigurationError(problems)
+    return DeviceProfile(name=str(content["name"]), title=str(content["title"]), sources=sources, **numbers)
+
+
+def _number(entry: Any) -> float | None:
+    """Return value, or peak x efficiency; None where neither is a positive number."""
+    if not isinstance(entry, Mapping):
+        return None
+    if entry.keys() == {"value", "source"}:
+        factors = [entry["value"]]
+    elif entry.keys() == {"peak", "efficiency", "source"}:
+        factors = [entry["peak"], entry["efficiency"]]
+    else:
+        return None
+    product = 1.0
+    for factor in factors:
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+            return None
+        product *= factor
+    return product
