@@ -1,6 +1,6 @@
 """The driver: one job from settings to a folder of parts.
 
-    prompts --ChunkLedger--> cell ==> workers          (leases out, outcomes and references back)
+    prompts --LeaseLedger--> cell ==> workers          (leases out, outcomes and references back)
                   |  whole chunks
                   '--------> sink --> data/part-*.parquet
 
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from ttsvar_ray.cluster.chunks import ChunkLedger
 from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.run import JobParts, Run
 from ttsvar_ray.cluster.session import is_submitted_job
 from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.leasing import LeaseLedger
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -102,7 +102,7 @@ def run_job(
             if scan.bad_lines:
                 write_bad_lines(layout.bad_lines_file, bad_lines(source))
             committed = committed_chunks(layout)
-            ledger = ChunkLedger(
+            ledger = LeaseLedger(
                 read_prompts(source, scan=scan),
                 prompt_count=scan.count,
                 rows_per_chunk=config.output.rows_per_part,

@@ -20,7 +20,6 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ttsvar_ray.cluster.cell import CellActor, CellSpec, CellUpdate
-from ttsvar_ray.cluster.chunks import ChunkLedger, WholeChunk
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.resources import WorkerLayout, describe_resources, lay_out_workers
 from ttsvar_ray.cluster.session import StopRequest, ray_session, stop_on_signals
@@ -28,6 +27,7 @@ from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
 from ttsvar_ray.cluster.worker import EngineBuilder, WorkerInfo
 from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.leasing import LeaseLedger, WholeChunk
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.dataset import (
@@ -44,6 +44,7 @@ from ttsvar_ray.search.schedule import Plan
 
 logger = logging.getLogger(__name__)
 
+CELL = "cell-0"
 POLL_S = 1.0
 """Longest time between two looks at signals, and between two progress reports."""
 
@@ -71,7 +72,7 @@ class Run:
     parts: JobParts
     layout: OutputLayout
     lock: OutputLock
-    ledger: ChunkLedger
+    ledger: LeaseLedger
     progress: Callable[[JobProgress], None]
     scan: PromptScan
     context: Callable[..., RowContext]
@@ -205,7 +206,7 @@ class Run:
             self._count(outcome, 1)
             if isinstance(outcome, PromptFailure):
                 logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
-            chunk = self.ledger.add(outcome)
+            chunk = self.ledger.add(CELL, outcome).whole
             if chunk is not None:
                 self._write(chunk)
         if update.fatal is not None:
@@ -246,16 +247,18 @@ class Run:
         for outcome in chunk.finished:
             if outcome.prompt.row in report.rows:
                 self._count(outcome, -1)
-        again = self.ledger.reopen(report.rows)
-        self.calls.append(self.cell.lease.remote(again, False))
+        self.ledger.reopen(report.rows)
+        again = self.ledger.lease(CELL, len(report.rows), now=time.monotonic())
+        self.calls.append(self.cell.lease.remote(again.prompts, again.is_last))
 
     def _answer_leases(self) -> None:
         while self.requests:
             room = self._room(self.requests[0])
             if room < 1 and not self.ledger.is_exhausted:
                 return
-            prompts, is_last = self.ledger.take(min(self.requests.popleft(), max(room, 1)))
-            self.calls.append(self.cell.lease.remote(prompts, is_last))
+            count = min(self.requests.popleft(), max(room, 1))
+            lease = self.ledger.lease(CELL, count, now=time.monotonic())
+            self.calls.append(self.cell.lease.remote(lease.prompts, lease.is_last))
 
     def _room(self, asked: int) -> int:
         """Return how many more prompts may be out: enough to keep going past a slow chunk, not all."""

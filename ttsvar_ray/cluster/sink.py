@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.cluster.chunks import WholeChunk
+from ttsvar_ray.coordination.leasing import WholeChunk
 from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, write_chunk
 
