@@ -36,6 +36,18 @@ class PotentialKind(str, enum.Enum):
     SUM = "sum"
 
 
+class RewardCombination(str, enum.Enum):
+    """How the scores of several rewards become one, over a whole population (`search.ensemble`)."""
+
+    SOFTMAX = "softmax"
+    Z_SCORE = "z-score"
+
+
+WORST_REWARD = float(np.finfo(np.float32).min)
+"""What a reward that is NaN or infinite becomes under the policy "worst": the lowest finite float32.
+Finite, so that potentials stay numbers; so low that no real reward is beaten by it."""
+
+
 class ResamplingScheme(str, enum.Enum):
     """How survivors are drawn from normalised weights."""
 
@@ -66,6 +78,19 @@ class Prompt:
     def key(self) -> str:
         """Unique name of this prompt within a run: names its random streams."""
         return f"{self.prompt_id}#{self.ordinal}"
+
+
+class Preprocessing(str, enum.Enum):
+    """How an image becomes the pixels that a reward or an extractor sees.
+
+    PUBLISHED: as the network's authors did it, image by image on the CPU (PIL for most): scores and features
+        are those of the published code.
+    TENSOR: resized as float tensors, a batch at a time, on the network's own device: faster, and a little off;
+        docs/features.md says how much.
+    """
+
+    PUBLISHED = "published"
+    TENSOR = "tensor"
 
 
 class ColumnType(str, enum.Enum):

@@ -59,7 +59,8 @@ class SegmentReport:
     Attributes:
         slots: as in the task.
         features: float32 [slots, feature_dim] where the segment ends in a clustering, else None.
-        rewards: float32 [slots, scored scales of this segment].
+        rewards: float32 [slots, scored scales of this segment x reward members]: for each scored scale,
+            the members' scores side by side. An ensemble is combined where its whole population is known.
         bits: one `PackedBits` per slot, for this segment's scales only.
         images: one per slot in the last segment, else empty.
         seconds: wall time of the micro-batch's compute that this shard took part in.
@@ -108,9 +109,10 @@ class ResultImage:
     Attributes:
         rank: 0 = best reward.
         reward_history: the rewards of this trajectory's lineage at `Plan.scored_scales`; NaN where
-            none was taken.
+            none was taken. An ensemble's are combined over the population of their scale.
         lineage: this image's ancestor slot in the population of each segment, ending with its own.
         bits: all scales.
+        member_rewards: what each member of the reward gave the final image, in the reward's own order.
     """
 
     rank: int
@@ -119,6 +121,7 @@ class ResultImage:
     reward_history: tuple[float, ...]
     lineage: tuple[int, ...]
     bits: PackedBits
+    member_rewards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from ttsvar_ray.coordination.messages import (
     SelectionRecord,
     ShardTask,
 )
+from ttsvar_ray.search.ensemble import combine
 from ttsvar_ray.search.schedule import Plan, Segment
 from ttsvar_ray.search.selection import SelectionOutcome, rank_images, select
 from ttsvar_ray.types import Float32Array, Prompt, SelectionKind
@@ -33,7 +34,8 @@ class Trajectory:
 
     Attributes:
         bits: one entry per finished scale.
-        rewards: of this trajectory's lineage, one per finished scored scale.
+        rewards: of this trajectory's lineage, one per finished scored scale; those of an ensemble are
+            combined over the population of their scale.
         lineage: its ancestor's slot in the population of each finished segment, its own slot last.
     """
 
@@ -44,7 +46,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Reported:
-    """One slot's part of a report."""
+    """One slot's part of a report; `rewards` holds the members' scores of each scored scale."""
 
     features: Float32Array | None
     rewards: tuple[float, ...]
@@ -176,7 +178,12 @@ class Population:
         )
 
     def _trajectories(self) -> tuple[Trajectory, ...]:
-        """Return the members of this segment's population with their whole past, in slot order."""
+        """Return the members of this segment's population with their whole past, in slot order.
+
+        Raises:
+            RewardError: a member of an ensemble gave no number.
+        """
+        rewards = self._combined_rewards()
         members = []
         for slot in range(self._segment.population):
             past = self._parents[self._parent_slots[slot]] if self._parents else Trajectory()
@@ -184,11 +191,20 @@ class Population:
             members.append(
                 Trajectory(
                     bits=past.bits + now.bits,
-                    rewards=past.rewards + now.rewards,
+                    rewards=past.rewards + rewards[slot],
                     lineage=(*past.lineage, slot),
                 )
             )
         return tuple(members)
+
+    def _combined_rewards(self) -> list[tuple[float, ...]]:
+        """Return, in slot order, one reward per scored scale of this segment."""
+        population, scales = self._segment.population, len(self._segment.scored_scales)
+        members = self._plan.reward_members
+        scores = np.array([self._reported[slot].rewards for slot in range(population)], dtype=np.float64)
+        scores = scores.reshape(population, scales, members)
+        combined = [combine(scores[:, scale], self._plan.combination) for scale in range(scales)]
+        return [tuple(float(rewards[slot]) for rewards in combined) for slot in range(population)]
 
     def _image(self, rank: int, slot: int, trajectories: Sequence[Trajectory]) -> ResultImage:
         image = self._reported[slot].image
@@ -198,6 +214,7 @@ class Population:
             image=image,
             reward=trajectories[slot].rewards[-1],
             reward_history=trajectories[slot].rewards,
+            member_rewards=self._reported[slot].rewards[-self._plan.reward_members :],
             lineage=trajectories[slot].lineage,
             bits=trajectories[slot].bits,
         )
@@ -224,7 +241,7 @@ class Population:
         scales = segment.last_scale - segment.first_scale + 1
         clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
         features = None if report.features is None else len(report.features)
-        expected = (count, len(segment.scored_scales))
+        expected = (count, len(segment.scored_scales) * self._plan.reward_members)
         problem = None
         if report.rewards.shape != expected:
             problem = f"rewards of shape {expected}, got {report.rewards.shape}"

@@ -5,7 +5,7 @@ Structural types: the coordinator's results fit them, and this package needs to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ttsvar_ray.types import Prompt
@@ -35,6 +35,8 @@ class KeptImage(Protocol):
     def reward(self) -> float: ...
     @property
     def reward_history(self) -> Sequence[float]: ...
+    @property
+    def member_rewards(self) -> Sequence[float]: ...
     @property
     def lineage(self) -> Sequence[int]: ...
     @property
@@ -75,6 +77,12 @@ class FinishedPrompt(Protocol):
     def images(self) -> Sequence[KeptImage]: ...
     @property
     def trace(self) -> Sequence[TracedSelection]: ...
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was counted on the way. Rows hold those that depend on prompt and seed alone:
+        `reward_texts_truncated` (members of the reward that cut this prompt's text) and
+        `rewards_not_finite` (scores that the policy "worst" replaced, at all scored scales)."""
+        ...
 
 
 class GivenUpPrompt(Protocol):

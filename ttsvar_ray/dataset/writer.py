@@ -182,6 +182,9 @@ def _row(
         "reward": kept.reward,
         "reward_name": context.reward_name,
         "reward_history": list(kept.reward_history),
+        "reward_members": list(kept.member_rewards),
+        "reward_texts_truncated": outcome.counters.get("reward_texts_truncated", 0),
+        "rewards_not_finite": outcome.counters.get("rewards_not_finite", 0),
         "lineage": list(kept.lineage),
     }
     if context.bits:

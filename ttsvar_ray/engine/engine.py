@@ -38,11 +38,7 @@ from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.search.schedule import Plan, Segment
-from ttsvar_ray.types import SelectionKind
-
-WORST_REWARD = float(np.finfo(np.float32).min)
-"""What a reward that is NaN or infinite becomes under the policy "worst": the lowest finite float32.
-Finite, so that potentials stay numbers; so low that no real reward is beaten by it."""
+from ttsvar_ray.types import WORST_REWARD, SelectionKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ttsvar_ray.types import (
     PotentialKind,
     ResamplingScheme,
+    RewardCombination,
     ScaleSchedule,
     SelectionKind,
 )
@@ -53,6 +54,8 @@ class Plan:
             includes the last one.
         potential, lambda_, scheme: how rewards become survivors.
         cluster_restarts: k-means n_init.
+        reward_members, combination: how many rewards score each image, and how their scores become one;
+            a single reward needs no combination.
     """
 
     strategy: str
@@ -64,6 +67,8 @@ class Plan:
     lambda_: float = 10.0
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
     cluster_restarts: int = 10
+    reward_members: int = 1
+    combination: RewardCombination | None = None
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1
@@ -76,6 +81,8 @@ class Plan:
         assert all(self.survivors_after[s.scale_index] == s.survivors for s in self.selections)
         assert list(self.scored_scales) == sorted(set(self.scored_scales))
         assert last in self.scored_scales
+        assert self.reward_members >= 1
+        assert (self.combination is None) == (self.reward_members == 1)
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
         assert set(falls) <= set(scales)
         assert all(self.survivors_after[k] < self.population_before[k] for k in falls)

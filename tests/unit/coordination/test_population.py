@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 
 from tests.support.dummy_engine import DummyEngine, reference_outcome
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.messages import SegmentReport
+from ttsvar_ray.coordination.messages import PromptResult, SegmentReport, SelectionRecord
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import compile_plan
+from ttsvar_ray.types import RewardCombination
 
 SEED = 3
 PROMPT = make_prompts(1)[0]
@@ -31,7 +33,7 @@ def start() -> Population:
     return Population(prompt=PROMPT, plan=PLAN, run_seed=SEED)
 
 
-def report(population: Population, slots: range) -> SegmentReport:
+def report(population: Population, slots: Iterable[int]) -> SegmentReport:
     """Run some slots on an engine that holds nothing."""
     engine = DummyEngine(plan=PLAN, run_seed=SEED)
     [result] = engine.run_segment([population.task(tuple(slots), attempt=1, held_parents=())])
@@ -143,6 +145,37 @@ def test_a_reward_that_is_no_number_fails_the_selection() -> None:
     population.accept(replace(good, rewards=np.full_like(good.rewards, np.nan)))
     with pytest.raises(RewardError):
         population.advance()
+
+
+def test_an_ensemble_is_combined_over_the_whole_population_however_it_is_sharded() -> None:
+    plan = replace(PLAN, reward_members=2, combination=RewardCombination.SOFTMAX)
+
+    def finish(shards: int) -> tuple[list[SelectionRecord], PromptResult]:
+        population = Population(prompt=PROMPT, plan=plan, run_seed=SEED)
+        records = []
+        while True:
+            size = population.segment.population
+            for part in reversed(np.array_split(np.arange(size), min(shards, size))):
+                single = report(population, part.tolist())
+                scores = np.stack([single.rewards, -3.0 * single.rewards], axis=-1)
+                both = replace(single, rewards=scores.reshape(len(part), -1))
+                assert population.accept(both) is None
+            if population.segment.is_last:
+                return records, population.result(keep="all", attempts=1)
+            records.append(population.advance())
+
+    records, result = finish(1)
+    sharded_records, sharded = finish(3)
+    assert [(r.ancestor_index, r.rewards) for r in sharded_records] == [
+        (r.ancestor_index, r.rewards) for r in records
+    ]
+    assert sharded.images == result.images
+    assert sum(records[-1].rewards) == pytest.approx(1.0)
+    first, second = result.images
+    assert first.reward + second.reward == pytest.approx(1.0)
+    shares = [np.exp(image.member_rewards) for image in result.images]
+    expected = np.mean([shares[0] / (shares[0] + shares[1]), shares[1] / (shares[0] + shares[1])], axis=1)
+    assert (first.reward, second.reward) == pytest.approx(tuple(expected))
 
 
 def test_plans_without_selections_have_one_segment_and_no_parents() -> None:

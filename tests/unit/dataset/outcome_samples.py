@@ -19,6 +19,7 @@ from ttsvar_ray.coordination.messages import (
 from ttsvar_ray.dataset import RowContext
 from ttsvar_ray.types import Prompt
 
+COUNTERS = {"parents_replayed": 5, "reward_texts_truncated": 1, "rewards_not_finite": 3}
 CONTEXT = RowContext(model="shapes", strategy="tts-var", seed=7, reward_name="shapes")
 
 
@@ -46,6 +47,7 @@ def result(row: int, *, images: int = 1, payload: Any = None, **columns: Any) ->
             reward_history=(float("nan"), 0.25),
             lineage=(3, 1, rank),
             bits=(b"\x01", bytes([row, rank])),
+            member_rewards=(0.25, row - 0.5 * rank),
         )
         for rank in range(images)
     )
@@ -63,7 +65,9 @@ def result(row: int, *, images: int = 1, payload: Any = None, **columns: Any) ->
             reason="balance",
         ),
     )
-    return PromptResult(prompt=prompt(row, **columns), images=kept, trace=trace, attempts=1, seconds=0.1)
+    return PromptResult(
+        prompt=prompt(row, **columns), images=kept, trace=trace, attempts=1, seconds=0.1, counters=COUNTERS
+    )
 
 
 def failure(row: int, **columns: Any) -> PromptFailure:

@@ -94,6 +94,8 @@ def test_datasets_opens_the_parts_with_pictures(tmp_path: Path) -> None:
     assert first["bits"] == [b"\x01", b"\x00\x00"]
     assert math.isnan(first["reward_history"][0])
     assert first["reward_history"][1] == 0.25
+    assert first["reward_members"] == [0.25, 0.0]
+    assert (first["reward_texts_truncated"], first["rewards_not_finite"]) == (1, 3)
     assert json.loads(first["include"]) == COLUMNS["include"]
     assert (first["tag"], first["weight"], first["input_seed"], first["ok"]) == ("counting", 2.0, 9, True)
     assert (first["model"], first["strategy"], first["seed"], first["reward_name"]) == (

@@ -20,8 +20,8 @@ from ttsvar_ray.coordination.messages import (
     ShardFailure,
     ShardTask,
 )
-from ttsvar_ray.engine.engine import WORST_REWARD, Engine, EngineSettings
-from ttsvar_ray.types import Prompt
+from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.types import WORST_REWARD, Prompt
 
 
 def make_engine(
