@@ -47,3 +47,7 @@ class RunFailedError(TtsVarError):
 
 class FeatureError(TtsVarError, ValueError):
     """Features that are NaN or infinite, so that distances between images mean nothing."""
+
+
+class StorageError(TtsVarError):
+    """A path or URI that no storage here can open, or a storage that refused or failed."""

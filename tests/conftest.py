@@ -1,0 +1,24 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.s3_server import S3Server, moto_server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """One S3-compatible server for the whole run; tests take a bucket each."""
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The server, with the environment leading to it."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto

@@ -1,0 +1,156 @@
+"""Files of every storage are read, listed and replaced alike; nothing torn is ever under its final name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs as pafs
+import pytest
+
+from tests.support.s3_server import S3Server
+from ttsvar_ray.errors import StorageError
+from ttsvar_ray.storage import Location, locate, remote, storage_environment
+
+
+@pytest.fixture(params=["path", "file", "memory", "fsspec", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        return locate(f"s3://{server.new_bucket()}/some/folder/")
+    return locate(
+        {
+            "path": str(tmp_path / "folder"),
+            "file": f"file://{tmp_path}/folder",
+            "memory": f"memory:/{tmp_path}/folder",
+            "fsspec": f"local://{tmp_path}/folder",
+        }[request.param]
+    )
+
+
+def test_files_are_written_whole_listed_read_and_deleted(folder: Location) -> None:
+    assert folder.names() == []
+    assert not folder.is_folder()
+    folder.make_folder()
+    file = folder / "sub" / "a.txt"
+    assert file.size() is None
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    file.write_text("eins\nzwei ü")
+    assert (file.name, file.suffix) == ("a.txt", ".txt")
+    assert file.read_text() == "eins\nzwei ü"
+    with file.open() as stream:
+        assert [stream.readline(), stream.readline()] == [b"eins\n", "zwei ü".encode()]
+    with file.open_arrow() as stream:
+        stream.seek(5)
+        assert stream.read(4) == b"zwei"
+    assert file.size() == 12
+    assert folder.is_folder() and not file.is_folder() and file.is_file()
+    file.write_text("neu")
+    (folder / "sub" / "b").write_text("")
+    assert (folder / "sub").names() == ["a.txt", "b"]
+    assert locate(file.uri).read_text() == "neu"
+    file.delete()
+    file.delete()
+    assert (folder / "sub").names() == ["b"]
+
+
+def test_an_error_while_writing_leaves_what_was_there(folder: Location) -> None:
+    file = folder / "part"
+
+    def write_half() -> None:
+        with file.replacing() as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert folder.names() == []
+    file.write_text("whole")
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert file.read_text() == "whole"
+    assert folder.names() == ["part"]
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else(folder: Location) -> None:
+    for name in (".part.1234.tmp", "part", ".lock"):
+        (folder / name).write_text("x")
+    folder.remove_leftovers()
+    assert folder.names() == [".lock", "part"]
+
+
+def test_a_copy_that_arrives_torn_is_removed(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3.new_bucket()
+
+    def copy_half(source: str, target: str, **filesystems: Any) -> None:
+        with filesystems["destination_filesystem"].open_output_stream(target) as stream:
+            stream.write(Path(source).read_bytes()[:3])
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(remote.pafs, "copy_files", copy_half)
+    with pytest.raises(StorageError, match=r"part: the storage refused or failed \(connection reset\)"):
+        locate(f"s3://{bucket}/part").write_text("whole")
+    assert s3.keys(bucket) == []
+
+
+def test_an_upload_is_not_there_before_its_end(s3: S3Server) -> None:
+    """Large parts travel in pieces; a process that is killed between two leaves nothing."""
+    bucket = s3.new_bucket()
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}")
+    stream = filesystem.open_output_stream(f"{bucket}/part")
+    stream.write(b"x" * (12 << 20))
+    assert s3.keys(bucket) == []
+    stream.close()
+    assert s3.keys(bucket) == ["part"]
+
+
+def test_credentials_in_a_uri_work_and_are_not_shown(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in s3.environment:
+        monkeypatch.delenv(name)
+    bucket = s3.new_bucket()
+    uri = f"s3://{s3.access_key}:{s3.secret_key}@{bucket}/x?endpoint_override=127.0.0.1:{s3.port}&scheme=http"
+    place = locate(uri) / "y.txt"
+    place.write_text("there")
+    assert s3.keys(bucket) == ["x/y.txt"]
+    assert str(place) == f"s3://{bucket}/x/y.txt"
+    assert s3.secret_key not in repr(place)
+    assert locate(place.uri).read_text() == "there"
+    with pytest.raises(StorageError) as caught:
+        (locate(f"s3://{s3.access_key}:{s3.secret_key}@absent/x{uri[uri.index('?') :]}") / "y").write_text(
+            "z"
+        )
+    assert "s3://absent/x/y" in str(caught.value)
+    assert s3.secret_key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("nope://bucket/x", "got nope://"),
+        ("s3://AKIA:top/secret@bucket/x", r"s3://bucket/x: expected .*Cannot parse URI: 's3://bucket/x'"),
+        ("s3://bucket/x?foo=topsecret", "Unexpected query parameter"),
+        ("memory://", "expected a path after the scheme"),
+    ],
+)
+def test_a_uri_that_cannot_be_used_is_one_error_without_secrets(uri: str, message: str) -> None:
+    with pytest.raises(StorageError, match=message) as caught:
+        locate(uri)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_of_object_stores_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "here")
+    monkeypatch.setenv("HOMEWORK", "h")
+    assert storage_environment()["AWS_REGION"] == "here"
+    assert "HOMEWORK" not in storage_environment()
+
+
+def test_fsspec_is_asked_for_what_pyarrow_does_not_know() -> None:
+    place = locate("memory://somewhere/x.txt")
+    place.write_text("there")
+    assert fsspec.filesystem("memory").cat("/somewhere/x.txt") == b"there"

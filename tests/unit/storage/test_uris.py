@@ -1,0 +1,36 @@
+"""No credential of a URI is ever shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from ttsvar_ray.storage import is_uri, redacted, without_secrets
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("s3://bucket/run", "s3://bucket/run"),
+        ("s3://AKIA:topsecret@bucket/run", "s3://bucket/run"),
+        ("s3://AKIA:top/secret@bucket/run", "s3://bucket/run"),
+        ("s3://AKIA:top@secret@bucket/run", "s3://bucket/run"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        (
+            "s3://bucket/x?endpoint_override=h:1&scheme=http",
+            "s3://bucket/x?endpoint_override=h:1&scheme=http",
+        ),
+        ("s3://bucket/x?endpoint_override=u:topsecret@h:1", "s3://bucket/x?endpoint_override=h:1"),
+        ("s3://bucket/x?token=topsecret", "s3://bucket/x?token=***"),
+        ("sftp://me:topsecret@host:22/x", "sftp://host:22/x"),
+        ("out/x", "out/x"),
+        ("/data/a@b?c=d", "/data/a@b?c=d"),
+    ],
+)
+def test_what_is_shown_of_a_uri(given: str, shown: str) -> None:
+    assert without_secrets(given) == shown
+    assert redacted({"a": {"b": [given, 1, None]}}) == {"a": {"b": [shown, 1, None]}}
+
+
+def test_what_a_uri_is() -> None:
+    assert is_uri("s3://b") and is_uri("file:///x") and is_uri("abfss+x://c")
+    assert not is_uri("a/b") and not is_uri("C:/x") and not is_uri("://x")

@@ -1,0 +1,69 @@
+"""URIs as text: what is one, and how to show one without the credentials in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+
+_SHOWN_PARAMETERS = frozenset({"endpoint_override", "region", "scheme"})
+"""Query parameters without secrets; the value of any other is hidden."""
+
+
+def is_uri(text: str) -> bool:
+    """Whether a path is written as `scheme://...`."""
+    return _URI.fullmatch(text) is not None
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme in lower case; the text must be a URI."""
+    match = _URI.fullmatch(uri)
+    assert match is not None, "not a URI"
+    return match.group(1).lower()
+
+
+def split_query(uri: str) -> tuple[str, str]:
+    """Return a URI up to its query, and the query with its question mark, or nothing."""
+    base, mark, query = uri.partition("?")
+    return base.rstrip("/"), mark + query
+
+
+def without_secrets(text: str) -> str:
+    """Return a URI without user, password and unknown query values; any other text as it is."""
+    match = _URI.fullmatch(text)
+    if match is None:
+        return text
+    base, query = split_query(match.group(2))
+    authority = base.partition("/")[0]
+    # A secret key may hold a slash that should have been written as %2F: it must not be shown either.
+    has_user = "@" in authority or ("@" in base and not _is_host(authority))
+    if has_user:
+        base = base.rpartition("@")[2] if "@" not in authority else base[authority.rindex("@") + 1 :]
+    return f"{match.group(1)}://{base}{_shown_query(query)}"
+
+
+def redacted(value: Any) -> Any:
+    """Return settings with every URI in them without its secrets."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, Mapping):
+        return {key: redacted(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [redacted(item) for item in value]
+    return value
+
+
+def _is_host(authority: str) -> bool:
+    host, colon, port = authority.partition(":")
+    return bool(host) and (not colon or port.isdecimal())
+
+
+def _shown_query(query: str) -> str:
+    shown = []
+    for parameter in query.removeprefix("?").split("&"):
+        name, equals, value = parameter.partition("=")
+        if equals:
+            shown.append(f"{name}={value.rpartition('@')[2] if name in _SHOWN_PARAMETERS else '***'}")
+    return f"?{'&'.join(shown)}" if shown else ""
