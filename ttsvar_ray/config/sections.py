@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ttsvar_ray.types import PotentialKind, ResamplingScheme
+from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -101,6 +101,10 @@ class RewardConfig(_Section):
 
     name: _Text = Field(default="auto", description='"auto" (the model\'s own) or the name of a reward')
     path: _Text | None = Field(default=None, description="directory of the reward's weights")
+    preprocessing: Preprocessing = Field(
+        default=Preprocessing.PUBLISHED,
+        description="image to pixels as the reward's authors did it, or faster as tensors on its device",
+    )
     nonfinite: Literal["error", "worst"] = Field(
         default="error",
         description="a NaN or infinite reward fails the prompt, or counts as the worst",
@@ -110,9 +114,15 @@ class RewardConfig(_Section):
 class FeaturesConfig(_Section):
     """What the clustering sees."""
 
-    extractor: _Text = Field(default="auto", description='"auto" (the model\'s own), "pca", "pool", ...')
+    extractor: _Text = Field(
+        default="auto", description='"auto" (the model\'s own), "pca", "pca_all", "pool" or "inception"'
+    )
     pca_sign: Literal["deterministic", "published"] = "deterministic"
-    backbone: _Text | None = Field(default=None, description="directory of the extractor's weights")
+    backbone: _Text | None = Field(default=None, description="file or directory of the extractor's weights")
+    preprocessing: Preprocessing = Field(
+        default=Preprocessing.PUBLISHED,
+        description="image to pixels as published (PIL), or faster as tensors on the network's device",
+    )
 
 
 class EngineConfig(_Section):

@@ -58,7 +58,8 @@ class SegmentReport:
 
     Attributes:
         slots: as in the task.
-        features: float32 [slots, feature_dim] where the segment ends in a clustering, else None.
+        features: float32 [slots, feature_dim] where the segment ends in a clustering ([slots, num_patches,
+            width] where the plan reduces them over the population), else None.
         rewards: float32 [slots, scored scales of this segment x reward members]: for each scored scale,
             the members' scores side by side. An ensemble is combined where its whole population is known.
         bits: one `PackedBits` per slot, for this segment's scales only.

@@ -16,11 +16,12 @@ from typing import Any
 from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.features.registry import EXTRACTOR_NAMES, build_extractor
+from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, build_extractor
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.rewards.registry import REWARD_NAMES, build_reward
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import Strategy, compile_plan
 from ttsvar_ray.types import PotentialKind, SelectionKind
@@ -81,6 +82,7 @@ def build_plan(config: JobConfig) -> Plan:
             lambda_=settings.get("lambda"),
             scheme=strategy.scheme,
             cluster_restarts=strategy.cluster_restarts,
+            joint_component=_joint_component(config, description),
         )
     except ConfigurationError as error:
         raise ConfigurationError([f"strategy.{problem}" for problem in error.problems]) from None
@@ -135,11 +137,17 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
     if needs_features(plan):
         features = resolve_extractor(config, description)
         extractor = build_extractor(
-            features.name, backbone=features.path, pca_sign=config.features.pca_sign, device=device
+            features.name,
+            backbone=features.path,
+            pca_sign=config.features.pca_sign,
+            preprocessing=config.features.preprocessing,
+            device=device,
         )
     return Engine(
         model=model,
-        reward=build_reward(reward.name, path=reward.path, device=device),
+        reward=build_reward(
+            reward.name, path=reward.path, device=device, preprocessing=config.reward.preprocessing
+        ),
         extractor=extractor,
         plan=plan,
         run_seed=config.seed,
@@ -201,6 +209,13 @@ def resolve_extractor(config: JobConfig, description: ModelDescription) -> Named
         )
     path = _existing("features.backbone", config.features.backbone, description.backbone_path)
     return NamedPart(name=name, path=path)
+
+
+def _joint_component(config: JobConfig, description: ModelDescription) -> ComponentSign | None:
+    name = config.features.extractor
+    if name == "auto":
+        name = description.extractor or name
+    return ComponentSign(config.features.pca_sign) if name == JOINT_EXTRACTOR else None
 
 
 def _existing(setting: str, given: str | None, own: Path | None) -> Path | None:

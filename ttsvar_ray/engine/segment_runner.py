@@ -28,7 +28,7 @@ class RowOutcome:
 
     Attributes:
         rewards: one per scored scale of the segment; may be NaN or infinite.
-        features: float32 [feature_dim] where the segment ends in a clustering.
+        features: float32 [feature_dim], or [num_patches, width], where the segment ends in a clustering.
         bits: packed, of this segment's scales.
         image: uint8 RGB [height, width, 3] in the last segment.
     """

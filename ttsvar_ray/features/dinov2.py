@@ -7,18 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.features.batches import run_in_batches
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.features.pixels import SquarePixels
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
-IMAGENET_MEAN = np.asarray((0.485, 0.456, 0.406), np.float32)
-IMAGENET_STD = np.asarray((0.229, 0.224, 0.225), np.float32)
 INPUT_SIZE = 224
 """TTS-VAR resizes to this size, bilinear, whatever the aspect ratio."""
 
@@ -43,9 +40,16 @@ class Dinov2Backbone:
     """Patch tokens after the last norm (class and register tokens left out) at 224 x 224 pixels."""
 
     def __init__(
-        self, network: Dinov2WithRegistersModel, *, name: str, device: str = "cpu", batch_rows: int = 32
+        self,
+        network: Dinov2WithRegistersModel,
+        *,
+        name: str,
+        device: str = "cpu",
+        batch_rows: int = 32,
+        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     ) -> None:
         self.name = name
+        self.pixels = SquarePixels(size=INPUT_SIZE, resample="bilinear", mode=preprocessing)
         self.device = torch.device(device)
         self.batch_rows = batch_rows
         self.network = network.eval().requires_grad_(False)
@@ -56,22 +60,24 @@ class Dinov2Backbone:
         """Return float32 [n, 256, width] for patches of 14 pixels."""
         return run_in_batches(images, self._forward, batch_rows=self.batch_rows, device=self.device)
 
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return [n, 1 + registers + patches, width] after the last norm: class, registers, patches.
+
+        `pixels` are normalised [n, 3, height, width]; any multiples of the patch size.
+        """
+        hidden: Tensor = self.network(pixels.to(self.device)).last_hidden_state
+        return hidden
+
     def _forward(self, images: UInt8Array) -> Tensor:
-        hidden: Tensor = self.network(torch.from_numpy(preprocess(images)).to(self.device)).last_hidden_state
-        return hidden[:, self._first_patch :]
-
-
-def preprocess(images: UInt8Array) -> Float32Array:
-    """Return float32 [n, 3, 224, 224]: PIL bilinear resize (aspect ignored), ImageNet mean and deviation."""
-    size = (INPUT_SIZE, INPUT_SIZE)
-    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in images]
-    scaled = np.stack(resized).astype(np.float32) / np.float32(255.0)
-    normalised = (scaled - IMAGENET_MEAN) / IMAGENET_STD
-    return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+        return self.tokens(self.pixels(images, self.device))[:, self._first_patch :]
 
 
 def load_hub_checkpoint(
-    path: Path, *, device: str = "cpu", head_width: int = PUBLISHED_HEAD_WIDTH
+    path: Path,
+    *,
+    device: str = "cpu",
+    head_width: int = PUBLISHED_HEAD_WIDTH,
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
 ) -> Dinov2Backbone:
     """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
 
@@ -79,6 +85,7 @@ def load_hub_checkpoint(
         path: the file.
         device: torch device name.
         head_width: width of one attention head.
+        preprocessing: PIL as published, or tensors on the device.
 
     Raises:
         CheckpointError: not such a file, or keys that do not fit.
@@ -94,7 +101,7 @@ def load_hub_checkpoint(
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise CheckpointError(f"{path}: missing {sorted(missing)[:8]}, unexpected {sorted(unexpected)[:8]}")
-    return Dinov2Backbone(network, name=path.stem, device=device)
+    return Dinov2Backbone(network, name=path.stem, device=device, preprocessing=preprocessing)
 
 
 def config_of(weights: Mapping[str, Tensor], head_width: int) -> Dinov2WithRegistersConfig:
@@ -140,7 +147,9 @@ def convert(hub: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def load_transformers_directory(path: Path, *, device: str = "cpu") -> Dinov2Backbone:
+def load_transformers_directory(
+    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+) -> Dinov2Backbone:
     """Load a directory saved by transformers (`facebook/dinov2-with-registers-*`), never from a hub."""
     loaded: Any = Dinov2WithRegistersModel.from_pretrained(
         path, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -151,4 +160,4 @@ def load_transformers_directory(path: Path, *, device: str = "cpu") -> Dinov2Bac
     }
     if problems:
         raise CheckpointError(f"{path}: the weights do not fit its config.json: {problems}")
-    return Dinov2Backbone(network, name=path.name, device=device)
+    return Dinov2Backbone(network, name=path.name, device=device, preprocessing=preprocessing)

@@ -1,9 +1,11 @@
-"""Feature extractors made of a patch backbone and a reduction to one vector per image."""
+"""Feature extractors made of a patch backbone, and of a reduction where it can be made image by image."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from ttsvar_ray.features.backbone import PatchBackbone
-from ttsvar_ray.features.principal_component import ComponentSign, first_component, mean_over_patches
+from ttsvar_ray.search.principal_component import ComponentSign, first_component
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
@@ -20,6 +22,22 @@ class PrincipalComponentFeatures:
         return first_component(self._backbone.patches(images), self._sign)
 
 
+class WholePatchFeatures:
+    """`pca_all`: float32 [n, num_patches, width], every patch as it is.
+
+    The one principal direction of a whole population is known only when all of it has been seen, so the
+    selection reduces these features (`search.principal_component.first_component_of_all`).
+    """
+
+    def __init__(self, backbone: PatchBackbone) -> None:
+        self.name = f"pca_all({backbone.name})"
+        self._backbone = backbone
+
+    def extract(self, images: UInt8Array) -> Float32Array:
+        """Return the features of uint8 RGB [n, height, width, 3] images."""
+        return self._backbone.patches(images)
+
+
 class PooledFeatures:
     """`pool`: float32 [n, width], the mean over patches."""
 
@@ -30,3 +48,9 @@ class PooledFeatures:
     def extract(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 RGB [n, height, width, 3] images."""
         return mean_over_patches(self._backbone.patches(images))
+
+
+def mean_over_patches(patches: Float32Array) -> Float32Array:
+    """Return float32 [n, width] of [n, num_patches, width]."""
+    pooled: Float32Array = patches.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return pooled

@@ -1,4 +1,4 @@
-"""From an extractor's name and its backbone's files to the extractor."""
+"""From an extractor's name and its network's files to the extractor."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.types import Preprocessing
 
 if TYPE_CHECKING:
     from ttsvar_ray.features.backbone import PatchBackbone
 
-EXTRACTOR_NAMES = ("pca", "pool")
+JOINT_EXTRACTOR = "pca_all"
+"""The extractor whose features the selection reduces, over the whole population at once."""
+EXTRACTOR_NAMES = ("pca", JOINT_EXTRACTOR, "pool", "inception")
 PCA_SIGNS = ("deterministic", "published")
 
 
@@ -21,15 +24,20 @@ def build_extractor(
     *,
     backbone: str | Path | None,
     pca_sign: str = "deterministic",
+    preprocessing: str = "published",
     device: str = "cpu",
 ) -> FeatureExtractor:
     """Build a feature extractor.
 
     Args:
-        name: `pca` (per image, the patches along their first principal direction) or `pool` (their mean).
-        backbone: a reward directory (its vision tower), a published `dinov2_*_reg4_pretrain.pth` file, or
-            a transformers directory of DINOv2 with registers.
-        pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` has a sign.
+        name: `pca` (per image, the patches along their first principal direction), `pca_all` (the patches
+            themselves; the selection finds one direction for the whole population), `pool` (the mean of the
+            patches) or `inception` (InceptionV3 after its average pooling).
+        backbone: for `inception` the published `inception_v3_google-0cc3c7bd.pth`; for the others a reward
+            directory (its vision tower), a published `dinov2_*_reg4_pretrain.pth` file, or a transformers
+            directory of DINOv2 with registers.
+        pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` reads it here.
+        preprocessing: `published` or `tensor` (see `types.Preprocessing`).
         device: torch device name.
 
     Raises:
@@ -37,38 +45,49 @@ def build_extractor(
         CheckpointError: the files are not a known backbone.
     """
     problems = []
-    if name == "pca_all":
-        problems.append(
-            "features.extractor: pca_all decomposes a whole population at once, so a trajectory's features "
-            f"would depend on its micro-batch; expected one of {', '.join(EXTRACTOR_NAMES)}"
-        )
-    elif name not in EXTRACTOR_NAMES:
+    if name not in EXTRACTOR_NAMES:
         problems.append(f"features.extractor: expected one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}")
     if pca_sign not in PCA_SIGNS:
         problems.append(f"features.pca_sign: expected one of {', '.join(PCA_SIGNS)}, got {pca_sign!r}")
     if backbone is None:
-        problems.append(
-            "features.backbone: expected the path of a vision network (a reward directory or DINOv2), "
-            "got nothing"
+        expected = (
+            "the file inception_v3_google-0cc3c7bd.pth"
+            if name == "inception"
+            else "the path of a vision network (a reward directory or DINOv2)"
         )
+        problems.append(f"features.backbone: expected {expected}, got nothing")
     if problems or backbone is None:
         raise ConfigurationError(problems)
 
-    from ttsvar_ray.features.patch_features import PooledFeatures, PrincipalComponentFeatures
-    from ttsvar_ray.features.principal_component import ComponentSign
+    path, mode = Path(backbone), Preprocessing(preprocessing)
+    if name == "inception":
+        from ttsvar_ray.features.inception import load_inception
 
-    network = load_backbone(Path(backbone), device=device)
+        return load_inception(path, device=device, preprocessing=mode)
+
+    from ttsvar_ray.features.patch_features import (
+        PooledFeatures,
+        PrincipalComponentFeatures,
+        WholePatchFeatures,
+    )
+    from ttsvar_ray.search.principal_component import ComponentSign
+
+    network = load_backbone(path, device=device, preprocessing=mode)
     if name == "pool":
         return PooledFeatures(network)
+    if name == JOINT_EXTRACTOR:
+        return WholePatchFeatures(network)
     return PrincipalComponentFeatures(network, ComponentSign(pca_sign))
 
 
-def load_backbone(path: Path, *, device: str) -> PatchBackbone:
+def load_backbone(
+    path: Path, *, device: str, preprocessing: Preprocessing = Preprocessing.PUBLISHED
+) -> PatchBackbone:
     """Load a patch backbone; what it is, its files tell."""
     if path.is_file():
         from ttsvar_ray.features.dinov2 import load_hub_checkpoint
 
-        return load_hub_checkpoint(path, device=device)
+        return load_hub_checkpoint(path, device=device, preprocessing=preprocessing)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
@@ -79,11 +98,11 @@ def load_backbone(path: Path, *, device: str) -> PatchBackbone:
     if config.get("kind") == "blip-reward":
         from ttsvar_ray.features.vision_tower import load_vision_tower
 
-        return load_vision_tower(path, device=device)
+        return load_vision_tower(path, device=device, preprocessing=preprocessing)
     if config.get("model_type") == "dinov2_with_registers":
         from ttsvar_ray.features.dinov2 import load_transformers_directory
 
-        return load_transformers_directory(path, device=device)
+        return load_transformers_directory(path, device=device, preprocessing=preprocessing)
     raise CheckpointError(
         f"{config_file}: expected kind 'blip-reward' or model_type 'dinov2_with_registers', "
         f"got kind {config.get('kind')!r}, model_type {config.get('model_type')!r}"

@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from transformers import BlipVisionConfig, BlipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.features.batches import run_in_batches
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.features.pixels import SquarePixels
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
 PREFIX = "vision."
 
@@ -31,38 +30,38 @@ class VisionTower:
         network: BlipVisionModel,
         *,
         name: str,
-        pixel_mean: tuple[float, ...],
-        pixel_std: tuple[float, ...],
+        pixel_mean: tuple[float, float, float],
+        pixel_std: tuple[float, float, float],
         device: str = "cpu",
         batch_rows: int = 32,
+        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     ) -> None:
         self.name = name
         self.device = torch.device(device)
         self.batch_rows = batch_rows
         self.network = network.eval().requires_grad_(False)
         self.network.to(device=self.device)
-        self._mean = np.asarray(pixel_mean, np.float32)
-        self._std = np.asarray(pixel_std, np.float32)
+        # The whole image, aspect ignored: structure at the borders counts as much as in the middle.
+        self.pixels = SquarePixels(
+            size=network.config.image_size,
+            resample="bicubic",
+            mean=pixel_mean,
+            std=pixel_std,
+            mode=preprocessing,
+        )
 
     def patches(self, images: UInt8Array) -> Float32Array:
         """Return float32 [n, num_patches, width]."""
         return run_in_batches(images, self._forward, batch_rows=self.batch_rows, device=self.device)
 
     def _forward(self, images: UInt8Array) -> Tensor:
-        size = self.network.config.image_size
-        if images.shape[1:3] != (size, size):
-            # The whole image, aspect ignored: structure at the borders counts as much as in the middle.
-            resized = [
-                Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in images
-            ]
-            images = np.stack([np.asarray(image) for image in resized])
-        pixels = (images.astype(np.float32) / np.float32(255.0) - self._mean) / self._std
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        hidden: Tensor = self.network(pixel_values=tensor.to(self.device)).last_hidden_state
+        hidden: Tensor = self.network(pixel_values=self.pixels(images, self.device)).last_hidden_state
         return hidden[:, 1:]
 
 
-def load_vision_tower(path: Path, *, device: str = "cpu") -> VisionTower:
+def load_vision_tower(
+    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+) -> VisionTower:
     """Load the vision tower of a reward directory (config.json and model.safetensors).
 
     Raises:
@@ -93,4 +92,5 @@ def load_vision_tower(path: Path, *, device: str = "cpu") -> VisionTower:
         pixel_mean=tuple(config["pixel_mean"]),
         pixel_std=tuple(config["pixel_std"]),
         device=device,
+        preprocessing=preprocessing,
     )

@@ -24,8 +24,8 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig
 from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
 from ttsvar_ray.rewards.image_reward_checkpoint import load_strict, read_published
-from ttsvar_ray.rewards.pixels import preprocess
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.rewards.pixels import preprocess, preprocess_on_device
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
 WEIGHTS_FILE = "model.safetensors"
 PUBLISHED_FILE = "ImageReward.pt"
@@ -47,6 +47,7 @@ class ImageReward:
         dtype: of weights and activations. bfloat16 moves scores by about 0.05, which with lambda = 10
             changes resampling weights by half: float32 is the default.
         batch_rows: most images in one forward.
+        preprocessing: PIL as published, or tensors on the device.
         where: where the weights came from, for messages.
     """
 
@@ -59,6 +60,7 @@ class ImageReward:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_rows: int = 32,
+        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
         where: str = "weights",
     ) -> None:
         self.config = config
@@ -67,6 +69,7 @@ class ImageReward:
         self.device = torch.device(device)
         self.dtype = dtype
         self.batch_rows = batch_rows
+        self.preprocessing = preprocessing
         if len(tokenizer) > config.text.vocab_size:
             raise ConfigurationError(
                 f"{where}: the tokenizer has {len(tokenizer)} entries, the network only "
@@ -85,6 +88,7 @@ class ImageReward:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_rows: int = 32,
+        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     ) -> ImageReward:
         """Load a reward directory: our own format, or a folder with the published files.
 
@@ -117,6 +121,7 @@ class ImageReward:
             device=device,
             dtype=dtype,
             batch_rows=batch_rows,
+            preprocessing=preprocessing,
             where=str(source),
         )
 
@@ -158,17 +163,21 @@ class ImageReward:
         if wanted > rows:
             images = np.concatenate([images, np.repeat(images[-1:], wanted - rows, axis=0)])
             texts = [*texts, *[texts[-1]] * (wanted - rows)]
-        vision = self.config.vision
-        pixels = preprocess(images, vision.image_size, self.config.pixel_mean, self.config.pixel_std)
         ids, mask = self._encode_texts(texts)
         with torch.inference_mode():
             scores = self.network(
-                torch.from_numpy(pixels).to(self.device, self.dtype),
+                self._pixels(images).to(self.device, self.dtype),
                 ids.to(self.device),
                 mask.to(self.device),
             )
         result: Float32Array = scores[:rows].float().cpu().numpy()
         return result
+
+    def _pixels(self, images: UInt8Array) -> Tensor:
+        size, mean, std = self.config.vision.image_size, self.config.pixel_mean, self.config.pixel_std
+        if self.preprocessing is Preprocessing.TENSOR:
+            return preprocess_on_device(images, size, mean, std, self.device)
+        return torch.from_numpy(preprocess(images, size, mean, std))
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return int64 ids and mask [n, max_text_tokens]; each distinct text is tokenised once."""

@@ -65,17 +65,22 @@ def cluster_survivors(
     return np.array(sorted(kept), dtype=np.int64), numbered
 
 
+def refuse_not_finite(features: npt.NDArray[np.floating]) -> None:
+    """Raise FeatureError if any slot of [population, ...] holds NaN or infinity."""
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    if not finite.all():
+        raise FeatureError(
+            f"features: expected finite numbers, got NaN or infinity in slots "
+            f"{np.flatnonzero(~finite).tolist()}; check the feature extractor and its dtype."
+        )
+
+
 def _normalised(features: npt.NDArray[np.floating]) -> Float64Array:
     """Return float64 points scaled to at most 1: clusters are the same, and squares cannot overflow."""
     points = np.asarray(features, dtype=np.float64)
     assert points.ndim == 2, f"expected [population, feature_dim], got {points.shape}"
     assert points.size, "expected at least one trajectory and one feature"
-    if not np.isfinite(points).all():
-        slots = np.flatnonzero(~np.isfinite(points).all(axis=1)).tolist()
-        raise FeatureError(
-            f"features: expected finite numbers, got NaN or infinity in slots {slots}; check the feature "
-            f"extractor and its dtype."
-        )
+    refuse_not_finite(points)
     largest = np.abs(points).max()
     return points / largest if largest > 0.0 else points
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import (
     PotentialKind,
     ResamplingScheme,
@@ -56,6 +57,9 @@ class Plan:
         cluster_restarts: k-means n_init.
         reward_members, combination: how many rewards score each image, and how their scores become one;
             a single reward needs no combination.
+        joint_component: None where features arrive as one vector per image; else they are patches, and the
+            clustering sees them along the first principal direction of all patches of the population, of
+            this sign.
     """
 
     strategy: str
@@ -69,6 +73,7 @@ class Plan:
     cluster_restarts: int = 10
     reward_members: int = 1
     combination: RewardCombination | None = None
+    joint_component: ComponentSign | None = None
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.rng import POPULATION_SLOT, Purpose, integer_seed, stream
-from ttsvar_ray.search.clustering import cluster_survivors
+from ttsvar_ray.search.clustering import cluster_survivors, refuse_not_finite
 from ttsvar_ray.search.potential import log_potentials
+from ttsvar_ray.search.principal_component import first_component_of_all
 from ttsvar_ray.search.resampling import effective_sample_size, resample
 from ttsvar_ray.search.schedule import Plan, Selection
 from ttsvar_ray.types import Float64Array, Int64Array, SelectionKind
@@ -42,7 +43,7 @@ def select(
     plan: Plan,
     selection: Selection,
     *,
-    features: npt.NDArray[np.floating] | None,
+    features: npt.NDArray[np.float32] | None,
     reward_history: npt.NDArray[np.floating],
     run_seed: int,
     prompt_key: str,
@@ -55,7 +56,8 @@ def select(
     Args:
         plan: the plan that `selection` belongs to.
         selection: which of its selections.
-        features: [population, feature_dim] in slot order; needed for a clustering, else not read.
+        features: [population, feature_dim] in slot order, or [population, num_patches, width] where the plan
+            has a `joint_component`; needed for a clustering, else not read.
         reward_history: [population, scored scales up to this one] in slot order, each row the
             rewards of that trajectory's lineage; needed for a resampling, else not read.
         run_seed: seed of the run.
@@ -70,6 +72,9 @@ def select(
     if selection.kind is SelectionKind.CLUSTER:
         assert features is not None
         assert len(features) == population
+        if plan.joint_component is not None:
+            refuse_not_finite(features)
+            features = first_component_of_all(features, plan.joint_component)
         seed = integer_seed(run_seed, prompt_key, scale_index, POPULATION_SLOT, Purpose.CLUSTER)
         ancestor_index, labels = cluster_survivors(features, selection.survivors, seed, plan.cluster_restarts)
         return SelectionOutcome(

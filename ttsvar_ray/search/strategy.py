@@ -22,6 +22,7 @@ from ttsvar_ray.search.presets import (
     default_batch_schedule,
     published_selections,
 )
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.schedule import Plan, Selection
 from ttsvar_ray.search.validation import (
     batch_schedule_problems,
@@ -67,6 +68,7 @@ def compile_plan(
     lambda_: float | None = None,
     scheme: ResamplingScheme | str | None = None,
     cluster_restarts: int | None = None,
+    joint_component: ComponentSign | None = None,
 ) -> Plan:
     """Return the plan that these settings mean for a model, or say everything that is wrong with them.
 
@@ -85,6 +87,8 @@ def compile_plan(
         lambda_: sharpness of the potential, >= 0, by default 10.
         scheme: multinomial (default), systematic or stratified.
         cluster_restarts: k-means restarts, >= 1, by default 10.
+        joint_component: how the extractor's features are reduced (`Plan.joint_component`); not read by a
+            plan that clusters nowhere.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -150,6 +154,7 @@ def compile_plan(
         lambda_=DEFAULT_LAMBDA if lambda_ is None else float(lambda_),
         scheme=scheme_kind,
         cluster_restarts=int(cluster_restarts or DEFAULT_CLUSTER_RESTARTS),
+        joint_component=joint_component if clusters else None,
     )
 
 

@@ -13,13 +13,9 @@ from transformers import Dinov2WithRegistersModel
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.dinov2 import Dinov2Backbone, config_of, convert, load_hub_checkpoint
-from ttsvar_ray.features.principal_component import (
-    ComponentSign,
-    first_component,
-    first_component_of_all,
-    mean_over_patches,
-)
+from ttsvar_ray.features.patch_features import mean_over_patches
 from ttsvar_ray.features.registry import build_extractor, load_backbone
+from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
 
 DATA = Path(__file__).parents[2] / "data" / "rewards"
 CHECKPOINT = DATA / "dinov2_reg" / "dinov2_vitl14_reg4_pretrain.pth"
@@ -128,8 +124,8 @@ def test_registry_lists_every_problem() -> None:
     with pytest.raises(ConfigurationError) as caught:
         build_extractor("dino", backbone=None, pca_sign="random")
     assert len(caught.value.problems) == 3
-    with pytest.raises(ConfigurationError, match="whole population"):
-        build_extractor("pca_all", backbone=CHECKPOINT)
+    with pytest.raises(ConfigurationError, match=r"inception_v3_google-0cc3c7bd\.pth, got nothing"):
+        build_extractor("inception", backbone=None)
 
 
 def test_registry_refuses_unknown_files(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""From patch features to one vector per image: the first principal component, or the mean.
+"""From patch features to one vector per image: the first principal component.
 
-Source: TTS-VAR section 3.2; the published code offers `pca` (one decomposition per image), `pca_all` (one for
-all images together) and `pool`.
+Source: TTS-VAR (arXiv 2507.18537) section 3, clustering-based diversity search; the published code offers
+`pca` (one decomposition per image) and `pca_all` (one for all images of a population together).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ttsvar_ray.types import Float32Array, Float64Array
 
@@ -40,20 +41,17 @@ def first_component(patches: Float32Array, sign: ComponentSign) -> Float32Array:
 def first_component_of_all(patches: Float32Array, sign: ComponentSign) -> Float32Array:
     """Return float32 [n, num_patches]: all images' patches along one direction, that of the whole population.
 
-    The result for one image depends on the others: give it whole populations, never shards or micro-batches.
+    The result for one image depends on the others: give it whole populations in slot order, never shards or
+    micro-batches. One thread computes it, because sums split among threads round differently.
 
     Args:
         patches: float32 [n, num_patches, width].
         sign: see `ComponentSign`.
     """
     count, num_patches, width = patches.shape
-    return _project(patches.reshape(count * num_patches, width), sign).reshape(count, num_patches)
-
-
-def mean_over_patches(patches: Float32Array) -> Float32Array:
-    """Return float32 [n, width]."""
-    pooled: Float32Array = patches.mean(axis=1, dtype=np.float64).astype(np.float32)
-    return pooled
+    with threadpool_limits(limits=1, user_api="blas"):
+        together = _project(patches.reshape(count * num_patches, width), sign)
+    return together.reshape(count, num_patches)
 
 
 def _project(points: Float32Array, sign: ComponentSign) -> Float32Array:
