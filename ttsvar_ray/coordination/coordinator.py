@@ -59,6 +59,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.selection import Select
 from ttsvar_ray.types import Prompt
 
 
@@ -72,6 +73,7 @@ class Coordinator:
         run_seed: int,
         settings: CoordinatorSettings,
         workload: Workload | None = None,
+        selections: Select | None = None,
     ) -> None:
         """Start without workers and without prompts.
 
@@ -81,11 +83,13 @@ class Coordinator:
             settings: policies.
             workload: what each segment of the plan costs; without it rows alone limit a worker, and
                 expectations are learnt from answers.
+            selections: makes them in place of the search; for simulations, which need no real ones.
         """
         self._plan = plan
         self._run_seed = run_seed
         self._settings = settings
         self._workload = workload
+        self._selections = selections
         self._largest_population = max(segment.population for segment in plan.segments)
         self._fleet = Fleet()
         self._custody = Custody(self._fleet)
@@ -426,7 +430,10 @@ class Coordinator:
             if spread == 0 or (share > rows and worker.backlog):
                 return
             prompt = self._waiting.popleft()
-            live = LivePrompt(population=Population(prompt=prompt, plan=self._plan, run_seed=self._run_seed))
+            population_of_prompt = Population(
+                prompt=prompt, plan=self._plan, run_seed=self._run_seed, selections=self._selections
+            )
+            live = LivePrompt(population=population_of_prompt)
             self._live[live.key] = live
             roomy = [candidate for candidate in candidates if candidate.room >= share]
             seating = seat(live.unseated, parent_of={}, home_of={}, candidates=roomy, spread=spread)

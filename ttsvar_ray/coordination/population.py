@@ -24,7 +24,7 @@ from ttsvar_ray.coordination.messages import (
 )
 from ttsvar_ray.search.ensemble import combine
 from ttsvar_ray.search.schedule import Plan, Segment
-from ttsvar_ray.search.selection import SelectionOutcome, rank_images, select
+from ttsvar_ray.search.selection import Select, SelectionOutcome, rank_images, select
 from ttsvar_ray.types import Float32Array, Prompt, SelectionKind
 
 
@@ -57,11 +57,14 @@ class _Reported:
 class Population:
     """All trajectories of one prompt in one segment, and the parents that they continue."""
 
-    def __init__(self, *, prompt: Prompt, plan: Plan, run_seed: int) -> None:
+    def __init__(
+        self, *, prompt: Prompt, plan: Plan, run_seed: int, selections: Select | None = None
+    ) -> None:
         self.prompt = prompt
         self.trace: list[SelectionRecord] = []
         self._plan = plan
         self._run_seed = run_seed
+        self._select: Select = select if selections is None else selections
         self._segment = plan.segments[0]
         self._parents: tuple[Trajectory, ...] = ()
         self._parent_slots: tuple[int, ...] = ()
@@ -141,7 +144,7 @@ class Population:
         assert selection is not None
         trajectories = self._trajectories()
         features = [self._reported[slot].features for slot in range(self._segment.population)]
-        outcome = select(
+        outcome = self._select(
             self._plan,
             selection,
             features=np.stack([f for f in features if f is not None]) if features[0] is not None else None,

@@ -7,6 +7,7 @@ coarse scales, resample at fine ones; and, after the loop, the best image by rew
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,22 @@ class SelectionOutcome:
     labels: Int64Array
     log_weights: Float64Array
     ess: float
+
+
+class Select(Protocol):
+    """The signature of `select`."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        selection: Selection,
+        *,
+        features: npt.NDArray[np.floating] | None,
+        reward_history: npt.NDArray[np.floating],
+        run_seed: int,
+        prompt_key: str,
+    ) -> SelectionOutcome:
+        """Choose the survivors of a whole population."""
 
 
 def select(
