@@ -24,9 +24,13 @@ class TransformerShape:
         depth: number of blocks.
         ffn_dim: hidden width of the feed-forward part (mlp ratio times C as the model rounds it).
         bits_per_token: bits of one token: width of the input, half the width of the output.
-        text_length: tokens of a typical text.
+        text_length: tokens of a typical text, for FLOPs.
         guidance: whether each trajectory runs a conditional and an unconditional sequence.
-        kv_element_bytes: bytes of one cached number (2 for bfloat16, 4 for float32).
+        kv_element_bytes: bytes of one number of the blocks, so of the cache (2 for bfloat16, 4 for float32).
+        num_heads: attention heads.
+        text_channels: width of the text features.
+        text_max_length: tokens that every text is padded to, for memory.
+        max_scales: rows of the level embedding.
     """
 
     embed_dim: int
@@ -36,11 +40,20 @@ class TransformerShape:
     text_length: int = 32
     guidance: bool = True
     kv_element_bytes: int = 2
+    num_heads: int = 16
+    text_channels: int = 2048
+    text_max_length: int = 512
+    max_scales: int = 15
 
     @property
     def sequences(self) -> int:
         """Sequences per trajectory."""
         return 2 if self.guidance else 1
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one number of the blocks."""
+        return self.kv_element_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:

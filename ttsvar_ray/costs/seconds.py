@@ -1,0 +1,114 @@
+"""From counted FLOPs and bytes to seconds, by a device's rates. An estimate: it says so wherever it is shown.
+
+A scale of a micro-batch takes the longest of three: its arithmetic, the reading of the weights, and the time
+in which the host starts its kernels. That is a curve with a flat beginning; `Line` is the straight line
+through its values at one trajectory and at a full micro-batch, which is never below the curve in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ttsvar_ray.costs.judges import JudgeCost
+from ttsvar_ray.costs.memory import transformer_parameters
+from ttsvar_ray.costs.model import ModelShape
+from ttsvar_ray.costs.profile import DeviceProfile
+from ttsvar_ray.costs.shape import ScaleCost
+
+ELEMENTWISE_BYTES = 300
+"""Memory traffic outside matmuls and attention, per token, channel and block: norms, modulation, rotation,
+casts and residuals of the eager code. Counted in published code at 322; this code does about the same."""
+
+JUDGE_ROWS = 32
+"""On an accelerator rewards and features always run this many rows, so that kernels do not change."""
+
+_WIDE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Seconds of a micro-batch: `fixed`, and `per_row` for each trajectory; both at least 0."""
+
+    fixed: float = 0.0
+    per_row: float = 0.0
+
+    def __add__(self, other: Line) -> Line:
+        return Line(self.fixed + other.fixed, self.per_row + other.per_row)
+
+
+def chord(curve: Callable[[int], float], rows: int) -> Line:
+    """Return the line through a curve's values at 1 and at `rows` trajectories.
+
+    Args:
+        curve: max of a constant and a multiple of its argument, so that the line's parts are not negative.
+    """
+    one = curve(1)
+    if rows < 2:
+        return Line(0.0, one)
+    slope = (curve(rows) - one) / (rows - 1)
+    return Line(max(one - slope, 0.0), slope)
+
+
+def scale_line(model: ModelShape, cost: ScaleCost, device: DeviceProfile, rows: int) -> Line:
+    """Return the time of one scale.
+
+    Args:
+        cost: of the scale, with the text at its padded length.
+        rows: a full micro-batch.
+    """
+    shape = model.transformer
+    matmuls = (cost.linear_flops + cost.head_flops) / device.narrow_flops
+    attention = (cost.attention_flops + cost.cross_attention_flops) / device.attention_flops
+    moved = cost.tokens * shape.sequences * shape.embed_dim * shape.depth * ELEMENTWISE_BYTES
+    # The cache is written anew at every scale: read, written, and read by the attention.
+    moved += 3 * cost.kv_bytes
+    each = matmuls + attention + moved / device.memory_bytes_per_second
+    weights = transformer_parameters(shape).blocks * shape.element_bytes / device.memory_bytes_per_second
+    floor = max(shape.depth * device.layer_seconds, weights)
+    return chord(lambda count: max(floor, count * each), rows)
+
+
+def decode_line(
+    model: ModelShape, size: str, device: DeviceProfile, *, decode_rows: int, element_bytes: int
+) -> Line:
+    """Return the time to decode the images of a micro-batch.
+
+    Args:
+        size: "full" or "selector".
+        decode_rows: images decoded in one call.
+        element_bytes: of the convolutions' inputs and outputs.
+    """
+    cells = model.decoded_map(size)
+    flops = model.decoder.decode_flops(*cells) / device.conv_flops
+    moved = model.decoder.decode_traffic(*cells, element_bytes) / device.memory_bytes_per_second
+    return Line(device.decode_seconds, flops + moved + device.decode_seconds / decode_rows)
+
+
+def judge_line(judge: JudgeCost, pixels: int, device: DeviceProfile, *, padded: bool) -> Line:
+    """Return the time of a reward or of features.
+
+    Args:
+        pixels: of the images they are given.
+        padded: whether every call computes `JUDGE_ROWS` rows, as on an accelerator.
+    """
+    if judge.image_flops == 0:
+        return Line()
+    each = judge.image_flops / device.float32_flops
+    resize = device.resize_seconds_per_megapixel * pixels / 1e6
+    return Line(JUDGE_ROWS * each, resize) if padded else Line(0.0, each + resize)
+
+
+def text_seconds(model: ModelShape, device: DeviceProfile) -> float:
+    """Return the time to encode one prompt's text, padded as the engine pads it."""
+    shape = model.transformer
+    projections = 4.0 * shape.embed_dim**2 * shape.text_max_length * shape.depth * shape.sequences
+    flops = model.text_encoder.flops() + projections
+    launches = device.layer_seconds * (model.text_encoder.depth + shape.depth / 4)
+    return max(flops / device.narrow_flops, launches) + model.reward.text_flops / device.float32_flops
+
+
+def encode_file_seconds(image_format: str, pixels: int, device: DeviceProfile) -> float:
+    """Return the host time to write one image file ("png", "webp" or "jpeg")."""
+    rate = device.jpeg_seconds_per_megapixel if image_format == "jpeg" else device.png_seconds_per_megapixel
+    return rate * pixels / 1e6

@@ -1,0 +1,136 @@
+"""What the segments of a job cost a worker: `coordination.workload` filled from counted costs and rates."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.costs import DeviceProfile, ModelShape, scale_costs
+from ttsvar_ray.costs.memory import conditioning_bytes, state_bytes, step_bytes
+from ttsvar_ray.costs.seconds import (
+    Line,
+    decode_line,
+    encode_file_seconds,
+    judge_line,
+    scale_line,
+    text_seconds,
+)
+from ttsvar_ray.costs.shape import ScaleCost
+from ttsvar_ray.engine.footprint import model_shape
+from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.types import SelectionKind
+
+ENCODE_THREADS = 2
+"""Image files that an engine writes at a time."""
+
+
+def build_workload(config: JobConfig, plan: Plan, profile: DeviceProfile) -> Workload:
+    """Return the loads of a plan's segments on a kind of device.
+
+    Seconds are estimates from rates; bytes are counted. A prompt's text is held once per worker and
+    spread over the trajectories of a whole population, so a worker that has only a part of them holds
+    somewhat more than this says.
+
+    Args:
+        config: the job.
+        plan: `build_plan(config)`.
+        profile: the device; every profile but "cpu" is a GPU.
+
+    Raises:
+        ConfigurationError: a model family or a reward whose costs are not counted.
+    """
+    model = model_shape(config, plan, on_gpu=is_gpu(profile))
+    return workload_of(model, plan, profile, config)
+
+
+def is_gpu(profile: DeviceProfile) -> bool:
+    """Whether a profile is a GPU's."""
+    return not profile.name.startswith("cpu")
+
+
+def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: JobConfig) -> Workload:
+    """Return the loads of a plan's segments for known sizes; see `build_workload`."""
+    padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
+    costs = scale_costs(plan.scale_schedule, padded)
+    rows = config.engine.micro_batch_rows
+    lines = [scale_line(model, cost, profile, rows) for cost in costs]
+    segments = []
+    for segment in plan.segments:
+        time = _total([lines[scale] for scale in _scales(segment)])
+        if segment.index == 0:
+            time += Line(0.0, text_seconds(model, profile) / segment.population)
+        time += _images(model, segment, profile, config)
+        earlier = _total(lines[: segment.first_scale])
+        segments.append(
+            SegmentLoad(
+                tokens=sum(costs[scale].tokens for scale in _scales(segment)),
+                held_bytes=held_bytes(model, costs, segment),
+                running_bytes=running_bytes(model, costs, segment),
+                batch_seconds=time.fixed,
+                row_seconds=time.per_row,
+                replay_seconds=earlier.fixed + earlier.per_row,
+            )
+        )
+    return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")
+
+
+def held_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment) -> int:
+    """Return what stays of one trajectory after a segment, its share of the prompt's text included."""
+    if segment.is_last:
+        return 0
+    text = conditioning_bytes(model.transformer) // segment.population
+    return state_bytes(costs[segment.last_scale], model.transformer, model.map_values) + text
+
+
+def running_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment) -> int:
+    """Return the most bytes that one trajectory takes in the scales of a segment; decoding and judging
+    have a budget of their own, see `engine.memory.workspace_bytes`."""
+    return max(
+        step_bytes(
+            costs[scale - 1] if scale else None,
+            costs[scale],
+            model.transformer,
+            model.map_values,
+            is_last=scale == len(costs) - 1,
+        )
+        for scale in _scales(segment)
+    )
+
+
+def _images(model: ModelShape, segment: Segment, profile: DeviceProfile, config: JobConfig) -> Line:
+    """Return the time of the images that a segment decodes, judges and writes."""
+    time = Line()
+    clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+    for scale in _scales(segment):
+        scored = scale in segment.scored_scales
+        final = segment.is_last and scale == segment.last_scale
+        embedded = clusters and scale == segment.last_scale
+        if not (scored or final or embedded):
+            continue
+        size = "full" if final else config.engine.selector_decode
+        time += decode_line(
+            model,
+            size,
+            profile,
+            decode_rows=model.decode_rows(size),
+            element_bytes=model.transformer.element_bytes,
+        )
+        height, width = model.decoded_map(size)
+        pixels = height * width * model.decoder.patch_size**2
+        if scored:
+            time += judge_line(model.reward, pixels, profile, padded=is_gpu(profile))
+        if embedded:
+            time += judge_line(model.extractor, pixels, profile, padded=is_gpu(profile))
+        if final:
+            written = encode_file_seconds(config.output.image_format, pixels, profile)
+            time += Line(0.0, written / ENCODE_THREADS)
+    return time
+
+
+def _scales(segment: Segment) -> range:
+    return range(segment.first_scale, segment.last_scale + 1)
+
+
+def _total(lines: list[Line]) -> Line:
+    return sum(lines, Line())
