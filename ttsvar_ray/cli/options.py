@@ -13,7 +13,12 @@ Job = Annotated[
     typer.Argument(help="YAML job file; without one, the options and the defaults.", metavar="JOB.yaml"),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help='"shapes" (built in) or a model directory.', metavar="MODEL")
+    str | None,
+    typer.Option(
+        "--model",
+        help='"shapes" (built in), a published name such as "infinity-2b", or a model directory.',
+        metavar="MODEL",
+    ),
 ]
 Strategy = Annotated[
     str | None,

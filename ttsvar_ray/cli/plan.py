@@ -40,11 +40,12 @@ def plan(
 def transformer_cost(config: JobConfig, compiled: Plan) -> PlanCost:
     """Count what one prompt costs in the job's transformer; decoders and selectors are left at 0."""
     from ttsvar_ray.costs import ComponentFlops, TransformerShape, plan_cost
+    from ttsvar_ray.engine.build import describe
     from ttsvar_ray.models.infinity.config import TransformerConfig
-    from ttsvar_ray.models.registry import describe_model, resolve_device
+    from ttsvar_ray.models.registry import resolve_device
     from ttsvar_ray.models.sampling import per_scale
 
-    description = describe_model(config.model.name)
+    description = describe(config)
     sizes = TransformerConfig.from_json(description.transformer)
     own = description.sampling.guidance
     given = config.sampling.guidance

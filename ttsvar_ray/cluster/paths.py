@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.models.registry import BUILT_IN
+from ttsvar_ray.models.hub import is_hub_reference
+from ttsvar_ray.models.registry import BUILT_IN, published_names
 
 
 def resolve_output(path: str, *, submitted: bool) -> Path:
@@ -29,12 +30,17 @@ def with_absolute_inputs(config: JobConfig) -> JobConfig:
     """
 
     def absolute(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
+        if path is None or is_hub_reference(path):
+            return path
+        return str(Path(path).expanduser().absolute())
 
-    model_name = config.model.name if config.model.name == BUILT_IN else absolute(config.model.name)
+    model = config.model
+    model_paths = {"path": absolute(model.path), "text_encoder": absolute(model.text_encoder)}
+    if model.name != BUILT_IN and model.name not in published_names():
+        model_paths["name"] = absolute(model.name)
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"name": model_name}),
+            "model": model.model_copy(update=model_paths),
             "reward": config.reward.model_copy(update={"path": absolute(config.reward.path)}),
             "features": config.features.model_copy(update={"backbone": absolute(config.features.backbone)}),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,23 @@ def load_config(
     return config
 
 
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice, where YAML would keep the last one silently."""
+    """Refuses a key that is written twice, where YAML would keep the last one silently.
+
+    Numbers are those of YAML 1.2: `16:9` is text, where YAML 1.1 reads it in base 60.
+    """
+
+
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(rf"(?!.*:){pattern.pattern}", pattern.flags) if tag in _NUMBER_TAGS else pattern)
+        for tag, pattern in resolvers
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:

@@ -44,7 +44,28 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which model draws, where and in which number format."""
 
-    name: _Text = Field(default="shapes", description='"shapes" (built in) or the path of a model directory')
+    name: _Text = Field(
+        default="shapes",
+        description='"shapes" (built in), a published name such as "infinity-2b", a model directory, or '
+        '"hf:OWNER/NAME[@REVISION]" of one',
+    )
+    path: _Text | None = Field(
+        default=None,
+        description="of a published name: folder with its published files, or hf:OWNER/NAME[@REVISION]; "
+        "None: where they were published",
+    )
+    text_encoder: _Text | None = Field(
+        default=None, description="folder or hf:OWNER/NAME[@REVISION]; None: the model's own"
+    )
+    resolution: Literal["0.06M", "0.25M", "0.60M", "1M"] | None = Field(
+        default=None, description="image size by its published name (pixels); None: the model's own"
+    )
+    aspect_ratio: _Text | None = Field(
+        default=None, description='width:height, to the nearest published one, for example "16:9"'
+    )
+    positive_prompt: bool = Field(
+        default=False, description="the published addition to prompts that speak of people"
+    )
     device: _Text = Field(default="auto", description='"auto" (a GPU where there is one), "cpu", "cuda", ...')
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -213,6 +234,9 @@ class JobConfig(_Section):
 
 NOT_CONTENT = (
     "model.device",
+    # What the files hold counts, not where they are: see `RunManifest.content`.
+    "model.path",
+    "model.text_encoder",
     "prompts",
     "engine.micro_batch_rows",
     "engine.threads",

@@ -17,6 +17,7 @@ from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, build_extractor
+from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
 from ttsvar_ray.models.sampling import per_scale
@@ -46,6 +47,24 @@ class NamedPart:
     path: Path | None
 
 
+def model_choice(config: JobConfig) -> ModelChoice:
+    """Return which model a job wants."""
+    section = config.model
+    return ModelChoice(
+        name=section.name,
+        path=section.path,
+        text_encoder=section.text_encoder,
+        resolution=section.resolution,
+        aspect_ratio=section.aspect_ratio,
+        positive_prompt=section.positive_prompt,
+    )
+
+
+def describe(config: JobConfig) -> ModelDescription:
+    """Say what is known of a job's model without its weights; see `describe_model`."""
+    return describe_model(model_choice(config))
+
+
 def build_plan(config: JobConfig) -> Plan:
     """Compile the plan of a job.
 
@@ -57,7 +76,7 @@ def build_plan(config: JobConfig) -> Plan:
         ConfigurationError: settings that make no plan.
         CheckpointError: a model directory that cannot be read.
     """
-    description = describe_model(config.model.name)
+    description = describe(config)
     strategy = config.strategy
     settings = _own_plan(description, strategy) if strategy.plan == "model" else {}
     given = {
@@ -94,7 +113,7 @@ def check_parts(config: JobConfig, plan: Plan) -> None:
     Raises:
         ConfigurationError: with every problem.
     """
-    description = describe_model(config.model.name)
+    description = describe(config)
     problems = _problems_of(lambda: resolve_reward(config, description))
     if needs_features(plan):
         problems += _problems_of(lambda: resolve_extractor(config, description))
@@ -121,11 +140,11 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
     transformers_logging.disable_progress_bar()
     # Part of the guarantee: sums are split among threads, so every worker must have as many.
     torch.set_num_threads(config.engine.threads)
-    description = describe_model(config.model.name)
+    description = describe(config)
     device = str(resolve_device(config.model.device))
     sampling = config.sampling
     model = load_model(
-        config.model.name,
+        model_choice(config),
         device=device,
         dtype=config.model.dtype,
         guidance=sampling.guidance,
@@ -233,8 +252,7 @@ def _own_plan(description: ModelDescription, strategy: StrategyConfig) -> dict[s
     unknown = sorted(set(own) - {*_PLAN_SETTINGS})
     if unknown:
         raise CheckpointError(
-            f"{description.path}/config.json: plan: unknown key {unknown[0]!r}; known keys: "
-            f"{', '.join(_PLAN_SETTINGS)}"
+            f"{description.source}: plan: unknown key {unknown[0]!r}; known keys: {', '.join(_PLAN_SETTINGS)}"
         )
     read = _READ_BY[Strategy(strategy.name)]
     return {name: value for name, value in own.items() if name in read and value is not None}

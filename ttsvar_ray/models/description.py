@@ -1,4 +1,4 @@
-"""What a model directory says about itself in config.json, read without touching weights."""
+"""What is known of a model without touching its weights: what config.json says, or a published name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.location import Location
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.types import ScaleSchedule
 
@@ -17,15 +18,22 @@ CONFIG_NAME = "config.json"
 REQUIRED_KEYS = frozenset(
     {"format_version", "family", "name", "transformer", "tokenizer", "scale_schedule", "sampling"}
 )
-OPTIONAL_KEYS = frozenset({"text", "plan", "reward", "features"})
+OPTIONAL_KEYS = frozenset({"text", "plan", "reward", "features", "sizes", "files"})
+PUBLISHED_SIZES = "published"
+"""Value of `sizes`: the published resolutions and aspect ratios can be chosen from."""
+
+WEIGHT_FILES = {"transformer": "transformer.safetensors", "tokenizer": "tokenizer.safetensors"}
+"""Names in a model directory, unless `files` says otherwise."""
+
+TEXT_ENCODER = "text_encoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDescription:
-    """One model directory, as its config.json has it.
+    """One model.
 
     Attributes:
-        path: the directory.
+        source: where this was read, for messages.
         name: written to the output rows.
         family: which builder reads the rest.
         scale_schedule: (h, w) tokens of each scale.
@@ -35,10 +43,13 @@ class ModelDescription:
         plan: the model's own search settings, with the names of the job's `strategy` section; may be empty.
         reward_name, reward_path: the model's own reward, if it has one.
         extractor, backbone_path: the model's own features, if it has some.
-        transformer, tokenizer, text: the family's sections, as written.
+        transformer, tokenizer: the family's sections, as written.
+        weights: where the weights are, by part: "transformer", "tokenizer", "text_encoder".
+        has_published_sizes: whether the published resolutions and aspect ratios can be chosen from.
+        positive_prompt: whether prompts about people get the published addition.
     """
 
-    path: Path
+    source: str
     name: str
     family: str
     scale_schedule: ScaleSchedule
@@ -53,7 +64,9 @@ class ModelDescription:
     backbone_path: Path | None
     transformer: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
-    text: Mapping[str, Any]
+    weights: Mapping[str, Location]
+    has_published_sizes: bool = False
+    positive_prompt: bool = False
 
     @property
     def num_scales(self) -> int:
@@ -83,11 +96,12 @@ def read_description(path: Path) -> ModelDescription:
         raise CheckpointError(f"{file}: " + "; ".join(problems))
     schedule = tuple((int(height), int(width)) for height, width in values["scale_schedule"])
     tokenizer, reward, features = values["tokenizer"], values.get("reward", {}), values.get("features", {})
-    cells = 2 if tokenizer.get("spatial_patchify", False) else 1
-    pixels = cells * tokenizer.get("pixel_shuffle", 1) * 2 ** (len(tokenizer["encoder_multipliers"]) - 1)
+    pixels = pixels_per_token(tokenizer)
     sampling = values["sampling"]
+    files = {**WEIGHT_FILES, **values.get("files", {})}
+    files["text_encoder"] = values.get("text", {}).get("path", TEXT_ENCODER)
     return ModelDescription(
-        path=path,
+        source=str(file),
         name=str(values["name"]),
         family=str(values["family"]),
         scale_schedule=schedule,
@@ -106,8 +120,16 @@ def read_description(path: Path) -> ModelDescription:
         backbone_path=_inside(path, features.get("backbone")),
         transformer=values["transformer"],
         tokenizer=tokenizer,
-        text=values.get("text", {}),
+        weights={part: Location(path, name) for part, name in files.items()},
+        has_published_sizes=values.get("sizes") == PUBLISHED_SIZES,
     )
+
+
+def pixels_per_token(tokenizer: Mapping[str, Any]) -> int:
+    """Return the side of one token in pixels, of a tokenizer section."""
+    cells = 2 if tokenizer.get("spatial_patchify", False) else 1
+    halvings = len(tokenizer["encoder_multipliers"]) - 1
+    return int(cells * tokenizer.get("pixel_shuffle", 1) * 2**halvings)
 
 
 def _inside(path: Path, relative: str | None) -> Path | None:

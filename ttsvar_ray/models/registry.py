@@ -1,14 +1,18 @@
-"""From a model's name or directory to the model."""
+"""From a model's name, directory or repository to the model."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.description import ModelDescription, read_description
+from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import CONFIG_NAME, ModelDescription, read_description
+from ttsvar_ray.models.hub import HubRepository, is_hub_reference
+from ttsvar_ray.models.location import Location, parse_root
 
 if TYPE_CHECKING:
     import torch
@@ -30,34 +34,102 @@ FAMILIES: dict[str, Callable[[], Callable[..., NextScaleModel]]] = {"infinity": 
 
 
 def model_path(name_or_path: str) -> Path:
-    """Return the directory of a model.
+    """Return the directory of a model that is none of the published names.
+
+    Of a repository of the hub only config.json is fetched.
 
     Raises:
         CheckpointError: neither the built-in name nor a directory.
     """
     if name_or_path == BUILT_IN:
         return Path(str(importlib.resources.files("ttsvar_ray"))) / "shapes" / "weights"
-    path = Path(name_or_path)
-    if not path.is_dir():
+    root = parse_root(name_or_path)
+    if isinstance(root, HubRepository):
+        return root.fetch([CONFIG_NAME])
+    if not root.is_dir():
         raise CheckpointError(
-            f"model {name_or_path!r}: no such directory; give {BUILT_IN!r} (built in) or a model directory"
+            f"model {name_or_path!r}: no such directory; give {BUILT_IN!r} (built in), a model directory, "
+            f"hf:OWNER/NAME, or one of {', '.join(published_names())}"
         )
-    return path
+    return root
 
 
-def describe_model(name_or_path: str) -> ModelDescription:
-    """Read a model's config.json; touches no weights and no device.
+def published_names() -> tuple[str, ...]:
+    """Return the names of the published models."""
+    from ttsvar_ray.models.infinity.presets import PRESETS
+
+    return tuple(PRESETS)
+
+
+def describe_model(model: str | ModelChoice) -> ModelDescription:
+    """Say what is known of a model without its weights: its config.json, or its published sizes.
 
     Raises:
         CheckpointError: not a model directory, or a family this version does not know.
+        ConfigurationError: an image size that the model does not have, or settings it does not read.
     """
-    description = read_description(model_path(name_or_path))
+    from ttsvar_ray.models.infinity.published import at_size
+
+    choice = ModelChoice(name=model) if isinstance(model, str) else model
+    description = _describe(choice)
+    description = at_size(description, resolution=choice.resolution, aspect_ratio=choice.aspect_ratio)
+    return dataclasses.replace(description, positive_prompt=choice.positive_prompt)
+
+
+def _describe(choice: ModelChoice) -> ModelDescription:
+    from ttsvar_ray.models.infinity.presets import PRESETS
+    from ttsvar_ray.models.infinity.published import describe_preset, locate_text_encoder
+
+    if choice.name in PRESETS:
+        return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
+    if choice.path is not None:
+        raise ConfigurationError(
+            f"model.path: names the files of a published model ({', '.join(PRESETS)}); model.name is "
+            f"{choice.name!r}, which has its own: remove it, or choose the published model"
+        )
+    description = read_description(model_path(choice.name))
     if description.family not in FAMILIES:
         raise CheckpointError(
-            f"{description.path}: unknown model family {description.family!r}; "
+            f"{description.source}: unknown model family {description.family!r}; "
             f"expected one of {', '.join(sorted(FAMILIES))}"
         )
-    return description
+    weights = dict(description.weights)
+    if is_hub_reference(choice.name):
+        root = HubRepository.parse(choice.name)
+        weights = {part: Location(root, location.name) for part, location in weights.items()}
+    if choice.text_encoder is not None:
+        weights["text_encoder"] = locate_text_encoder(Path(), choice.text_encoder)
+    return dataclasses.replace(description, weights=weights)
+
+
+def pin_model(choice: ModelChoice) -> ModelChoice:
+    """Return the choice with every repository of the hub at the commit it stands for now.
+
+    Processes that load the model later, here or elsewhere, then load the same.
+
+    Raises:
+        CheckpointError: the hub cannot be asked.
+    """
+
+    if choice.name not in published_names():
+        name = choice.name
+        pinned = str(HubRepository.parse(name).pinned()) if is_hub_reference(name) else name
+        return dataclasses.replace(choice, name=pinned, text_encoder=_pinned(choice.text_encoder))
+    weights = _describe(choice).weights
+    root, text_root = weights["transformer"].root, weights["text_encoder"].root
+    return dataclasses.replace(
+        choice,
+        path=str(root.pinned()) if isinstance(root, HubRepository) else choice.path,
+        text_encoder=(
+            str(text_root.pinned()) if isinstance(text_root, HubRepository) else choice.text_encoder
+        ),
+    )
+
+
+def _pinned(reference: str | None) -> str | None:
+    if reference is None or not is_hub_reference(reference):
+        return reference
+    return str(HubRepository.parse(reference).pinned())
 
 
 def resolve_device(device: str) -> torch.device:
@@ -92,7 +164,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    name_or_path: str,
+    model: str | ModelChoice,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -103,7 +175,7 @@ def load_model(
     """Load a model for generation.
 
     Args:
-        name_or_path: "shapes" or a model directory.
+        model: which; a string is the name of a `ModelChoice`.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "auto", "float32" or "bfloat16", of the transformer's blocks and KV cache.
         guidance, temperature: one number or one per scale; None keeps the model's own.
@@ -115,7 +187,7 @@ def load_model(
     """
     from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 
-    description = describe_model(name_or_path)
+    description = describe_model(model)
     own, scales = description.sampling, description.num_scales
     sampling = SamplingSettings(
         guidance=own.guidance if guidance is None else per_scale("guidance", guidance, scales),

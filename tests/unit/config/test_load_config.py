@@ -48,6 +48,11 @@ def test_the_option_list_is_pinned() -> None:
     """A new option is a promise to users: add it here, in the docs, and where it is read."""
     assert option_names() == [
         "model.name",
+        "model.path",
+        "model.text_encoder",
+        "model.resolution",
+        "model.aspect_ratio",
+        "model.positive_prompt",
         "model.device",
         "model.dtype",
         "prompts.path",
@@ -208,6 +213,8 @@ def test_the_digest_names_what_is_generated() -> None:
         "engine.micro_batch_rows=3",
         "engine.threads=2",
         "model.device=cpu",
+        "model.path=/weights",
+        "model.text_encoder=/weights/flan-t5-xl",
         "output.path=elsewhere",
         "prompts.path=p.txt",
         "run_name=x",
@@ -217,6 +224,9 @@ def test_the_digest_names_what_is_generated() -> None:
         "strategy.n=2",
         "strategy.lambda=1",
         "model.dtype=bfloat16",
+        "model.resolution=0.25M",
+        "model.aspect_ratio=16:9",
+        "model.positive_prompt=true",
         "sampling.top_p=0.5",
         "output.rows_per_part=3",
         "output.bits=true",
@@ -224,6 +234,13 @@ def test_the_digest_names_what_is_generated() -> None:
     ]
     assert {digest(override) for override in same} == {base}
     assert len({base, *(digest(override) for override in other)}) == len(other) + 1
+
+
+def test_an_aspect_ratio_is_text_not_a_number_in_base_sixty(tmp_path: Path) -> None:
+    assert load_config(None, ["model.aspect_ratio=16:9"], needs_files=False).model.aspect_ratio == "16:9"
+    path = job(tmp_path, "model: {aspect_ratio: 1:1}\nseed: 1_000\nsampling: {top_p: .5}\n")
+    config = load_config(path, [], needs_files=False)
+    assert (config.model.aspect_ratio, config.seed, config.sampling.top_p) == ("1:1", 1000, 0.5)
 
 
 def test_every_exception_from_the_digest_exists() -> None:

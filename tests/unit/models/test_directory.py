@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,7 @@ def test_every_misfit_is_reported_at_once(directory: Path, tmp_path: Path) -> No
     broken.mkdir()
     for name in ("config.json", "tokenizer.safetensors"):
         (broken / name).write_bytes((directory / name).read_bytes())
+    shutil.copytree(directory / "text_encoder", broken / "text_encoder")
     weights = load_file(directory / "transformer.safetensors")
     del weights["pos_start"]
     weights["head.bias"] = torch.zeros(3)

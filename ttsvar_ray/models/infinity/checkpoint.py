@@ -1,122 +1,54 @@
-"""Weights into modules: by name, strictly, with every difference reported at once.
-
-Names are those of the published checkpoints; this file undoes how these are wrapped:
-
-| published form                                     | undone by                    |
-| -------------------------------------------------- | ---------------------------- |
-| one .pth/.pt file, flat                            | `read_weights`               |
-| training checkpoint, nested trainer > gpt_fsdp     | `read_weights`               |
-| folder of shards with an index json                | `read_weights`               |
-| tokenizer file with `vae` and `ema`                | `read_weights` (takes `vae`) |
-| buffers of older versions, quantiser masks         | dropped by `transformer_keys` and `tokenizer_keys` |
-| convolutions and norms without `.conv` / `.norm`   | renamed by `tokenizer_keys`  |
-| `cfg_uncond` longer than the text length used      | cut by `transformer_keys`    |
-"""
+"""Weights into modules: by name, strictly, with every difference reported at once."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.infinity.key_map import map_tokenizer_keys, map_transformer_keys
+from ttsvar_ray.models.weight_files import Weights, read_weights
 
-Weights = dict[str, Tensor]
+__all__ = ["Weights", "load_strict", "read_weights", "save_weights", "tokenizer_keys", "transformer_keys"]
 
-NESTINGS: tuple[tuple[str, ...], ...] = (("trainer", "gpt_fsdp"), ("vae",))
-DROPPED_TRANSFORMER_KEYS = (
-    "lvl_1L",
-    "attn_bias_for_masking",
-    "Infinity_visible_kvlen",
-    "Infinity_invisible_qlen",
-)
-DROPPED_TOKENIZER_KEYS = ("quantizer.lfq.mask", "quantize.lfq.mask")
 CONSTANT_SUFFIX = ".zero_k_bias"
 """Buffers that are zero in every model: filled in when a file leaves them out."""
 
 LISTED_KEYS = 8
 
 
-def read_weights(path: Path) -> Weights:
-    """Read a .safetensors file, a .pth/.pt file, or a folder of shards; to CPU, executing nothing.
-
-    Raises:
-        CheckpointError: nothing there, not a weights file, or shards missing.
-    """
-    if path.is_dir():
-        return _read_shards(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file; expected weights (.safetensors, .pth, .pt) or a folder of shards"
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: not readable as plain tensors (weights_only): {error}") from error
-    for nesting in NESTINGS:
-        inner = content
-        for key in nesting:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if isinstance(inner, Mapping):
-            content = inner
-            break
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: expected names and tensors, found {type(content).__name__}")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _read_shards(folder: Path) -> Weights:
-    indexes = sorted(folder.glob("*.index.json"))
-    if len(indexes) != 1:
-        raise CheckpointError(f"{folder}: expected one *.index.json naming the shards, found {len(indexes)}")
-    placed: dict[str, str] = json.loads(indexes[0].read_text())["weight_map"]
-    names = sorted(set(placed.values()))
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise CheckpointError(f"{folder}: {len(absent)} of {len(names)} shards missing, first {absent[0]}")
-    weights: Weights = {}
-    for name in names:
-        weights |= read_weights(folder / name)
-    return weights
-
-
 def transformer_keys(weights: Weights, *, text_max_length: int) -> Weights:
     """Return a published transformer state dict under the names and lengths of `InfinityTransformer`."""
-    kept = {
-        key: value for key, value in weights.items() if key.split(".")[-1] not in DROPPED_TRANSFORMER_KEYS
-    }
+    kept = {own: weights[name] for name, own in map_transformer_keys(weights).kept.items()}
     if "cfg_uncond" in kept:
-        kept["cfg_uncond"] = kept["cfg_uncond"][:text_max_length]
+        kept["cfg_uncond"] = fit_text_table(kept["cfg_uncond"], text_max_length)
     return kept
 
 
 def tokenizer_keys(weights: Weights) -> Weights:
     """Return a published tokenizer state dict under the names of `ImageTokenizer`."""
-    renamed: Weights = {}
-    for key, value in weights.items():
-        if key in DROPPED_TOKENIZER_KEYS:
-            continue
-        owner, _, leaf = key.rpartition(".")
-        last = owner.rpartition(".")[2]
-        above = owner.split(".")[-2:]
-        if last in ("norm1", "norm2", "norm_out"):
-            owner += ".norm"
-        elif last in ("conv_in", "conv_out", "conv1", "conv2", "nin_shortcut") or (
-            last == "conv" and above[0] in ("downsample", "upsample")
-        ):
-            owner += ".conv"
-        renamed[f"{owner}.{leaf}"] = value
-    return renamed
+    return {own: weights[name] for name, own in map_tokenizer_keys(weights).kept.items()}
+
+
+def fit_text_table(table: Tensor, rows: int) -> Tensor:
+    """Return the learned "no text" features [rows, channels] from a table of another length.
+
+    A longer table is cut. A shorter one goes on with the values that the published code initialises it with
+    (a normal of standard deviation 1.2, cut at 2, over the root of the channels, from seed 0), as its loader
+    leaves them there.
+    """
+    if table.ndim != 2 or table.shape[0] >= rows:
+        return table[:rows]
+    channels = table.shape[1]
+    initial = torch.empty(rows, channels)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.trunc_normal_(initial, std=1.2, generator=generator)
+    tail = initial[table.shape[0] :] / math.sqrt(channels)
+    return torch.cat((table, tail.to(table.dtype)))
 
 
 def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
@@ -131,7 +63,7 @@ def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
     complete = dict(weights)
     for key, value in expected.items():
         if key.endswith(CONSTANT_SUFFIX) and key not in complete:
-            complete[key] = torch.zeros(value.shape)
+            complete[key] = torch.zeros(value.shape, dtype=_dtype_beside(key, complete))
     problems = []
     if missing := [key for key in expected if key not in complete]:
         problems.append(f"{len(missing)} missing: {_listed(missing)}")
@@ -146,9 +78,15 @@ def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
         problems.append(f"{len(misshapen)} of another shape: {_listed(misshapen)}")
     if problems:
         raise CheckpointError(
-            f"{source}: weights do not fit the architecture in config.json: " + "; ".join(problems)
+            f"{source}: weights do not fit the architecture of the model: " + "; ".join(problems)
         )
     module.load_state_dict(complete, strict=True, assign=True)
+
+
+def _dtype_beside(key: str, weights: Weights) -> torch.dtype:
+    """Return the dtype of the bias that a constant one is joined with."""
+    beside = weights.get(f"{key.removesuffix(CONSTANT_SUFFIX)}.v_bias")
+    return torch.float32 if beside is None else beside.dtype
 
 
 def _listed(names: list[str]) -> str:

@@ -19,28 +19,29 @@ from typing import Any
 import torch
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, ModelDescription
-from ttsvar_ray.models.infinity.checkpoint import (
-    Weights,
-    load_strict,
-    read_weights,
-    save_weights,
-    tokenizer_keys,
-    transformer_keys,
+from ttsvar_ray.models.description import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    TEXT_ENCODER,
+    WEIGHT_FILES,
+    ModelDescription,
 )
+from ttsvar_ray.models.infinity.checkpoint import load_strict, save_weights, tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.positive_prompt import with_positive_prompt
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
 from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.models.location import fetch_all
 from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.models.weight_files import Weights, read_weights
 from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "infinity"
-TRANSFORMER_WEIGHTS = "transformer.safetensors"
-TOKENIZER_WEIGHTS = "tokenizer.safetensors"
-TEXT_ENCODER = "text_encoder"
+BLOCKS = "block_chunks."
+"""Prefix of the weights that may be held in a narrow dtype."""
 
 _QUANTIZER_KEYS = ("spatial_patchify", "gains", "downsample")
 
@@ -98,12 +99,13 @@ def build_transformer(
 ) -> InfinityTransformer:
     """Return a transformer in evaluation mode: blocks in `dtype`, the small rest in float32.
 
-    Nothing is initialised only to be overwritten, and no weight is held twice.
+    Nothing is initialised only to be overwritten, and no weight is held twice: each goes to the device in
+    its dtype alone, from files that are mapped, not read.
     """
     with torch.device("meta"):
         transformer = InfinityTransformer(config, schedule)
     placed = {
-        key: value.to(device, dtype if key.startswith("block_chunks.") else torch.float32)
+        key: value.to(device, dtype if key.startswith(BLOCKS) else torch.float32)
         for key, value in transformer_keys(weights, text_max_length=config.text_max_length).items()
     }
     load_strict(transformer, placed, source=source)
@@ -129,44 +131,46 @@ def load_infinity(
     dtype: torch.dtype,
     sampling: SamplingSettings,
 ) -> InfinityModel:
-    """Load the model of a directory.
+    """Load a model: from its directory, or from published files.
 
     The text encoder runs in float32, or in float16 beside bfloat16 blocks on a GPU, as published.
 
     Raises:
-        CheckpointError: files missing, or weights that do not fit config.json.
+        CheckpointError: files missing, or weights that do not fit the description.
     """
-    folder = description.path
     try:
         config = TransformerConfig.from_json(description.transformer)
         tokenizer_config, quantizer = parse_tokenizer(description.tokenizer, description.scale_schedule)
     except ConfigurationError as error:
-        raise CheckpointError(f"{folder / CONFIG_NAME}: {error}") from error
+        raise CheckpointError(f"{description.source}: {error}") from error
+    # All first: what is missing should be said before minutes of loading.
+    files = fetch_all(description.weights)
     text_dtype = torch.float16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
     return InfinityModel(
         name=description.name,
         transformer=build_transformer(
             config,
             description.scale_schedule,
-            read_weights(folder / TRANSFORMER_WEIGHTS),
+            read_weights(files["transformer"]),
             device=device,
             dtype=dtype,
-            source=str(folder / TRANSFORMER_WEIGHTS),
+            source=str(files["transformer"]),
         ),
         tokenizer=build_tokenizer(
             tokenizer_config,
-            read_weights(folder / TOKENIZER_WEIGHTS),
+            read_weights(files["tokenizer"]),
             device=device,
-            source=str(folder / TOKENIZER_WEIGHTS),
+            source=str(files["tokenizer"]),
         ),
         quantizer=quantizer,
         text_encoder=T5TextEncoder.load(
-            folder / description.text.get("path", TEXT_ENCODER),
+            files["text_encoder"],
             max_length=config.text_max_length,
             device=device,
             dtype=text_dtype,
         ),
         sampling=sampling,
+        prepare_text=with_positive_prompt if description.positive_prompt else str,
     )
 
 
@@ -199,8 +203,8 @@ def save_infinity(
         features: {"extractor", "backbone" relative to the directory}.
     """
     path.mkdir(parents=True, exist_ok=True)
-    save_weights(transformer, path / TRANSFORMER_WEIGHTS, dtype=dtype)
-    save_weights(tokenizer, path / TOKENIZER_WEIGHTS, dtype=dtype)
+    save_weights(transformer, path / WEIGHT_FILES["transformer"], dtype=dtype)
+    save_weights(tokenizer, path / WEIGHT_FILES["tokenizer"], dtype=dtype)
     copy.deepcopy(text_model).to(dtype).save_pretrained(path / TEXT_ENCODER)
     text_tokenizer.save_pretrained(path / TEXT_ENCODER)
     config: dict[str, Any] = {

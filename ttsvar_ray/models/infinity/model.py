@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.infinity.decode_sizes import decode_rows, selector_map_size
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.state import EncodedText, InfinityState
 from ttsvar_ray.models.infinity.text_encoder import TextFeatures
@@ -19,12 +20,6 @@ from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.row_stability import pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, draw_bits, guided_logits, probability_of_one
 from ttsvar_ray.types import Float32Array, UInt8Array
-
-SELECTOR_PIXELS = 256
-"""Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
-
-DECODE_ROWS = 8
-"""Images decoded at once: bounds the decoder's memory (about 2 GB an image at 1024x1024)."""
 
 ChooseBits = Callable[[Tensor], Tensor]
 """From logits float32 [B, n, D, 2] (temperature and guidance applied) to bits uint8 [B, n, D]."""
@@ -45,6 +40,7 @@ class InfinityModel:
         quantizer: the map between bits and feature maps; its schedule is the model's.
         text_encoder: texts to features of the transformer's fixed text length.
         sampling: how bits are drawn.
+        prepare_text: applied to a prompt before it is encoded; nothing else sees the result.
     """
 
     def __init__(
@@ -56,6 +52,7 @@ class InfinityModel:
         quantizer: Quantizer,
         text_encoder: TextFeatures,
         sampling: SamplingSettings,
+        prepare_text: Callable[[str], str] = str,
     ) -> None:
         if quantizer.schedule != transformer.scale_schedule:
             raise ValueError(
@@ -77,6 +74,7 @@ class InfinityModel:
         self.quantizer = quantizer
         self.text_encoder = text_encoder
         self.sampling = sampling
+        self.prepare_text = prepare_text
         self.scale_schedule = quantizer.schedule
         self.bits_per_token = quantizer.bits_per_token
         map_height, map_width = quantizer.map_size(-1)
@@ -101,7 +99,7 @@ class InfinityModel:
         """Encode [prompts] texts once; each entry serves all trajectories of its prompt."""
         if not texts:
             return ()
-        features, lens = self.text_encoder.encode(texts)
+        features, lens = self.text_encoder.encode([self.prepare_text(text) for text in texts])
         both = self.transformer.condition(
             features.to(self.device), lens.to(self.device), guidance=self.sampling.uses_guidance
         )
@@ -204,9 +202,12 @@ class InfinityModel:
 
     def decode(self, state: InfinityState, *, size: str = "full") -> UInt8Array:
         """Decode the feature map so far to uint8 RGB [rows, height, width, 3]."""
+        patch = self.tokenizer.config.patch_size
+        height, width = self._decoded_size(state.summed, size)
+        step = decode_rows(height * patch, width * patch)
         images = [
-            to_uint8(self.decode_float(state.summed[start : start + DECODE_ROWS], size=size)).cpu().numpy()
-            for start in range(0, state.num_rows, DECODE_ROWS)
+            to_uint8(self.decode_float(state.summed[start : start + step], size=size)).cpu().numpy()
+            for start in range(0, state.num_rows, step)
         ]
         return np.concatenate(images)
 
@@ -231,12 +232,15 @@ class InfinityModel:
             raise ValueError(f"state: all {self.num_scales} scales are finished; decode it")
         return self.scale_schedule[state.scale_index]
 
-    def _selector_map(self, summed: Tensor) -> Tensor:
+    def _decoded_size(self, summed: Tensor, size: str) -> tuple[int, int]:
         height, width = summed.shape[-2:]
-        largest = max(SELECTOR_PIXELS // self.tokenizer.config.patch_size, 1)
-        if max(height, width) <= largest:
+        if size == "selector":
+            return selector_map_size(height, width, self.tokenizer.config.patch_size)
+        return height, width
+
+    def _selector_map(self, summed: Tensor) -> Tensor:
+        reduced = self._decoded_size(summed, "selector")
+        if reduced == tuple(summed.shape[-2:]):
             return summed
-        factor = largest / max(height, width)
-        reduced = (max(round(height * factor), 1), max(round(width * factor), 1))
         # By area: the map is a sum of fine codes, and skipping cells would alias them.
         return F.interpolate(summed, size=reduced, mode="area")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import ConfigurationError
@@ -36,6 +37,25 @@ FULL_SCHEDULES: dict[float, ScaleSchedule] = {ratio: _parse(line) for ratio, lin
 }
 """All 13 scales of each aspect ratio (height / width)."""
 
+ASPECT_RATIOS = {
+    "1:1": 1.0,
+    "4:5": 1.25,
+    "5:4": 0.8,
+    "3:4": 1.333,
+    "4:3": 0.75,
+    "2:3": 1.5,
+    "3:2": 0.666,
+    "4:7": 1.75,
+    "7:4": 0.571,
+    "1:2": 2.0,
+    "2:1": 0.5,
+    "2:5": 2.5,
+    "5:2": 0.4,
+    "1:3": 3.0,
+    "3:1": 0.333,
+}
+"""Width to height of each template, and its published name: height / width."""
+
 _TIE_ORDER = (1.0, 1.25, 0.8, 1.333, 0.75, 1.5, 0.666, 1.75, 0.571, 2.0, 0.5, 2.5, 0.4, 3.0, 0.333)
 
 
@@ -60,21 +80,43 @@ class Resolution:
         return height * PATCH_PIXELS, width * PATCH_PIXELS
 
 
-def nearest_aspect(height_over_width: float) -> float:
+def nearest_aspect(ratio: float) -> float:
     """Return the template closest to an aspect ratio; ties go to the published order."""
-    return min(_TIE_ORDER, key=lambda ratio: abs(ratio - height_over_width))
+    return min(_TIE_ORDER, key=lambda template: abs(template - ratio))
 
 
-def published_resolution(size: str, height_over_width: float = 1.0) -> Resolution:
+def height_over_width(aspect_ratio: str) -> float:
+    """Return height / width of an aspect ratio written width:height, such as "16:9".
+
+    Raises:
+        ConfigurationError: written otherwise.
+    """
+    width, colon, height = aspect_ratio.partition(":")
+    try:
+        ratio = float(height) / float(width) if colon else math.nan
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 0 < ratio < math.inf:
+        raise ConfigurationError(
+            f"aspect_ratio: expected width:height, such as {', '.join(ASPECT_RATIOS)}, got {aspect_ratio!r}"
+        )
+    return ratio
+
+
+def published_resolution(size: str, ratio: float = 1.0) -> Resolution:
     """Return the published scales of an image size ("0.06M", "0.25M", "0.60M", "1M").
+
+    Args:
+        size: a key of `SCALES_OF_SIZE`.
+        ratio: height / width; the nearest template is taken, as published.
 
     Raises:
         ConfigurationError: an unknown size, or a ratio that is not a positive number.
     """
     if size not in SCALES_OF_SIZE:
         raise ConfigurationError(f"size: expected one of {', '.join(SCALES_OF_SIZE)}, got {size!r}")
-    if not 0 < height_over_width < float("inf"):
-        raise ConfigurationError(f"aspect: expected height / width above 0, got {height_over_width}")
-    aspect = nearest_aspect(height_over_width)
+    if not 0 < ratio < math.inf:
+        raise ConfigurationError(f"aspect: expected height / width above 0, got {ratio}")
+    aspect = nearest_aspect(ratio)
     full = FULL_SCHEDULES[aspect]
     return Resolution(aspect=aspect, schedule=full[: SCALES_OF_SIZE[size]], rope_grid=full[-1])

@@ -1,0 +1,176 @@
+"""A published Infinity by name: its description, without any file; and any model at another image size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.description import ModelDescription, pixels_per_token
+from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.infinity.directory import FAMILY, tokenizer_section
+from ttsvar_ray.models.infinity.presets import (
+    HUB_REPOSITORY,
+    TEXT_ENCODER_FOLDER,
+    TEXT_ENCODER_REPOSITORY,
+    TOP_P,
+    InfinityPreset,
+)
+from ttsvar_ray.models.infinity.resolutions import (
+    FULL_SCHEDULES,
+    SCALES_OF_SIZE,
+    height_over_width,
+    published_resolution,
+)
+from ttsvar_ray.models.location import Location, Root, parse_root
+from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.types import ScaleSchedule
+
+TEXT_ENCODER_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "spiece.model",
+)
+"""Of the text encoder's repository: it also holds the same weights for other frameworks."""
+
+
+def describe_preset(
+    preset: InfinityPreset, *, path: str | None = None, text_encoder: str | None = None
+) -> ModelDescription:
+    """Describe a published model, at the size it was trained for last; reads no weights.
+
+    Args:
+        preset: which.
+        path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
+            repository they were published in.
+        text_encoder: folder or repository of the text encoder; None is `flan-t5-xl` in `path`, where that
+            is a folder that has it, and else the published repository.
+
+    Raises:
+        ConfigurationError: a model whose weights were never released, with no path to some.
+    """
+    resolution = published_resolution(preset.size)
+    height, width = resolution.image_size
+    scales = len(resolution.schedule)
+    root = HubRepository(HUB_REPOSITORY) if path is None else parse_root(path)
+    names = {
+        "transformer": preset.weights or f"{preset.published_name}.pth",
+        "tokenizer": preset.tokenizer.file,
+    }
+    return ModelDescription(
+        source=preset.name,
+        name=preset.name,
+        family=FAMILY,
+        scale_schedule=resolution.schedule,
+        bits_per_token=preset.bits_per_token,
+        image_height=height,
+        image_width=width,
+        sampling=SamplingSettings(
+            guidance=per_scale("guidance", preset.guidance, scales),
+            temperature=per_scale("temperature", preset.temperature, scales),
+            top_p=TOP_P,
+        ),
+        plan={},
+        reward_name=preset.reward,
+        reward_path=None,
+        extractor=preset.extractor,
+        backbone_path=None,
+        transformer=preset.transformer_config(resolution).to_json(),
+        tokenizer=tokenizer_section(preset.tokenizer.config(), preset.quantizer(resolution)),
+        weights={
+            **{part: Location(root, name) for part, name in names.items()},
+            "text_encoder": locate_text_encoder(root, text_encoder),
+        },
+        has_published_sizes=True,
+    )
+
+
+def locate_text_encoder(root: Root, text_encoder: str | None) -> Location:
+    """Return where the text encoder of a published model is; see `describe_preset`."""
+    if text_encoder is not None:
+        return Location(parse_root(text_encoder), patterns=TEXT_ENCODER_FILES)
+    if not isinstance(root, HubRepository) and (root / TEXT_ENCODER_FOLDER).is_dir():
+        return Location(root, TEXT_ENCODER_FOLDER)
+    return Location(HubRepository(TEXT_ENCODER_REPOSITORY), patterns=TEXT_ENCODER_FILES)
+
+
+def at_size(
+    description: ModelDescription, *, resolution: str | None, aspect_ratio: str | None
+) -> ModelDescription:
+    """Return a model with another image size: another schedule, and positions stretched to its grid.
+
+    Args:
+        description: of any model.
+        resolution: a key of `SCALES_OF_SIZE`; None keeps the model's.
+        aspect_ratio: width:height, to the nearest template; None keeps the model's.
+
+    Raises:
+        ConfigurationError: a size that is none, or a model with one size only.
+    """
+    if resolution is None and aspect_ratio is None:
+        return description
+    if not description.has_published_sizes:
+        setting = "resolution" if resolution is not None else "aspect_ratio"
+        raise ConfigurationError(
+            f"model.{setting}: model {description.name!r} draws {description.image_width}x"
+            f"{description.image_height} pixels only; remove it"
+        )
+    size, ratio = _size_of(description.scale_schedule)
+    chosen = published_resolution(
+        size if resolution is None else resolution,
+        ratio if aspect_ratio is None else height_over_width(aspect_ratio),
+    )
+    side, (height, width) = pixels_per_token(description.tokenizer), chosen.schedule[-1]
+    sampling = description.sampling
+    return dataclasses.replace(
+        description,
+        scale_schedule=chosen.schedule,
+        image_height=height * side,
+        image_width=width * side,
+        sampling=dataclasses.replace(
+            sampling,
+            guidance=_refit("guidance", sampling.guidance, len(chosen.schedule)),
+            temperature=_refit("temperature", sampling.temperature, len(chosen.schedule)),
+        ),
+        transformer={**description.transformer, "rope_grid": list(chosen.rope_grid)},
+    )
+
+
+def _size_of(schedule: ScaleSchedule) -> tuple[str, float]:
+    for size, scales in SCALES_OF_SIZE.items():
+        for ratio, full in FULL_SCHEDULES.items():
+            if full[:scales] == schedule:
+                return size, ratio
+    raise ConfigurationError(
+        'sizes: "published" in config.json, but its scale_schedule is none of the published ones'
+    )
+
+
+def _refit(name: str, values: tuple[float, ...], scales: int) -> tuple[float, ...]:
+    # Sizes are prefixes of one schedule: a scale keeps its value.
+    if len(values) >= scales:
+        return values[:scales]
+    if len(set(values)) == 1:
+        return values[:1] * scales
+    raise ConfigurationError(
+        f"sampling.{name}: the model's own has {len(values)} different values and this size has {scales} "
+        f"scales; set sampling.{name}"
+    )
+
+
+def section_values(description: ModelDescription) -> dict[str, Any]:
+    """Return what config.json of a model directory says of a description."""
+    sampling = description.sampling
+    return {
+        "transformer": dict(description.transformer),
+        "tokenizer": dict(description.tokenizer),
+        "scale_schedule": [list(size) for size in description.scale_schedule],
+        "sampling": {
+            "guidance": list(sampling.guidance),
+            "temperature": list(sampling.temperature),
+            "top_p": sampling.top_p,
+        },
+    }
