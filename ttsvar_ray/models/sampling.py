@@ -1,7 +1,7 @@
 """From logits to bits: temperature, guidance, top-p, and the draw itself.
 
-Each bit has two logits of its own and is drawn alone. Top-k with k >= 2 therefore never removes
-anything (the published setting is 900), and is not offered.
+Here each bit has two logits of its own and is drawn alone. Top-k with k >= 2 therefore never removes
+anything (the published setting is 900); only models that draw from a codebook read it.
 
 Legend: S streams (conditional, unconditional), B trajectories, n tokens, D bits of a token.
 """
@@ -25,12 +25,15 @@ class SamplingSettings:
     Attributes:
         guidance: classifier-free guidance scale per scale; 1 everywhere runs the conditional stream alone.
         temperature: divides the logits, per scale; greater than 0.
-        top_p: in (0, 1]; a bit whose rarer value has probability <= 1 - top_p is not drawn but set.
+        top_p: in (0, 1]; the least likely values that together have probability <= 1 - top_p are not drawn.
+        top_k: entries of a codebook that may be drawn, the most likely ones; None is all of them. Models
+            that draw single bits have none.
     """
 
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     top_p: float
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -47,6 +50,8 @@ class SamplingSettings:
                 problems.append(f"sampling.temperature[{index}]: expected a number above 0, got {value}")
         if not 0 < self.top_p <= 1:
             problems.append(f"sampling.top_p: expected 0 < top_p <= 1 (1 turns it off), got {self.top_p}")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"sampling.top_k: expected at least 1, or none for all, got {self.top_k}")
         if problems:
             raise ConfigurationError(problems)
 

@@ -1,0 +1,114 @@
+"""Small VAR models: those of the reference vectors, and a directory of one."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from tests.support.seeded_weights import seeded_weights
+from ttsvar_ray.models.infinity.checkpoint import load_strict
+from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.models.var.classes import ClassNames
+from ttsvar_ray.models.var.config import VarConfig, linear_guidance, square_schedule
+from ttsvar_ray.models.var.model import VarModel
+from ttsvar_ray.models.var.state import VarState
+from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder, next_input
+from ttsvar_ray.models.var.transformer import VarTransformer
+
+DATA = Path(__file__).parents[1] / "data" / "var"
+SMALL_CASES = ("own_modulation", "shared_modulation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One file of reference vectors and the model it was made with."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    model: VarModel
+
+    def next_features(self, state: VarState) -> Tensor:
+        """Return what the transformer sees of the feature map at the next scale."""
+        return next_input(state.summed, self.model.scale_schedule[state.scale_index])
+
+
+def load_case(name: str) -> Case:
+    """Read one file and rebuild its model."""
+    with safe_open(DATA / f"{name}.safetensors", framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return Case(config=config, tensors=tensors, model=small_model(name, config))
+
+
+def small_model(name: str, config: dict[str, Any]) -> VarModel:
+    """Return a model with the weights that belong to a name."""
+    schedule = square_schedule(tuple(config["sides"]))
+    transformer = VarTransformer(
+        VarConfig(
+            embed_dim=config["embed_dim"],
+            depth=config["depth"],
+            num_heads=config["num_heads"],
+            vocabulary=config["vocabulary"],
+            codebook_dim=config["codebook_dim"],
+            num_classes=config["num_classes"],
+            shared_modulation=config["shared_modulation"],
+        ),
+        schedule,
+    )
+    tokenizer = VqDecoder(
+        VqConfig(
+            vocabulary=config["vocabulary"],
+            codebook_dim=config["codebook_dim"],
+            base_channels=config["base_channels"],
+        )
+    )
+    for module in (transformer, tokenizer):
+        seed(module, name)
+    return VarModel(
+        name=name,
+        transformer=transformer.eval(),
+        tokenizer=tokenizer.eval(),
+        classes=ClassNames([[f"thing {label}"] for label in range(config["num_classes"])]),
+        sampling=SamplingSettings(
+            guidance=linear_guidance(config["guidance_peak"], len(schedule)),
+            temperature=(1.0,) * len(schedule),
+            top_p=config["top_p"],
+            top_k=config["top_k"],
+        ),
+    )
+
+
+def seed(module: nn.Module, name: str) -> None:
+    """Give a module the weights that its names and shapes stand for."""
+    shapes = {f"{name}:{key}": tuple(value.shape) for key, value in module.state_dict().items()}
+    weights = {key.split(":", 1)[1]: value for key, value in seeded_weights(shapes).items()}
+    load_strict(module, weights, source=name)
+    module.requires_grad_(False)
+
+
+@functools.cache
+def public_keys() -> dict[str, dict[str, list[int]]]:
+    """Return keys and shapes of the published files."""
+    keys: dict[str, dict[str, list[int]]] = json.loads(
+        gzip.decompress((DATA / "published_shapes.json.gz").read_bytes())
+    )
+    return keys
+
+
+def same_state(one: VarState, two: VarState) -> bool:
+    """Return whether two states are the same bytes."""
+    layers = zip(one.cache.layers, two.cache.layers, strict=True)
+    return (
+        one.labels == two.labels
+        and torch.equal(one.summed, two.summed)
+        and all(torch.equal(a, b) for a, b in zip(one.bits, two.bits, strict=True))
+        and all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in layers)
+    )

@@ -1,0 +1,160 @@
+"""Hyper-parameters of a VAR model, and the published ones.
+
+Source: VAR (arXiv 2404.02905) section 4.1: width 64 d and d heads for depth d; the 512-pixel model shares
+one modulation layer among its blocks and has a longer schedule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.types import ScaleSchedule
+
+PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+
+
+def square_schedule(sides: tuple[int, ...]) -> ScaleSchedule:
+    """Return the schedule of square scales with these sides."""
+    return tuple((side, side) for side in sides)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarConfig:
+    """Architecture of one transformer.
+
+    Attributes:
+        embed_dim: width C.
+        depth: blocks.
+        num_heads: heads of self-attention; divides the width.
+        vocabulary: entries of the codebook, V.
+        codebook_dim: channels of the feature map.
+        num_classes: classes; the embedding has one more row, "no class".
+        mlp_ratio: feed-forward width over C.
+        shared_modulation: one modulation layer for all blocks, with an offset for each.
+    """
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    vocabulary: int = 4096
+    codebook_dim: int = 32
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    shared_modulation: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"transformer.{name}: expected at least 1, got {getattr(self, name)}"
+            for name in ("embed_dim", "depth", "num_heads", "codebook_dim", "num_classes")
+            if getattr(self, name) < 1
+        ]
+        if self.vocabulary < 2:
+            problems.append(f"transformer.vocabulary: expected at least 2, got {self.vocabulary}")
+        if not problems and self.embed_dim % self.num_heads:
+            problems.append(
+                f"transformer.num_heads: expected a divisor of embed_dim {self.embed_dim}, "
+                f"got {self.num_heads}"
+            )
+        if problems:
+            raise ConfigurationError(problems)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward part."""
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def bits_per_token(self) -> int:
+        """Bits that name one entry of the codebook."""
+        return (self.vocabulary - 1).bit_length()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> VarConfig:
+        """Read the transformer section of config.json.
+
+        Raises:
+            ConfigurationError: unknown or absent keys, or values that make no model.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        # Written for readers that know no family; here it follows from the vocabulary.
+        own = {key: value for key, value in values.items() if key != "bits_per_token"}
+        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        problems = [f"transformer.{key}: unknown key; remove it" for key in own if key not in fields]
+        problems += [f"transformer.{name}: missing; add it" for name in required if name not in own]
+        if problems:
+            raise ConfigurationError(problems)
+        config = cls(**own)
+        stated = values.get("bits_per_token", config.bits_per_token)
+        if stated != config.bits_per_token:
+            raise ConfigurationError(
+                f"transformer.bits_per_token: expected {config.bits_per_token} for a vocabulary of "
+                f"{config.vocabulary}, got {stated}"
+            )
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the transformer section of config.json."""
+        return {**dataclasses.asdict(self), "bits_per_token": self.bits_per_token}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VarPreset:
+    """A published model: architecture, schedule and files.
+
+    Attributes:
+        parameters: of the transformer, as published (rounded by its authors).
+        guidance_peak: published guidance: the scale rises linearly from 1 to 1 + this.
+    """
+
+    name: str
+    transformer: VarConfig
+    scale_schedule: ScaleSchedule
+    checkpoint: str
+    parameters: float
+    tokenizer_checkpoint: str = "vae_ch160v4096z32.pth"
+    repository: str = "FoundationVision/var"
+    guidance_peak: float = 1.5
+    top_k: int = 900
+    top_p: float = 0.96
+
+
+def _preset(depth: int, parameters: float, *, large: bool = False) -> VarPreset:
+    return VarPreset(
+        name=f"var-d{depth}",
+        transformer=VarConfig(embed_dim=64 * depth, depth=depth, num_heads=depth, shared_modulation=large),
+        scale_schedule=square_schedule(PATCH_NUMS_512 if large else PATCH_NUMS_256),
+        checkpoint=f"var_d{depth}.pth",
+        parameters=parameters,
+    )
+
+
+PRESETS: dict[str, VarPreset] = {
+    preset.name: preset
+    for preset in (
+        _preset(16, 310e6),
+        _preset(20, 600e6),
+        _preset(24, 1.0e9),
+        _preset(30, 2.0e9),
+        _preset(36, 2.3e9, large=True),
+    )
+}
+"""Published models by name."""
+
+
+def linear_guidance(peak: float, num_scales: int) -> tuple[float, ...]:
+    """Return the published guidance of each scale: 1 + peak * k / (K - 1).
+
+    Differs: published code writes (1 + t) * conditional - t * unconditional; here the guidance scale is
+    g = 1 + t, as for every family.
+    """
+    return tuple(1.0 + peak * k / max(1, num_scales - 1) for k in range(num_scales))

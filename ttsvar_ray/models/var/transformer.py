@@ -1,0 +1,207 @@
+"""The VAR transformer: next-scale prediction of codebook entries, conditioned on a class.
+
+Module and parameter names are those of the published checkpoints, so these load by name.
+Source: VAR (arXiv 2404.02905) section 3.2 and its released code.
+
+Legend: S streams (1, or 2 with guidance: conditional, unconditional), B trajectories, R = S * B rows,
+n tokens of a scale, C width, V vocabulary. The residual stream is float32 in any dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttsvar_ray.models.kv_cache import KVCache, LayerCache
+from ttsvar_ray.models.row_stability import StableLinear, stable_linear
+from ttsvar_ray.models.var.config import VarConfig
+from ttsvar_ray.types import ScaleSchedule
+
+NORM_EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)
+
+
+def plain_norm(x: Tensor) -> Tensor:
+    """Layer norm without parameters over the last axis, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS)
+
+
+class SelfAttention(nn.Module):
+    """Attention with normalised queries and keys and a learned scale per head."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.config = config
+        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.num_heads, 1, 1), math.log(4.0)))
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.zero_k_bias: Tensor
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = StableLinear(width, width)
+
+    def forward(self, x: Tensor, cache: LayerCache | None, *, streams: int) -> tuple[Tensor, LayerCache]:
+        """Attend from the tokens of one scale, x [R, n, C], to all scales so far."""
+        rows, tokens, _ = x.shape
+        weight = self.mat_qkv.weight
+        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias)).to(weight.dtype)
+        qkv = stable_linear(x.to(weight.dtype), weight, bias)
+        heads = (3, self.config.num_heads, self.config.head_dim)
+        q, k, v = qkv.view(rows, tokens, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+        scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
+        q = (F.normalize(q.float(), dim=-1) * scale).to(weight.dtype)
+        k = F.normalize(k.float(), dim=-1).to(weight.dtype)
+        fresh = LayerCache(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
+        full = fresh if cache is None else cache.append(fresh.keys, fresh.values)
+        attended = F.scaled_dot_product_attention(
+            q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0
+        )
+        return self.proj(attended.transpose(1, 2).reshape(rows, tokens, -1)), full
+
+
+class FeedForward(nn.Module):
+    """Two linears around a tanh-approximated GELU."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        self.fc1 = StableLinear(config.embed_dim, config.ffn_dim)
+        self.fc2 = StableLinear(config.ffn_dim, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, both modulated by the class."""
+
+    def __init__(self, config: VarConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.attn = SelfAttention(config)
+        self.ffn = FeedForward(config)
+        if config.shared_modulation:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), StableLinear(width, 6 * width))
+
+    def modulation(self, condition: Tensor, shared: Tensor | None) -> tuple[Tensor, ...]:
+        """Return gamma1, gamma2, scale1, scale2, shift1, shift2, each float32 [R, 1, C].
+
+        Args:
+            condition: [R, C], the class embedding.
+            shared: [R, 1, 6, C], what the shared layer made of it; None where each block has its own.
+        """
+        if shared is not None:
+            return (self.ada_gss.float() + shared).unbind(dim=2)
+        own = self.ada_lin(condition).float()
+        return own.view(condition.shape[0], 1, 6, -1).unbind(dim=2)
+
+    def forward(
+        self, x: Tensor, cache: LayerCache | None, modulation: tuple[Tensor, ...], *, streams: int
+    ) -> tuple[Tensor, LayerCache]:
+        """Run the tokens of one scale, x [R, n, C], against the cache of the scales before."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
+        attended, full = self.attn(plain_norm(x) * (1 + scale1) + shift1, cache, streams=streams)
+        x = x + attended * gamma1
+        return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2, full
+
+
+class HeadNorm(nn.Module):
+    """Scale and shift of the last norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), StableLinear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).view(condition.shape[0], 1, 2, -1).unbind(dim=2)
+        return plain_norm(x) * (1 + scale) + shift
+
+
+class VarTransformer(nn.Module):
+    """Predicts the tokens of each scale from the feature map that the scales before add up to.
+
+    Args:
+        config: hyper-parameters.
+        scale_schedule: (h, w) tokens of each scale; positions are learned, so it belongs to the weights.
+    """
+
+    def __init__(self, config: VarConfig, scale_schedule: ScaleSchedule) -> None:
+        super().__init__()
+        if scale_schedule[0] != (1, 1):
+            raise ValueError(f"scale_schedule[0]: expected (1, 1), the class token, got {scale_schedule[0]}")
+        width = config.embed_dim
+        self.config = config
+        self.scale_schedule = scale_schedule
+        counts = [height * width_ for height, width_ in scale_schedule]
+        self.starts = tuple(sum(counts[:k]) for k in range(len(counts) + 1))
+        self.word_embed = StableLinear(config.codebook_dim, width)
+        self.class_emb = nn.Embedding(config.num_classes + 1, width)
+        self.pos_start = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, self.starts[-1], width))
+        self.lvl_embed = nn.Embedding(len(scale_schedule), width)
+        self.shared_ada_lin = (
+            nn.Sequential(nn.SiLU(), StableLinear(width, 6 * width))
+            if config.shared_modulation
+            else nn.Identity()
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_nm = HeadNorm(width)
+        self.head = StableLinear(width, config.vocabulary)
+
+    @property
+    def block_dtype(self) -> torch.dtype:
+        """The dtype of the blocks, and so of the KV cache."""
+        return next(self.blocks.parameters()).dtype
+
+    @property
+    def no_class(self) -> int:
+        """Label of the unconditional stream."""
+        return self.config.num_classes
+
+    def condition(self, labels: Tensor, *, guidance: bool) -> Tensor:
+        """Return class embeddings float32 [R, C] of labels int64 [B]; conditional rows come first."""
+        if guidance:
+            labels = torch.cat((labels, torch.full_like(labels, self.no_class)))
+        return self.class_emb(labels).float()
+
+    def scale_step(
+        self, features: Tensor | None, scale_index: int, cache: KVCache, condition: Tensor, *, streams: int
+    ) -> tuple[Tensor, KVCache]:
+        """Run one scale of B trajectories.
+
+        Args:
+            features: float32 [B, n, codebook_dim], the summed feature map at this scale's size; None at
+                scale 0.
+            scale_index: the scale to run; the cache holds all scales before it.
+            cache: keys and values so far (`KVCache()` at scale 0).
+            condition: [R, C] of `condition`.
+            streams: S.
+
+        Returns:
+            Raw logits float32 [S, B, n, V] and the extended cache. The last scale's cache is returned
+            unextended: nothing reads it.
+        """
+        places = slice(self.starts[scale_index], self.starts[scale_index + 1])
+        position = self.lvl_embed.weight[scale_index].float() + self.pos_1LC[:, places].float()
+        if features is None:
+            x = condition[:, None] + self.pos_start.float() + position
+        else:
+            x = (self.word_embed(features).float() + position).repeat(streams, 1, 1)
+        shared = None
+        if self.config.shared_modulation:
+            shared = self.shared_ada_lin(condition).float().view(condition.shape[0], 1, 6, -1)
+        layers = []
+        for index, block in enumerate(self.blocks):
+            before = cache.layers[index] if cache.layers else None
+            modulation = block.modulation(condition, shared)  # type: ignore[operator]
+            x, full = block(x, before, modulation, streams=streams)
+            layers.append(full)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = self.head(self.head_nm(x, condition)).float()
+        is_last = scale_index == len(self.scale_schedule) - 1
+        return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
