@@ -8,17 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
-from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.infinity.verify import verify_directory
 
 SUBSET = Path(__file__).parents[1] / "data" / "infinity"
-SHAPES = json.loads((SUBSET / "published_shapes.json").read_text())
 
 
 def test_shipped_subset_agrees() -> None:
@@ -79,49 +74,3 @@ def test_unusable_folders_are_named(tmp_path: Path) -> None:
 def test_a_folder_without_cases_does_not_pass(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert not verify_directory(tmp_path).passed
-
-
-@pytest.mark.parametrize(
-    ("name", "depth", "width", "heads", "bits"),
-    [
-        ("infinity_2b", 32, 2048, 16, 32),
-        ("infinity_8b", 40, 3584, 28, 56),
-        ("infinity_layer12", 12, 768, 8, 16),
-    ],
-)
-def test_published_transformers_load_by_name(
-    name: str, depth: int, width: int, heads: int, bits: int
-) -> None:
-    shapes = SHAPES[name]
-    config = TransformerConfig(
-        depth=depth,
-        embed_dim=width,
-        num_heads=heads,
-        block_chunks=shapes["chunks"],
-        bits_per_token=bits,
-        text_channels=2048,
-        text_max_length=512,
-        rope_grid=(64, 64),
-    )
-    with torch.device("meta"):
-        own = InfinityTransformer(config, ((1, 1), (2, 2))).state_dict()
-    expected = dict(shapes["top"])
-    for chunk in range(shapes["chunks"]):
-        for block in range(shapes["blocks_per_chunk"]):
-            prefix = f"block_chunks.{chunk}.module.{block}."
-            expected |= {prefix + key: shape for key, shape in shapes["block"].items()}
-    assert {key: list(value.shape) for key, value in own.items()} == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "dim", "multipliers"),
-    [("vae_f16_d32", 32, (1, 2, 4, 4, 4)), ("vae_f8_d14_patchify", 14, (1, 2, 4, 4))],
-)
-def test_published_tokenizers_load_by_name(name: str, dim: int, multipliers: tuple[int, ...]) -> None:
-    config = TokenizerConfig(
-        codebook_dim=dim, encoder_multipliers=multipliers, decoder_multipliers=multipliers
-    )
-    with torch.device("meta"):
-        own = ImageTokenizer(config).state_dict()
-    expected = {key: shape for key, shape in SHAPES[name].items() if not key.endswith("lfq.mask")}
-    assert {key: list(value.shape) for key, value in own.items()} == expected
