@@ -13,12 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Float32Array, Int64Array, ScaleSchedule, UInt8Array
 
 TINY_SCHEDULE: ScaleSchedule = (
     (1, 1), (1, 1), (2, 2), (2, 2), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4), (6, 6), (6, 6), (8, 8), (8, 8),
 )  # fmt: skip
 """13 scales, so that the published plan applies literally."""
+
+TINY_TEXT_LENGTH = 60
+"""Longer texts count as cut by the reward."""
 
 _CHANNELS = 5
 _TEXT_WIDTH = 8
@@ -186,8 +190,18 @@ class TinyReward:
     def __init__(self, *, bad_value: float = float("nan"), bad_on: str | None = None) -> None:
         """Make the reward; texts that contain `bad_on` are given `bad_value`."""
         self.name = "tiny-reward"
+        self.recipe = "images as they are"
         self._bad_value = bad_value
         self._bad_on = bad_on
+
+    def preprocess(self, images: UInt8Array) -> UInt8Array:
+        return images
+
+    def encode_text(self, texts: Sequence[str]) -> list[RewardText]:
+        return [RewardText(content=text, truncated=len(text) > TINY_TEXT_LENGTH) for text in texts]
+
+    def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
+        return self.score(pixels, [text.content for text in texts])
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
         assert images.dtype == np.uint8

@@ -36,6 +36,7 @@ from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.search.schedule import Plan, Segment
 from ttsvar_ray.types import WORST_REWARD, SelectionKind
@@ -54,6 +55,8 @@ class EngineSettings:
             `WORST_REWARD` and counts it.
         image_format, quality: the files of the final images.
         encode_threads: image files encoded at a time.
+        memory_bytes: what this worker can give to trajectories, for whoever places work on it; None where
+            only rows limit it.
     """
 
     micro_batch_rows: int = 16
@@ -62,6 +65,7 @@ class EngineSettings:
     image_format: str = "png"
     quality: int = 95
     encode_threads: int = 2
+    memory_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +86,7 @@ class Engine:
         self,
         *,
         model: NextScaleModel,
-        reward: Reward,
+        reward: Reward | RewardPanel,
         extractor: FeatureExtractor | None,
         plan: Plan,
         run_seed: int,
@@ -92,7 +96,7 @@ class Engine:
 
         Args:
             model: the generator; its scale schedule must be the plan's.
-            reward: scores decoded images.
+            reward: scores decoded images; a panel where the plan combines several.
             extractor: turns decoded images into vectors to cluster; None where the plan clusters nowhere.
             plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
@@ -108,7 +112,13 @@ class Engine:
         self.plan = plan
         self.settings = settings
         self.model_name = model.name
-        self.reward_name = reward.name
+        self._panel = reward if isinstance(reward, RewardPanel) else RewardPanel([reward])
+        if len(self._panel.members) != plan.reward_members:
+            raise ValueError(
+                f"reward: the plan expects {plan.reward_members} members, got {len(self._panel.members)}; "
+                "build both from one configuration"
+            )
+        self.reward_name = self._panel.name
         self._store = StateStore()
         self._encoder = ImageEncoder(
             image_format=settings.image_format, quality=settings.quality, threads=settings.encode_threads
@@ -116,7 +126,7 @@ class Engine:
         self._segments = plan.segments
         self._runner = SegmentRunner(
             model=model,
-            reward=reward,
+            panel=self._panel,
             extractor=extractor,
             store=self._store,
             run_seed=run_seed,
@@ -247,17 +257,19 @@ class Engine:
         )
 
     def _finite_rewards(self, segment: Segment, shard: _Shard, outcomes: Sequence[RowOutcome]) -> np.ndarray:
-        """Return float32 [slots, scored scales], with the policy applied to what is not finite."""
-        shape = (len(outcomes), len(segment.scored_scales))
+        """Return float32 [slots, scored scales x members], with the policy applied to what is not finite."""
+        members = self._panel.members
+        shape = (len(outcomes), len(segment.scored_scales) * len(members))
         rewards = np.asarray([o.rewards for o in outcomes], dtype=np.float32).reshape(shape)
         bad = ~np.isfinite(rewards)
         if not bad.any():
             return rewards
         if self.settings.nonfinite == "error":
             row, column = (int(i) for i in np.argwhere(bad)[0])
+            scale, member = divmod(column, len(members))
             raise RewardError(
-                f"reward {self.reward_name!r} of prompt {shard.task.prompt.key!r} at scale "
-                f"{segment.scored_scales[column]}, slot {shard.task.slots[row]}: expected a finite number, "
+                f"reward {members[member].name!r} of prompt {shard.task.prompt.key!r} at scale "
+                f"{segment.scored_scales[scale]}, slot {shard.task.slots[row]}: expected a finite number, "
                 f"got {rewards[row, column]}; set reward.nonfinite to 'worst' to go on without such images"
             )
         shard.counters["rewards_not_finite"] += int(bad.sum())

@@ -16,10 +16,10 @@ from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
-from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.schedule import Segment
-from ttsvar_ray.types import Float32Array, SelectionKind, UInt8Array
+from ttsvar_ray.types import Float32Array, Int64Array, SelectionKind, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class RowOutcome:
     """What one trajectory brought home from one segment.
 
     Attributes:
-        rewards: one per scored scale of the segment; may be NaN or infinite.
+        rewards: one per scored scale of the segment and member of the panel, the members side by side; may
+            be NaN or infinite.
         features: float32 [feature_dim], or [num_patches, width], where the segment ends in a clustering.
         bits: packed, of this segment's scales.
         image: uint8 RGB [height, width, 3] in the last segment.
@@ -51,14 +52,14 @@ class SegmentRunner:
         self,
         *,
         model: NextScaleModel,
-        reward: Reward,
+        panel: RewardPanel,
         extractor: FeatureExtractor | None,
         store: StateStore,
         run_seed: int,
         selector_decode: str,
     ) -> None:
         self._model = model
-        self._reward = reward
+        self._panel = panel
         self._extractor = extractor
         self._store = store
         self._run_seed = run_seed
@@ -96,7 +97,8 @@ class SegmentRunner:
             self._replay_missing(segment, rows, counters)
             state = self._gather_parents(segment, rows)
 
-        rewards = np.empty((len(rows), len(segment.scored_scales)), dtype=np.float32)
+        members = len(self._panel.members)
+        rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
         features: Float32Array | None = None
         images: UInt8Array | None = None
         for scale_index in range(segment.first_scale, segment.last_scale + 1):
@@ -109,9 +111,10 @@ class SegmentRunner:
             final = ends and segment.is_last
             images = self._model.decode(state, size="full" if final else self._selector_decode)
             if scored:
-                column = segment.scored_scales.index(scale_index)
-                texts = [row.task.prompt.text for row in rows]
-                rewards[:, column] = self._reward.score(images, texts)
+                scores = self._panel.score(images, [row.task.prompt.text for row in rows])
+                rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
+                if final:
+                    _count_cut_texts(rows, scores.cut_texts, counters)
             if clusters:
                 assert self._extractor is not None, "a plan that clusters has an extractor"
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
@@ -122,7 +125,7 @@ class SegmentRunner:
                 self._store.hold(state_key(row.task), segment.index, row.slot, HeldRow(state, index))
         outcomes = [
             RowOutcome(
-                rewards=tuple(float(r) for r in rewards[i]),
+                rewards=tuple(float(r) for r in rewards[i].flat),
                 features=None if features is None else features[i],
                 bits=packed[i],
                 image=images[i] if segment.is_last and images is not None else None,
@@ -206,6 +209,16 @@ class SegmentRunner:
     def _pack_segment(self, segment: Segment, state: Any) -> list[PackedBits]:
         scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
         return pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
+
+
+def _count_cut_texts(rows: Sequence[Row], cut_texts: Int64Array, counters: dict[int, Counter[str]]) -> None:
+    """Count, once a prompt, the members that cut its text: with slot 0 of the last segment.
+
+    Counters are summed over the shards of a prompt, and rows must not show how it was sharded.
+    """
+    for row, cut in zip(rows, cut_texts, strict=True):
+        if row.slot == 0 and cut:
+            counters.setdefault(row.task_index, Counter())["reward_texts_truncated"] += int(cut)
 
 
 def _clusters(segment: Segment) -> bool:

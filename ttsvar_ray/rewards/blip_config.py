@@ -9,12 +9,10 @@ from typing import Any
 from transformers import BlipTextConfig, BlipVisionConfig
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.rewards.pixel_recipe import CLIP_MEAN, CLIP_STD
 
 FORMAT_VERSION = 1
 KIND = "blip-reward"
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,14 @@ Shape legend: B rows, P patches + 1 (class token), T text tokens, V vision width
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from transformers import BlipTextModel, BlipVisionModel
 
 from ttsvar_ray.rewards.blip_config import BlipRewardConfig
+from ttsvar_ray.rewards.network_reward import in_whole_blocks
 
 HEAD_INDICES = (0, 2, 4, 6, 7)
 """Places of the linear layers in the published head; the places between them held dropouts."""
-HEAD_BLOCK = 32
-"""Rows of the head are computed in multiples of this: a multiple of every block that CPU kernels use."""
 
 
 class LinearHead(nn.Module):
@@ -69,15 +67,10 @@ class BlipRewardNetwork(nn.Module):
     def head(self, text_BTW: Tensor) -> Tensor:
         """Return the raw head output [B] from the first token's state.
 
-        The head sees one row per image, and its last layer is a matrix times a vector: CPUs take such rows in
-        blocks and round those left over differently. So a batch is padded to whole blocks: a row's score
-        must not depend on its batch.
+        The head sees one row per image, so it is computed in whole blocks of rows.
         """
-        class_BW = text_BTW[:, 0]
-        missing = -class_BW.shape[0] % HEAD_BLOCK
-        padded = torch.cat([class_BW, class_BW[-1:].expand(missing, -1)]) if missing else class_BW
-        raw: Tensor = self.mlp(padded)
-        return raw[: class_BW.shape[0]]
+        raw: Tensor = self.mlp(in_whole_blocks(text_BTW[:, 0]))
+        return raw[: text_BTW.shape[0]]
 
     def normalise(self, raw: Tensor) -> Tensor:
         """Apply the config's affine map."""

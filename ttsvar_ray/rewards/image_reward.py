@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
@@ -24,20 +23,19 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig
 from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
 from ttsvar_ray.rewards.image_reward_checkpoint import load_strict, read_published
-from ttsvar_ray.rewards.pixels import preprocess, preprocess_on_device
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+from ttsvar_ray.rewards.network_reward import NetworkReward
+from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
+from ttsvar_ray.rewards.protocol import RewardText
+from ttsvar_ray.types import Preprocessing
 
 WEIGHTS_FILE = "model.safetensors"
 PUBLISHED_FILE = "ImageReward.pt"
-MOST_CACHED_TEXTS = 4096
 
 
-class ImageReward:
+class ImageReward(NetworkReward):
     """Scores uint8 images against texts (`rewards.protocol.Reward`). Higher is better, about unit scale.
 
-    A row's score does not depend on the other rows: batches of one image and heads of few rows are
-    padded (see `BlipRewardNetwork.head`), texts always have the same padded length, and on accelerators,
-    where kernels are chosen by shape, every batch is padded to `batch_rows`.
+    The text is read in the light of the image, so only its token ids are kept from one image to the next.
 
     Args:
         config: sizes and preprocessing.
@@ -63,13 +61,20 @@ class ImageReward:
         preprocessing: Preprocessing = Preprocessing.PUBLISHED,
         where: str = "weights",
     ) -> None:
+        super().__init__(
+            name=config.name,
+            recipe=PixelRecipe(
+                size=config.vision.image_size,
+                mean=config.pixel_mean,
+                std=config.pixel_std,
+                preprocessing=preprocessing,
+            ),
+            device=device,
+            dtype=dtype,
+            batch_rows=batch_rows,
+        )
         self.config = config
-        self.name = config.name
         self.tokenizer = tokenizer
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.batch_rows = batch_rows
-        self.preprocessing = preprocessing
         if len(tokenizer) > config.text.vocab_size:
             raise ConfigurationError(
                 f"{where}: the tokenizer has {len(tokenizer)} entries, the network only "
@@ -78,7 +83,6 @@ class ImageReward:
         network = BlipRewardNetwork(config)
         load_strict(network, weights, where)
         self.network = network.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self._text_cache: dict[str, tuple[Tensor, Tensor]] = {}
 
     @classmethod
     def from_directory(
@@ -137,57 +141,17 @@ class ImageReward:
         (folder / WEIGHTS_FILE).write_bytes(serialize(weights, metadata={"format": "pt"}))
         self.tokenizer.save_pretrained(folder)
 
-    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
-        """Return float32 [n] scores.
+    def _encode(self, text: str) -> RewardText:
+        uncut = self.tokenizer(text, verbose=False)["input_ids"]
+        ids, mask = tokenize(self.tokenizer, [text], self.config.max_text_tokens)
+        content = (ids.to(self.device), mask.to(self.device))
+        return RewardText(content=content, truncated=len(uncut) > self.config.max_text_tokens)
 
-        Args:
-            images: uint8 RGB [n, height, width, 3].
-            texts: n texts, one per image.
-        """
-        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-            raise ValueError(
-                f"images: expected uint8 [n, height, width, 3], got {images.dtype} {images.shape}"
-            )
-        if len(images) != len(texts):
-            raise ValueError(f"texts: expected one per image ({len(images)}), got {len(texts)}")
-        chunks = [
-            self._score_chunk(images[start : start + self.batch_rows], texts[start : start + self.batch_rows])
-            for start in range(0, len(images), self.batch_rows)
-        ]
-        return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
-
-    def _score_chunk(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
-        rows = len(images)
-        # One-image convolutions round differently on CPUs; accelerators choose kernels by shape.
-        wanted = max(2, rows) if self.device.type == "cpu" else self.batch_rows
-        if wanted > rows:
-            images = np.concatenate([images, np.repeat(images[-1:], wanted - rows, axis=0)])
-            texts = [*texts, *[texts[-1]] * (wanted - rows)]
-        ids, mask = self._encode_texts(texts)
-        with torch.inference_mode():
-            scores = self.network(
-                self._pixels(images).to(self.device, self.dtype),
-                ids.to(self.device),
-                mask.to(self.device),
-            )
-        result: Float32Array = scores[:rows].float().cpu().numpy()
-        return result
-
-    def _pixels(self, images: UInt8Array) -> Tensor:
-        size, mean, std = self.config.vision.image_size, self.config.pixel_mean, self.config.pixel_std
-        if self.preprocessing is Preprocessing.TENSOR:
-            return preprocess_on_device(images, size, mean, std, self.device)
-        return torch.from_numpy(preprocess(images, size, mean, std))
-
-    def _encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return int64 ids and mask [n, max_text_tokens]; each distinct text is tokenised once."""
-        if len(self._text_cache) > MOST_CACHED_TEXTS:
-            self._text_cache.clear()
-        for text in texts:
-            if text not in self._text_cache:
-                self._text_cache[text] = tokenize(self.tokenizer, [text], self.config.max_text_tokens)
-        pairs = [self._text_cache[text] for text in texts]
-        return torch.cat([ids for ids, _ in pairs]), torch.cat([mask for _, mask in pairs])
+    def _forward(self, pixels_BCHW: Tensor, contents: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        ids_BT = torch.cat([ids for ids, _ in contents])
+        mask_BT = torch.cat([mask for _, mask in contents])
+        scores: Tensor = self.network(pixels_BCHW, ids_BT, mask_BT)
+        return scores
 
 
 def tokenize(tokenizer: BertTokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
-from ttsvar_ray.rewards.pixels import preprocess
+from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
 from ttsvar_ray.shapes.architecture import IMAGE_SIZE
 from ttsvar_ray.shapes.recipe.optimizers import muon_and_adamw, warm_hold_decay
 from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
@@ -100,9 +100,8 @@ class RewardTrainer(torch.nn.Module):
 
     def _pixels(self, batch: RewardBatch) -> Tensor:
         config = self.config
-        return torch.from_numpy(
-            preprocess(batch.images, config.vision.image_size, config.pixel_mean, config.pixel_std)
-        )
+        recipe = PixelRecipe(size=config.vision.image_size, mean=config.pixel_mean, std=config.pixel_std)
+        return recipe.apply(batch.images, torch.device("cpu"))
 
 
 def train_reward(

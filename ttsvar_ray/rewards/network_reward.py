@@ -1,0 +1,122 @@
+"""What all rewards with a network share: batches, padding, cached texts, checks.
+
+Shape legend: B rows, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
+from ttsvar_ray.rewards.protocol import RewardText
+from ttsvar_ray.types import Float32Array, UInt8Array
+
+MOST_CACHED_TEXTS = 4096
+HEAD_BLOCK = 32
+"""Rows of a head are computed in multiples of this: a multiple of every block that CPU kernels use."""
+
+
+class NetworkReward(ABC):
+    """A `rewards.protocol.Reward` that runs a network on one device.
+
+    A row's score does not depend on the other rows: a lone image is doubled, since convolutions of one
+    image round differently on CPUs; what runs on one vector per image goes through `in_whole_blocks`;
+    each text is encoded alone; and on accelerators, where kernels are chosen by shape, every batch is
+    padded to `batch_rows`.
+
+    Args:
+        name: written to the output rows.
+        recipe: from images to pixels.
+        device: torch device name.
+        dtype: of weights and activations.
+        batch_rows: most images in one forward.
+    """
+
+    def __init__(
+        self, *, name: str, recipe: PixelRecipe, device: str, dtype: torch.dtype, batch_rows: int
+    ) -> None:
+        self.name = name
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.batch_rows = batch_rows
+        self._texts: dict[str, RewardText] = {}
+
+    def preprocess(self, images: UInt8Array) -> Tensor:
+        """Return float32 [n, 3, size, size] normalised pixels; `images` uint8 RGB [n, height, width, 3]."""
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise ValueError(
+                f"images: expected uint8 [n, height, width, 3], got {images.dtype} {images.shape}"
+            )
+        return self.recipe.apply(images, self.device)
+
+    def encode_text(self, texts: Sequence[str]) -> list[RewardText]:
+        """Return each text as the network reads it; each distinct text is encoded once."""
+        if len(self._texts) > MOST_CACHED_TEXTS:
+            self._texts.clear()
+        for text in texts:
+            if text not in self._texts:
+                with torch.inference_mode():
+                    self._texts[text] = self._encode(text)
+        return [self._texts[text] for text in texts]
+
+    def score_prepared(self, pixels: Tensor, texts: Sequence[RewardText]) -> Float32Array:
+        """Return float32 [n] scores.
+
+        Args:
+            pixels: float32 [n, 3, size, size], from `preprocess`.
+            texts: n texts from `encode_text`, one per image.
+        """
+        if len(pixels) != len(texts):
+            raise ValueError(f"texts: expected one per image ({len(pixels)}), got {len(texts)}")
+        contents = [text.content for text in texts]
+        step = self.batch_rows
+        chunks = [
+            self._score_chunk(pixels[start : start + step], contents[start : start + step])
+            for start in range(0, len(pixels), step)
+        ]
+        return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        """Return float32 [n] scores of uint8 RGB [n, height, width, 3] against n texts."""
+        if len(images) != len(texts):
+            raise ValueError(f"texts: expected one per image ({len(images)}), got {len(texts)}")
+        return self.score_prepared(self.preprocess(images), self.encode_text(texts))
+
+    def _score_chunk(self, pixels: Tensor, contents: Sequence[Any]) -> Float32Array:
+        rows = len(pixels)
+        wanted = max(2, rows) if self.device.type == "cpu" else self.batch_rows
+        if wanted > rows:
+            pixels = torch.cat([pixels, pixels[-1:].expand(wanted - rows, -1, -1, -1)])
+            contents = [*contents, *[contents[-1]] * (wanted - rows)]
+        with torch.inference_mode():
+            scores = self._forward(pixels.to(self.device, self.dtype), contents)
+        result: Float32Array = scores[:rows].float().cpu().numpy()
+        return result
+
+    @abstractmethod
+    def _encode(self, text: str) -> RewardText:
+        """Return one text as `_forward` reads it."""
+
+    @abstractmethod
+    def _forward(self, pixels_BCHW: Tensor, contents: Sequence[Any]) -> Tensor:
+        """Return the scores [B] of pixels against the contents of B texts."""
+
+
+def in_whole_blocks(rows: Tensor) -> Tensor:
+    """Return [n, ...] padded with its last row to a multiple of `HEAD_BLOCK` rows.
+
+    CPU kernels take matrices with few rows in blocks and round those left over differently; what follows
+    a network's last token mixing has one row per image, so without this a row would depend on how many
+    others there are.
+    """
+    missing = -len(rows) % HEAD_BLOCK
+    if not missing:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

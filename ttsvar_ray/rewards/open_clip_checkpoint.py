@@ -1,0 +1,207 @@
+"""CLIP checkpoints with open_clip's key names (HPSv2), read into transformers' CLIPModel.
+
+The two differ in three things beside names: open_clip fuses query, key and value; it stores its two
+projections transposed; and its sizes stand in a JSON file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID, START_ID
+
+_BLOCK_KEYS: tuple[tuple[str, str], ...] = (
+    (r"ln_([12])\.(\w+)", r"layer_norm\1.\2"),
+    (r"attn\.in_proj_(weight|bias)", r"self_attn.{part}_proj.\1"),
+    (r"attn\.out_proj\.(\w+)", r"self_attn.out_proj.\1"),
+    (r"mlp\.c_fc\.(\w+)", r"mlp.fc1.\1"),
+    (r"mlp\.c_proj\.(\w+)", r"mlp.fc2.\1"),
+)
+_KEYS: tuple[tuple[str, str], ...] = (
+    (r"logit_scale", "logit_scale"),
+    (r"positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"token_embedding\.weight", "text_model.embeddings.token_embedding.weight"),
+    (r"ln_final\.(\w+)", r"text_model.final_layer_norm.\1"),
+    (r"text_projection", "text_projection.weight"),
+    (r"visual\.class_embedding", "vision_model.embeddings.class_embedding"),
+    (r"visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    (r"visual\.conv1\.weight", "vision_model.embeddings.patch_embedding.weight"),
+    # transformers' own spelling.
+    (r"visual\.ln_pre\.(\w+)", r"vision_model.pre_layrnorm.\1"),
+    (r"visual\.ln_post\.(\w+)", r"vision_model.post_layernorm.\1"),
+    (r"visual\.proj", "visual_projection.weight"),
+)
+_TOWERS = (("visual.transformer.resblocks.", "vision_model"), ("transformer.resblocks.", "text_model"))
+_TRANSPOSED = ("text_projection", "visual.proj")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenClipSizes:
+    """Sizes of a CLIP as open_clip's model files state them; widths of the two MLPs are four times theirs."""
+
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    vision_width: int
+    vision_layers: int
+    vision_head_width: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    vocab_size: int
+    quick_gelu: bool = False
+
+    def transformers(self) -> CLIPConfig:
+        """Return the same as transformers wants it."""
+        activation = "quick_gelu" if self.quick_gelu else "gelu"
+        return CLIPConfig(
+            projection_dim=self.embed_dim,
+            vision_config={
+                "hidden_size": self.vision_width,
+                "intermediate_size": 4 * self.vision_width,
+                "num_hidden_layers": self.vision_layers,
+                "num_attention_heads": self.vision_width // self.vision_head_width,
+                "image_size": self.image_size,
+                "patch_size": self.patch_size,
+                "hidden_act": activation,
+            },
+            text_config={
+                "hidden_size": self.text_width,
+                "intermediate_size": 4 * self.text_width,
+                "num_hidden_layers": self.text_layers,
+                "num_attention_heads": self.text_heads,
+                "vocab_size": self.vocab_size,
+                "max_position_embeddings": CONTEXT_LENGTH,
+                "hidden_act": activation,
+                "bos_token_id": START_ID,
+                # transformers reads the state of the first token with this id.
+                "eos_token_id": END_ID,
+            },
+        )
+
+
+VIT_H_14 = OpenClipSizes(
+    embed_dim=1024,
+    image_size=224,
+    patch_size=14,
+    vision_width=1280,
+    vision_layers=32,
+    vision_head_width=80,
+    text_width=1024,
+    text_layers=24,
+    text_heads=16,
+    vocab_size=49408,
+)
+"""The network of HPSv2, HPSv2.1 and PickScore: 986.1 M parameters."""
+
+
+def read_sizes(folder: Path) -> OpenClipSizes:
+    """Return the sizes in a folder's `ViT-*.json` (open_clip's model file); without one, ViT-H-14's.
+
+    Raises:
+        CheckpointError: several such files, or one that does not state what it must.
+    """
+    files = sorted(folder.glob("ViT-*.json"))
+    if not files:
+        return VIT_H_14
+    if len(files) > 1:
+        raise CheckpointError(f"{folder}: expected at most one ViT-*.json, got {[f.name for f in files]}")
+    content: Any = json.loads(files[0].read_text())
+    try:
+        vision, text = content["vision_cfg"], content["text_cfg"]
+        return OpenClipSizes(
+            embed_dim=content["embed_dim"],
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            vision_width=vision["width"],
+            vision_layers=vision["layers"],
+            vision_head_width=vision.get("head_width", 64),
+            text_width=text["width"],
+            text_layers=text["layers"],
+            text_heads=text["heads"],
+            vocab_size=text["vocab_size"],
+            quick_gelu=content.get("quick_gelu", False),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{files[0]}: expected an open_clip model file; missing or wrong: {error}"
+        ) from error
+
+
+def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return open_clip weights under the names, and in the shapes, of transformers' CLIPModel.
+
+    Raises:
+        CheckpointError: a key in no row of the tables.
+    """
+    converted: dict[str, Tensor] = {}
+    for key, tensor in weights.items():
+        target = _rename(key)
+        if "{part}" in target:
+            for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                converted[target.replace("{part}", part)] = third
+        else:
+            converted[target] = tensor.T if key in _TRANSPOSED else tensor
+    return converted
+
+
+def _rename(key: str) -> str:
+    for prefix, tower in _TOWERS:
+        match = re.fullmatch(rf"{re.escape(prefix)}(\d+)\.(.+)", key)
+        if match:
+            inner = _first_match(_BLOCK_KEYS, match[2])
+            if inner is not None:
+                return f"{tower}.encoder.layers.{match[1]}.{inner}"
+    target = _first_match(_KEYS, key)
+    if target is None:
+        raise CheckpointError(f"CLIP checkpoint: unknown key {key!r}; expected open_clip's names of a ViT")
+    return target
+
+
+def _first_match(table: tuple[tuple[str, str], ...], key: str) -> str | None:
+    for pattern, target in table:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return match.expand(target)
+    return None
+
+
+def load_open_clip(path: Path, sizes: OpenClipSizes) -> CLIPModel:
+    """Load a checkpoint `{"state_dict": ...}` with open_clip's names, in float32 on the CPU.
+
+    Args:
+        path: the file; it is read weights-only, so that no code in it is run.
+        sizes: of the network; the file does not tell its numbers of heads.
+
+    Raises:
+        CheckpointError: no such checkpoint, or weights that do not fit the sizes.
+    """
+    content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    weights = content.get("state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors under the key 'state_dict'")
+    config = sizes.transformers()
+    converted = convert(weights)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in CLIPModel(config).state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in converted.items()}
+    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    if wrong:
+        shown = ", ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong[:8])
+        raise CheckpointError(
+            f"{path}: the weights do not fit the network ({len(wrong)} keys; None: not there): {shown}"
+        )
+    model: CLIPModel = CLIPModel.from_pretrained(
+        None, config=config, state_dict=converted, dtype=torch.float32
+    )
+    return model

@@ -1,0 +1,157 @@
+"""From an image to a reward's pixels: the published ways, each as a value, and a faster way beside it.
+
+Rewards differ in what they do with an image that is not square (cut, pad, stretch), and in whose
+arithmetic their authors used; the last bits of the pixels follow from it.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+
+class Fit(str, enum.Enum):
+    """How an image becomes a square."""
+
+    CROP = "crop"
+    """The shorter side is resized, the longer one loses its ends."""
+    PAD = "pad"
+    """The longer side is resized, black fills the rest evenly."""
+    STRETCH = "stretch"
+    """Both sides are resized, whatever the aspect ratio."""
+
+
+class Library(str, enum.Enum):
+    """Whose arithmetic the published preprocessing uses."""
+
+    TORCHVISION = "torchvision"
+    """Levels divided by 255 in float32; the centre of an odd margin rounds half to even."""
+    TRANSFORMERS = "transformers"
+    """Levels times 1/255 in float64, then float32 (its image processors on PIL); centres round down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelRecipe:
+    """How uint8 images become the float32 pixels of a network's square input. All resizing is bicubic.
+
+    Attributes:
+        size: pixels of a side of the network's input.
+        fit: how an image becomes a square.
+        mean, std: per channel, of pixels in [0, 1].
+        library: whose arithmetic.
+        preprocessing: `PUBLISHED`, or `TENSOR`: resized as float tensors on the network's device. The
+            published way of PAD resizes float tensors too, so for it both are one.
+    """
+
+    size: int
+    fit: Fit = Fit.CROP
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    library: Library = Library.TORCHVISION
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED
+
+    def apply(self, images: UInt8Array, device: torch.device) -> Tensor:
+        """Return float32 [n, 3, size, size].
+
+        Args:
+            images: uint8 RGB [n, height, width, 3].
+            device: where tensors are resized; PIL works on the CPU, and its pixels stay there.
+        """
+        if self.fit is Fit.PAD:
+            return self._normalise(self._pad(_to_unit(images, device)))
+        if self.preprocessing is Preprocessing.TENSOR:
+            return self._normalise(self._fit_tensors(_to_unit(images, device)))
+        if images.shape[1:3] != (self.size, self.size):
+            fitted = [np.asarray(self._fit_image(Image.fromarray(image))) for image in images]
+            images = np.stack(fitted) if fitted else np.zeros((0, self.size, self.size, 3), np.uint8)
+        levels = self._levels()
+        channels = [levels[channel][images[..., channel]] for channel in range(3)]
+        return torch.from_numpy(np.stack(channels, axis=1))
+
+    def tensor(self) -> PixelRecipe:
+        """Return the faster way beside this one."""
+        return replace(self, preprocessing=Preprocessing.TENSOR)
+
+    def _levels(self) -> Float32Array:
+        """Return float32 [3, 256]: what each of the 256 levels becomes in each channel."""
+        levels = np.arange(256, dtype=np.uint8)
+        if self.library is Library.TORCHVISION:
+            unit = levels.astype(np.float32) / np.float32(255.0)
+        else:
+            unit = (levels.astype(np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        normalised: Float32Array = (unit[None, :] - mean[:, None]) / std[:, None]
+        return normalised
+
+    def _fit_image(self, image: Image.Image) -> Image.Image:
+        if self.fit is Fit.STRETCH:
+            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        width, height = self._cover(image.width, image.height)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = self._margin(width), self._margin(height)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _fit_tensors(self, unit_BCHW: Tensor) -> Tensor:
+        """Resize tensors in [0, 1]; bicubic overshoots, and 8-bit images cannot, so it is cut off."""
+        height, width = unit_BCHW.shape[2:]
+        if self.fit is Fit.STRETCH:
+            return _resize(unit_BCHW, self.size, self.size).clamp(0.0, 1.0)
+        width, height = self._cover(width, height)
+        resized = _resize(unit_BCHW, height, width).clamp(0.0, 1.0)
+        left, top = self._margin(width), self._margin(height)
+        return resized[:, :, top : top + self.size, left : left + self.size]
+
+    def _pad(self, unit_BCHW: Tensor) -> Tensor:
+        """Fit the longer side and pad with black; overshoot is kept.
+
+        Source: the preprocessing of HPSv2.
+        Differs: an image whose longer side has exactly `size` pixels is padded too; the published code
+            forgets it, and then fails.
+        """
+        height, width = unit_BCHW.shape[2:]
+        scale = self.size / float(max(height, width))
+        height, width = round(height * scale), round(width * scale)
+        resized = _resize(unit_BCHW, height, width)
+        rows, columns = self.size - height, self.size - width
+        return F.pad(resized, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    def _cover(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) whose shorter side is `size`."""
+        shorter = min(width, height)
+        return int(self.size * width / shorter), int(self.size * height / shorter)
+
+    def _margin(self, side: int) -> int:
+        """Return how much of a side is cut off before the centre square."""
+        margin = side - self.size
+        return margin // 2 if self.library is Library.TRANSFORMERS else round(margin / 2.0)
+
+    def _normalise(self, unit_BCHW: Tensor) -> Tensor:
+        shape = (1, 3, 1, 1)
+        mean, std = unit_BCHW.new_tensor(self.mean), unit_BCHW.new_tensor(self.std)
+        return (unit_BCHW - mean.view(shape)) / std.view(shape)
+
+
+def _to_unit(images: UInt8Array, device: torch.device) -> Tensor:
+    """Return float32 [n, 3, height, width] in [0, 1]."""
+    # Tensors on arrays that must not be written to make torch warn; such arrays are copied.
+    writable = np.require(images, requirements="W")
+    return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2).float() / 255.0
+
+
+def _resize(pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
+    if pixels_BCHW.shape[2:] == (height, width):
+        return pixels_BCHW
+    return F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
