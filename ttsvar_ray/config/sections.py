@@ -155,6 +155,10 @@ class EngineConfig(_Section):
         description="size of the intermediate images that rewards and clustering see",
     )
     threads: _Count = Field(default=1, description="CPU threads of one worker")
+    memory_gb: _Positive | None = Field(
+        default=None,
+        description="GB that trajectories may take on a worker; None: what a GPU has left, no limit on a CPU",
+    )
 
 
 class ClusterConfig(_Section):
@@ -240,6 +244,7 @@ NOT_CONTENT = (
     "prompts",
     "engine.micro_batch_rows",
     "engine.threads",
+    "engine.memory_gb",
     "cluster",
     "output.path",
     "run_name",

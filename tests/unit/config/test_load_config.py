@@ -83,6 +83,7 @@ def test_the_option_list_is_pinned() -> None:
         "engine.micro_batch_rows",
         "engine.selector_decode",
         "engine.threads",
+        "engine.memory_gb",
         "cluster.workers",
         "cluster.spread",
         "cluster.address",
