@@ -15,6 +15,7 @@ from typing import Any
 
 from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.engine.memory import trajectory_bytes
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, build_extractor
 from ttsvar_ray.models.choice import ModelChoice
@@ -162,11 +163,12 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             preprocessing=config.features.preprocessing,
             device=device,
         )
+    judge = build_reward(
+        reward.name, path=reward.path, device=device, preprocessing=config.reward.preprocessing
+    )
     return Engine(
         model=model,
-        reward=build_reward(
-            reward.name, path=reward.path, device=device, preprocessing=config.reward.preprocessing
-        ),
+        reward=judge,
         extractor=extractor,
         plan=plan,
         run_seed=config.seed,
@@ -176,6 +178,7 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             nonfinite=config.reward.nonfinite,
             image_format=config.output.image_format,
             quality=DEFAULT_QUALITY if config.output.quality is None else config.output.quality,
+            memory_bytes=trajectory_bytes(config, description, plan, device),
         ),
     )
 

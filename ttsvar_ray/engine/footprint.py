@@ -21,7 +21,6 @@ from ttsvar_ray.costs.judges import (
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.types import SelectionKind
 
@@ -35,26 +34,24 @@ def has_counted_costs(description: ModelDescription) -> bool:
 
 def model_shape(
     config: JobConfig,
+    description: ModelDescription,
     plan: Plan,
     *,
     on_gpu: bool,
-    description: ModelDescription | None = None,
     text_tokens: int = TYPICAL_TEXT_TOKENS,
 ) -> ModelShape:
     """Return the sizes of a job's networks.
 
     Args:
         config: the job.
+        description: of its model.
         plan: says whether features are needed.
         on_gpu: where the job runs; decides number formats that are "auto".
-        description: of the model; None reads the one that the job names.
         text_tokens: real tokens of a typical text.
 
     Raises:
-        ConfigurationError: a family whose costs are not counted.
-        CheckpointError: a model that cannot be described.
+        ConfigurationError: a family, or a reward, whose costs are not counted.
     """
-    description = describe_model(config.model.name) if description is None else description
     if not has_counted_costs(description):
         raise ConfigurationError(
             f"model {description.name!r}: costs are counted for models of the family infinity, "

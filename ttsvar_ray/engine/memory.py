@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.costs import ModelShape
 from ttsvar_ray.costs.seconds import JUDGE_ROWS
+from ttsvar_ray.engine.footprint import has_counted_costs, model_shape
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.search.schedule import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +18,21 @@ RESERVED_SHARE = 0.05
 """Of a GPU's memory, kept free: the workspace of its libraries, and what is lost between blocks of memory."""
 
 _WIDE = 4
+
+
+def trajectory_bytes(
+    config: JobConfig, description: ModelDescription, plan: Plan, device: torch.device | str
+) -> int | None:
+    """Return what a worker of a job can give to trajectories; None means that only rows limit it.
+
+    To be called when the weights are loaded. Where a model's memory is not counted, nothing is promised:
+    an engine that runs out of memory halves its micro-batches.
+    """
+    if not has_counted_costs(description):
+        return None
+    model = model_shape(config, description, plan, on_gpu=str(device).startswith("cuda"))
+    workspace = workspace_bytes(model, selector_decode=config.engine.selector_decode)
+    return available_bytes(device, memory_gb=config.engine.memory_gb, workspace=workspace)
 
 
 def workspace_bytes(model: ModelShape, *, selector_decode: str) -> int:

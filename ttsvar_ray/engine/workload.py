@@ -17,6 +17,7 @@ from ttsvar_ray.costs.seconds import (
     text_seconds,
 )
 from ttsvar_ray.costs.shape import ScaleCost
+from ttsvar_ray.engine.build import describe
 from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.search.schedule import Plan, Segment
 from ttsvar_ray.types import SelectionKind
@@ -40,7 +41,7 @@ def build_workload(config: JobConfig, plan: Plan, profile: DeviceProfile) -> Wor
     Raises:
         ConfigurationError: a model family or a reward whose costs are not counted.
     """
-    model = model_shape(config, plan, on_gpu=is_gpu(profile))
+    model = model_shape(config, describe(config), plan, on_gpu=is_gpu(profile))
     return workload_of(model, plan, profile, config)
 
 
