@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from transformers import Dinov2WithRegistersModel
 
+from tests.support.recorded import recorded_rewards
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.dinov2 import Dinov2Backbone, config_of, convert, load_hub_checkpoint
 from ttsvar_ray.features.patch_features import mean_over_patches
 from ttsvar_ray.features.registry import build_extractor, load_backbone
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
 
-DATA = Path(__file__).parents[2] / "data" / "rewards"
+DATA = recorded_rewards()
 CHECKPOINT = DATA / "dinov2_reg" / "dinov2_vitl14_reg4_pretrain.pth"
 REDUCED_HEAD_WIDTH = 16
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.recorded import recorded_rewards
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.rewards.blip_config import (
     PUBLISHED_IMAGE_REWARD,
@@ -24,7 +25,7 @@ from ttsvar_ray.rewards.image_reward_checkpoint import convert, read_published, 
 from ttsvar_ray.rewards.pixels import shorter_side_centre_crop
 from ttsvar_ray.rewards.registry import build_reward
 
-DATA = Path(__file__).parents[2] / "data" / "rewards"
+DATA = recorded_rewards()
 REFERENCE = json.loads((DATA / "imagereward" / "ref.json").read_text())
 
 REDUCED = replace(

@@ -244,7 +244,7 @@ def _check_tokenizer(arch: _Architecture, case: RecordedCase) -> None:
     # The tokenizer's recorded schedule is that of its feature map, patchified or not.
     quantizer = Quantizer(codebook_dim=tokenizer.config.codebook_dim, schedule=schedule)
     tokens = functools.partial(_bit_tokens, quantizer)
-    features = tokenizer.encode(t["image"].to(arch.device))
+    features = tokenizer.encode(t["image"].to(arch.device, torch.float32))
     case("enc_features", features, FEATURES)
     all_bits, z = quantizer.encode(features)
     case("z", z, FEATURES)
