@@ -14,7 +14,6 @@ from ttsvar_ray.models.infinity.resolutions import (
     published_resolution,
 )
 
-
 PUBLISHED = {
     3.0: ("432x144 864x288 1440x480 1776x592", (509, 2588, 7016, 11123)),
     2.5: ("400x160 800x320 1280x512 1600x640", (555, 2555, 6805, 10805)),
