@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.infinity.verify import multinomial_bits
+from ttsvar_ray.models.infinity.recorded_checks import multinomial_bits
 from ttsvar_ray.models.sampling import (
     SamplingSettings,
     draw_bits,

@@ -1,0 +1,242 @@
+"""What is compared in each kind of recorded file; `verify.py` says which kinds there are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.quantizer import Quantizer
+from ttsvar_ray.models.infinity.recorded import RecordedArchitecture, RecordedTexts
+from ttsvar_ray.models.infinity.state import InfinityState
+from ttsvar_ray.models.infinity.tokenizer import to_uint8
+from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.models.infinity.verification import (
+    EXACT,
+    FEATURES,
+    HIDDEN,
+    IMAGE,
+    IMAGE_FP16,
+    LEVELS,
+    LOGITS,
+    RecordedCase,
+    Tensors,
+)
+from ttsvar_ray.models.kv_cache import KVCache
+from ttsvar_ray.models.sampling import SamplingSettings, top_p_margin
+from ttsvar_ray.types import ScaleSchedule
+
+SAMPLED_SEED, SAMPLED_GUIDANCE, SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 1234, 3.0, 0.5, 0.97
+"""Settings of the free runs and of the forced TTS-VAR run, which the recorded files leave out."""
+
+
+def _schedule(t: Tensors) -> ScaleSchedule:
+    return tuple((int(h), int(w)) for _, h, w in t["scale_schedule"].tolist())
+
+
+def _settings(t: Tensors) -> SamplingSettings:
+    return SamplingSettings(
+        guidance=tuple(t["cfg_list"].tolist()),
+        temperature=tuple(t["tau_list"].tolist()),
+        top_p=SAMPLED_TOP_P,
+    )
+
+
+def _bit_tokens(quantizer: Quantizer, bits: Tensor) -> Tensor:
+    """Turn recorded bits [B, 1, h', w', d] into tokens [B, n, D]."""
+    return quantizer.map_to_tokens(bits[:, 0].permute(0, 3, 1, 2)).contiguous()
+
+
+def _swap_channels(image: Tensor) -> Tensor:
+    """BGR to RGB."""
+    return image.flip(-1)
+
+
+def _without_time(grid: Tensor) -> Tensor:
+    """Drop the time axis that some recorded maps have: [B, d, (1,) H, W]."""
+    return grid[:, :, 0] if grid.ndim == 5 else grid
+
+
+def _compact(per_text: Tensor, lens: Sequence[int]) -> Tensor:
+    """Drop the padding of [S, P, T, C], stream by stream, as the official code packs texts."""
+    return torch.cat([stream[i, :length] for stream in per_text for i, length in enumerate(lens)])
+
+
+def check_tokenizer(arch: RecordedArchitecture, case: RecordedCase) -> None:
+    t, tokenizer = case.tensors, arch.tokenizer()
+    schedule = _schedule(t)
+    # The tokenizer's recorded schedule is that of its feature map, patchified or not.
+    quantizer = Quantizer(codebook_dim=tokenizer.config.codebook_dim, schedule=schedule)
+    tokens = functools.partial(_bit_tokens, quantizer)
+    features = tokenizer.encode(t["image"].to(arch.device, torch.float32))
+    case("enc_features", features, FEATURES)
+    all_bits, z = quantizer.encode(features)
+    case("z", z, FEATURES)
+    case("decoded", tokenizer.decode(z), IMAGE)
+    summed = quantizer.empty_map(1, arch.device)
+    for index, bits in enumerate(all_bits):
+        case(f"s{index}.bits", bits, EXACT, tokens)
+        summed = quantizer.accumulate(summed, tokens(t[f"s{index}.bits"]).to(arch.device), index)
+        if index + 1 < len(schedule):
+            reduced = F.interpolate(summed, size=schedule[index + 1], mode="area")
+            case(f"s{index}.var_input_area", reduced, FEATURES, _without_time)
+    case("summed_from_bits", summed, FEATURES, _without_time)
+    case("decoded_from_bits", tokenizer.decode(summed), IMAGE)
+
+
+def check_forced(arch: RecordedArchitecture, case: RecordedCase) -> None:
+    t, schedule = case.tensors, _schedule(case.tensors)
+    texts = RecordedTexts.unpack(
+        t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
+    )
+    template = arch.values["cases"][case.name.split("_", 1)[1]]["template"]
+    model = arch.model(texts, schedule, template, _settings(t))
+    names = list(texts.features)
+    text, lens = (part.to(arch.device) for part in texts.encode(names))
+    _check_conditioning(model.transformer, text, lens, case)
+    _check_steps(model, text, lens, case)
+    all_bits = [_bit_tokens(model.quantizer, t[f"s{i}.bits"]) for i in range(len(schedule))]
+    state = model.start(model.encode_text(names), range(len(names)))
+    for bits in all_bits:
+        state = _force(model, state, bits, case)
+    case("decode_in", state.summed, FEATURES)
+    _check_image(arch, model, state, case)
+    again = model.replay(
+        model.start(model.encode_text(names), range(len(names))), [bits.numpy() for bits in all_bits]
+    )
+    _check_equal_states("replay", again, state, case)
+
+
+def _check_conditioning(
+    transformer: InfinityTransformer, text: Tensor, lens: Tensor, case: RecordedCase
+) -> None:
+    both = torch.stack((text, transformer.unconditional_text(lens)[0]))
+    normed = transformer.text_norm(both)
+    case("text_normed", _compact(normed, lens.tolist()), FEATURES)
+    case("ca_kv", _compact(transformer.text_proj_for_ca(normed), lens.tolist()), FEATURES)
+    conditioning = transformer.condition(text, lens, guidance=True)
+    case("sos_cond_BD", conditioning.pooled.flatten(0, 1), FEATURES)
+    case("gss", conditioning.block_modulation.flatten(0, 1)[:, None], FEATURES)
+
+
+def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: RecordedCase) -> None:
+    """Feed the recorded bits; compare inside the transformer, and with teacher forcing."""
+    transformer, quantizer = model.transformer, model.quantizer
+    conditioning = transformer.condition(text, lens, guidance=True)
+    cache, features, inputs, conditional = KVCache(), None, [], []
+    summed = quantizer.empty_map(len(lens), model.device)
+    seen: Tensors = {}
+    for index in range(model.num_scales):
+        logits, cache = transformer.scale_step(features, index, cache, conditioning, observe=seen.__setitem__)
+        conditional.append(logits[0])
+        case(f"s{index}.logits_cond", logits[0], LOGITS)
+        case(f"s{index}.logits_uncond", logits[1], LOGITS)
+        for key, got in seen.items():
+            case(f"s{index}.{key}", got, HIDDEN)
+        if index + 1 < model.num_scales:
+            bits = _bit_tokens(quantizer, case.tensors[f"s{index}.bits"]).to(model.device)
+            summed = quantizer.accumulate(summed, bits, index)
+            features = quantizer.next_input(summed, index + 1)
+            case(f"s{index}.next_in", features, FEATURES)
+            inputs.append(features)
+    case("kv.block0.k", seen["keys0"].flatten(0, 1), HIDDEN)
+    case("kv.block0.v", seen["values0"].flatten(0, 1), HIDDEN)
+    one_stream = transformer.condition(text, lens, guidance=False)
+    together = transformer.forward_all(inputs, one_stream, model.num_scales)
+    case.between("teacher_forced", together, torch.cat(conditional, dim=1), LOGITS)
+
+
+def _force(model: InfinityModel, state: InfinityState, bits: Tensor, case: RecordedCase) -> InfinityState:
+    """Advance one scale with recorded bits, comparing its logits and the new feature map."""
+    index = state.scale_index
+    given = bits.to(model.device)
+
+    def choose(logits: Tensor) -> Tensor:
+        case(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
+        return given
+
+    state = model.advance_with(state, choose)
+    case(f"s{index}.summed", state.summed, FEATURES, _without_time)
+    return state
+
+
+def _check_equal_states(name: str, got: InfinityState, expected: InfinityState, case: RecordedCase) -> None:
+    case.between(f"{name}.summed", got.summed, expected.summed, EXACT)
+    for index, (mine, theirs) in enumerate(zip(got.cache.layers, expected.cache.layers, strict=True)):
+        case.between(f"{name}.keys{index}", mine.keys, theirs.keys, EXACT)
+        case.between(f"{name}.values{index}", mine.values, theirs.values, EXACT)
+
+
+def _check_image(
+    arch: RecordedArchitecture, model: InfinityModel, state: InfinityState, case: RecordedCase
+) -> None:
+    if arch.tokenizer_weights is not None and case.tensors.keys() & {"decoded", "image_bgr_u8"}:
+        image = model.decode_float(state.summed)
+        half = "decoded" in case.tensors and case.tensors["decoded"].dtype == torch.float16
+        case("decoded", image, IMAGE_FP16 if half else IMAGE)
+        case("image_bgr_u8", to_uint8(image), LEVELS, _swap_channels)
+
+
+def multinomial_bits(logits: Tensor, *, generator: torch.Generator, top_p: float) -> Tensor:
+    """Draw bits [B, n, D] from logits [B, n, D, 2] with the official calls, to compare with free runs."""
+    gap = logits[..., 1] - logits[..., 0]
+    certain = gap.abs() >= top_p_margin(top_p)
+    rarer = torch.stack((gap > 0, gap <= 0), dim=-1)
+    kept = logits.masked_fill(certain[..., None] & rarer, -torch.inf)
+    probabilities = kept.softmax(dim=-1).reshape(-1, 2)
+    drawn = torch.multinomial(probabilities, num_samples=1, replacement=True, generator=generator)
+    return drawn.reshape(gap.shape).to(torch.uint8)
+
+
+def check_sampled(arch: RecordedArchitecture, case: RecordedCase) -> None:
+    if arch.device.type != "cpu" or case.narrow:
+        case.used.update(case.tensors)
+        case.report.notes.append(
+            f"{case.name}: not compared; its bits follow from a CPU generator and float32 logits"
+        )
+        return
+    t = case.tensors
+    texts = RecordedTexts.unpack(
+        t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
+    )
+    model = arch.model(texts, _schedule(t), 1.0, _settings(t))
+    names = list(texts.features)
+    state = model.start(model.encode_text(names), range(len(names)))
+    generator = torch.Generator().manual_seed(SAMPLED_SEED)
+    for index in range(model.num_scales):
+
+        def choose(logits: Tensor, index: int = index) -> Tensor:
+            case(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
+            return multinomial_bits(logits, generator=generator, top_p=SAMPLED_TOP_P)
+
+        state = model.advance_with(state, choose)
+        case(f"s{index}.bits", state.bits[index], EXACT, functools.partial(_bit_tokens, model.quantizer))
+    _check_image(arch, model, state, case)
+
+
+def check_selections(arch: RecordedArchitecture, case: RecordedCase) -> None:
+    t, schedule = case.tensors, _schedule(case.tensors)
+    compact = t["text.kv_compact_one_prompt"]
+    texts = RecordedTexts.unpack(compact, [len(compact)], arch.values["model"]["text_maxlen"])
+    sampling = SamplingSettings(
+        guidance=(SAMPLED_GUIDANCE,) * len(schedule),
+        temperature=(SAMPLED_TEMPERATURE,) * len(schedule),
+        top_p=SAMPLED_TOP_P,
+    )
+    model = arch.model(texts, schedule, 1.0, sampling)
+    selections = {
+        int(key.rsplit("_s", 1)[1]): ids.tolist() for key, ids in t.items() if "_ids_after_s" in key
+    }
+    text = model.encode_text(["0"])
+    state = model.start(text, [0] * t["s0.bits"].shape[0])
+    for index in range(len(schedule)):
+        state = _force(model, state, _bit_tokens(model.quantizer, t[f"s{index}.bits"]), case)
+        if index in selections:
+            state = model.gather(state, selections[index])
+            again = model.replay(model.start(text, [0] * state.num_rows), model.bits(state))
+            _check_equal_states(f"replay_after_s{index}", again, state, case)
+    _check_image(arch, model, state, case)
