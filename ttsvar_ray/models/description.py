@@ -44,7 +44,8 @@ class ModelDescription:
         reward_name, reward_path: the model's own reward, if it has one.
         extractor, backbone_path: the model's own features, if it has some.
         transformer, tokenizer: the family's sections, as written.
-        weights: where the weights are, by part: "transformer", "tokenizer", "text_encoder".
+        weights: where the weights are, by part: "transformer", "tokenizer", and what else a family reads
+            ("text_encoder", "classes").
         has_published_sizes: whether the published resolutions and aspect ratios can be chosen from.
         positive_prompt: whether prompts about people get the published addition.
     """
@@ -99,7 +100,8 @@ def read_description(path: Path) -> ModelDescription:
     pixels = pixels_per_token(tokenizer)
     sampling = values["sampling"]
     files = {**WEIGHT_FILES, **values.get("files", {})}
-    files["text_encoder"] = values.get("text", {}).get("path", TEXT_ENCODER)
+    if "classes" not in files:
+        files["text_encoder"] = values.get("text", {}).get("path", TEXT_ENCODER)
     return ModelDescription(
         source=str(file),
         name=str(values["name"]),
@@ -112,6 +114,7 @@ def read_description(path: Path) -> ModelDescription:
             guidance=per_scale("guidance", sampling["guidance"], len(schedule)),
             temperature=per_scale("temperature", sampling["temperature"], len(schedule)),
             top_p=float(sampling["top_p"]),
+            top_k=sampling.get("top_k"),
         ),
         plan=values.get("plan", {}),
         reward_name=reward.get("name"),
@@ -127,6 +130,8 @@ def read_description(path: Path) -> ModelDescription:
 
 def pixels_per_token(tokenizer: Mapping[str, Any]) -> int:
     """Return the side of one token in pixels, of a tokenizer section."""
+    if "patch_size" in tokenizer:
+        return int(tokenizer["patch_size"])
     cells = 2 if tokenizer.get("spatial_patchify", False) else 1
     halvings = len(tokenizer["encoder_multipliers"]) - 1
     return int(cells * tokenizer.get("pixel_shuffle", 1) * 2**halvings)

@@ -29,7 +29,13 @@ def _infinity() -> Callable[..., NextScaleModel]:
     return load_infinity
 
 
-FAMILIES: dict[str, Callable[[], Callable[..., NextScaleModel]]] = {"infinity": _infinity}
+def _var() -> Callable[..., NextScaleModel]:
+    from ttsvar_ray.models.var.directory import load_var
+
+    return load_var
+
+
+FAMILIES: dict[str, Callable[[], Callable[..., NextScaleModel]]] = {"infinity": _infinity, "var": _var}
 """Family name in config.json -> function that imports and returns its loader."""
 
 
@@ -57,8 +63,9 @@ def model_path(name_or_path: str) -> Path:
 def published_names() -> tuple[str, ...]:
     """Return the names of the published models."""
     from ttsvar_ray.models.infinity.presets import PRESETS
+    from ttsvar_ray.models.var.config import PRESETS as VAR_PRESETS
 
-    return tuple(PRESETS)
+    return (*PRESETS, *VAR_PRESETS)
 
 
 def describe_model(model: str | ModelChoice) -> ModelDescription:
@@ -79,13 +86,18 @@ def describe_model(model: str | ModelChoice) -> ModelDescription:
 def _describe(choice: ModelChoice) -> ModelDescription:
     from ttsvar_ray.models.infinity.presets import PRESETS
     from ttsvar_ray.models.infinity.published import describe_preset, locate_text_encoder
+    from ttsvar_ray.models.var.config import PRESETS as VAR_PRESETS
+    from ttsvar_ray.models.var.directory import describe_var_preset
 
     if choice.name in PRESETS:
         return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
+    if choice.name in VAR_PRESETS:
+        _refuse_text_settings(choice)
+        return describe_var_preset(VAR_PRESETS[choice.name], path=choice.path)
     if choice.path is not None:
         raise ConfigurationError(
-            f"model.path: names the files of a published model ({', '.join(PRESETS)}); model.name is "
-            f"{choice.name!r}, which has its own: remove it, or choose the published model"
+            f"model.path: names the files of a published model ({', '.join(published_names())}); model.name "
+            f"is {choice.name!r}, which has its own: remove it, or choose the published model"
         )
     description = read_description(model_path(choice.name))
     if description.family not in FAMILIES:
@@ -93,6 +105,8 @@ def _describe(choice: ModelChoice) -> ModelDescription:
             f"{description.source}: unknown model family {description.family!r}; "
             f"expected one of {', '.join(sorted(FAMILIES))}"
         )
+    if "text_encoder" not in description.weights:
+        _refuse_text_settings(choice)
     weights = dict(description.weights)
     if is_hub_reference(choice.name):
         root = HubRepository.parse(choice.name)
@@ -100,6 +114,19 @@ def _describe(choice: ModelChoice) -> ModelDescription:
     if choice.text_encoder is not None:
         weights["text_encoder"] = locate_text_encoder(Path(), choice.text_encoder)
     return dataclasses.replace(description, weights=weights)
+
+
+def _refuse_text_settings(choice: ModelChoice) -> None:
+    given = {
+        "model.text_encoder": choice.text_encoder is not None,
+        "model.positive_prompt": choice.positive_prompt,
+    }
+    if problems := [
+        f"{setting}: model {choice.name!r} takes class names, not texts; remove it"
+        for setting, is_given in given.items()
+        if is_given
+    ]:
+        raise ConfigurationError(problems)
 
 
 def pin_model(choice: ModelChoice) -> ModelChoice:
@@ -116,7 +143,8 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
         pinned = str(HubRepository.parse(name).pinned()) if is_hub_reference(name) else name
         return dataclasses.replace(choice, name=pinned, text_encoder=_pinned(choice.text_encoder))
     weights = _describe(choice).weights
-    root, text_root = weights["transformer"].root, weights["text_encoder"].root
+    root = weights["transformer"].root
+    text_root = weights["text_encoder"].root if "text_encoder" in weights else None
     return dataclasses.replace(
         choice,
         path=str(root.pinned()) if isinstance(root, HubRepository) else choice.path,
@@ -171,6 +199,7 @@ def load_model(
     guidance: float | Sequence[float] | None = None,
     temperature: float | Sequence[float] | None = None,
     top_p: float | None = None,
+    top_k: int | None = None,
 ) -> NextScaleModel:
     """Load a model for generation.
 
@@ -180,6 +209,7 @@ def load_model(
         dtype: "auto", "float32" or "bfloat16", of the transformer's blocks and KV cache.
         guidance, temperature: one number or one per scale; None keeps the model's own.
         top_p: in (0, 1]; None keeps the model's own.
+        top_k: at least 1, for models that draw from a codebook; None keeps the model's own.
 
     Raises:
         CheckpointError: the directory or its weights cannot be used.
@@ -193,7 +223,13 @@ def load_model(
         guidance=own.guidance if guidance is None else per_scale("guidance", guidance, scales),
         temperature=own.temperature if temperature is None else per_scale("temperature", temperature, scales),
         top_p=own.top_p if top_p is None else float(top_p),
+        top_k=own.top_k if top_k is None else top_k,
     )
+    if top_k is not None and own.top_k is None:
+        raise ConfigurationError(
+            f"sampling.top_k: model {description.name!r} draws bits of two values each, which top-k never "
+            "changes; remove it"
+        )
     target = resolve_device(device)
     load = FAMILIES[description.family]()
     return load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)

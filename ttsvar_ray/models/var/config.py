@@ -112,6 +112,8 @@ class VarPreset:
     """A published model: architecture, schedule and files.
 
     Attributes:
+        plan: search settings with the names of the job's `strategy` section. TTS-VAR was published for
+            Infinity's 13 scales; these select where a VAR's map has about the same part of its final side.
         parameters: of the transformer, as published (rounded by its authors).
         guidance_peak: published guidance: the scale rises linearly from 1 to 1 + this.
     """
@@ -120,6 +122,7 @@ class VarPreset:
     transformer: VarConfig
     scale_schedule: ScaleSchedule
     checkpoint: str
+    plan: Mapping[str, Any]
     parameters: float
     tokenizer_checkpoint: str = "vae_ch160v4096z32.pth"
     repository: str = "FoundationVision/var"
@@ -128,12 +131,25 @@ class VarPreset:
     top_p: float = 0.96
 
 
+PLAN_256 = {
+    "batch_schedule": (8, 8, 6, 4, 2, 2, 1, 1, 1, 1),
+    "cluster_scales": (2, 3),
+    "resample_scales": (4, 6),
+}
+PLAN_512 = {
+    "batch_schedule": (8, 8, 6, 6, 4, 2, 2, 1, 1, 1),
+    "cluster_scales": (2, 4),
+    "resample_scales": (5, 7),
+}
+
+
 def _preset(depth: int, parameters: float, *, large: bool = False) -> VarPreset:
     return VarPreset(
         name=f"var-d{depth}",
         transformer=VarConfig(embed_dim=64 * depth, depth=depth, num_heads=depth, shared_modulation=large),
         scale_schedule=square_schedule(PATCH_NUMS_512 if large else PATCH_NUMS_256),
         checkpoint=f"var_d{depth}.pth",
+        plan=PLAN_512 if large else PLAN_256,
         parameters=parameters,
     )
 

@@ -1,0 +1,188 @@
+"""VAR models from files: a published name, or a model directory.
+
+config.json                 `models/description.py`
+transformer.safetensors     published names
+tokenizer.safetensors       published names; only the way from tokens to images
+classes.json                a list of names for each class, in the order of the labels
+
+A published name reads `var_d*.pth` and the VQ-VAE's file as they are; its classes are ImageNet's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES, ModelDescription
+from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.infinity.checkpoint import load_strict, save_weights
+from ttsvar_ray.models.location import Location, fetch_all, parse_root
+from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.models.var.checkpoint import var_tokenizer_keys, var_transformer_keys
+from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
+from ttsvar_ray.models.var.config import VarConfig, VarPreset, linear_guidance
+from ttsvar_ray.models.var.model import VarModel
+from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
+from ttsvar_ray.models.var.transformer import VarTransformer
+from ttsvar_ray.models.weight_files import Weights, read_weights
+from ttsvar_ray.types import ScaleSchedule
+
+FAMILY = "var"
+CLASSES = "classes.json"
+REWARD = "clip-score"
+EXTRACTOR = "pca"
+_BLOCKS = "blocks."
+
+
+def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelDescription:
+    """Describe a published model without reading its weights.
+
+    Args:
+        preset: which.
+        path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
+            repository they were published in.
+    """
+    root = HubRepository(preset.repository) if path is None else parse_root(path)
+    schedule, scales = preset.scale_schedule, len(preset.scale_schedule)
+    tokenizer = VqConfig(
+        vocabulary=preset.transformer.vocabulary, codebook_dim=preset.transformer.codebook_dim
+    )
+    return ModelDescription(
+        source=preset.name,
+        name=preset.name,
+        family=FAMILY,
+        scale_schedule=schedule,
+        bits_per_token=preset.transformer.bits_per_token,
+        image_height=schedule[-1][0] * tokenizer.patch_size,
+        image_width=schedule[-1][1] * tokenizer.patch_size,
+        sampling=SamplingSettings(
+            guidance=linear_guidance(preset.guidance_peak, scales),
+            temperature=per_scale("temperature", 1.0, scales),
+            top_p=preset.top_p,
+            top_k=preset.top_k,
+        ),
+        plan=preset.plan,
+        reward_name=REWARD,
+        reward_path=None,
+        extractor=EXTRACTOR,
+        backbone_path=None,
+        transformer=preset.transformer.to_json(),
+        tokenizer=tokenizer.to_json(),
+        weights={
+            "transformer": Location(root, preset.checkpoint),
+            "tokenizer": Location(root, preset.tokenizer_checkpoint),
+        },
+    )
+
+
+def load_var(
+    description: ModelDescription, *, device: torch.device, dtype: torch.dtype, sampling: SamplingSettings
+) -> VarModel:
+    """Load a model: blocks in `dtype`, the small rest and the tokenizer in float32.
+
+    Raises:
+        CheckpointError: files missing, or weights that do not fit the description.
+    """
+    try:
+        config = VarConfig.from_json(description.transformer)
+        tokenizer_config = VqConfig.from_json(description.tokenizer)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{description.source}: {error}") from error
+    files = fetch_all(description.weights)
+    return VarModel(
+        name=description.name,
+        transformer=_build_transformer(
+            config,
+            description.scale_schedule,
+            read_weights(files["transformer"]),
+            device=device,
+            dtype=dtype,
+            source=str(files["transformer"]),
+        ),
+        tokenizer=_build_tokenizer(
+            tokenizer_config,
+            read_weights(files["tokenizer"]),
+            device=device,
+            source=str(files["tokenizer"]),
+        ),
+        classes=ClassNames.read(files["classes"]) if "classes" in files else imagenet_classes(),
+        sampling=sampling,
+    )
+
+
+def _build_transformer(
+    config: VarConfig,
+    schedule: ScaleSchedule,
+    weights: Weights,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    source: str,
+) -> VarTransformer:
+    with torch.device("meta"):
+        transformer = VarTransformer(config, schedule)
+    placed = {
+        key: value.to(device, dtype if key.startswith(_BLOCKS) else torch.float32)
+        for key, value in var_transformer_keys(weights).items()
+    }
+    load_strict(transformer, placed, source=source)
+    return transformer.to(device).requires_grad_(False).eval()
+
+
+def _build_tokenizer(config: VqConfig, weights: Weights, *, device: torch.device, source: str) -> VqDecoder:
+    with torch.device("meta"):
+        tokenizer = VqDecoder(config)
+    placed = {key: value.to(device, torch.float32) for key, value in var_tokenizer_keys(weights).items()}
+    load_strict(tokenizer, placed, source=source)
+    return tokenizer.to(device).requires_grad_(False).eval()
+
+
+def save_var(
+    path: Path,
+    *,
+    model: VarModel,
+    dtype: torch.dtype,
+    plan: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory that `load_var` reads.
+
+    Args:
+        path: the directory; made if absent, files of the same names are replaced.
+        model: what to write; its sampling settings become the directory's.
+        dtype: of all weights on disk.
+        plan: the model's own search settings, named as in the job's `strategy` section.
+        reward: {"name", "path" relative to the directory}.
+        features: {"extractor", "backbone" relative to the directory}.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    save_weights(model.transformer, path / WEIGHT_FILES["transformer"], dtype=dtype)
+    save_weights(model.tokenizer, path / WEIGHT_FILES["tokenizer"], dtype=dtype)
+    model.classes.write(path / CLASSES)
+    sampling = model.sampling
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "family": FAMILY,
+        "name": model.name,
+        "transformer": model.transformer.config.to_json(),
+        "tokenizer": model.tokenizer.config.to_json(),
+        "files": {"classes": CLASSES},
+        "scale_schedule": [list(size) for size in model.scale_schedule],
+        "sampling": {
+            "guidance": list(sampling.guidance),
+            "temperature": list(sampling.temperature),
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        },
+    }
+    for key, section in (("plan", plan), ("reward", reward), ("features", features)):
+        if section is not None:
+            config[key] = dict(section)
+    # Last, so that an interrupted save is not taken for a model.
+    (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
