@@ -38,9 +38,13 @@ def demo(
         from ttsvar_ray.cluster.paths import resolve_output
         from ttsvar_ray.cluster.session import is_submitted_job, ray_session
         from ttsvar_ray.config import load_config
+        from ttsvar_ray.errors import OutputError
+        from ttsvar_ray.storage import is_uri
 
         config = load_config(job, options.overrides({"output.path": output}, settings))
-        root = resolve_output(config.output.path, submitted=is_submitted_job())
+        if is_uri(config.output.path):
+            raise OutputError("output.path: expected a folder of this machine for the demo, got a URI")
+        root = Path(resolve_output(config.output.path, submitted=is_submitted_job()))
         jobs = _with_baselines(config, root)
         failures = 0
         with contextlib.ExitStack() as stack:

@@ -23,13 +23,28 @@ def generate(
     prompts: Annotated[
         str | None,
         typer.Option(
-            "--prompts", help='.txt, .jsonl, .csv or .parquet, or "-" for standard input.', metavar="FILE"
+            "--prompts",
+            help='.txt, .jsonl, .csv or .parquet, a path or URI; "-" for standard input.',
+            metavar="FILE",
         ),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", help="Output folder; one of the same job is continued.", metavar="DIR"),
+        typer.Option(
+            "--output",
+            help="Output folder, or URI (s3://...); one of the same job is continued.",
+            metavar="DIR",
+        ),
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also run again the prompts that were given up before.")
+    ] = False,
+    force_new: Annotated[
+        bool,
+        typer.Option(
+            "--force-new", help="If DIR holds another run, write to DIR-2 (or -3, ...); nothing is deleted."
+        ),
+    ] = False,
     strategy: options.Strategy = None,
     n: options.N = None,
     seed: options.Seed = None,
@@ -71,14 +86,23 @@ def generate(
         from ttsvar_ray.config import load_config
 
         config = load_config(job, options.overrides(flags, settings))
-    summary = run(config, console=console, debug=debug)
+    summary = run(config, console=console, debug=debug, retry_failed=retry_failed, force_new=force_new)
     typer.echo("\n".join(summary_lines(summary, judge_shapes=config.model.name == "shapes")))
     if summary.failed or summary.bad_lines:
         raise typer.Exit(ExitCode.DEAD_LETTERS)
 
 
-def run(config: JobConfig, *, console: Console, debug: bool) -> JobSummary:
-    """Run a job with its progress on `console`; errors end the command."""
+def run(
+    config: JobConfig, *, console: Console, debug: bool, retry_failed: bool = False, force_new: bool = False
+) -> JobSummary:
+    """Run a job with its progress on `console`; errors end the command.
+
+    Args:
+        config: the job.
+        console: where progress and warnings go.
+        debug: show tracebacks.
+        retry_failed, force_new: as `run_job` takes them.
+    """
     from ttsvar_ray.cli.log import set_up_logging
     from ttsvar_ray.cli.progress import ProgressReporter
 
@@ -87,7 +111,7 @@ def run(config: JobConfig, *, console: Console, debug: bool) -> JobSummary:
     with errors_for_people(debug=debug, has_started=lambda: reporter.has_started), reporter:
         from ttsvar_ray.cluster.job import run_job
 
-        return run_job(config, progress=reporter)
+        return run_job(config, progress=reporter, retry_failed=retry_failed, force_new=force_new)
 
 
 def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
@@ -113,9 +137,18 @@ def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
     ]
     if summary.notices:
         lines.append(f"notices      {len(summary.notices)} (above)")
-    lines += ["", "next", f'  datasets.load_dataset("{summary.output}", split="train")']
+    lines += ["", "next", f"  {_loading(summary.output)}"]
     if judge_shapes and summary.images:
         lines.append(f"  ttsvar-ray shapes-report {summary.output}")
     if summary.failed or summary.bad_lines:
-        lines.append(f"  see why: {summary.output / 'failed'}")
+        lines.append(f"  see why: {summary.output}/failed")
+    if summary.failed:
+        lines.append("  try those again: the same command with --retry-failed")
     return lines
+
+
+def _loading(output: str) -> str:
+    """Return the line of Python that opens the images of a run."""
+    if "://" in output:
+        return f'datasets.load_dataset("parquet", data_files="{output}/data/*.parquet", split="train")'
+    return f'datasets.load_dataset("{output}", split="train")'

@@ -79,7 +79,7 @@ def _best_images(output: Path) -> Iterator[tuple[str, UInt8Array, float]]:
     from ttsvar_ray.dataset import OutputLayout
 
     for part in OutputLayout(output).data_parts().values():
-        with pq.ParquetFile(part) as file:
+        with part.open_arrow() as stream, pq.ParquetFile(stream) as file:
             for batch in file.iter_batches(64, columns=["prompt", "image", "image_rank", "reward"]):
                 for row in batch.to_pylist():
                     if row["image_rank"] == 0:

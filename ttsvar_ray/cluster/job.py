@@ -32,6 +32,8 @@ from ttsvar_ray.dataset import (
     carried_columns,
     check_output,
     committed_chunks,
+    failed_rows,
+    fresh_output,
     open_output,
     write_bad_lines,
 )
@@ -43,6 +45,7 @@ from ttsvar_ray.prompts.read import (
     spool_standard_input,
 )
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource
+from ttsvar_ray.storage import is_uri
 
 __all__ = ["JobParts", "JobProgress", "JobSummary", "run_job"]
 
@@ -54,6 +57,8 @@ def run_job(
     *,
     progress: Callable[[JobProgress], None] = lambda state: None,
     parts: JobParts | None = None,
+    retry_failed: bool = False,
+    force_new: bool = False,
 ) -> JobSummary:
     """Run a job, or go on with it.
 
@@ -64,11 +69,14 @@ def run_job(
         progress: called about once a second with the state of the run.
         parts: another plan and engine than the settings name (own models, rewards or extractors); the
             settings still name the output, the cluster, and what `run.json` records.
+        retry_failed: also run the prompts again that were given up in earlier sittings.
+        force_new: if the output folder holds something else, use a numbered one beside it.
 
     Raises:
         ConfigurationError, CheckpointError: settings that cannot be run.
         InputError: prompts that cannot be used.
         OutputError: an output folder that cannot be continued.
+        StorageError: a path or URI that cannot be opened, a storage that fails.
         ClusterConnectionError: no cluster at the address.
         InterruptedRunError: asked to stop; whole parts are committed and the same command goes on.
         RunFailedError: the cluster cannot finish the run.
@@ -79,9 +87,9 @@ def run_job(
         check_parts(config, plan)
         parts = JobParts(plan=plan, build_engine=partial(build_engine, with_absolute_inputs(config), plan))
     root = resolve_output(config.output.path, submitted=is_submitted_job())
-    if not Path(config.output.path).is_absolute() and is_submitted_job():
+    is_relative = not is_uri(config.output.path) and not Path(config.output.path).is_absolute()
+    if is_relative and is_submitted_job():
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
-    layout = OutputLayout(root)
     with _prompt_source(config) as source:
         scan = scan_prompts(source)
         manifest = RunManifest(
@@ -95,6 +103,9 @@ def run_job(
             column_types=scan.column_types,
             seed=config.seed,
         )
+        layout = OutputLayout(root)
+        if force_new:
+            layout = fresh_output(layout, manifest)
         check_output(layout, manifest)
         carried = carried_columns(scan.column_types)
         with OutputLock(layout) as lock:
@@ -102,11 +113,14 @@ def run_job(
             if scan.bad_lines:
                 write_bad_lines(layout.bad_lines_file, bad_lines(source))
             committed = committed_chunks(layout)
+            given_up = failed_rows(layout, committed)
+            rows_to_run = given_up if retry_failed else {}
             ledger = LeaseLedger(
                 read_prompts(source, scan=scan),
                 prompt_count=scan.count,
                 rows_per_chunk=config.output.rows_per_part,
                 committed=committed,
+                rows_to_run=rows_to_run,
             )
             run = Run(
                 config=config,
@@ -123,7 +137,8 @@ def run_job(
                     carried=carried,
                     bits=config.output.bits,
                 ),
-                prompts_resumed=sum(len(ledger.rows(chunk)) for chunk in committed),
+                prompts_resumed=sum(len(ledger.rows(chunk)) for chunk in committed)
+                - sum(len(rows) for rows in rows_to_run.values()),
             )
             if not ledger.is_done:
                 run.execute()

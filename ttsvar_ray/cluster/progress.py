@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class JobSummary:
     """How a job ended.
 
     Attributes:
-        output: the folder.
+        output: the folder, a path or a URI without credentials.
         prompts: prompts with images, over all sittings.
         images: rows, over all sittings.
         failed: prompts that were given up, over all sittings.
@@ -50,7 +49,7 @@ class JobSummary:
         notices: what went wrong and was survived, one line each.
     """
 
-    output: Path
+    output: str
     prompts: int
     images: int
     failed: int

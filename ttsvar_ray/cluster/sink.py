@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,7 +12,7 @@ from ray.exceptions import RayError
 
 from ttsvar_ray.coordination.leasing import WholeChunk
 from ttsvar_ray.coordination.messages import PromptResult
-from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, write_chunk
+from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, rewrite_chunk, write_chunk
 
 FETCH_TIMEOUT_S = 120.0
 
@@ -28,8 +29,15 @@ class LostImages:
 class Sink:
     """Writes parts. A part appears under its final name only when whole: killing this actor is safe."""
 
-    def __init__(self, root: str) -> None:
-        self._layout = OutputLayout(Path(root))
+    def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start.
+
+        Args:
+            root: path or URI of the output folder.
+            environment: variables that lead the driver to its storage; this process has those of its node.
+        """
+        os.environ.update(environment or {})
+        self._layout = OutputLayout(root)
 
     def __repr__(self) -> str:
         return "sink"
@@ -37,13 +45,17 @@ class Sink:
     def write(self, chunk: WholeChunk, context: RowContext) -> ChunkReport | LostImages:
         """Write one chunk and commit it, or say which rows must be generated again.
 
+        A chunk of which only some rows ran is one that is there already: they are put into it.
+
         Args:
             chunk: outcomes whose image payloads are bytes or object references.
             context: what all rows of the run have in common.
         """
         start_fetching(chunk)
+        ran = len(chunk.finished) + len(chunk.failed)
+        write = write_chunk if ran == len(chunk.rows) else rewrite_chunk
         try:
-            return write_chunk(
+            return write(
                 self._layout,
                 chunk.chunk_index,
                 rows=chunk.rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.fresh import fresh_output
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.manifest import (
@@ -12,6 +13,7 @@ from ttsvar_ray.dataset.manifest import (
     open_output,
     read_manifest,
 )
+from ttsvar_ray.dataset.rerun import failed_rows, rewrite_chunk
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema, trace_schema
 from ttsvar_ray.dataset.summary import OutputSummary, summarise_output
 from ttsvar_ray.dataset.writer import ChunkReport, RowContext, write_chunk, write_part
@@ -28,8 +30,11 @@ __all__ = [
     "check_output",
     "committed_chunks",
     "data_schema",
+    "failed_rows",
+    "fresh_output",
     "open_output",
     "read_manifest",
+    "rewrite_chunk",
     "summarise_output",
     "trace_schema",
     "write_bad_lines",

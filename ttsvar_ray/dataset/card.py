@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ttsvar_ray.dataset.atomic import replacing
+from ttsvar_ray.storage import Location
 
 _CARD = """---
 configs:
@@ -28,7 +26,6 @@ the settings, the prompt set's digest and the versions. `failed/` holds prompts 
 """
 
 
-def write_card(path: Path) -> None:
+def write_card(location: Location) -> None:
     """Write the data set card atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(_CARD, encoding="utf-8")
+    location.write_text(_CARD)

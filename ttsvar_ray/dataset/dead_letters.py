@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from ttsvar_ray.dataset.atomic import replacing
 from ttsvar_ray.dataset.outcomes import GivenUpPrompt
+from ttsvar_ray.storage import Location
 
 
 class UnusableLine(Protocol):
@@ -22,18 +21,41 @@ class UnusableLine(Protocol):
     def excerpt(self) -> str: ...
 
 
-def write_failed_part(path: Path, failed: Sequence[GivenUpPrompt]) -> None:
+def write_failed_part(location: Location, failed: Sequence[GivenUpPrompt]) -> None:
     """Write the given-up prompts of one chunk, or remove what an unfinished try of it left."""
-    if not failed:
-        path.unlink(missing_ok=True)
-        return
     ordered = sorted(failed, key=lambda outcome: outcome.prompt.row)
-    _write(path, (_letter(outcome) for outcome in ordered))
+    write_letters(location, [_letter(outcome) for outcome in ordered])
 
 
-def write_bad_lines(path: Path, lines: Iterable[UnusableLine]) -> None:
+def write_letters(location: Location, letters: Sequence[dict[str, Any]]) -> None:
+    """Write the dead letters of one chunk, or remove the file if there are none."""
+    if letters:
+        _write(location, letters)
+    else:
+        location.delete()
+
+
+def read_letters(location: Location) -> list[dict[str, Any]]:
+    """Return the dead letters of one chunk; none if there is no file."""
+    try:
+        lines = location.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:
     """Write all bad lines of the prompt file, whole or not at all."""
-    _write(path, ({"line": bad.line, "reason": bad.reason, "excerpt": bad.excerpt} for bad in lines))
+    _write(location, ({"line": bad.line, "reason": bad.reason, "excerpt": bad.excerpt} for bad in lines))
+
+
+def count_lines(location: Location) -> int:
+    """Return the lines of a file; 0 if there is none."""
+    try:
+        with location.open() as file:
+            return sum(1 for _ in file)
+    except FileNotFoundError:
+        return 0
 
 
 def _letter(outcome: GivenUpPrompt) -> dict[str, Any]:
@@ -49,7 +71,7 @@ def _letter(outcome: GivenUpPrompt) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, letters: Iterator[dict[str, Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+def _write(location: Location, letters: Iterable[dict[str, Any]]) -> None:
+    with location.replacing() as temporary, temporary.open("w", encoding="utf-8") as file:
         for letter in letters:
             file.write(json.dumps(letter, ensure_ascii=False, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""Where things are in an output folder.
+"""Where things are in an output folder, which may be in an object store.
 
 OUTPUT/run.json                     what this output is: settings, prompts, versions
 OUTPUT/data/part-00000.parquet      images; its presence says that chunk 0 is done
@@ -15,71 +15,77 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+from ttsvar_ray.storage import Location, locate
+
+_PART_NAME = re.compile(r"part-(\d{5,})(\.\w+)")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class OutputLayout:
-    """The paths below one output folder."""
+    """The places below one output folder."""
 
-    root: Path
+    root: Location
+
+    def __init__(self, root: str | Path | Location) -> None:
+        """Start at a path, a URI or a location."""
+        object.__setattr__(self, "root", root if isinstance(root, Location) else locate(root))
 
     @property
-    def run_file(self) -> Path:
+    def run_file(self) -> Location:
         """Where the manifest is."""
         return self.root / "run.json"
 
     @property
-    def card_file(self) -> Path:
+    def card_file(self) -> Location:
         """Where the data set card is."""
         return self.root / "README.md"
 
     @property
-    def lock_file(self) -> Path:
+    def lock_file(self) -> Location:
         """Where the lock is while a run writes."""
         return self.root / ".lock"
 
     @property
-    def data_folder(self) -> Path:
+    def data_folder(self) -> Location:
         """Where the parts with images are."""
         return self.root / "data"
 
     @property
-    def trace_folder(self) -> Path:
+    def trace_folder(self) -> Location:
         """Where the parts with search traces are."""
         return self.root / "trace"
 
     @property
-    def failed_folder(self) -> Path:
+    def failed_folder(self) -> Location:
         """Where the dead letters are."""
         return self.root / "failed"
 
     @property
-    def bad_lines_file(self) -> Path:
+    def bad_lines_file(self) -> Location:
         """Where the bad lines of the prompt file are."""
         return self.failed_folder / "bad_lines.jsonl"
 
-    def data_part(self, chunk_index: int) -> Path:
+    def data_part(self, chunk_index: int) -> Location:
         """Return the part of one chunk."""
         return self.data_folder / f"part-{chunk_index:05d}.parquet"
 
-    def trace_part(self, chunk_index: int) -> Path:
+    def trace_part(self, chunk_index: int) -> Location:
         """Return the trace of one chunk."""
         return self.trace_folder / f"part-{chunk_index:05d}.parquet"
 
-    def failed_part(self, chunk_index: int) -> Path:
+    def failed_part(self, chunk_index: int) -> Location:
         """Return the dead letters of one chunk."""
         return self.failed_folder / f"part-{chunk_index:05d}.jsonl"
 
-    def data_parts(self) -> dict[int, Path]:
-        """Return the parts on disk by chunk index, ascending."""
-        found = {
-            int(match.group(1)): path
-            for path in self.data_folder.glob("part-*.parquet")
-            if (match := _PART_NAME.fullmatch(path.name))
-        }
-        return dict(sorted(found.items()))
+    def data_parts(self) -> dict[int, Location]:
+        """Return the parts that are there by chunk index, ascending."""
+        return {index: self.data_part(index) for index in _indices(self.data_folder, ".parquet")}
 
-    def failed_parts(self) -> list[Path]:
-        """Return the dead-letter files of chunks on disk, ascending."""
-        return sorted(self.failed_folder.glob("part-*.jsonl"))
+    def failed_parts(self) -> dict[int, Location]:
+        """Return the dead letters of chunks that are there by chunk index, ascending."""
+        return {index: self.failed_part(index) for index in _indices(self.failed_folder, ".jsonl")}
+
+
+def _indices(folder: Location, suffix: str) -> list[int]:
+    matches = (_PART_NAME.fullmatch(name) for name in folder.names())
+    return sorted(int(match.group(1)) for match in matches if match is not None and match.group(2) == suffix)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ttsvar_ray.dataset.atomic import remove_leftovers, replacing
 from ttsvar_ray.dataset.card import write_card
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.totals import damaged
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.storage import redacted
 from ttsvar_ray.types import ColumnType
 
 FORMAT_VERSION = 1
+
+_PARQUET_MAGIC = b"PAR1"
 
 
 def _now() -> str:
@@ -48,6 +48,8 @@ def _installed_versions() -> dict[str, str]:
 class RunManifest:
     """What a run generates, from what, with which software.
 
+    Credentials in the URIs of settings and prompts are dropped: the manifest is public.
+
     Attributes:
         config: every resolved setting, nested as in a job file.
         content: the settings that change what is generated, flat: `{"strategy.n": 2, ...}`.
@@ -71,6 +73,10 @@ class RunManifest:
     seed: int
     created: str = field(default_factory=_now)
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
+
+    def __post_init__(self) -> None:
+        for name in ("config", "content", "prompts_path"):
+            object.__setattr__(self, name, redacted(getattr(self, name)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as `run.json` holds it."""
@@ -119,7 +125,7 @@ def read_manifest(layout: OutputLayout) -> RunManifest | None:
         OutputError: there is one, and it cannot be read.
     """
     try:
-        text = layout.run_file.read_text(encoding="utf-8")
+        text = layout.run_file.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -140,7 +146,7 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
         OutputError: the folder is another run's, or somebody's other files.
     """
     root = layout.root
-    if root.exists() and not root.is_dir():
+    if root.is_file():
         raise OutputError(f"{root}: expected a folder for the output, got a file")
     present = read_manifest(layout)
     if present is not None:
@@ -149,12 +155,11 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
             lines = "\n".join(f"  {line}" for line in differences)
             raise OutputError(
                 f"{root}: this folder holds a run with other settings:\n{lines}\n"
-                "Choose another --output folder, or go back to those settings to continue that run."
+                "Choose another --output folder, add --force-new to have a new folder beside this one, or go "
+                "back to those settings to continue that run."
             )
         return present
-    foreign = (
-        sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) if root.exists() else []
-    )
+    foreign = [name for name in root.names() if not name.startswith(".")]
     if foreign:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise OutputError(
@@ -174,37 +179,38 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
     """
     present = check_output(layout, manifest)
     for folder in (layout.data_folder, layout.trace_folder, layout.failed_folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    remove_leftovers(layout.root)
+        folder.make_folder()
+        folder.remove_leftovers()
+    layout.root.remove_leftovers()
     if present is not None:
         return present
     write_card(layout.card_file)
-    with replacing(layout.run_file) as temporary:
-        temporary.write_text(json.dumps(manifest.to_json(), indent=2) + "\n", encoding="utf-8")
+    layout.run_file.write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
     return manifest
 
 
 def committed_chunks(layout: OutputLayout) -> frozenset[int]:
-    """Return the chunks whose parts are on disk.
+    """Return the chunks whose parts are there.
 
     Raises:
-        OutputError: a part is damaged (for example by an interrupted copy of the folder).
+        OutputError: a part is cut short, for example by an interrupted copy of the folder.
     """
     parts = layout.data_parts()
-    for path in parts.values():
-        _check_whole(path)
+    for part in parts.values():
+        # An object store has no halves of objects, and asking for each end would take it minutes.
+        if (path := part.local_path) is not None:
+            _check_end(path)
     return frozenset(parts)
 
 
-def _check_whole(path: Path) -> None:
-    try:
-        pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise OutputError(
-            f"{path}: not a whole Parquet file ({str(error).splitlines()[0]}); "
-            "delete it to have its prompts generated again"
-        ) from None
+def _check_end(path: Path) -> None:
+    """Raise `OutputError` unless a file ends as Parquet does: whatever is cut short does not."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - len(_PARQUET_MAGIC), 0))
+        end = file.read()
+    if end != _PARQUET_MAGIC:
+        raise damaged(path, f"it does not end with {_PARQUET_MAGIC.decode()}")
 
 
 def _setting_differences(present: RunManifest, wanted: RunManifest) -> list[str]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
+from typing import TypeVar
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
+from ttsvar_ray.dataset.dead_letters import count_lines
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.totals import PartTotals, read_totals
+from ttsvar_ray.storage import Location
+
+_READERS = 16
+"""Small files read at a time: an object store answers slowly, but many at once."""
+
+_BATCH = 1024
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +27,7 @@ class OutputSummary:
     """Totals over all sittings of a run.
 
     Attributes:
-        chunks: parts on disk.
+        chunks: parts that are there.
         prompts: prompts with images.
         images: rows.
         failed: prompts that were given up.
@@ -34,28 +44,24 @@ class OutputSummary:
 
 
 def summarise_output(layout: OutputLayout) -> OutputSummary:
-    """Count what is on disk, reading no image."""
+    """Count what is there, from the parts' footers, a few at a time."""
     parts = layout.data_parts()
-    prompts, images, reward_sum = 0, 0, 0.0
-    for path in parts.values():
-        table = pq.read_table(path, columns=["image_rank", "reward"])
-        best = table.filter(pc.equal(table["image_rank"], 0))["reward"]
-        images += table.num_rows
-        prompts += len(best)
-        reward_sum += pc.sum(best).as_py() or 0.0
+    totals = PartTotals()
+    for each in map_files(read_totals, parts.values()):
+        totals.add(each)
     return OutputSummary(
         chunks=len(parts),
-        prompts=prompts,
-        images=images,
-        failed=sum(_count_lines(path) for path in layout.failed_parts()),
-        bad_lines=_count_lines(layout.bad_lines_file),
-        mean_reward=reward_sum / prompts if prompts else math.nan,
+        prompts=totals.prompts,
+        images=totals.images,
+        failed=sum(map_files(count_lines, layout.failed_parts().values())),
+        bad_lines=count_lines(layout.bad_lines_file),
+        mean_reward=totals.reward_sum / totals.prompts if totals.prompts else math.nan,
     )
 
 
-def _count_lines(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            return sum(1 for _ in file)
-    except FileNotFoundError:
-        return 0
+def map_files(read: Callable[[Location], _Result], files: Iterable[Location]) -> Iterator[_Result]:
+    """Read many small files, several at a time; results come in order and are not kept."""
+    waiting = iter(files)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="output-reader") as pool:
+        while batch := list(islice(waiting, _BATCH)):
+            yield from pool.map(read, batch)

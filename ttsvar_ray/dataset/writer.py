@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.atomic import replacing
 from ttsvar_ray.dataset.dead_letters import write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt, KeptImage
 from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
+from ttsvar_ray.dataset.totals import PartTotals
 from ttsvar_ray.dataset.trace import write_trace_part
+from ttsvar_ray.storage import Location
 
 ROW_GROUP_BYTES = 96_000_000
 """Image bytes in one row group: readers fetch whole groups, and the common viewer refuses 300 MB."""
@@ -91,12 +91,12 @@ def write_chunk(
         prompts=len(finished),
         images=images,
         failed=len(failed),
-        part_bytes=part.stat().st_size,
+        part_bytes=part.size() or 0,
     )
 
 
 def write_part(
-    path: Path,
+    location: Location,
     finished: Iterable[FinishedPrompt],
     *,
     context: RowContext,
@@ -106,16 +106,30 @@ def write_part(
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
     """
-    schema = data_schema(context.carried, bits=context.bits)
-    written = 0
-    with replacing(path) as temporary, _parquet_writer(temporary, schema) as writer:
-        for group in _row_groups(_rows(finished, context, resolve)):
+    return write_rows(location, part_rows(finished, context, resolve), part_schema(context))
+
+
+def part_schema(context: RowContext) -> pa.Schema:
+    """Return the schema of the parts of a run."""
+    return data_schema(context.carried, bits=context.bits)
+
+
+def write_rows(location: Location, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
+    """Write rows, in the order given, as one Parquet part, atomically; return how many.
+
+    The bytes depend on the rows and on nothing else: not on where they come from.
+    """
+    totals = PartTotals()
+    with location.replacing() as temporary, _parquet_writer(temporary, schema) as writer:
+        for group in _row_groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
-            written += len(group)
-    return written
+            for row in group:
+                totals.observe(row)
+        writer.add_key_value_metadata(totals.to_metadata())
+    return totals.images
 
 
-def _parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def _parquet_writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:
     # Encoded images and bits do not shrink: a dictionary and a codec would only cost time.
     raw = {"image", "bits"}
     small = [field.name for field in schema if not pa.types.is_nested(field.type) and field.name not in raw]
@@ -154,9 +168,10 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
         yield group
 
 
-def _rows(
+def part_rows(
     finished: Iterable[FinishedPrompt], context: RowContext, resolve: Callable[[Any], bytes]
 ) -> Iterator[dict[str, Any]]:
+    """Yield the rows of finished prompts, best image of each first, fetching one image at a time."""
     for outcome in finished:
         for kept in sorted(outcome.images, key=lambda image: image.rank):
             yield _row(outcome, kept, context, resolve)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,10 +15,14 @@ import pyarrow as pa
 _LEFTOVERS = ".*.tmp"
 
 
+@dataclass(frozen=True, slots=True)
 class LocalStore:
     """Paths of a POSIX file system."""
 
-    is_local = True
+    @property
+    def is_local(self) -> bool:
+        """Whether paths are paths of this machine."""
+        return True
 
     def show(self, path: str) -> str:
         """Return a path for people."""
@@ -41,6 +46,10 @@ class LocalStore:
             return Path(path).stat().st_size if not Path(path).is_dir() else None
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def modified(self, path: str) -> float | None:
+        """Return when a file was written, in seconds."""
+        return Path(path).stat().st_mtime
 
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder."""

@@ -10,19 +10,20 @@ from urllib.parse import unquote, urlsplit
 
 from ttsvar_ray.storage.local import LocalStore
 from ttsvar_ray.storage.remote import open_remote
-from ttsvar_ray.storage.uris import is_uri, scheme_of
+from ttsvar_ray.storage.uris import is_uri, scheme_of, split_query
 
 
 class Store(Protocol):
     """What a file system must do; paths are text, with slashes."""
 
-    is_local: bool
-
+    @property
+    def is_local(self) -> bool: ...
     def show(self, path: str) -> str: ...
     def uri(self, path: str) -> str: ...
     def open(self, path: str) -> BinaryIO: ...
     def open_arrow(self, path: str) -> Any: ...
     def size(self, path: str) -> int | None: ...
+    def modified(self, path: str) -> float | None: ...
     def is_folder(self, path: str) -> bool: ...
     def names(self, path: str) -> list[str]: ...
     def make_folder(self, path: str) -> None: ...
@@ -58,6 +59,11 @@ class Location:
         return PurePosixPath(self.path).suffix
 
     @property
+    def scheme(self) -> str:
+        """The scheme of the storage in lower case, `file` for this machine."""
+        return "file" if self.store.is_local else scheme_of(self.uri)
+
+    @property
     def local_path(self) -> Path | None:
         """The path on this machine, if it is one."""
         return Path(self.path) if self.store.is_local else None
@@ -66,6 +72,11 @@ class Location:
     def uri(self) -> str:
         """What `locate` makes this location of, in another process too. May hold secrets: never log it."""
         return self.store.uri(self.path)
+
+    def neighbour(self, ending: str) -> Location:
+        """Return the place beside this one whose name is longer by `ending`."""
+        base, query = split_query(self.uri) if not self.store.is_local else (self.uri, "")
+        return locate(f"{base}{ending}{query}")
 
     def open(self) -> BinaryIO:
         """Open for buffered reading of bytes; FileNotFoundError if it is not there."""
@@ -87,6 +98,13 @@ class Location:
     def size(self) -> int | None:
         """Return the bytes of the file; None if there is none."""
         return self.store.size(self.path)
+
+    def modified(self) -> float | None:
+        """Return when the file was written, in seconds by the storage's clock; None if it does not tell.
+
+        FileNotFoundError if it is not there.
+        """
+        return self.store.modified(self.path)
 
     def is_file(self) -> bool:
         """Whether there is a file."""

@@ -47,7 +47,10 @@ class RemoteStore:
     query: str
     fsspec: Any = None
 
-    is_local = False
+    @property
+    def is_local(self) -> bool:
+        """Whether paths are paths of this machine."""
+        return False
 
     def show(self, path: str) -> str:
         """Return the URI of a path for people: without secrets."""
@@ -72,6 +75,14 @@ class RemoteStore:
         with self._told(path):
             info = self.filesystem.get_file_info(path)
         return int(info.size) if info.type == pafs.FileType.File else None
+
+    def modified(self, path: str) -> float | None:
+        """Return when a file was written, in seconds by the store's clock; None if it does not tell."""
+        with self._told(path):
+            info = self.filesystem.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise FileNotFoundError(self.show(path))
+        return None if info.mtime_ns is None else info.mtime_ns / 1e9
 
     def is_folder(self, path: str) -> bool:
         """Whether there is something below this path."""

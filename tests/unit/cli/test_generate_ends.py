@@ -6,7 +6,6 @@ import io
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import InputError, InterruptedRunError, RunFailedError, TtsVarError
 
 SUMMARY: dict[str, Any] = {
-    "output": Path("/somewhere/out"),
+    "output": "/somewhere/out",
     "prompts": 48,
     "images": 96,
     "failed": 0,
@@ -62,7 +61,7 @@ def generate_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., JobSummary
 def test_flags_and_settings_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[JobConfig] = []
 
-    def run(config: JobConfig, *, progress: Any) -> JobSummary:
+    def run(config: JobConfig, *, progress: Any, **flags: bool) -> JobSummary:
         seen.append(config)
         return JobSummary(**SUMMARY)
 
@@ -77,7 +76,7 @@ def test_flags_and_settings_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = generate_with(monkeypatch, lambda config, progress: JobSummary(**SUMMARY))
+    result = generate_with(monkeypatch, lambda config, **_: JobSummary(**SUMMARY))
     assert result.exit_code == 0
     for line in (
         "prompts      48 (16 of them before)",
@@ -96,7 +95,7 @@ def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dead_letters_are_an_exit_code_of_their_own(
     monkeypatch: pytest.MonkeyPatch, lost: dict[str, int]
 ) -> None:
-    result = generate_with(monkeypatch, lambda config, progress: JobSummary(**{**SUMMARY, **lost}))
+    result = generate_with(monkeypatch, lambda config, **_: JobSummary(**{**SUMMARY, **lost}))
     assert result.exit_code == 3
     assert "see why: /somewhere/out/failed" in result.stdout
 
@@ -117,7 +116,7 @@ def test_dead_letters_are_an_exit_code_of_their_own(
 def test_how_a_job_stops_decides_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, started: bool, code: int
 ) -> None:
-    def run(config: JobConfig, *, progress: Any) -> JobSummary:
+    def run(config: JobConfig, *, progress: Any, **flags: bool) -> JobSummary:
         if started:
             progress(JobProgress(**STATE))
         raise error

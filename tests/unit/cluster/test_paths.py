@@ -15,11 +15,12 @@ def test_a_submitted_job_does_not_write_into_the_copy_that_ray_deletes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert resolve_output("out/x", submitted=False) == tmp_path / "out/x"
-    assert resolve_output("out/x", submitted=True) == Path("/home/someone/out/x")
-    assert resolve_output("~/x", submitted=False) == Path("/home/someone/x")
+    assert resolve_output("out/x", submitted=False) == str(tmp_path / "out/x")
+    assert resolve_output("out/x", submitted=True) == "/home/someone/out/x"
+    assert resolve_output("~/x", submitted=False) == "/home/someone/x"
     for submitted in (False, True):
-        assert resolve_output("/data/x", submitted=submitted) == Path("/data/x")
+        assert resolve_output("/data/x", submitted=submitted) == "/data/x"
+        assert resolve_output("s3://bucket/x", submitted=submitted) == "s3://bucket/x"
 
 
 def test_weights_are_found_from_any_working_directory(
@@ -32,3 +33,6 @@ def test_weights_are_found_from_any_working_directory(
     assert absolute.reward.path == str(tmp_path / "r")
     assert absolute.features.backbone is None
     assert with_absolute_inputs(JobConfig()).model.name == "shapes"
+    reward = {"name": "ensemble", "members": {"hps-v2.1": "h", "constant": None}}
+    ensemble = with_absolute_inputs(JobConfig.model_validate({"reward": reward}))
+    assert ensemble.reward.members == {"hps-v2.1": str(tmp_path / "h"), "constant": None}

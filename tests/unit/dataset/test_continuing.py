@@ -1,14 +1,9 @@
-"""An output folder is continued by the same run, refused to any other, written by one at a time."""
+"""An output folder is continued by the same run and refused to any other."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +12,10 @@ from outcome_samples import CONTEXT, result
 from ttsvar_ray.config import load_config
 from ttsvar_ray.dataset import (
     OutputLayout,
-    OutputLock,
     RunManifest,
     check_output,
     committed_chunks,
+    fresh_output,
     open_output,
     read_manifest,
     write_chunk,
@@ -56,9 +51,9 @@ def test_the_same_run_goes_on_with_its_first_manifest(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     first = dataclasses.replace(manifest(), created="2026-01-01T00:00:00+00:00")
     open_output(layout, first)
-    (layout.data_folder / ".part-00000.parquet.1234.tmp").write_bytes(b"half")
+    (tmp_path / "data/.part-00000.parquet.1234.tmp").write_bytes(b"half")
     assert open_output(layout, manifest("cluster.workers=3", "engine.micro_batch_rows=4")) == first
-    assert list(layout.data_folder.iterdir()) == []
+    assert layout.data_folder.names() == []
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
@@ -71,7 +66,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     assert "strategy.n: 2 in the folder, 8 now" in message
     assert "seed: 0 in the folder, 5 now" in message
     assert "strategy.name" not in message
-    assert "Choose another --output folder" in message
+    assert "Choose another --output folder, add --force-new" in message
     assert layout.run_file.read_bytes() == before
 
 
@@ -105,70 +100,49 @@ def test_parts_on_disk_are_the_truth_about_what_is_done(tmp_path: Path) -> None:
         write_chunk(
             layout, chunk, rows=range(chunk, chunk + 1), finished=[result(chunk)], failed=[], context=CONTEXT
         )
-    (layout.data_folder / ".part-00007.parquet.x.tmp").write_bytes(b"half")
+    (tmp_path / "data/.part-00007.parquet.x.tmp").write_bytes(b"half")
     assert committed_chunks(layout) == {0, 3}
-    layout.data_part(3).write_bytes(layout.data_part(3).read_bytes()[:-10])
+    (tmp_path / "data/part-00003.parquet").write_bytes(layout.data_part(3).read_bytes()[:-10])
     with pytest.raises(OutputError, match=r"part-00003\.parquet: not a whole Parquet file"):
         committed_chunks(layout)
 
 
-def test_a_live_run_keeps_others_out_and_leaves_no_lock(tmp_path: Path) -> None:
+def test_credentials_never_reach_the_manifest(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    with OutputLock(layout) as lock:
-        with pytest.raises(OutputError, match=f"process {os.getpid()} on {socket.gethostname()}"):
-            OutputLock(layout).__enter__()
-        lock.check()
-    assert not layout.lock_file.exists()
-    with OutputLock(layout):
-        pass
+    secretive = manifest("output.path=s3://KEY:topsecret@bucket/out", "prompts.path=s3://K:topsecret@b/p.txt")
+    secretive = dataclasses.replace(secretive, prompts_path="s3://K:topsecret@b/p.txt")
+    written = open_output(layout, secretive)
+    assert "topsecret" not in layout.run_file.read_text()
+    assert written.config["output"]["path"] == "s3://bucket/out"
+    assert written.prompts_path == "s3://b/p.txt"
 
 
-def test_the_lock_of_a_dead_process_is_taken_over_at_once(
+def test_run_json_says_what_was_run(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    open_output(layout, manifest("strategy.n=2", "seed=5"))
+    content = json.loads(layout.run_file.read_text())
+    config = load_config(None, ["strategy.n=2", "seed=5"], needs_files=False)
+    assert content["config"] == config.resolved()
+    assert content["config_digest"] == config.digest()
+    assert content["seed"] == 5
+    assert content["prompts"]["digest"] == "a" * 64
+    assert {"python", "numpy", "torch", "ttsvar-ray"} <= set(content["versions"])
+
+
+def test_force_new_goes_on_in_the_first_folder_that_is_free_or_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layout = OutputLayout(tmp_path)
-    finished = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
-    )
-    owner = {"token": "t", "host": socket.gethostname(), "pid": int(finished.stdout), "started": "earlier"}
-    layout.lock_file.write_text(json.dumps(owner))
-    with OutputLock(layout):
-        assert "that process is gone" in caplog.text
-
-
-@pytest.mark.parametrize("content", ['{"host": "elsewhere", "pid": 1, "token": "t"}', "{torn"])
-def test_a_silent_lock_is_taken_over_a_beating_one_is_not(tmp_path: Path, content: str) -> None:
-    layout = OutputLayout(tmp_path)
-    layout.lock_file.write_text(content)
-    with pytest.raises(OutputError, match="another run is writing here"):
-        OutputLock(layout).__enter__()
-    silent = time.time() - 61
-    os.utime(layout.lock_file, (silent, silent))
-    with OutputLock(layout):
-        pass
-
-
-def test_the_heart_beats_and_a_lost_lock_is_noticed(tmp_path: Path) -> None:
-    layout = OutputLayout(tmp_path)
-    with OutputLock(layout, heartbeat_s=0.02) as lock:
-        os.utime(layout.lock_file, (1, 1))
-        _wait_until(lambda: layout.lock_file.stat().st_mtime > 1)
-        layout.lock_file.write_text('{"token": "another"}')
-        _wait_until(lambda: _fails(lock))
-    assert layout.lock_file.exists(), "the other run's lock must stay"
-
-
-def _fails(lock: OutputLock) -> bool:
-    try:
-        lock.check()
-    except OutputError:
-        return True
-    return False
-
-
-def _wait_until(condition: object, limit_s: float = 10.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
+    layout = OutputLayout(tmp_path / "out")
+    assert fresh_output(layout, manifest()) == layout
+    open_output(layout, manifest("seed=1"))
+    open_output(OutputLayout(tmp_path / "out-2"), manifest("seed=2"))
+    (tmp_path / "out-3").mkdir()
+    (tmp_path / "out-3/thesis.tex").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    chosen = fresh_output(layout, manifest("seed=3"))
+    assert str(chosen.root) == str(tmp_path / "out-4")
+    assert f"{tmp_path}/out holds something else; this run writes to {tmp_path}/out-4" in caplog.text
+    open_output(chosen, manifest("seed=3"))
+    assert fresh_output(layout, manifest("seed=3")) == chosen
+    assert fresh_output(layout, manifest("seed=1")) == layout
+    assert set(before) <= set(tmp_path.rglob("*"))

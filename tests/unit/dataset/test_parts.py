@@ -31,6 +31,7 @@ from ttsvar_ray.dataset import (
 from ttsvar_ray.dataset.card import write_card
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts import BadLine
+from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType
 
 CARRIED = carried_columns(
@@ -122,7 +123,7 @@ def test_a_chunk_without_images_is_a_part_that_opens_beside_the_others(tmp_path:
         model="shapes", strategy="tts-var", seed=7, reward_name="shapes", carried=CARRIED, bits=True
     )
     write_chunk(layout, 2, rows=range(5, 6), finished=[], failed=[failure(5)], context=context)
-    assert pq.read_metadata(layout.data_part(2)).num_rows == 0
+    assert pq.read_metadata(str(layout.data_part(2))).num_rows == 0
     rows = datasets.load_dataset(
         "parquet", data_dir=str(layout.data_folder), split="train", cache_dir=str(tmp_path / "c")
     )
@@ -170,7 +171,7 @@ def test_a_crash_while_writing_leaves_no_part(tmp_path: Path) -> None:
         write_chunk(
             layout, 0, rows=range(1), finished=[result(0)], failed=[], context=CONTEXT, resolve=resolve
         )
-    assert list(layout.data_folder.iterdir()) == []
+    assert layout.data_folder.names() == []
 
 
 def test_dead_letters_tell_prompt_attempts_and_errors(tmp_path: Path) -> None:
@@ -185,20 +186,20 @@ def test_dead_letters_tell_prompt_attempts_and_errors(tmp_path: Path) -> None:
         "errors": ["reward: NaN"],
         "columns": COLUMNS,
     }
-    assert not layout.failed_part(1).exists()
+    assert not layout.failed_part(1).is_file()
 
 
 def test_a_repeated_chunk_replaces_its_dead_letters(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     write_chunk(layout, 0, rows=range(1), finished=[], failed=[failure(0)], context=CONTEXT)
     write_chunk(layout, 0, rows=range(1), finished=[result(0)], failed=[], context=CONTEXT)
-    assert not layout.failed_part(0).exists()
+    assert not layout.failed_part(0).is_file()
     assert summarise_output(layout).failed == 0
 
 
 def test_the_trace_has_a_row_per_selection(tmp_path: Path) -> None:
     layout = write_two_chunks(tmp_path)
-    table = pq.read_table(layout.trace_part(0))
+    table = pq.read_table(str(layout.trace_part(0)))
     assert table.schema.equals(trace_schema())
     first = table.to_pylist()[0]
     assert (first["row"], first["scale_index"], first["kind"], first["ess"]) == (0, 6, "resample", 1.5)
@@ -221,13 +222,21 @@ def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
     assert summary.mean_reward == pytest.approx((0 + 2 + 3 + 4) / 4)
 
 
+def test_a_part_that_was_rewritten_elsewhere_is_counted_all_the_same(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path)
+    before = summarise_output(layout)
+    part = tmp_path / "data/part-00000.parquet"
+    pq.write_table(pq.ParquetFile(part).read().replace_schema_metadata(None), part)
+    assert summarise_output(layout) == before
+
+
 def test_row_groups_stay_below_their_limit_and_images_are_stored_raw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = len(encoded(0).payload)
     monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 2 * one + one // 2)
     path = tmp_path / "part.parquet"
-    assert writer.write_part(path, [result(row) for row in range(5)], context=CONTEXT) == 5
+    assert writer.write_part(locate(path), [result(row) for row in range(5)], context=CONTEXT) == 5
     metadata = pq.read_metadata(path)
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
     columns = {
@@ -237,6 +246,8 @@ def test_row_groups_stay_below_their_limit_and_images_are_stored_raw(
     assert columns["image.bytes"].compression == "UNCOMPRESSED"
     assert not columns["image.bytes"].has_dictionary_page
     assert columns["prompt"].has_offset_index
+    assert columns["prompt"].has_column_index
+    assert columns["image.bytes"].has_offset_index
     assert encoded(0).payload in path.read_bytes()
 
 
@@ -250,7 +261,7 @@ def test_payloads_are_resolved_one_at_a_time(tmp_path: Path) -> None:
         kept = type(kept)(rank=0, image=image, reward=1.0, reward_history=(), lineage=(), bits=())
         done.append(type(outcome)(prompt=outcome.prompt, images=(kept,), trace=(), attempts=1, seconds=0.0))
     path = tmp_path / "part.parquet"
-    writer.write_part(path, done, context=CONTEXT, resolve=store.__getitem__)
+    writer.write_part(locate(path), done, context=CONTEXT, resolve=store.__getitem__)
     pictures = [Image.open(io.BytesIO(item["bytes"])) for item in pq.read_table(path)["image"].to_pylist()]
     assert len(pictures) == 3
 
@@ -266,5 +277,5 @@ def test_all_empty_columns_keep_their_type(tmp_path: Path) -> None:
     carried = carried_columns({"note": ColumnType.FLOAT64})
     context = RowContext(model="m", strategy="raw", seed=0, reward_name="r", carried=carried)
     path = tmp_path / "part.parquet"
-    writer.write_part(path, [result(0, note=None)], context=context)
+    writer.write_part(locate(path), [result(0, note=None)], context=context)
     assert pq.read_schema(path).field("note").type == pa.float64()
