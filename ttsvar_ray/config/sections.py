@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme
+from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -120,8 +120,21 @@ class SamplingConfig(_Section):
 class RewardConfig(_Section):
     """What judges the images."""
 
-    name: _Text = Field(default="auto", description='"auto" (the model\'s own) or the name of a reward')
-    path: _Text | None = Field(default=None, description="directory of the reward's weights")
+    name: _Text = Field(
+        default="auto", description='"auto" (the model\'s own), the name of a reward, or "ensemble"'
+    )
+    path: _Text | None = Field(default=None, description="directory of the reward's files")
+    members: dict[_Text, _Text | None] | None = Field(
+        default=None,
+        description="of an ensemble: the name of each reward, and the directory of its files",
+    )
+    combine: RewardCombination | None = Field(
+        default=None,
+        description="how an ensemble's members become one, over each population; None is softmax",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the reward's networks; bfloat16 moves scores"
+    )
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
         description="image to pixels as the reward's authors did it, or faster as tensors on its device",
@@ -130,6 +143,28 @@ class RewardConfig(_Section):
         default="error",
         description="a NaN or infinite reward fails the prompt, or counts as the worst",
     )
+
+    @model_validator(mode="after")
+    def _members_are_an_ensembles(self) -> RewardConfig:
+        given = self.members or {}
+        if self.name == "ensemble":
+            if len(given) < 2:
+                raise ValueError(
+                    f"members: expected at least two rewards in an ensemble, got {len(given)}; write them as "
+                    "'members: {image-reward: FOLDER, hps-v2.1: FOLDER}'"
+                )
+            if self.path is not None:
+                raise ValueError(
+                    f"path: expected none for an ensemble, whose members have theirs, got {self.path!r}; "
+                    "move it to reward.members"
+                )
+        elif self.members is not None or self.combine is not None:
+            setting = "combine" if self.members is None else "members"
+            raise ValueError(
+                f"{setting}: only an ensemble has it, and reward.name is {self.name!r}; remove it, or set "
+                "reward.name to ensemble"
+            )
+        return self
 
 
 class FeaturesConfig(_Section):
@@ -173,8 +208,21 @@ class ClusterConfig(_Section):
     cpus_per_worker: _NonNegative | None = Field(
         default=None, description="None: engine.threads on a CPU, 1 beside a GPU"
     )
+    workers_per_cell: _Count = Field(default=64, description="workers that one coordinator serves")
     max_attempts: _Count = Field(default=3, description="tries before a prompt is dead-lettered")
-    segment_timeout_s: _Positive = Field(default=1800.0, description="seconds one micro-batch may take")
+    segment_timeout_s: _Positive = Field(
+        default=1800.0,
+        description="most seconds one micro-batch may take; less once it is known how long they take",
+    )
+    start_timeout_s: _Positive = Field(
+        default=1800.0, description="seconds without any worker before a run is given up"
+    )
+    max_failure_rate: Annotated[_Number, Field(ge=0, le=1)] = Field(
+        default=0.5, description="share of recent prompts that may fail before a run is given up; 1: any"
+    )
+    failure_window: Annotated[_Integer, Field(ge=50)] = Field(
+        default=200, description="how many recent prompts that share is taken of"
+    )
 
 
 class OutputConfig(_Section):

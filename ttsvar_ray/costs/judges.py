@@ -140,11 +140,11 @@ _DINOV2 = _two_towers(_vision(1024, 24, 4096, 224, 14, 5, 16), None, 304_372_736
 
 REWARD_COSTS: dict[str, JudgeCost] = {
     "image-reward": _IMAGE_REWARD,
-    "hps-v2": _CLIP_H,
+    "hps-v2.0": _CLIP_H,
     "hps-v2.1": _CLIP_H,
     "pick-score": _CLIP_H,
     "clip-score": _CLIP_L,
-    "laion-aesthetic-v2": _CLIP_L,
+    "laion-aesthetic": _CLIP_L,
     "aesthetic-v2.5": _SIGLIP,
     "constant": NOTHING,
 }

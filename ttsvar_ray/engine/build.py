@@ -8,7 +8,7 @@ process that computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
 from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rewards.registry import REWARD_NAMES, build_reward
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import Strategy, compile_plan
-from ttsvar_ray.types import PotentialKind, SelectionKind
+from ttsvar_ray.types import PotentialKind, RewardCombination, SelectionKind
 
 DEFAULT_QUALITY = 95
 
@@ -91,7 +92,7 @@ def build_plan(config: JobConfig) -> Plan:
         settings.pop("batch_schedule", None)
     settings |= {name: value for name, value in given.items() if value is not None}
     try:
-        return compile_plan(
+        plan = compile_plan(
             scale_schedule=description.scale_schedule,
             strategy=strategy.name,
             n=strategy.n,
@@ -106,6 +107,9 @@ def build_plan(config: JobConfig) -> Plan:
         )
     except ConfigurationError as error:
         raise ConfigurationError([f"strategy.{problem}" for problem in error.problems]) from None
+    if config.reward.members is None:
+        return plan
+    return replace(plan, reward_members=len(config.reward.members), combination=_combination(config))
 
 
 def check_parts(config: JobConfig, plan: Plan) -> None:
@@ -115,7 +119,7 @@ def check_parts(config: JobConfig, plan: Plan) -> None:
         ConfigurationError: with every problem.
     """
     description = describe(config)
-    problems = _problems_of(lambda: resolve_reward(config, description))
+    problems = _problems_of(lambda: resolve_rewards(config, description))
     if needs_features(plan):
         problems += _problems_of(lambda: resolve_extractor(config, description))
     for name in ("guidance", "temperature"):
@@ -152,7 +156,6 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
     )
-    reward = resolve_reward(config, description)
     extractor = None
     if needs_features(plan):
         features = resolve_extractor(config, description)
@@ -163,12 +166,9 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             preprocessing=config.features.preprocessing,
             device=device,
         )
-    judge = build_reward(
-        reward.name, path=reward.path, device=device, preprocessing=config.reward.preprocessing
-    )
     return Engine(
         model=model,
-        reward=judge,
+        reward=build_panel(config, description, device=device),
         extractor=extractor,
         plan=plan,
         run_seed=config.seed,
@@ -197,22 +197,74 @@ def needs_features(plan: Plan) -> bool:
     return any(selection.kind is SelectionKind.CLUSTER for selection in plan.selections)
 
 
-def resolve_reward(config: JobConfig, description: ModelDescription) -> NamedPart:
-    """Return which reward a job uses: its own choice, or the model's."""
-    name, path = config.reward.name, config.reward.path
+def build_panel(config: JobConfig, description: ModelDescription, *, device: str) -> RewardPanel:
+    """Load the reward of a job, or the members of its ensemble.
+
+    Raises:
+        ConfigurationError: unknown names, missing paths, or a package that a reward needs.
+        CheckpointError: a directory that does not hold what it must.
+    """
+    section = config.reward
+    parts = resolve_rewards(config, description)
+    members = [
+        build_reward(
+            part.name,
+            path=part.path,
+            device=device,
+            preprocessing=section.preprocessing,
+            dtype=section.dtype,
+        )
+        for part in parts
+    ]
+    combination = _combination(config)
+    if combination is None:
+        return RewardPanel(members)
+    name = f"{combination.value}({', '.join(member.name for member in members)})"
+    return RewardPanel(members, name=name)
+
+
+def resolve_rewards(config: JobConfig, description: ModelDescription) -> tuple[NamedPart, ...]:
+    """Return which rewards judge a job's images: its own choice, or the model's; several in an ensemble.
+
+    An ensemble's members are in the order of their names, so that the order in a job file means nothing.
+    """
+    section = config.reward
+    if section.members is not None:
+        finds = [
+            partial(_named_reward, "reward.members", name, path, description)
+            for name, path in sorted(section.members.items())
+        ]
+        problems = [problem for find in finds for problem in _problems_of(find)]
+        if problems:
+            raise ConfigurationError(problems)
+        return tuple(find() for find in finds)
+    name = section.name
     if name == "auto":
         if description.reward_name is None:
             raise ConfigurationError(
                 f"reward.name: model {description.name!r} brings no reward of its own; expected one of "
-                f"{', '.join(REWARD_NAMES)}, got 'auto'"
+                f"{', '.join(REWARD_NAMES)}, or ensemble, got 'auto'"
             )
         name = description.reward_name
+    return (_named_reward("reward", name, section.path, description),)
+
+
+def _named_reward(setting: str, name: str, path: str | None, description: ModelDescription) -> NamedPart:
+    inside = setting == "reward.members"
     if name not in REWARD_NAMES:
-        raise ConfigurationError(
-            f"reward.name: expected auto or one of {', '.join(REWARD_NAMES)}, got {name!r}"
-        )
+        choices = ", ".join(REWARD_NAMES)
+        expected = f"rewards among {choices}" if inside else f"auto, ensemble or one of {choices}"
+        raise ConfigurationError(f"{setting if inside else 'reward.name'}: expected {expected}, got {name!r}")
     own = description.reward_path if name == description.reward_name else None
-    return NamedPart(name=name, path=_existing("reward.path", path, own))
+    where = f"reward.members: {name}" if inside else "reward.path"
+    return NamedPart(name=name, path=_existing(where, path, own))
+
+
+def _combination(config: JobConfig) -> RewardCombination | None:
+    """Return how the members of a job's ensemble become one; None without an ensemble."""
+    if config.reward.members is None:
+        return None
+    return config.reward.combine or RewardCombination.SOFTMAX
 
 
 def resolve_extractor(config: JobConfig, description: ModelDescription) -> NamedPart:

@@ -119,10 +119,16 @@ def _text_encoder(description: ModelDescription, sizes: TransformerConfig) -> En
 
 
 def _reward(config: JobConfig, description: ModelDescription) -> JudgeCost:
-    name = description.reward_name if config.reward.name == "auto" else config.reward.name
-    if name is None:
-        return NOTHING
-    path = description.reward_path if config.reward.path is None else Path(config.reward.path).expanduser()
+    section = config.reward
+    if section.members is not None:
+        members = section.members.items()
+        return sum((_one_reward(name, path, description) for name, path in members), NOTHING)
+    name = description.reward_name if section.name == "auto" else section.name
+    return NOTHING if name is None else _one_reward(name, section.path, description)
+
+
+def _one_reward(name: str, given: str | None, description: ModelDescription) -> JudgeCost:
+    path = description.reward_path if given is None else Path(given).expanduser()
     own = _read(path)
     if own is not None and own.get("kind") == "blip-reward":
         return blip_cost(own["vision"], own["text"], int(own["max_text_tokens"]))

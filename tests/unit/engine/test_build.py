@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.engine.build import build_plan, check_parts, needs_features
+from ttsvar_ray.engine.build import (
+    build_panel,
+    build_plan,
+    check_parts,
+    describe,
+    needs_features,
+    resolve_rewards,
+)
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.registry import model_path
-from ttsvar_ray.types import PotentialKind, SelectionKind
+from ttsvar_ray.types import PotentialKind, RewardCombination, SelectionKind
 
 OWN_PLAN = {
     "batch_schedule": [6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 1, 1],
@@ -106,6 +113,50 @@ def test_a_model_without_reward_needs_one_named(tmp_path: Path) -> None:
         check_parts(config, build_plan(config))
     named = config_for(model_directory(tmp_path, reward={}), reward={"name": "constant"})
     check_parts(named, build_plan(named))
+
+
+def ensemble(**reward: Any) -> dict[str, Any]:
+    return {"name": "ensemble", "members": {"shapes": None, "constant": None}, **reward}
+
+
+def test_an_ensemble_is_part_of_the_plan() -> None:
+    assert build_plan(config_for("shapes")).combination is None
+    config = config_for("shapes", reward=ensemble())
+    plan = build_plan(config)
+    check_parts(config, plan)
+    assert (plan.reward_members, plan.combination) == (2, RewardCombination.SOFTMAX)
+    rescaled = build_plan(config_for("shapes", reward=ensemble(combine="z-score")))
+    assert rescaled.combination is RewardCombination.Z_SCORE
+
+
+def test_an_ensemble_is_the_same_in_any_order() -> None:
+    config = config_for("shapes", reward=ensemble())
+    turned = config_for("shapes", reward=ensemble(members={"constant": None, "shapes": None}))
+    parts = [part.name for part in resolve_rewards(config, describe(config))]
+    assert (
+        parts == ["constant", "shapes"] == [part.name for part in resolve_rewards(turned, describe(turned))]
+    )
+    assert config.digest() == turned.digest()
+    assert config.digest() != config_for("shapes", reward=ensemble(combine="z-score")).digest()
+
+
+def test_all_problems_of_an_ensembles_members_come_at_once(tmp_path: Path) -> None:
+    members = {"beauty": None, "hps-v2.1": str(tmp_path / "nothing"), "shapes": None}
+    config = config_for("shapes", reward=ensemble(members=members))
+    with pytest.raises(ConfigurationError) as caught:
+        check_parts(config, build_plan(config))
+    first, second = caught.value.problems
+    assert "reward.members: expected rewards among image-reward" in first and "got 'beauty'" in first
+    assert second.startswith("reward.members: hps-v2.1: expected the files of the weights")
+
+
+def test_a_panel_has_the_members_and_says_how_they_are_combined() -> None:
+    config = config_for("shapes", reward=ensemble(combine="z-score"))
+    panel = build_panel(config, describe(config), device="cpu")
+    assert [member.name for member in panel.members] == ["constant", "shapes"]
+    assert panel.name == "z-score(constant, shapes)"
+    alone = build_panel(config_for("shapes"), describe(config), device="cpu")
+    assert alone.name == "shapes"
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
