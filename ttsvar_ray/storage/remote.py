@@ -134,8 +134,6 @@ class RemoteStore:
         self.filesystem.move(temporary, path)
 
     def _upload(self, staged: Path, path: str) -> None:
-        size = staged.stat().st_size
-        whole = False
         try:
             if self.fsspec is not None:
                 self.fsspec.put_file(str(staged), path)
@@ -146,13 +144,9 @@ class RemoteStore:
                     source_filesystem=pafs.LocalFileSystem(),
                     destination_filesystem=self.filesystem,
                 )
-            arrived = self.size(path)
-            whole = arrived == size
-            if not whole:
-                raise StorageError(f"{self.show(path)}: expected {size} bytes after copying, found {arrived}")
-        finally:
-            if not whole:
-                self._remove_if_torn(path, size)
+        except BaseException:
+            self._remove_if_torn(path, staged.stat().st_size)
+            raise
 
     def _remove_if_torn(self, path: str, size: int) -> None:
         """Remove what a failed copy published; an error on the way must not hide the first one."""
