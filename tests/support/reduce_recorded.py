@@ -1,4 +1,4 @@
-"""Make the shipped subset of a full folder of recorded rewards: `python -m tests.support.reduce_recorded FULL OUT`.
+"""Make the shipped subset of recorded rewards: `python -m tests.support.reduce_recorded FULL OUT`.
 
 Outputs stay the official ones. Weights that no recorded output depends on become zero, and where two linear
 layers follow each other without an activation, their product stands in the first; then xz makes them small.

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
+if TYPE_CHECKING:
+    from ttsvar_ray.recorded.comparison import ComparisonReport
+
 
 class Family(str, enum.Enum):
-    """Model families that can be verified."""
+    """What can be verified."""
 
     INFINITY = "infinity"
+    REWARDS = "rewards"
+    """Rewards and feature extractors."""
+
+
+EVALUATORS = ("mask2former", "blip_vqa")
+"""Recorded beside the rewards, but neither rewards nor features: they are no part of a search."""
 
 
 def verify(
-    family: Annotated[Family, typer.Argument(help="Model family.", show_choices=True)],
+    family: Annotated[Family, typer.Argument(help="Model family, or the rewards.", show_choices=True)],
     folder: Annotated[Path, typer.Argument(help="Folder of recorded tensors.", metavar="DIR")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
     dtype: Annotated[
@@ -31,11 +40,66 @@ def verify(
 
     Exit codes: 0 all agree; 1 some differ; 2 not such a folder.
     """
-    assert family is Family.INFINITY
     with errors_for_people(debug=debug):
-        from ttsvar_ray.models.infinity.verify import verify_directory
+        if family is Family.REWARDS:
+            passed, lines = _verify_rewards(folder, device=device, dtype=dtype)
+        else:
+            from ttsvar_ray.models.infinity.verify import verify_directory
 
-        report = verify_directory(folder, device=device, dtype=dtype)
-        typer.echo("\n".join(report.lines()))
-    if not report.passed:
+            report = verify_directory(folder, device=device, dtype=dtype)
+            passed, lines = report.passed, report.lines()
+        typer.echo("\n".join(lines))
+    if not passed:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _verify_rewards(folder: Path, *, device: str, dtype: str) -> tuple[bool, list[str]]:
+    from transformers.utils import logging as transformers_logging
+
+    from ttsvar_ray.errors import ConfigurationError
+
+    if dtype != "float32":
+        raise ConfigurationError(f"--dtype: rewards and features are compared in float32, got {dtype!r}")
+    transformers_logging.disable_progress_bar()
+    report = compare_rewards(folder, device=device)
+    return report.passed, report.lines()
+
+
+def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:
+    """Compare every recorded reward and feature folder inside `folder`.
+
+    Args:
+        folder: with `images` and any of imagereward, hpsv21, aesthetic_v25, dinov2_reg.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        CheckpointError: none of them is there, or files are missing or damaged.
+    """
+    import torch
+
+    from ttsvar_ray.errors import CheckpointError
+    from ttsvar_ray.features.verify import FOLDER, verify_dinov2
+    from ttsvar_ray.models.registry import resolve_device
+    from ttsvar_ray.recorded.comparison import ComparisonReport
+    from ttsvar_ray.rewards.verify import VERIFIERS
+
+    verifiers = {**VERIFIERS, FOLDER: verify_dinov2}
+    there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    if not there & set(verifiers):
+        found = ", ".join(sorted(there)[:8]) or "none" if folder.is_dir() else "no such folder"
+        raise CheckpointError(
+            f"{folder}: expected the folders images and any of {', '.join(verifiers)}; found {found}"
+        )
+    target = resolve_device(device)
+    report = ComparisonReport(device=str(target))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        report.cases += [
+            verify_one(folder, device=str(target)) for name, verify_one in verifiers.items() if name in there
+        ]
+    report.notes += [f"{name}: not in this folder" for name in verifiers if name not in there]
+    report.notes += [
+        f"{name}: not covered: an evaluator of finished images, neither a reward nor a feature extractor"
+        for name in EVALUATORS
+        if name in there
+    ]
+    return report

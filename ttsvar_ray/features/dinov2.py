@@ -54,7 +54,7 @@ class Dinov2Backbone:
         self.batch_rows = batch_rows
         self.network = network.eval().requires_grad_(False)
         self.network.to(device=self.device)
-        self._first_patch = 1 + network.config.num_register_tokens
+        self.first_patch = 1 + network.config.num_register_tokens
 
     def patches(self, images: UInt8Array) -> Float32Array:
         """Return float32 [n, 256, width] for patches of 14 pixels."""
@@ -69,7 +69,7 @@ class Dinov2Backbone:
         return hidden
 
     def _forward(self, images: UInt8Array) -> Tensor:
-        return self.tokens(self.pixels(images, self.device))[:, self._first_patch :]
+        return self.tokens(self.pixels(images, self.device))[:, self.first_patch :]
 
 
 def load_hub_checkpoint(

@@ -1,0 +1,102 @@
+"""Compare the feature extractors with recorded arrays of the official DINOv2.
+
+`dinov2_reg` holds a hub checkpoint, `meta.json` (its width and heads, names of images in the folder `images`
+beside it) and `ref.npz`: any of `pixels` (float16), `patchtokens`, `cls`, `reg`, `pca`, `pca_all`, `pool`,
+and `patchtokens_168x280`, of the pixels resized bilinearly to that size without antialiasing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.features.dinov2 import Dinov2Backbone, load_hub_checkpoint
+from ttsvar_ray.features.patch_features import mean_over_patches
+from ttsvar_ray.recorded.comparison import Case, aligned, required
+from ttsvar_ray.recorded.files import read_arrays, read_images, read_json, reading
+from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
+from ttsvar_ray.types import Float32Array
+
+FOLDER = "dinov2_reg"
+CHECKPOINT = "dinov2_vitl14_reg4_pretrain.pth"
+
+PIXELS, TOKENS, COMPONENTS, POOLED = 1e-3, 1e-5, 5e-5, 1e-5
+"""Largest absolute differences. Pixels are recorded in float16, up to 2.6: half a step is 1e-3. Components
+are sums over the width, of standard deviation 4."""
+
+_OTHER_SIZE = (168, 280)
+
+
+def verify_dinov2(folder: Path, *, device: str = "cpu") -> Case:
+    """Compare with everything that `folder` / dinov2_reg recorded.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they do not belong together.
+    """
+    place = folder / FOLDER
+    case = Case(name=FOLDER)
+    meta, recorded = read_json(place / "meta.json"), read_arrays(place / "ref.npz")
+    images = read_images(folder / "images", [str(name) for name in _list(place, meta)])
+    backbone = _backbone(place, meta, device)
+    with torch.inference_mode():
+        pixels = torch.cat([backbone.pixels(image[None], backbone.device) for image in images])
+        tokens = backbone.tokens(pixels).cpu().numpy()
+        _compare(case, recorded, "pixels", pixels.cpu().numpy(), PIXELS)
+        _compare(case, recorded, "cls", tokens[:, 0], TOKENS)
+        _compare(case, recorded, "reg", tokens[:, 1 : backbone.first_patch], TOKENS)
+        patches = np.concatenate([backbone.patches(image[None]) for image in images])
+        _compare(case, recorded, "patchtokens", patches, TOKENS)
+        if "patchtokens_168x280" in recorded:
+            resized = F.interpolate(pixels, size=_OTHER_SIZE, mode="bilinear")
+            other = backbone.tokens(resized).cpu().numpy()[:, backbone.first_patch :]
+            _compare(case, recorded, "patchtokens_168x280", other, TOKENS)
+    _compare(case, recorded, "pool", mean_over_patches(patches), POOLED)
+    for sign in ComponentSign:
+        _compare_components(case, recorded, patches, sign)
+    known = {"pixels", "cls", "reg", "patchtokens", "patchtokens_168x280", "pool", "pca", "pca_all"}
+    if rest := sorted(set(recorded) - known):
+        case.notes.append(f"recorded but not compared: {', '.join(rest)}")
+    return case
+
+
+def _list(place: Path, meta: dict[str, object]) -> list[object]:
+    names = required(meta, "images", str(place / "meta.json"))
+    if not isinstance(names, list):
+        raise CheckpointError(
+            f"{place / 'meta.json'}: images: expected a list of file names, found {names!r}"
+        )
+    return names
+
+
+def _backbone(place: Path, meta: dict[str, object], device: str) -> Dinov2Backbone:
+    where = str(place / "meta.json")
+    width, heads = required(meta, "embed_dim", where), required(meta, "num_heads", where)
+    with reading(place / CHECKPOINT):
+        return load_hub_checkpoint(
+            place / CHECKPOINT, device=device, head_width=int(str(width)) // int(str(heads))
+        )
+
+
+def _compare(
+    case: Case, recorded: dict[str, np.ndarray], name: str, got: Float32Array, tolerance: float
+) -> None:
+    if name in recorded:
+        case.compare(name, got, recorded[name], tolerance)
+
+
+def _compare_components(
+    case: Case, recorded: dict[str, np.ndarray], patches: Float32Array, sign: ComponentSign
+) -> None:
+    """Components have no sign of their own: each recorded row, and `pca_all` as a whole, may be turned."""
+    if "pca" in recorded:
+        expected = recorded["pca"]
+        got = aligned(first_component(patches, sign), expected)
+        case.compare(f"pca, {sign.value} sign", got, expected, COMPONENTS)
+    if "pca_all" in recorded:
+        together = recorded["pca_all"].reshape(1, -1)
+        got = aligned(first_component_of_all(patches, sign).reshape(1, -1), together)
+        case.compare(f"pca_all, {sign.value} sign", got, together, COMPONENTS)
