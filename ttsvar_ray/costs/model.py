@@ -29,6 +29,7 @@ class ModelShape:
         text_encoder: its sizes; tokens are what it pads to.
         text_encoder_bytes: its weights in memory.
         reward, extractor: of the job; the extractor costs nothing where the plan does not cluster.
+        reward_element_bytes: of one number of the reward's networks.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelShape:
     text_encoder_bytes: int
     reward: JudgeCost
     extractor: JudgeCost
+    reward_element_bytes: int = 4
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -70,6 +72,11 @@ class ModelShape:
         height, width = self.decoded_map(size)
         return decode_rows(height * self.decoder.patch_size, width * self.decoder.patch_size)
 
+    def decode_bytes(self, size: str, images: int) -> int:
+        """Return the most bytes alive while `images` are decoded at a size, a few at a time."""
+        peak = self.decoder.decode_peak_bytes(*self.decoded_map(size), self.transformer.element_bytes)
+        return min(images, self.decode_rows(size)) * peak
+
     def component_flops(self, selector_decode: str, text_tokens: int) -> ComponentFlops:
         """Return the FLOPs of one call of each part beside the transformer.
 
@@ -91,6 +98,6 @@ class ModelShape:
             "transformer": transformer_weight_bytes(self.transformer),
             "image tokenizer": _WIDE * (self.decoder.parameters + self.decoder.encoder_parameters),
             "text encoder": self.text_encoder_bytes,
-            "reward": _WIDE * self.reward.parameters,
+            "reward": self.reward_element_bytes * self.reward.parameters,
             "features": _WIDE * self.extractor.parameters,
         }

@@ -85,16 +85,19 @@ def decode_line(
     return Line(device.decode_seconds, flops + moved + device.decode_seconds / decode_rows)
 
 
-def judge_line(judge: JudgeCost, pixels: int, device: DeviceProfile, *, padded: bool) -> Line:
+def judge_line(
+    judge: JudgeCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
+) -> Line:
     """Return the time of a reward or of features.
 
     Args:
         pixels: of the images they are given.
         padded: whether every call computes `JUDGE_ROWS` rows, as on an accelerator.
+        element_bytes: of one number of its networks.
     """
     if judge.image_flops == 0:
         return Line()
-    each = judge.image_flops / device.float32_flops
+    each = judge.image_flops / (device.float32_flops if element_bytes == _WIDE else device.narrow_flops)
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
     return Line(JUDGE_ROWS * each, resize) if padded else Line(0.0, each + resize)
 

@@ -84,6 +84,7 @@ def model_shape(
         text_encoder_bytes=text_encoder.weight_bytes(2 if narrow and on_gpu else 4),
         reward=_reward(config, description),
         extractor=_extractor(config, description) if clusters else NOTHING,
+        reward_element_bytes=2 if config.reward.dtype == "bfloat16" else 4,
     )
 
 

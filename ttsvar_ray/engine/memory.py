@@ -31,26 +31,21 @@ def trajectory_bytes(
     if not has_counted_costs(description):
         return None
     model = model_shape(config, description, plan, on_gpu=str(device).startswith("cuda"))
-    workspace = workspace_bytes(model, selector_decode=config.engine.selector_decode)
-    return available_bytes(device, memory_gb=config.engine.memory_gb, workspace=workspace)
+    return available_bytes(device, memory_gb=config.engine.memory_gb, workspace=workspace_bytes(model))
 
 
-def workspace_bytes(model: ModelShape, *, selector_decode: str) -> int:
-    """Return the most bytes that decoding, judging or text encoding takes, whichever is larger.
+def workspace_bytes(model: ModelShape) -> int:
+    """Return the most bytes that judging images or encoding a text takes, whichever is larger.
 
-    Its size does not grow with the micro-batch: images are decoded a few at a time, judges run in batches
-    of a fixed size, texts one by one.
-
-    Args:
-        selector_decode: "full" or "selector", the size of the images that selections look at.
+    It does not grow with the micro-batch: judges run in batches of a fixed size, texts one by one. Decoding
+    is counted with the segments, see `engine.workload.running_bytes`.
     """
-    element = model.transformer.element_bytes
-    decode = max(
-        model.decode_rows(size) * model.decoder.decode_peak_bytes(*model.decoded_map(size), element)
-        for size in {"full", selector_decode}
-    )
-    judge = JUDGE_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
-    return max(decode, judge, text_bytes(model))
+    return max(judge_bytes(model), text_bytes(model))
+
+
+def judge_bytes(model: ModelShape) -> int:
+    """Return about the most bytes alive while a full batch of images is judged."""
+    return JUDGE_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
 
 
 def text_bytes(model: ModelShape) -> int:

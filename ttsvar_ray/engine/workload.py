@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
@@ -67,7 +68,9 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
             SegmentLoad(
                 tokens=sum(costs[scale].tokens for scale in _scales(segment)),
                 held_bytes=held_bytes(model, costs, segment),
-                running_bytes=running_bytes(model, costs, segment),
+                running_bytes=running_bytes(
+                    model, costs, segment, selector_decode=config.engine.selector_decode
+                ),
                 batch_seconds=time.fixed,
                 row_seconds=time.per_row,
                 replay_seconds=earlier.fixed + earlier.per_row,
@@ -84,32 +87,50 @@ def held_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment
     return state_bytes(costs[segment.last_scale], model.transformer, model.map_values) + text
 
 
-def running_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment) -> int:
-    """Return the most bytes that one trajectory takes in the scales of a segment; decoding and judging
-    have a budget of their own, see `engine.memory.workspace_bytes`."""
-    return max(
-        step_bytes(
-            costs[scale - 1] if scale else None,
-            costs[scale],
-            model.transformer,
-            model.map_values,
-            is_last=scale == len(costs) - 1,
-        )
-        for scale in _scales(segment)
-    )
+def running_bytes(
+    model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment, *, selector_decode: str
+) -> int:
+    """Return the most bytes that one trajectory takes while a segment runs: in its scales, or while its
+    images are decoded, whichever is more.
+
+    Images are decoded a few at a time, whatever the micro-batch: their bytes are spread over a population.
+    """
+    last = len(costs) - 1
+    peak = 0
+    for scale in _scales(segment):
+        before = costs[scale - 1] if scale else None
+        step = step_bytes(before, costs[scale], model.transformer, model.map_values, is_last=scale == last)
+        # The last scale's own keys and values are not kept.
+        kept = before if scale == last else costs[scale]
+        state = 0 if kept is None else state_bytes(kept, model.transformer, model.map_values)
+        size = _decoded_size(segment, scale, selector_decode)
+        decoded = 0 if size is None else model.decode_bytes(size, segment.population)
+        peak = max(peak, step, state + math.ceil(decoded / segment.population))
+    return peak
+
+
+def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | None:
+    """Return at which size images are decoded after a scale, None where they are not."""
+    if scale == segment.last_scale and segment.is_last:
+        return "full"
+    looked_at = scale in segment.scored_scales or (scale == segment.last_scale and _clusters(segment))
+    return selector_decode if looked_at else None
+
+
+def _clusters(segment: Segment) -> bool:
+    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
 
 
 def _images(model: ModelShape, segment: Segment, profile: DeviceProfile, config: JobConfig) -> Line:
     """Return the time of the images that a segment decodes, judges and writes."""
     time = Line()
-    clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
     for scale in _scales(segment):
-        scored = scale in segment.scored_scales
-        final = segment.is_last and scale == segment.last_scale
-        embedded = clusters and scale == segment.last_scale
-        if not (scored or final or embedded):
+        size = _decoded_size(segment, scale, config.engine.selector_decode)
+        if size is None:
             continue
-        size = "full" if final else config.engine.selector_decode
+        final = segment.is_last and scale == segment.last_scale
+        scored = scale in segment.scored_scales
+        embedded = not segment.is_last and scale == segment.last_scale and _clusters(segment)
         time += decode_line(
             model,
             size,
@@ -120,7 +141,13 @@ def _images(model: ModelShape, segment: Segment, profile: DeviceProfile, config:
         height, width = model.decoded_map(size)
         pixels = height * width * model.decoder.patch_size**2
         if scored:
-            time += judge_line(model.reward, pixels, profile, padded=is_gpu(profile))
+            time += judge_line(
+                model.reward,
+                pixels,
+                profile,
+                padded=is_gpu(profile),
+                element_bytes=model.reward_element_bytes,
+            )
         if embedded:
             time += judge_line(model.extractor, pixels, profile, padded=is_gpu(profile))
         if final:

@@ -1,0 +1,303 @@
+"""What `ttsvar-ray plan` prints: the plan, its costs and its memory, as lines and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ttsvar_ray.cli.units import bytes_text, flops_text
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.costs import DeviceProfile, ModelShape, PlanCost, load_profile, plan_cost
+from ttsvar_ray.costs.memory import transformer_parameters
+from ttsvar_ray.engine.build import describe
+from ttsvar_ray.engine.footprint import has_counted_costs, model_shape
+from ttsvar_ray.engine.memory_plan import MemoryPlan, memory_plan
+from ttsvar_ray.engine.workload import is_gpu, workload_of
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.registry import published_names, resolve_device
+from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
+from ttsvar_ray.search.describe import describe as describe_plan
+from ttsvar_ray.search.schedule import Plan
+
+DEVICE_SIZES_GB = (24, 40, 80, 141)
+"""Memory of common GPUs in decimal GB, as on their data sheets; drivers show a little more."""
+
+_PLAN_HEADER = ("scale", "grid", "tokens", "population", "selection", "survivors", "decoded", "scored")
+_COST_HEADER = ("FLOPs", "share", "KV cache")
+
+
+def job_shape(
+    config: JobConfig,
+    description: ModelDescription,
+    compiled: Plan,
+    *,
+    text_tokens: int,
+    profile: DeviceProfile | None,
+) -> ModelShape:
+    """Return the sizes of a job's networks where it would run: on the profile's device, if one is given."""
+    device = config.model.device
+    if profile is not None:
+        on_gpu = is_gpu(profile)
+    else:
+        # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
+        on_gpu = device.startswith("cuda") or (
+            device == "auto"
+            and (config.model.name in published_names() or resolve_device(device).type == "cuda")
+        )
+    return model_shape(config, description, compiled, on_gpu=on_gpu, text_tokens=text_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedCosts:
+    """What is counted of a job.
+
+    Attributes:
+        shape: sizes of its networks.
+        cost: FLOPs and KV bytes.
+        memory: of one prompt on one device.
+        workload: seconds by segment, where a device was named.
+    """
+
+    shape: ModelShape
+    cost: PlanCost
+    memory: MemoryPlan
+    workload: Workload | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobReport:
+    """A job's plan, and its costs where they are counted."""
+
+    config: JobConfig
+    plan: Plan
+    counted: CountedCosts | None
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        lines = [_headline(self.config, self.plan), "", *_table(self), "", _demand_line(self)]
+        history = history_demand(self.plan)
+        if history.scores:
+            lines.append(
+                f"potential {self.plan.potential.value} needs rewards at every scale: {history.decodes} of "
+                f"the decoded and {history.scores} of the scored images are for it alone"
+            )
+        if self.counted is None:
+            return [*lines, "costs of this family of models are not counted"]
+        return [*lines, *_cost_lines(self.counted), "", *_memory_lines(self.counted), *self._seconds_lines()]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report for programs; bytes and FLOPs are plain numbers."""
+        rows = describe_plan(self.plan)
+        report: dict[str, Any] = {
+            "model": self.config.model.name,
+            "strategy": self.plan.strategy,
+            "n": self.config.strategy.n,
+            "scales": [_row_json(row) for row in rows],
+        }
+        if self.counted is None:
+            return report
+        counted = self.counted
+        for entry, scale, share in zip(
+            report["scales"], counted.cost.scales, counted.cost.shares, strict=True
+        ):
+            entry |= {
+                "flops": scale.flops,
+                "share": share,
+                "kv_bytes_per_trajectory": scale.cost.kv_bytes,
+                "kv_bytes": scale.kv_bytes,
+            }
+        return report | {
+            "parameters": _parameters(counted.shape),
+            "flops": {
+                "transformer": counted.cost.transformer_flops,
+                "decode": counted.cost.decode_flops,
+                "selectors": counted.cost.selector_flops,
+                "text": counted.cost.encode_text_flops,
+                "total": counted.cost.flops,
+            },
+            "memory": {
+                "weights": dict(counted.memory.weights),
+                "stages": [
+                    {"name": stage.name, "taken": stage.taken, "kept": stage.kept}
+                    for stage in counted.memory.stages
+                ],
+                "peak": counted.memory.peak_bytes,
+                "peak_kv": counted.cost.peak_kv_bytes,
+                "fits": [
+                    {
+                        "device_gb": size,
+                        "prompts_under_way": counted.memory.prompts_under_way(size * 1e9),
+                        "prompts_side_by_side": counted.memory.prompts_side_by_side(size * 1e9),
+                    }
+                    for size in DEVICE_SIZES_GB
+                ],
+            },
+            "seconds": None if counted.workload is None else self._seconds_json(counted.workload),
+        }
+
+    def _seconds_json(self, workload: Workload) -> dict[str, Any]:
+        return {"source": workload.source, "segments": self._segment_seconds(workload)}
+
+    def _segment_seconds(self, workload: Workload) -> list[float]:
+        return [workload.seconds(segment.index, segment.population) for segment in self.plan.segments]
+
+    def _seconds_lines(self) -> list[str]:
+        if self.counted is None or self.counted.workload is None:
+            return []
+        seconds = self._segment_seconds(self.counted.workload)
+        parts = " + ".join(f"{value:.2f}" for value in seconds)
+        line = (
+            f"one prompt alone, estimated ({self.counted.workload.source}): {sum(seconds):.2f} s "
+            f"(by segment {parts}); an estimate, not a measurement"
+        )
+        return ["", line]
+
+
+def job_report(config: JobConfig, compiled: Plan, *, text_tokens: int, profile: str | None) -> JobReport:
+    """Return what there is to say about a job.
+
+    Args:
+        text_tokens: real tokens of a typical text.
+        profile: a device to estimate seconds for, None for none.
+
+    Raises:
+        ConfigurationError: an unknown profile, or a reward whose costs are not known.
+    """
+    device = None if profile is None else load_profile(profile)
+    description = describe(config)
+    if not has_counted_costs(description):
+        return JobReport(config=config, plan=compiled, counted=None)
+    shape = job_shape(config, description, compiled, text_tokens=text_tokens, profile=device)
+    size = config.engine.selector_decode
+    components = shape.component_flops(size, shape.transformer.text_length)
+    counted = CountedCosts(
+        shape=shape,
+        cost=plan_cost(compiled, shape.transformer, components),
+        memory=memory_plan(shape, compiled, selector_decode=size),
+        workload=None if device is None else workload_of(shape, compiled, device, config),
+    )
+    return JobReport(config=config, plan=compiled, counted=counted)
+
+
+def _parameters(shape: ModelShape) -> dict[str, int]:
+    return {
+        "transformer": transformer_parameters(shape.transformer).total,
+        "image tokenizer": shape.decoder.parameters + shape.decoder.encoder_parameters,
+        "text encoder": shape.text_encoder.parameters,
+        "reward": shape.reward.parameters,
+        "features": shape.extractor.parameters,
+    }
+
+
+def _headline(config: JobConfig, compiled: Plan) -> str:
+    head = (
+        f"model {config.model.name}, strategy {compiled.strategy}, n {config.strategy.n}, "
+        f"plan {config.strategy.plan}"
+    )
+    if any(selection.kind.value == "resample" for selection in compiled.selections):
+        head += (
+            f", potential {compiled.potential.value}, lambda {compiled.lambda_:g}, "
+            f"{compiled.scheme.value} resampling"
+        )
+    return head
+
+
+def _table(report: JobReport) -> list[str]:
+    table = [_PLAN_HEADER + (_COST_HEADER if report.counted else ())]
+    costs = report.counted.cost if report.counted else None
+    for index, row in enumerate(describe_plan(report.plan)):
+        cells: tuple[str, ...] = (
+            str(row.scale_index),
+            f"{row.height}x{row.width}",
+            str(row.tokens),
+            str(row.population),
+            row.selection.value if row.selection is not None else "-",
+            str(row.survivors),
+            str(row.decodes or "-"),
+            str(row.population) if row.scored else "-",
+        )
+        if costs is not None:
+            scale = costs.scales[index]
+            cells += (flops_text(scale.flops), f"{costs.shares[index]:.1%}", bytes_text(scale.kv_bytes))
+        table.append(cells)
+    return columns(table)
+
+
+def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows of cells as lines with right-aligned columns."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+
+
+def _row_json(row: ScaleRow) -> dict[str, Any]:
+    return {
+        "scale": row.scale_index,
+        "grid": [row.height, row.width],
+        "tokens": row.tokens,
+        "population": row.population,
+        "selection": None if row.selection is None else row.selection.value,
+        "survivors": row.survivors,
+        "decoded": row.decodes,
+        "scored": row.scored,
+    }
+
+
+def _demand_line(report: JobReport) -> str:
+    demand = selector_demand(report.plan)
+    return (
+        f"per prompt: {demand.decodes} images decoded, {demand.embeddings} embedded, {demand.scores} scored; "
+        f"{report.plan.survivors_after[-1]} finished"
+    )
+
+
+def _cost_lines(counted: CountedCosts) -> list[str]:
+    cost, shape = counted.cost, counted.shape
+    height, width = shape.image_size
+    names = ", ".join(f"{name} {_count(count)}" for name, count in _parameters(shape).items() if count)
+    flops = (
+        f"FLOPs per prompt: {flops_text(cost.flops)} = transformer {flops_text(cost.transformer_flops)} "
+        f"+ decoder {flops_text(cost.decode_flops)} + selectors {flops_text(cost.selector_flops)} "
+        f"+ text {flops_text(cost.encode_text_flops)} (texts of {shape.transformer.text_length} tokens; "
+        f"the engine pads them to {shape.transformer.text_max_length})"
+    )
+    one_image = flops_text(shape.decoder.decode_flops(*shape.map_size))
+    return [
+        flops,
+        f"one decoded image: {width} x {height} pixels, {one_image}",
+        f"parameters: {names}",
+        f"KV cache of one prompt at its peak: {bytes_text(cost.peak_kv_bytes)}",
+    ]
+
+
+def _memory_lines(counted: CountedCosts) -> list[str]:
+    memory = counted.memory
+    precision = "bfloat16" if counted.shape.transformer.element_bytes == 2 else "float32"
+    weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
+    stages = [("memory beside the weights", "taken", "kept")]
+    stages += [(stage.name, bytes_text(stage.taken), bytes_text(stage.kept)) for stage in memory.stages]
+    fits = [("device", "free for trajectories", "prompts under way", "side by side")]
+    for size in DEVICE_SIZES_GB:
+        room = memory.room(size * 1e9)
+        fits.append(
+            (
+                f"{size} GB",
+                bytes_text(room) if room > 0 else "weights do not fit",
+                str(memory.prompts_under_way(size * 1e9)),
+                str(memory.prompts_side_by_side(size * 1e9)),
+            )
+        )
+    return [
+        f"weights ({precision} blocks): {bytes_text(memory.weight_bytes)} = {weights}",
+        "",
+        *columns(stages),
+        "",
+        f"peak of one prompt: {bytes_text(memory.peak_bytes)}",
+        "",
+        *columns(fits),
+    ]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.3f} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
