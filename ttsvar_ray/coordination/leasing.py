@@ -156,6 +156,11 @@ class LeaseLedger:
         return len(self._rows)
 
     @property
+    def num_queued(self) -> int:
+        """Prompts that came back and wait to be leased again."""
+        return len(self._queue)
+
+    @property
     def num_late(self) -> int:
         """Outcomes that were dropped because their row was over."""
         return self._late
