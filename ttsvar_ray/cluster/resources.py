@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,3 +94,15 @@ def lay_out_workers(
             "model.device, or set cluster.workers to wait for nodes that will join"
         )
     return WorkerLayout(count=fit if workers is None else workers, cpus=cpus_each, gpus=gpus_each)
+
+
+def divide_workers(workers: int, per_cell: int) -> list[range]:
+    """Return the numbers of the workers of each cell: as few cells as that makes, as even as can be.
+
+    Args:
+        workers: of the run, at least 1.
+        per_cell: most of one cell, at least 1.
+    """
+    cells = -(-workers // per_cell)
+    starts = [index * workers // cells for index in range(cells + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(starts)]

@@ -1,35 +1,56 @@
-"""One sitting of a job: the driver's loop between the prompts, the cell and the sink.
+"""One sitting of a job: the driver's loop between the prompts, the cells and the sink.
 
-loop     waits for                                unblocked by
--------  ---------------------------------------  ------------------------------------------
-_loop    news of the cell, a written part         either; every second, to look at signals
+    prompts --LeaseLedger--> cells ==> workers      LeaseDesk: who is handed what, when
+                  |  whole chunks
+                  '--------> sink --> parts         PartWriter
+
+    loop     waits for                                unblocked by
+    -------  ---------------------------------------  ------------------------------------------
+    _loop    news of a cell, a written part           either; every second, to look at signals
+
+Invariants: the driver holds no more prompts and outcomes than `LeaseDesk.limit`, however long the prompt set;
+no wait in it is longer than a second. It ends in one of four ways: done; asked to stop; nobody left to work;
+too much failing. In all but the first it commits what is whole before it says why.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections import deque
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ttsvar_ray.cluster.cell import CellActor, CellSpec, CellUpdate
+from ttsvar_ray.cluster.breaker import FailureBreaker
+from ttsvar_ray.cluster.cell_messages import CellSpec, CellUpdate
+from ttsvar_ray.cluster.cells import CellLost, Cells
+from ttsvar_ray.cluster.demand import demanded
+from ttsvar_ray.cluster.pace import PatientClock
+from ttsvar_ray.cluster.parts import PartError, PartWriter
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
-from ttsvar_ray.cluster.resources import WorkerLayout, describe_resources, lay_out_workers
-from ttsvar_ray.cluster.session import StopRequest, ray_session, stop_on_signals
-from ttsvar_ray.cluster.sink import LostImages, SinkActor
-from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
+from ttsvar_ray.cluster.resources import (
+    WorkerLayout,
+    describe_cluster,
+    describe_resources,
+    divide_workers,
+    lay_out_workers,
+)
+from ttsvar_ray.cluster.session import StopRequest, ray_session, stop_grace_s, stop_on_signals
+from ttsvar_ray.cluster.sink import LostImages
+from ttsvar_ray.cluster.tally import Tally
+from ttsvar_ray.cluster.waiting import reason_of
 from ttsvar_ray.cluster.worker import EngineBuilder, WorkerInfo
 from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.lease_desk import LeaseDesk
 from ttsvar_ray.coordination.leasing import LeaseLedger, WholeChunk
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.dataset import (
     ChunkReport,
     OutputLayout,
@@ -38,30 +59,26 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     summarise_output,
 )
-from ttsvar_ray.errors import InterruptedRunError, RunFailedError
+from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.search.schedule import Plan
 
 logger = logging.getLogger(__name__)
 
-CELL = "cell-0"
 POLL_S = 1.0
 """Longest time between two looks at signals, and between two progress reports."""
 
-CELL_START_TIMEOUT_S = 900.0
-"""Until the coordinator's first word: its process starts, and imports, on a node that may be busy."""
-CELL_TIMEOUT_S = 120.0
 COMMIT_TIMEOUT_S = 600.0
-OPEN_CHUNKS = 4
-"""Chunks' worth of prompts that may be out before leasing waits for parts to be committed."""
+"""How long an ending run waits for parts that are being written, where nobody presses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParts:
-    """What a job runs: a plan, and how a worker builds its engine for it."""
+    """What a job runs: a plan, how a worker builds its engine for it, and what that costs, if known."""
 
     plan: Plan
     build_engine: EngineBuilder
+    workload: Workload | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,25 +94,26 @@ class Run:
     scan: PromptScan
     context: Callable[..., RowContext]
     prompts_resumed: int
-    cell: Any = None
-    sink: Any = None
-    wanted: int = 0
+    tally: Tally = field(init=False)
+    desk: LeaseDesk = field(init=False)
+    breaker: FailureBreaker = field(init=False)
+    cells: Cells = field(init=False)
+    writer: PartWriter = field(init=False)
     info: WorkerInfo | None = None
-    workers: int = 0
-    most_workers: int = 0
-    first_worker_at: float | None = None
-    last_outcome_at: float = 0.0
-    prompts_done: int = 0
-    failed: int = 0
-    images: int = 0
-    reward_sum: float = 0.0
-    notices: list[str] = field(default_factory=list)
-    requests: deque[int] = field(default_factory=deque)
-    writes: dict[Any, WholeChunk] = field(default_factory=dict)
-    calls: list[Any] = field(default_factory=list)
+    is_pressed: bool = False
+
+    def __post_init__(self) -> None:
+        cluster = self.config.cluster
+        self.tally = Tally(prompts_total=self.scan.count, prompts_resumed=self.prompts_resumed)
+        self.desk = LeaseDesk(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
+        self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
     def execute(self) -> None:
-        """Connect, start the actors, run to the end or to a request to stop."""
+        """Connect, start the actors, run to the end or to a request to stop.
+
+        Raises:
+            InterruptedRunError, RunFailedError: what is whole is committed; the same command goes on.
+        """
         cluster = self.config.cluster
         cpus = None
         if cluster.workers is not None:
@@ -104,192 +122,195 @@ class Run:
             )
             cpus = cluster.workers * each
         with ray_session(cluster.address, cpus=cpus), stop_on_signals() as stop:
+            resources = ray.cluster_resources()
             layout = lay_out_workers(
-                ray.cluster_resources(),
+                resources,
                 device=self.config.model.device,
                 workers=cluster.workers,
                 cpus_per_worker=cluster.cpus_per_worker,
                 gpus_per_worker=cluster.gpus_per_worker,
                 threads=self.config.engine.threads,
             )
-            try:
+            with demanded(layout, resources):
                 self._start_actors(layout)
-                self._loop(stop)
-            finally:
-                self._stop_actors()
+                try:
+                    self._loop(stop)
+                except (ObjectStoreFullError, OutOfDiskError) as error:
+                    self._end(
+                        RunFailedError,
+                        f"Ray's object store is full ({reason_of(error)}); give it more memory or disk "
+                        "(ray start --object-store-memory, --object-spilling-directory), or lower "
+                        "output.rows_per_part",
+                    )
+                finally:
+                    self.cells.stop(in_order=not self.is_pressed)
+                    self.writer.stop()
 
     def summary(self, started: float) -> JobSummary:
         """Count what is on disk."""
         on_disk = summarise_output(self.layout)
-        computing = self.last_outcome_at - self.first_worker_at if self.first_worker_at is not None else 0.0
         return JobSummary(
-            output=self.layout.root,
+            output=str(self.layout.root),
             prompts=on_disk.prompts,
             images=on_disk.images,
             failed=on_disk.failed,
             bad_lines=on_disk.bad_lines,
             mean_reward=on_disk.mean_reward,
             prompts_resumed=self.prompts_resumed,
-            workers=self.most_workers,
+            workers=self.tally.most_workers,
             seconds=time.monotonic() - started,
-            images_per_second=self.images / computing if computing > 0 else float("nan"),
-            notices=tuple(self.notices),
+            images_per_second=self.tally.images_per_second,
+            notices=tuple(self.tally.notices),
         )
 
     def _start_actors(self, layout: WorkerLayout) -> None:
         cluster = self.config.cluster
-        self.wanted = layout.count
+        self.tally.wanted = layout.count
+        shares = divide_workers(layout.count, cluster.workers_per_cell)
         each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
-        logger.info("starting %d worker%s of %s", layout.count, "s" * (layout.count != 1), each)
-        # The output folder was checked on this machine; it must be written there, too.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.sink = SinkActor.options(scheduling_strategy=here).remote(str(self.layout.root))
-        self.cell = CellActor.options(scheduling_strategy=here).remote(
-            CellSpec(
+        cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
+        logger.info("starting %d worker%s of %s%s", layout.count, "s" * (layout.count != 1), each, cells)
+        settings = CoordinatorSettings(
+            spread=cluster.spread,
+            max_attempts=cluster.max_attempts,
+            keep=self.config.output.keep,
+            deadline_ceiling_s=cluster.segment_timeout_s,
+            deadline_floor_s=min(CoordinatorSettings().deadline_floor_s, cluster.segment_timeout_s),
+        )
+        prefix = f"ttsvar-{uuid.uuid4().hex[:8]}-"
+
+        def make_spec(index: int, life: int) -> CellSpec:
+            share = shares[index]
+            return CellSpec(
+                cell_id=f"cell-{index}" + (f".{life}" if life else ""),
+                life=life,
                 plan=self.parts.plan,
                 run_seed=self.config.seed,
-                settings=CoordinatorSettings(
-                    spread=cluster.spread, max_attempts=cluster.max_attempts, keep=self.config.output.keep
-                ),
+                settings=settings,
+                workload=self.parts.workload,
                 build_engine=self.parts.build_engine,
-                layout=layout,
-                segment_timeout_s=cluster.segment_timeout_s,
+                layout=WorkerLayout(count=len(share), cpus=layout.cpus, gpus=layout.gpus),
+                first_place=share.start,
+                actor_prefix=prefix,
             )
-        )
-        self.calls.append(self.cell.start.remote())
 
-    def _stop_actors(self) -> None:
-        # The workers belong to the cell and end with it; asking it first frees their places at once.
-        if self.cell is not None:
-            with contextlib.suppress(RayError, ClusterWaitError):
-                get(self.cell.stop.remote(), seconds=5.0, awaited="the cell to stop its workers")
-        for actor in (self.cell, self.sink):
-            if actor is not None:
-                ray.kill(actor)
+        self.writer = PartWriter(self.layout.root, notice=self._notice)
+        # One cell sits beside the driver, whose node must live anyway; many share the work of many nodes.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.cells = Cells(make_spec, len(shares), scheduling=here if len(shares) == 1 else "SPREAD")
 
     def _loop(self, stop: StopRequest) -> None:
-        update = self.cell.next_update.remote(POLL_S)
-        asked_at = time.monotonic()
-        patience = CELL_START_TIMEOUT_S
+        clock = PatientClock()
+        last_worker_at = 0.0
         while not self.ledger.is_done:
-            ready, _ = ray.wait([update, *self.writes], num_returns=1, timeout=POLL_S)
+            now = clock()
+            self.cells.start_due(now)
+            refs = [*self.cells.updates, *self.writer.pending]
+            ready = _wait(refs)
             if stop.reason is not None:
-                self._interrupt(stop.reason)
+                self.is_pressed = True
+                self._end(
+                    InterruptedRunError, f"stopped by {stop.reason}", grace_s=stop_grace_s(COMMIT_TIMEOUT_S)
+                )
             self.lock.check()
             for ref in ready:
-                if ref in self.writes:
-                    self._on_written(ref)
-            if update in ready:
-                self._on_update(self._result_of_cell(update))
-                update = self.cell.next_update.remote(POLL_S)
-                asked_at, patience = time.monotonic(), CELL_TIMEOUT_S
-            elif time.monotonic() - asked_at > patience:
-                awaited = "the coordinator to report"
-                raise RunFailedError(self._go_on(timeout_message(patience, awaited)))
-            self._check_calls()
-            self._answer_leases()
-            self._report()
+                self._on_ready(ref)
+            for cell_id, news in self.cells.news(ready, now):
+                if isinstance(news, CellUpdate):
+                    self._on_update(cell_id, news, now)
+                else:
+                    self._on_cell_lost(cell_id, news)
+            for cell_id, lease in self.desk.hand_out(now):
+                self.cells.lease(cell_id, lease.prompts, lease.is_last)
+            self.tally.set_workers(self.cells.num_workers)
+            last_worker_at = now if self.tally.workers else last_worker_at
+            self._check_hope(now - last_worker_at)
+            self.progress(self.tally.progress())
 
-    def _on_update(self, update: CellUpdate) -> None:
+    def _on_update(self, cell_id: str, update: CellUpdate, now: float) -> None:
         for notice in update.notices:
-            logger.warning("%s", notice)
-            self.notices.append(notice)
+            self._notice(notice)
         for info in update.joined:
             logger.info("%s is up on %s (process %d)", info.worker_id, info.node_ip, info.pid)
             self.info = self.info or info
-            self.first_worker_at = self.first_worker_at or time.monotonic()
-        self.workers = update.workers
-        self.most_workers = max(self.most_workers, update.workers)
-        self.requests.extend(update.lease_requests)
+        if update.unusable is not None and self.info is None:
+            self._end(RunFailedError, update.unusable)
+        self.desk.set_workers(cell_id, update.workers)
+        for count in update.lease_requests:
+            self.desk.ask(cell_id, count)
         for outcome in update.outcomes:
-            self.last_outcome_at = time.monotonic()
-            self._count(outcome, 1)
-            if isinstance(outcome, PromptFailure):
-                logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
-            chunk = self.ledger.add(CELL, outcome).whole
-            if chunk is not None:
-                self._write(chunk)
-        if update.fatal is not None:
-            raise RunFailedError(self._go_on(update.fatal))
+            self._on_outcome(cell_id, outcome, now)
 
-    def _count(self, outcome: PromptResult | PromptFailure, times: int) -> None:
-        self.prompts_done += times
-        if isinstance(outcome, PromptResult):
-            self.images += times * len(outcome.images)
-            self.reward_sum += times * outcome.images[0].reward
-        else:
-            self.failed += times
+    def _on_outcome(self, cell_id: str, outcome: PromptResult | PromptFailure, now: float) -> None:
+        receipt = self.ledger.add(cell_id, outcome)
+        if not receipt.is_new:
+            logger.info("prompt %s was finished twice; %s was later", outcome.prompt.key, cell_id)
+            return
+        for other in receipt.withdraw_from:
+            self.cells.withdraw(other, (outcome.prompt.key,))
+        if receipt.leased_at is not None:
+            self.desk.delivered(now - receipt.leased_at)
+        self.tally.add(outcome)
+        if isinstance(outcome, PromptFailure):
+            logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+        if receipt.whole is not None:
+            self._write(receipt.whole)
+        self.breaker.observe(outcome)
+        verdict = self.breaker.verdict()
+        if verdict is not None:
+            self._end(RunFailedError, verdict)
+
+    def _on_cell_lost(self, cell_id: str, lost: CellLost) -> None:
+        returned = self.desk.lose_cell(cell_id)
+        then = "it is started anew" if lost.comes_back else "it is given up"
+        self._notice(
+            f"{cell_id} is lost ({lost.reason}); its {returned} unfinished prompts are run again, and {then}"
+        )
 
     def _write(self, chunk: WholeChunk) -> None:
         assert self.info is not None, "outcomes come from workers, which have joined"
-        context = self.context(model=self.info.model_name, reward_name=self.info.reward_name)
-        self.writes[self.sink.write.remote(chunk, context)] = chunk
+        self.writer.write(chunk, self.context(model=self.info.model_name, reward_name=self.info.reward_name))
 
-    def _on_written(self, ref: Any) -> None:
-        chunk = self.writes.pop(ref)
+    def _on_ready(self, ref: Any) -> None:
         try:
-            report: ChunkReport | LostImages = get(
-                ref, seconds=POLL_S, awaited=f"part {chunk.chunk_index} to be written"
-            )
-        except (RayError, ClusterWaitError) as error:
-            raise RunFailedError(
-                self._go_on(f"part {chunk.chunk_index} could not be written: {reason_of(error)}")
-            ) from error
+            written = self.writer.collect(ref)
+        except PartError as error:
+            self._end(RunFailedError, str(error))
+        if written is not None:
+            self._on_written(*written)
+
+    def _on_written(self, chunk: WholeChunk, report: ChunkReport | LostImages) -> None:
         if isinstance(report, ChunkReport):
             self.ledger.commit(chunk.chunk_index)
             return
-        notice = (
+        self._notice(
             f"images of {len(report.rows)} prompts of part {report.chunk_index} are lost ({report.reason}); "
             "they are generated again"
         )
-        logger.warning("%s", notice)
-        self.notices.append(notice)
         for outcome in chunk.finished:
             if outcome.prompt.row in report.rows:
-                self._count(outcome, -1)
+                self.tally.take_back(outcome)
         self.ledger.reopen(report.rows)
-        again = self.ledger.lease(CELL, len(report.rows), now=time.monotonic())
-        self.calls.append(self.cell.lease.remote(again.prompts, again.is_last))
 
-    def _answer_leases(self) -> None:
-        while self.requests:
-            room = self._room(self.requests[0])
-            if room < 1 and not self.ledger.is_exhausted:
-                return
-            count = min(self.requests.popleft(), max(room, 1))
-            lease = self.ledger.lease(CELL, count, now=time.monotonic())
-            self.calls.append(self.cell.lease.remote(lease.prompts, lease.is_last))
+    def _check_hope(self, seconds_without_workers: float) -> None:
+        """End a run that nobody works for and nobody will."""
+        hopeless = self.cells.hopeless
+        if hopeless is not None:
+            self._end(RunFailedError, hopeless)
+        limit = self.config.cluster.start_timeout_s
+        if seconds_without_workers >= limit:
+            self._end(
+                RunFailedError,
+                f"no worker was up for {limit:g} s (cluster.start_timeout_s); the cluster has "
+                f"{describe_cluster()}",
+            )
 
-    def _room(self, asked: int) -> int:
-        """Return how many more prompts may be out: enough to keep going past a slow chunk, not all."""
-        limit = max(OPEN_CHUNKS * self.config.output.rows_per_part, 4 * asked)
-        return limit - self.ledger.num_uncommitted
-
-    def _check_calls(self) -> None:
-        """See the errors of calls whose answers nobody needs."""
-        if not self.calls:
-            return
-        done, self.calls = ray.wait(self.calls, num_returns=len(self.calls), timeout=0)
-        for call in done:
-            self._result_of_cell(call)
-
-    def _result_of_cell(self, ref: Any) -> Any:
-        try:
-            return get(ref, seconds=CELL_TIMEOUT_S, awaited="the coordinator to answer")
-        except (RayError, ClusterWaitError) as error:
-            raise RunFailedError(self._go_on(f"the coordinator failed: {reason_of(error)}")) from error
-
-    def _interrupt(self, reason: str) -> None:
+    def _end(self, kind: type[TtsVarError], what: str, *, grace_s: float = COMMIT_TIMEOUT_S) -> NoReturn:
         """Commit what is whole, then end."""
-        deadline = time.monotonic() + COMMIT_TIMEOUT_S
-        while self.writes and time.monotonic() < deadline:
-            ready, _ = ray.wait(list(self.writes), num_returns=1, timeout=POLL_S)
-            for ref in ready:
-                chunk = self.writes.pop(ref)
-                with contextlib.suppress(RayError):
-                    if isinstance(ray.get(ref), ChunkReport):
-                        self.ledger.commit(chunk.chunk_index)
-        raise InterruptedRunError(self._go_on(f"stopped by {reason}"))
+        for chunk, report in self.writer.flush(grace_s):
+            if isinstance(report, ChunkReport):
+                self.ledger.commit(chunk.chunk_index)
+        raise kind(self._go_on(what))
 
     def _go_on(self, what: str) -> str:
         parts = len(committed_chunks(self.layout))
@@ -298,19 +319,15 @@ class Run:
             "the same command goes on from there"
         )
 
-    def _report(self) -> None:
-        best = self.prompts_done - self.failed
-        started = self.first_worker_at
-        self.progress(
-            JobProgress(
-                prompts_total=self.scan.count,
-                prompts_resumed=self.prompts_resumed,
-                prompts_done=self.prompts_done,
-                failed=self.failed,
-                images=self.images,
-                mean_reward=self.reward_sum / best if best else float("nan"),
-                workers=self.workers,
-                workers_wanted=self.wanted,
-                seconds=0.0 if started is None else time.monotonic() - started,
-            )
-        )
+    def _notice(self, text: str) -> None:
+        logger.warning("%s", text)
+        self.tally.notice(text)
+
+
+def _wait(refs: list[Any]) -> list[Any]:
+    """Return all references that are ready, after at most a second."""
+    if not refs:
+        time.sleep(POLL_S)
+        return []
+    ray.wait(refs, num_returns=1, timeout=POLL_S)
+    return ray.wait(refs, num_returns=len(refs), timeout=0)[0]

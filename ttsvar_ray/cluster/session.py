@@ -24,6 +24,11 @@ JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job."""
 
 
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT_DEFAULT_S = 3.0
+"""How long `ray job stop` waits before it kills a job: Ray's variable and its default."""
+
+
 class ClusterConnectionError(TtsVarError):
     """No Ray cluster answers at the address."""
 
@@ -95,6 +100,24 @@ def _start_local(cpus: float | None) -> None:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def stop_grace_s(otherwise: float) -> float:
+    """Return the seconds that are left after a request to stop, with one kept to end in.
+
+    `ray job stop` kills a job after RAY_JOB_STOP_WAIT_TIME_S (a variable of the job's environment) or three
+    seconds. Elsewhere nobody says, and what is being written may be finished.
+
+    Args:
+        otherwise: seconds for a process that is no submitted job.
+    """
+    if not is_submitted_job():
+        return otherwise
+    try:
+        given = float(os.environ.get(STOP_WAIT, ""))
+    except ValueError:
+        given = STOP_WAIT_DEFAULT_S
+    return max(0.5, given - 1.0)
 
 
 class StopRequest:

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from ttsvar_ray.coordination.messages import FinalImage, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, FinalImage, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
 
@@ -40,13 +40,21 @@ class ImageReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """What a worker is, once its engine stands."""
+    """What a worker is, once its engine stands.
+
+    Attributes:
+        rows: most trajectories of a micro-batch.
+        memory_bytes: what its device can give to trajectories; None where nothing limits it.
+        node_ip, node_id, pid: where it runs.
+    """
 
     worker_id: str
     rows: int
+    memory_bytes: int | None
     model_name: str
     reward_name: str
     node_ip: str
+    node_id: str
     pid: int
 
 
@@ -99,9 +107,11 @@ class SegmentWorker:
         return WorkerInfo(
             worker_id=self._worker_id,
             rows=self._engine.settings.micro_batch_rows,
+            memory_bytes=None,
             model_name=self._engine.model_name,
             reward_name=self._engine.reward_name,
             node_ip=ray.util.get_node_ip_address(),
+            node_id=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
         )
 
@@ -201,6 +211,21 @@ def join_images(
         if isinstance(result, ShardFailure)
         else replace(result, images=tuple(placed(image) for image in result.images))
         for result in results
+    )
+
+
+def failures_of(tasks: Sequence[ShardTask], kind: FailureKind, error: str) -> tuple[ShardFailure, ...]:
+    """Return the answer to a micro-batch of which nothing came back, though its worker is well."""
+    return tuple(
+        ShardFailure(
+            prompt_key=task.prompt.key,
+            attempt=task.attempt,
+            segment_index=task.segment_index,
+            slots=task.slots,
+            kind=kind,
+            error=error,
+        )
+        for task in tasks
     )
 
 

@@ -1,0 +1,136 @@
+"""The driver's side of the sink: whole chunks out, written parts back, whatever happens to the sink."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ttsvar_ray.cluster.sink import LostImages, SinkActor
+from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
+from ttsvar_ray.coordination.leasing import WholeChunk
+from ttsvar_ray.dataset import ChunkReport, RowContext
+from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.storage import Location, storage_environment
+
+GET_TIMEOUT_S = 60.0
+MAX_SINK_DEATHS = 3
+"""In a row, without a part written between them."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class PartError(TtsVarError):
+    """A part that cannot be written."""
+
+
+class PartWriter:
+    """Has the parts written, one at a time, by an actor on this machine: the output was checked here."""
+
+    def __init__(self, root: Location, *, notice: Callable[[str], None]) -> None:
+        """Start the sink.
+
+        Args:
+            root: the output folder.
+            notice: tells people.
+        """
+        self._root = root
+        self._notice = notice
+        self._deaths = 0
+        self._writes: dict[Any, tuple[WholeChunk, RowContext]] = {}
+        self._sink = self._start()
+
+    @property
+    def pending(self) -> list[Any]:
+        """References to wait for: each is ready when its part is written, or cannot be."""
+        return list(self._writes)
+
+    def write(self, chunk: WholeChunk, context: RowContext) -> None:
+        """Have a chunk written; `collect` tells how it went."""
+        self._writes[self._sink.write.remote(chunk, context)] = (chunk, context)
+
+    def collect(self, ref: Any) -> tuple[WholeChunk, ChunkReport | LostImages] | None:
+        """Take in what became of a part that is ready.
+
+        Returns:
+            The chunk and how it went; None if the sink died of it and it is written again.
+
+        Raises:
+            PartError: it cannot be written, now or ever.
+        """
+        if ref not in self._writes:
+            return None
+        chunk, context = self._writes.pop(ref)
+        what = f"part {chunk.chunk_index}"
+        try:
+            report: ChunkReport | LostImages = get(
+                ref, seconds=GET_TIMEOUT_S, awaited=f"{what} to be written"
+            )
+        except RayActorError as error:
+            self._revive(f"{what}: {reason_of(error)}", (chunk, context))
+            return None
+        except (RayError, ClusterWaitError) as error:
+            raise PartError(f"{what} could not be written: {explain(error, self._root)}") from error
+        self._deaths = 0
+        return chunk, report
+
+    def flush(self, seconds: float) -> list[tuple[WholeChunk, ChunkReport | LostImages]]:
+        """Wait for what is being written, at most so long, and return it; a sink that dies now stays dead."""
+        deadline = time.monotonic() + seconds
+        reports: list[tuple[WholeChunk, ChunkReport | LostImages]] = []
+        while self._writes and (left := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(list(self._writes), num_returns=1, timeout=left)
+            for ref in ready:
+                chunk, _ = self._writes.pop(ref)
+                try:
+                    reports.append((chunk, ray.get(ref)))
+                except RayError as error:
+                    self._notice(f"part {chunk.chunk_index} was not written: {explain(error, self._root)}")
+        return reports
+
+    def stop(self) -> None:
+        """End the sink; a part that it was writing stays under its temporary name."""
+        ray.kill(self._sink)
+
+    def _start(self) -> Any:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return SinkActor.options(scheduling_strategy=here).remote(self._root.uri, storage_environment())
+
+    def _revive(self, reason: str, first: tuple[WholeChunk, RowContext]) -> None:
+        """Start another sink and hand it everything that the dead one had."""
+        self._deaths += 1
+        if self._deaths > MAX_SINK_DEATHS:
+            raise PartError(f"the sink died {self._deaths} times in a row; the last time over {reason}")
+        self._notice(f"the sink died ({reason}); another one writes what it had")
+        waiting = [first, *self._writes.values()]
+        self._writes.clear()
+        self._sink = self._start()
+        for chunk, context in waiting:
+            self.write(chunk, context)
+
+
+def explain(error: BaseException, root: Location) -> str:
+    """Return why a part could not be written, with the free space where that is the reason."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, OSError) and _is_full(cause):
+        where = f"no space is left for {root}"
+        if root.local_path is not None:
+            usage = shutil.disk_usage(root.local_path)
+            where += f" ({_gigabytes(usage.free)} of {_gigabytes(usage.total)} GB free)"
+        return f"{where}; make room, then go on ({type(cause).__name__}: {cause})"
+    return reason_of(error)
+
+
+def _is_full(error: OSError) -> bool:
+    # pyarrow says the number in its text where it does not set it.
+    return error.errno in _FULL or any(f"[errno {number}]" in str(error).lower() for number in _FULL)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}"
