@@ -1,0 +1,151 @@
+"""What every model family must keep, as checks that run on any model.
+
+A family's author runs `check_model` on a small model of theirs; the package tests its own families with it.
+The checks compare bytes: the guarantee that output does not depend on workers, micro-batches, kills and
+resumes rests on nothing else of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.rng import bit_uniforms
+from ttsvar_ray.types import Float32Array
+
+ROWS_PER_TEXT = 3
+
+
+class ContractError(AssertionError):
+    """A model that does not keep the protocol."""
+
+
+def check_model(model: NextScaleModel, texts: Sequence[str], *, run_seed: int = 0) -> None:
+    """Generate a few images in several ways and compare them.
+
+    Args:
+        model: any model; it draws `ROWS_PER_TEXT` images for each text, several times over.
+        texts: at least two that the model can draw.
+        run_seed: names the random streams.
+
+    Raises:
+        ContractError: the first promise of `NextScaleModel` that is not kept.
+    """
+    if len(set(texts)) < 2:
+        raise ValueError(f"texts: expected at least two different ones, got {list(texts)}")
+    _Check(model, texts, run_seed).run()
+
+
+class _Check:
+    def __init__(self, model: NextScaleModel, texts: Sequence[str], run_seed: int) -> None:
+        self._model = model
+        self._texts = texts
+        self._run_seed = run_seed
+        self._text_of = [index for index in range(len(texts)) for _ in range(ROWS_PER_TEXT)]
+        self._rows = list(range(len(self._text_of)))
+
+    def run(self) -> None:
+        model = self._model
+        half = max(1, model.num_scales // 2)
+        whole = self._draw(self._rows, model.num_scales)
+        images = model.decode(whole)
+        self._check_shapes(whole, images)
+        self._check_independence(whole, images)
+        middle = self._draw(self._rows, half)
+        before = self._fingerprint(middle)
+        later = self._finish(middle, self._rows)
+        _require(
+            self._fingerprint(middle) == before, "advance changed its argument; return a new state instead"
+        )
+        self._same(later, whole, "going on from a state that was kept")
+        self._check_gather(middle, whole)
+        replayed = model.replay(self._start(self._rows), model.bits(middle))
+        self._same(self._finish(replayed, self._rows), whole, "going on from replayed bits")
+        self._same(model.replay(self._start(self._rows), model.bits(whole)), whole, "replaying all bits")
+
+    def _check_shapes(self, whole: Any, images: np.ndarray) -> None:
+        model, rows = self._model, len(self._rows)
+        expected = (rows, model.image_height, model.image_width, 3)
+        _require(images.dtype == np.uint8, f"decode: expected uint8, got {images.dtype}")
+        _require(images.shape == expected, f"decode: expected {expected}, got {images.shape}")
+        selector = model.decode(whole, size="selector")
+        _require(
+            selector.dtype == np.uint8 and selector.ndim == 4 and len(selector) == rows,
+            f"decode(size='selector'): expected uint8 [{rows}, height, width, 3], got {selector.shape}",
+        )
+        _require(
+            model.scale_index(whole) == model.num_scales,
+            f"scale_index: expected {model.num_scales} after the last scale, got {model.scale_index(whole)}",
+        )
+        bits = model.bits(whole)
+        for scale_index, (height, width) in enumerate(model.scale_schedule):
+            shape = (rows, height * width, model.bits_per_token)
+            _require(
+                bits[scale_index].shape == shape and set(np.unique(bits[scale_index])) <= {0, 1},
+                f"bits of scale {scale_index}: expected 0 and 1 of shape {shape}, got "
+                f"{bits[scale_index].shape}",
+            )
+        sizes = [model.kv_bytes(scale_index) for scale_index in range(model.num_scales)]
+        _require(sizes == sorted(sizes), f"kv_bytes: expected sizes that never fall, got {sizes}")
+
+    def _check_independence(self, whole: Any, images: np.ndarray) -> None:
+        last = self._rows[-1]
+        for rows in ([0], [last], [last, 0], self._rows[1:]):
+            part = self._draw(rows, self._model.num_scales)
+            where = f"rows {rows} drawn without the others"
+            self._same(part, self._model.gather(whole, rows), where)
+            _require(
+                np.array_equal(self._model.decode(part), images[rows]),
+                f"{where}: other pixels; a row's result must not depend on its batch",
+            )
+
+    def _check_gather(self, middle: Any, whole: Any) -> None:
+        model = self._model
+        halves = [self._rows[::2], self._rows[1::2]]
+        joined = model.concatenate([model.gather(middle, rows) for rows in halves])
+        order = halves[0] + halves[1]
+        self._same(self._finish(joined, order), model.gather(whole, order), "gathered and concatenated rows")
+        twice = model.gather(middle, [1, 1])
+        self._same(self._finish(twice, [1, 1]), model.gather(whole, [1, 1]), "a row that was gathered twice")
+
+    def _start(self, rows: Sequence[int]) -> Any:
+        # One text at a time, as an engine does: no text may be padded by its neighbours.
+        encoded = {text: self._model.encode_text([self._texts[text]]) for text in sorted(set(self._text_of))}
+        return self._model.concatenate([self._model.start(encoded[self._text_of[row]], [0]) for row in rows])
+
+    def _draw(self, rows: Sequence[int], scales: int) -> Any:
+        state = self._start(rows)
+        for _ in range(scales):
+            state = self._model.advance(state, self._uniforms(rows, self._model.scale_index(state)))
+        return state
+
+    def _finish(self, state: Any, rows: Sequence[int]) -> Any:
+        while self._model.scale_index(state) < self._model.num_scales:
+            state = self._model.advance(state, self._uniforms(rows, self._model.scale_index(state)))
+        return state
+
+    def _uniforms(self, rows: Sequence[int], scale_index: int) -> Float32Array:
+        height, width = self._model.scale_schedule[scale_index]
+        count = height * width * self._model.bits_per_token
+        return np.stack([bit_uniforms(self._run_seed, f"row-{row}", scale_index, 0, count) for row in rows])
+
+    def _fingerprint(self, state: Any) -> bytes:
+        return (
+            b"".join(scale.tobytes() for scale in self._model.bits(state))
+            + self._model.decode(state).tobytes()
+        )
+
+    def _same(self, one: Any, other: Any, where: str) -> None:
+        for scale_index, (a, b) in enumerate(
+            zip(self._model.bits(one), self._model.bits(other), strict=True)
+        ):
+            _require(np.array_equal(a, b), f"{where}: other bits at scale {scale_index}")
+        _require(np.array_equal(self._model.decode(one), self._model.decode(other)), f"{where}: other pixels")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ContractError(message)
