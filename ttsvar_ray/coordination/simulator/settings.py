@@ -1,0 +1,158 @@
+"""What is simulated: how many GPUs, how they behave, how long everything around them takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ttsvar_ray.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorCosts:
+    """Seconds that one coordinator, which does one thing at a time, spends.
+
+    The defaults were measured: messages over Ray 2.60 (900 a second and more with 64 workers), the rest with
+    this coordinator and these selections, each on one core of a shared x86 server.
+
+    Attributes:
+        message_seconds: to take in one event and send what follows from it.
+        shard_seconds: for each shard that an event reports, beyond the message.
+        cluster_seconds, resample_seconds: for each selection over a whole population.
+    """
+
+    message_seconds: float = 1 / 900
+    shard_seconds: float = 0.2e-3
+    cluster_seconds: float = 7e-3
+    resample_seconds: float = 0.1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadSizes:
+    """Sizes of what travels.
+
+    Attributes:
+        bits_per_token: bits that name one token.
+        feature_dim: float32 numbers of one image's features.
+        image_bytes: one encoded image.
+    """
+
+    bits_per_token: int = 32
+    feature_dim: int = 256
+    image_bytes: int = 1_500_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationSettings:
+    """One simulated run.
+
+    Attributes:
+        gpus: workers, one GPU each.
+        prompts: prompts of the whole run.
+        rows: most trajectories of a worker's micro-batch.
+        memory_bytes: what a worker can give to trajectories; None: only `rows` limits it.
+        workers_per_cell: workers that one coordinator has.
+        gpus_per_node: workers that a node's end takes along.
+        seed: of everything random here; the same seed gives the same run, number for number.
+        noise: relative standard deviation of a micro-batch's time (log-normal, mean 1).
+        stragglers: share of the workers that are slow all the time, 0..1.
+        straggler_factor: how many times longer these take.
+        failures_per_gpu_hour: losses of one worker with its state.
+        failures_per_node_hour: losses of a whole node.
+        detection_seconds: until a coordinator learns of a loss.
+        restart_seconds: from there until another worker is ready in its place.
+        start_seconds: until the first worker is ready.
+        start_spread_seconds: the others are ready at random times in this interval after it.
+        call_seconds: one way of a message between coordinator and worker.
+        driver_seconds: one way between coordinator and driver, which polls.
+        tick_seconds: between two looks of a coordinator at the time.
+        rows_per_part: prompts of one output part.
+        sink_bytes_per_second: what the writer sustains, which is one process; infinite: writing is free.
+        selections: "real" runs the selections of the search over random features and rewards; "cheap" draws
+            random ancestors instead: parents are as many and as mixed, and the run takes a tenth of the time.
+            The simulated seconds of a selection are those of `coordinator` either way.
+    """
+
+    gpus: int
+    prompts: int
+    rows: int
+    memory_bytes: int | None = None
+    workers_per_cell: int = 64
+    gpus_per_node: int = 8
+    seed: int = 0
+    noise: float = 0.05
+    stragglers: float = 0.0
+    straggler_factor: float = 2.0
+    failures_per_gpu_hour: float = 0.0
+    failures_per_node_hour: float = 0.0
+    detection_seconds: float = 1.0
+    restart_seconds: float = 60.0
+    start_seconds: float = 30.0
+    start_spread_seconds: float = 30.0
+    call_seconds: float = 1e-3
+    driver_seconds: float = 5e-3
+    tick_seconds: float = 1.0
+    rows_per_part: int = 256
+    sink_bytes_per_second: float = math.inf
+    coordinator: CoordinatorCosts = field(default_factory=CoordinatorCosts)
+    payload: PayloadSizes = field(default_factory=PayloadSizes)
+    selections: Literal["real", "cheap"] = "cheap"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: expected at least 1, got {getattr(self, name)}"
+            for name in (
+                "gpus",
+                "prompts",
+                "rows",
+                "workers_per_cell",
+                "gpus_per_node",
+                "rows_per_part",
+            )
+            if getattr(self, name) < 1
+        ]
+        for name in _AT_LEAST_ZERO:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                problems.append(f"{name}: expected a finite number of at least 0, got {value}")
+        if not 0 <= self.stragglers <= 1:
+            problems.append(f"stragglers: expected a share in 0..1, got {self.stragglers}")
+        if not 1 <= self.straggler_factor < math.inf:
+            problems.append(f"straggler_factor: expected at least 1, got {self.straggler_factor}")
+        problems += [
+            f"{name}: expected more than 0, got {getattr(self, name)}"
+            for name in ("tick_seconds", "sink_bytes_per_second")
+            if not getattr(self, name) > 0
+        ]
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            problems.append(f"memory_bytes: expected at least 1 or None, got {self.memory_bytes}")
+        if self.selections not in ("real", "cheap"):
+            problems.append(f'selections: expected "real" or "cheap", got {self.selections!r}')
+        problems += [
+            f"{name}: expected at least 0, got {value}"
+            for part in (self.coordinator, self.payload)
+            for name, value in dataclasses.asdict(part).items()
+            if value < 0
+        ]
+        if problems:
+            raise ConfigurationError([f"simulation: {problem}" for problem in problems])
+
+    @property
+    def num_cells(self) -> int:
+        """Coordinators of the run."""
+        return -(-self.gpus // self.workers_per_cell)
+
+
+_AT_LEAST_ZERO = (
+    "noise",
+    "failures_per_gpu_hour",
+    "failures_per_node_hour",
+    "detection_seconds",
+    "restart_seconds",
+    "start_seconds",
+    "start_spread_seconds",
+    "call_seconds",
+    "driver_seconds",
+)
