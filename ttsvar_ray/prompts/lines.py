@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.source import BadLine, excerpt
+from ttsvar_ray.storage import Location
 
 MAX_LINE_BYTES = 1 << 20
 """A longer line is a bad line: no prompt has a megabyte, and no line may fill the memory."""
@@ -29,14 +29,14 @@ _MAGIC_NUMBERS = (
 )
 
 
-def check_encoding(path: Path) -> None:
+def check_encoding(path: Location) -> None:
     """Raise `InputError` if the file as a whole is not UTF-8 text.
 
     Single undecodable lines are not its business: they become bad lines. A file counts as another
     encoding when it begins with another byte-order mark, holds NUL bytes, or when more than half of
     the lines in its first 64 KiB cannot be decoded.
     """
-    with path.open("rb") as file:
+    with path.open() as file:
         head = file.read(_HEAD_BYTES)
     for mark, encoding in _OTHER_MARKS:
         if head.startswith(mark):
@@ -69,7 +69,7 @@ def _decodes(line: bytes) -> bool:
     return True
 
 
-def text_lines(path: Path, on_bad_line: Callable[[BadLine], None]) -> Iterator[tuple[int, str]]:
+def text_lines(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterator[tuple[int, str]]:
     """Yield (1-based line number, text without its line end) of a UTF-8 file, streaming.
 
     A byte-order mark is dropped. Blank lines at the end of the file are dropped too; blank lines
@@ -105,9 +105,9 @@ def text_lines(path: Path, on_bad_line: Callable[[BadLine], None]) -> Iterator[t
         yield number, text
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(path: Location) -> Iterator[tuple[int, bytes]]:
     """Yield numbered lines without their ends; of an overlong one its first MAX_LINE_BYTES + 1 bytes."""
-    with path.open("rb") as file:
+    with path.open() as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         number = 0

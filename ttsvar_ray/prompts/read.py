@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.columns import ColumnTypes
-from ttsvar_ray.prompts.identity import Ordinals, RepeatedIds, prompt_id_of
+from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
 from ttsvar_ray.prompts.records import read_records
 from ttsvar_ray.prompts.source import STANDARD_INPUT, BadLine, PromptSource, excerpt, format_of
+from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType, Prompt
 
 _KEYS_SHOWN = 20
@@ -35,14 +36,14 @@ class PromptScan:
         digest: sha256 over ids, texts and columns in order: equal digests are equal prompt sets,
             whatever the file format.
         column_types: the caller's columns that are carried through.
-        repeated: digests of the ids that occur more than once.
+        ordinals: which occurrence of its id each prompt is.
     """
 
     count: int
     bad_lines: int
     digest: str
     column_types: Mapping[str, ColumnType]
-    repeated: frozenset[int]
+    ordinals: Ordinals
 
 
 def scan_prompts(source: PromptSource) -> PromptScan:
@@ -51,10 +52,10 @@ def scan_prompts(source: PromptSource) -> PromptScan:
     Raises:
         InputError: the file cannot be used at all, or holds no usable prompt.
     """
-    repeated, columns, digest, bad = RepeatedIds(), ColumnTypes(), _SetDigest(), _FirstBadLine()
+    ordinals, columns, digest, bad = Ordinals(), ColumnTypes(), _SetDigest(), _FirstBadLine()
     count = 0
     for item in _usable(source, bad):
-        repeated.observe(item.prompt_id)
+        ordinals.observe(item.prompt_id)
         columns.observe(item.columns)
         digest.add(item)
         count += 1
@@ -65,7 +66,7 @@ def scan_prompts(source: PromptSource) -> PromptScan:
         bad_lines=bad.count,
         digest=digest.result(),
         column_types=columns.result(),
-        repeated=repeated.result(),
+        ordinals=ordinals,
     )
 
 
@@ -78,7 +79,7 @@ def read_prompts(
     """Yield the prompts of a file in order, streaming; bad lines go to `on_bad_line`.
 
     Args:
-        source: a file (for standard input see `spool_standard_input`).
+        source: a file or URI (for standard input see `spool_standard_input`).
         on_bad_line: called with each line that holds no usable prompt.
         scan: the result of `scan_prompts` for this source; None scans first.
 
@@ -86,19 +87,21 @@ def read_prompts(
         InputError: as `scan_prompts`; also when the file is no longer what was scanned.
     """
     scan = scan if scan is not None else scan_prompts(source)
-    ordinals, digest = Ordinals(scan.repeated), _SetDigest()
-    for row, item in enumerate(_usable(source, on_bad_line)):
+    digest = _SetDigest()
+    # A prompt that the scan did not see has no ordinal: the file was changed.
+    ordinals = itertools.chain(scan.ordinals, itertools.repeat(0))
+    for row, (item, ordinal) in enumerate(zip(_usable(source, on_bad_line), ordinals, strict=False)):
         digest.add(item)
         yield Prompt(
             row=row,
             prompt_id=item.prompt_id,
-            ordinal=ordinals.next(item.prompt_id),
+            ordinal=ordinal,
             text=item.text,
             columns=MappingProxyType(dict(item.columns)),
         )
     if digest.result() != scan.digest:
         raise InputError(
-            f"{source.path}: the prompt file was changed while the job was reading it; run again"
+            f"{source.name}: the prompt file was changed while the job was reading it; run again"
         )
 
 
@@ -168,16 +171,16 @@ class _FirstBadLine:
 
     def nothing_usable(self, source: PromptSource) -> str:
         if self._first is None:
-            return f"{source.path}: the prompt file holds no prompt"
+            return f"{source.name}: the prompt file holds no prompt"
         return (
-            f"{source.path}: none of its {self.count} lines holds a usable prompt; "
+            f"{source.name}: none of its {self.count} lines holds a usable prompt; "
             f"line {self._first.line}: {self._first.reason}"
         )
 
 
 def _usable(source: PromptSource, on_bad_line: Callable[[BadLine], None]) -> Iterator[_Item]:
-    path = Path(source.path)
-    records = read_records(path, format_of(path), source, on_bad_line)
+    file = locate(source.path)
+    records = read_records(file, format_of(file), source, on_bad_line)
     items = (
         item
         for line, fields, raw in records

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.lines import MAX_LINE_BYTES, check_encoding, text_lines
 from ttsvar_ray.prompts.source import BadLine, PromptFormat, PromptSource, check_readable, excerpt
+from ttsvar_ray.storage import Location
 
 Record = tuple[int, Mapping[str, Any], str]
 """(line number, fields by name, raw line for an excerpt)."""
@@ -19,7 +19,7 @@ _PARQUET_BATCH_ROWS = 1024
 
 
 def read_records(
-    path: Path, file_format: PromptFormat, source: PromptSource, on_bad_line: Callable[[BadLine], None]
+    path: Location, file_format: PromptFormat, source: PromptSource, on_bad_line: Callable[[BadLine], None]
 ) -> Iterator[Record]:
     """Yield the records of a prompt file in order, streaming.
 
@@ -45,7 +45,7 @@ def read_records(
         yield from _csv_records(path, source, on_bad_line)
 
 
-def _jsonl_records(path: Path, on_bad_line: Callable[[BadLine], None]) -> Iterator[Record]:
+def _jsonl_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterator[Record]:
     for number, text in text_lines(path, on_bad_line):
         reason = ""
         value: Any = None
@@ -73,7 +73,7 @@ def _json_kind(value: Any) -> str:
 
 
 def _csv_records(
-    path: Path, source: PromptSource, on_bad_line: Callable[[BadLine], None]
+    path: Location, source: PromptSource, on_bad_line: Callable[[BadLine], None]
 ) -> Iterator[Record]:
     csv.field_size_limit(MAX_LINE_BYTES)
     last_line = 0
@@ -120,15 +120,16 @@ def _csv_records(
             on_bad_line(BadLine(line=first_line, reason=reason, excerpt=excerpt(raw)))
 
 
-def _parquet_records(path: Path, source: PromptSource) -> Iterator[Record]:
+def _parquet_records(path: Location, source: PromptSource) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    stream = path.open_arrow()
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(stream)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    with file:
+    with stream, file:
         schema = file.schema_arrow
         _check_columns(path, schema.names, source)
         prompt_type = schema.field(source.column).type
@@ -149,7 +150,7 @@ def _parquet_records(path: Path, source: PromptSource) -> Iterator[Record]:
             raise InputError(f"{path}: damaged after row {number} ({str(error).splitlines()[0]})") from None
 
 
-def _check_columns(path: Path, found: list[str], source: PromptSource) -> None:
+def _check_columns(path: Location, found: list[str], source: PromptSource) -> None:
     wanted = {"prompts.column": source.column, "prompts.id_column": source.id_column}
     for setting, name in wanted.items():
         if name is not None and name not in found:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.errors import InputError
+from ttsvar_ray.storage import Location, without_secrets
 
 STANDARD_INPUT = "-"
 
@@ -19,7 +20,7 @@ class PromptSource:
     """Where prompts come from.
 
     Attributes:
-        path: .txt, .jsonl, .csv or .parquet file, or "-" for standard input.
+        path: .txt, .jsonl, .csv or .parquet file, as a path or URI, or "-" for standard input.
         column: key or column that holds the prompt (not used by .txt).
         id_column: key or column to use as prompt_id; None digests the text.
         limit: stop after so many prompts.
@@ -29,6 +30,11 @@ class PromptSource:
     column: str = "prompt"
     id_column: str | None = None
     limit: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The path for people: without the credentials that a URI may hold."""
+        return without_secrets(self.path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,31 +61,32 @@ class PromptFormat(str, enum.Enum):
     PARQUET = ".parquet"
 
 
-def format_of(path: Path) -> PromptFormat:
-    """Return the format that the suffix of `path` names, or raise `InputError`."""
-    suffix = path.suffix.lower()
+def format_of(file: Location) -> PromptFormat:
+    """Return the format that the suffix of a file names, or raise `InputError`."""
+    suffix = file.suffix.lower()
     try:
         return PromptFormat(suffix)
     except ValueError:
         known = ", ".join(member.value for member in PromptFormat)
         hint = "; write one JSON object a line and name it .jsonl" if suffix == ".json" else ""
         found = f"suffix {suffix!r}" if suffix else "no suffix"
-        raise InputError(f"{path}: expected a prompt file of {known}, got {found}{hint}") from None
+        raise InputError(f"{file}: expected a prompt file of {known}, got {found}{hint}") from None
 
 
-def check_readable(path: Path) -> None:
-    """Raise `InputError` unless `path` is a file with something in it."""
-    if not path.exists():
-        raise InputError(f"{path}: no such prompt file (looked from {Path.cwd()})")
-    if path.is_dir():
-        raise InputError(f"{path}: expected a prompt file, got a folder")
+def check_readable(file: Location) -> None:
+    """Raise `InputError` unless there is a file with something in it."""
+    if file.is_folder():
+        raise InputError(f"{file}: expected a prompt file, got a folder")
+    if not file.is_file():
+        where = f" (looked from {Path.cwd()})" if file.local_path is not None else ""
+        raise InputError(f"{file}: no such prompt file{where}")
     try:
-        with path.open("rb") as file:
-            first = file.read(1)
+        with file.open() as stream:
+            first = stream.read(1)
     except OSError as error:
-        raise InputError(f"{path}: the prompt file cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: the prompt file cannot be read ({error.strerror})") from None
     if not first:
-        raise InputError(f"{path}: the prompt file is empty")
+        raise InputError(f"{file}: the prompt file is empty")
 
 
 def excerpt(raw: bytes | str) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.s3_server import S3Server
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts import (
     BadLine,
@@ -20,6 +21,7 @@ from ttsvar_ray.prompts import (
     scan_prompts,
     spool_standard_input,
 )
+from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType, Prompt
 
 TEXTS = ["a red circle", "two green squares", "ein blauer Würfel", "a red circle"]
@@ -259,3 +261,20 @@ def test_a_file_changed_between_the_passes_is_noticed(tmp_path: Path) -> None:
     write(tmp_path, "p.txt", "a\nc\n")
     with pytest.raises(InputError, match="was changed"):
         list(read_prompts(source, scan=scan))
+
+
+def test_prompts_are_read_from_object_stores(tmp_path: Path, s3: S3Server) -> None:
+    bucket = s3.new_bucket()
+    for source in write_formats(tmp_path):
+        name = Path(source.path).name
+        for uri in (f"s3://{bucket}/set/{name}", f"memory:/{tmp_path}/{name}", f"file://{source.path}"):
+            if not uri.startswith("file:"):
+                with locate(uri).replacing() as copy:
+                    copy.write_bytes(Path(source.path).read_bytes())
+            remote = PromptSource(path=uri)
+            assert read(remote) == read(source), uri
+            assert scan_prompts(remote).digest == scan_prompts(source).digest
+    with pytest.raises(InputError, match=f"s3://{bucket}/set/absent.txt: no such prompt file$"):
+        scan_prompts(PromptSource(path=f"s3://{bucket}/set/absent.txt"))
+    with pytest.raises(InputError, match=f"s3://{bucket}/set/p.xyz: expected a prompt file of"):
+        scan_prompts(PromptSource(path=f"s3://K:topsecret@{bucket}/set/p.xyz?region=us-east-1"))
