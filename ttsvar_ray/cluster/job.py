@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from ttsvar_ray.cluster.expectations import expected_workload
 from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.run import JobParts, Run
@@ -85,7 +86,11 @@ def run_job(
     if parts is None:
         plan = build_plan(config)
         check_parts(config, plan)
-        parts = JobParts(plan=plan, build_engine=partial(build_engine, with_absolute_inputs(config), plan))
+        parts = JobParts(
+            plan=plan,
+            build_engine=partial(build_engine, with_absolute_inputs(config), plan),
+            expect=partial(expected_workload, config, plan),
+        )
     root = resolve_output(config.output.path, submitted=is_submitted_job())
     is_relative = not is_uri(config.output.path) and not Path(config.output.path).is_absolute()
     if is_relative and is_submitted_job():

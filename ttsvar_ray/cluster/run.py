@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -74,11 +74,15 @@ COMMIT_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobParts:
-    """What a job runs: a plan, how a worker builds its engine for it, and what that costs, if known."""
+    """What a job runs: a plan, and how a worker builds its engine for it.
+
+    Attributes:
+        expect: what the plan costs on the workers that a cluster of some resources makes, if that is known.
+    """
 
     plan: Plan
     build_engine: EngineBuilder
-    workload: Workload | None = None
+    expect: Callable[[WorkerLayout, Mapping[str, float]], Workload | None] = lambda layout, resources: None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +136,7 @@ class Run:
                 threads=self.config.engine.threads,
             )
             with demanded(layout, resources):
-                self._start_actors(layout)
+                self._start_actors(layout, self.parts.expect(layout, resources))
                 try:
                     self._loop(stop)
                 except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -163,7 +167,7 @@ class Run:
             notices=tuple(self.tally.notices),
         )
 
-    def _start_actors(self, layout: WorkerLayout) -> None:
+    def _start_actors(self, layout: WorkerLayout, workload: Workload | None) -> None:
         cluster = self.config.cluster
         self.tally.wanted = layout.count
         shares = divide_workers(layout.count, cluster.workers_per_cell)
@@ -187,7 +191,7 @@ class Run:
                 plan=self.parts.plan,
                 run_seed=self.config.seed,
                 settings=settings,
-                workload=self.parts.workload,
+                workload=workload,
                 build_engine=self.parts.build_engine,
                 layout=WorkerLayout(count=len(share), cpus=layout.cpus, gpus=layout.gpus),
                 first_place=share.start,

@@ -107,7 +107,7 @@ class SegmentWorker:
         return WorkerInfo(
             worker_id=self._worker_id,
             rows=self._engine.settings.micro_batch_rows,
-            memory_bytes=None,
+            memory_bytes=self._engine.settings.memory_bytes,
             model_name=self._engine.model_name,
             reward_name=self._engine.reward_name,
             node_ip=ray.util.get_node_ip_address(),
