@@ -113,7 +113,10 @@ class SamplingConfig(_Section):
         default=None, description="of the logits, one number or one per scale"
     )
     top_p: Annotated[_Number, Field(gt=0, le=1)] | None = Field(
-        default=None, description="a bit less likely than 1 - top_p is never drawn"
+        default=None, description="values that together are less likely than 1 - top_p are never drawn"
+    )
+    top_k: _Count | None = Field(
+        default=None, description="entries of a codebook that may be drawn; only for models that have one"
     )
 
 

@@ -126,6 +126,11 @@ def check_parts(config: JobConfig, plan: Plan) -> None:
         value = getattr(config.sampling, name)
         if value is not None:
             problems += _problems_of(partial(per_scale, name, value, description.num_scales))
+    if config.sampling.top_k is not None and description.sampling.top_k is None:
+        problems.append(
+            f"sampling.top_k: model {description.name!r} draws bits of two values each, which top-k never "
+            "changes; remove it"
+        )
     problems += _problems_of(partial(_check_nonfinite, config, plan))
     if problems:
         raise ConfigurationError(problems)
@@ -155,6 +160,7 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
         guidance=sampling.guidance,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
+        top_k=sampling.top_k,
     )
     extractor = None
     if needs_features(plan):

@@ -72,6 +72,7 @@ def test_the_option_list_is_pinned() -> None:
         "sampling.guidance",
         "sampling.temperature",
         "sampling.top_p",
+        "sampling.top_k",
         "reward.name",
         "reward.path",
         "reward.members",
