@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection, SiglipVisionModel
+from transformers import CLIPModel, SiglipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.linear_head import load_linear_head
-from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks
+from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, settle
 from ttsvar_ray.rewards.pixel_recipe import HALF, Fit, Library, PixelRecipe
 from ttsvar_ray.rewards.pretrained import load_pretrained
 from ttsvar_ray.rewards.protocol import RewardText
@@ -55,8 +55,8 @@ class AestheticReward(NetworkReward):
         batch_rows: int = 32,
     ) -> None:
         super().__init__(name=name, recipe=recipe, device=device, dtype=dtype, batch_rows=batch_rows)
-        self.encoder = encoder.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-        self.head = head.to(device=self.device, dtype=torch.float32)
+        self.encoder = settle(encoder, self.device, dtype)
+        self.head = settle(head, self.device, torch.float32)
         self.scale = scale
 
     def _encode(self, text: str) -> RewardText:
@@ -70,14 +70,15 @@ class AestheticReward(NetworkReward):
 class ClipImageEncoder(nn.Module):
     """CLIP's projected image embeddings, one row per image and more to whole blocks."""
 
-    def __init__(self, model: CLIPVisionModelWithProjection) -> None:
+    def __init__(self, model: CLIPModel) -> None:
         super().__init__()
-        self.model = model
+        self.tower, self.projection = model.vision_model, model.visual_projection
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Return [at least B, E]."""
-        pooled = in_whole_blocks(self.model.vision_model(pixel_values=pixels_BCHW).pooler_output)
-        embedding: Tensor = self.model.visual_projection(pooled)
+        embedding: Tensor = self.projection(
+            in_whole_blocks(self.tower(pixel_values=pixels_BCHW).pooler_output)
+        )
         return embedding
 
 
@@ -118,18 +119,15 @@ def load_laion_aesthetic(
     Raises:
         CheckpointError: a file is missing or does not fit.
     """
-    model = load_pretrained(
-        CLIPVisionModelWithProjection,
-        folder / "clip",
-        ignored=r"text_model\..*|text_projection\..*|logit_scale",
-    )
+    model = load_pretrained(CLIPModel, folder / "clip")
+    indices = (0, 2, 4, 6, 7)
     width = model.config.projection_dim
-    head = load_linear_head(folder / LAION_HEAD, prefix="layers", indices=(0, 2, 4, 6, 7), input_width=width)
+    head = load_linear_head(folder / LAION_HEAD, prefix="layers", indices=indices, input_width=width)
     return AestheticReward(
         name="laion-aesthetic",
         encoder=ClipImageEncoder(model),
         head=head,
-        recipe=PixelRecipe(size=model.config.image_size, preprocessing=preprocessing),
+        recipe=PixelRecipe(size=model.config.vision_config.image_size, preprocessing=preprocessing),
         device=device,
         dtype=dtype,
         batch_rows=batch_rows,

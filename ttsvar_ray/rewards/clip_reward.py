@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.clip_tokens import ClipTokens, TextCleaning, load_tokenizer
-from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks
+from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, settle
 from ttsvar_ray.rewards.open_clip_checkpoint import load_open_clip, read_sizes
 from ttsvar_ray.rewards.pixel_recipe import Fit, Library, PixelRecipe
 from ttsvar_ray.rewards.pretrained import load_pretrained
@@ -53,7 +53,7 @@ class ClipReward(NetworkReward):
         batch_rows: int = 32,
     ) -> None:
         super().__init__(name=name, recipe=recipe, device=device, dtype=dtype, batch_rows=batch_rows)
-        self.model = model.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
+        self.model = settle(model, self.device, dtype)
         self.tokens = tokens
         self.scale = scale
 
@@ -180,7 +180,7 @@ def load_pick_score(
             library=Library.TRANSFORMERS,
             preprocessing=preprocessing,
         ),
-        scale=float(model.logit_scale.exp()),
+        scale=float(model.logit_scale.detach().exp()),
         device=device,
         dtype=dtype,
         batch_rows=batch_rows,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
 from ttsvar_ray.rewards.protocol import RewardText
@@ -107,6 +107,21 @@ class NetworkReward(ABC):
     @abstractmethod
     def _forward(self, pixels_BCHW: Tensor, contents: Sequence[Any]) -> Tensor:
         """Return the scores [B] of pixels against the contents of B texts."""
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def settle(network: _Module, device: torch.device, dtype: torch.dtype) -> _Module:
+    """Prepare a loaded network for scoring: on its device, in memory of its own, without gradients.
+
+    Weights that are still views of a mapped file lie wherever the file has them, and CPU kernels round by
+    alignment: the same weights out of another file would score by another last bit.
+    """
+    network.requires_grad_(False).eval()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(device, dtype, copy=True).contiguous()
+    return network.to(device)
 
 
 def in_whole_blocks(rows: Tensor) -> Tensor:

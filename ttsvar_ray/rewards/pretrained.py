@@ -16,7 +16,7 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
     """Load a model in float32 on the CPU; never from a hub, and no code in the weights is run.
 
     Args:
-        model_class: which network; a tower of a larger model takes its own part of the configuration.
+        model_class: which network.
         folder: holds config.json and the weights.
         ignored: regular expression of keys in the weights that this network leaves out on purpose.
 
@@ -30,7 +30,12 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
         )
     try:
         model, report = model_class.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # Reported below, with everything else that is wrong.
+            ignore_mismatched_sizes=True,
         )
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: {error}") from error

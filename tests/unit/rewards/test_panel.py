@@ -1,0 +1,59 @@
+"""A panel gathers what its members say, and prepares pixels once for all who want the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from ttsvar_ray.rewards.constant import ConstantReward
+from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.protocol import RewardText
+from ttsvar_ray.types import Float32Array, UInt8Array
+
+
+class Recorder(ConstantReward):
+    """Scores a channel's mean; cuts texts longer than `longest`."""
+
+    def __init__(self, name: str, *, recipe: str, channel: int, longest: int = 100) -> None:
+        self.name = name  # type: ignore[misc]
+        self.recipe = recipe  # type: ignore[misc]
+        self.prepared = 0
+        self._channel = channel
+        self._longest = longest
+
+    def preprocess(self, images: UInt8Array) -> UInt8Array:
+        self.prepared += 1
+        return images
+
+    def encode_text(self, texts: Sequence[str]) -> list[RewardText]:
+        return [RewardText(truncated=len(text) > self._longest) for text in texts]
+
+    def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
+        means: Float32Array = pixels[..., self._channel].mean(axis=(1, 2)).astype(np.float32)
+        return means
+
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+
+
+def test_scores_stand_in_the_members_order_and_cut_texts_are_counted() -> None:
+    red = Recorder("red", recipe="same", channel=0, longest=3)
+    blue = Recorder("blue", recipe="same", channel=2, longest=5)
+    green = Recorder("green", recipe="other", channel=1)
+    scores = RewardPanel([blue, red, green], name="all").score(IMAGES, ["abc", "abcd", "abcdef"])
+    expected = IMAGES.mean(axis=(1, 2))[:, [2, 0, 1]]
+    np.testing.assert_allclose(scores.rewards, expected, rtol=1e-6)
+    assert scores.cut_texts.tolist() == [0, 1, 2]
+    assert (red.prepared + blue.prepared, green.prepared) == (1, 1)
+
+
+def test_a_single_member_names_the_panel_and_several_need_a_name() -> None:
+    assert RewardPanel([ConstantReward()]).name == "constant"
+    assert RewardPanel([ConstantReward()]).score(IMAGES, ["a", "b", "c"]).rewards.tolist() == [[0.0]] * 3
+    for members in ([], [ConstantReward(), ConstantReward()]):
+        with pytest.raises(ValueError, match="expected one member, or several and a name"):
+            RewardPanel(members)
+    with pytest.raises(ValueError, match="one per image"):
+        RewardPanel([ConstantReward()]).score(IMAGES, ["a"])
