@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.cluster.resources import WorkerLayout, describe_resources, lay_out_workers
+from ttsvar_ray.cluster.demand import bundles, fits
+from ttsvar_ray.cluster.expectations import profile_name
+from ttsvar_ray.cluster.resources import (
+    WorkerLayout,
+    describe_resources,
+    divide_workers,
+    lay_out_workers,
+)
 from ttsvar_ray.errors import ConfigurationError
 
 CPU_ONLY = {"CPU": 4.0}
@@ -59,3 +66,36 @@ def test_refusals(resources: dict[str, float], changes: dict[str, Any], message:
 
 def test_resources_in_words() -> None:
     assert describe_resources({"CPU": 1.0, "GPU": 0.5}) == "1 CPU, 0.5 GPUs"
+
+
+@pytest.mark.parametrize(
+    ("workers", "per_cell", "sizes"), [(1, 64, [1]), (64, 64, [64]), (65, 64, [32, 33]), (7, 2, [1, 2, 2, 2])]
+)
+def test_workers_are_divided_evenly_among_few_cells(workers: int, per_cell: int, sizes: list[int]) -> None:
+    cells = divide_workers(workers, per_cell)
+    assert [len(cell) for cell in cells] == sizes
+    assert [worker for cell in cells for worker in cell] == list(range(workers))
+
+
+def test_only_what_is_missing_is_asked_for() -> None:
+    layout = WorkerLayout(count=3, cpus=1.0, gpus=1.0)
+    assert fits(layout, {"CPU": 3.0, "GPU": 3.0})
+    assert not fits(layout, GPU_NODE | {"GPU": 2.0})
+    assert not fits(layout, CPU_ONLY)
+    assert bundles(layout) == [{"CPU": 1.0, "GPU": 1.0}] * 3
+    assert bundles(WorkerLayout(count=3, cpus=2.0, gpus=0.0)) == [{"CPU": 2.0}] * 3
+    assert bundles(WorkerLayout(count=3, cpus=0.0, gpus=0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "expected"),
+    [
+        (0.0, {"accelerator_type:H200": 1.0}, "cpu"),
+        (1.0, {"accelerator_type:H200": 1.0}, "h200"),
+        (1.0, {"accelerator_type:A100": 1.0}, "a100-40g"),
+        (1.0, {"accelerator_type:B999": 1.0}, "h100"),
+        (1.0, {}, "h100"),
+    ],
+)
+def test_the_profile_is_that_of_the_cluster(gpus: float, resources: dict[str, float], expected: str) -> None:
+    assert profile_name(WorkerLayout(count=1, cpus=1.0, gpus=gpus), resources) == expected

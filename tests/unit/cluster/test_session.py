@@ -1,0 +1,26 @@
+"""How long a stopped job may take to end."""
+
+from __future__ import annotations
+
+import pytest
+
+from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, stop_grace_s
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, 2.0), ("20", 19.0), ("0.2", 0.5), ("a while", 2.0), ("", 2.0)]
+)
+def test_a_submitted_job_ends_before_ray_kills_it(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: float
+) -> None:
+    monkeypatch.setenv(JOB_ENVIRONMENT, "{}")
+    monkeypatch.delenv(STOP_WAIT, raising=False)
+    if given is not None:
+        monkeypatch.setenv(STOP_WAIT, given)
+    assert stop_grace_s(600.0) == expected
+
+
+def test_elsewhere_nobody_presses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(JOB_ENVIRONMENT, raising=False)
+    monkeypatch.setenv(STOP_WAIT, "20")
+    assert stop_grace_s(600.0) == 600.0

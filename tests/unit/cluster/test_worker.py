@@ -1,0 +1,47 @@
+"""A worker outside Ray: a call that comes twice, and answers for batches without any."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.support.plans import tts_var_plan
+from tests.support.prompts import make_prompts
+from tests.support.tiny_engine import TinyEngineBuilder
+from ttsvar_ray.cluster.worker import SegmentWorker, failures_of
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardTask
+
+
+def same(first: list[SegmentReport], second: list[SegmentReport]) -> bool:
+    return all(
+        a.bits == b.bits and np.array_equal(a.rewards, b.rewards) and a.slots == b.slots
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_a_call_whose_answer_was_lost_can_be_made_again() -> None:
+    """Also after the next segment was begun: the worker keeps two segments of each attempt."""
+    plan = tts_var_plan()
+    worker = SegmentWorker("worker-0", TinyEngineBuilder(seed=3))
+    prompt = make_prompts(1)[0]
+    start = [
+        ShardTask(prompt=prompt, attempt=1, segment_index=0, slots=tuple(range(plan.segments[0].population)))
+    ]
+    slots = tuple(range(plan.segments[1].population))
+    go_on = [ShardTask(prompt=prompt, attempt=1, segment_index=1, slots=slots, parent_slots=slots)]
+    first = worker.run_batch(0, start, 0)
+    assert same(first, worker.run_batch(1, start, 0))
+    second = worker.run_batch(2, go_on, 0)
+    assert same(second, worker.run_batch(3, go_on, 0))
+    worker.release(prompt.key, 1)
+    worker.release(prompt.key, 1)
+    (stale,) = worker.run_batch(4, go_on, 0)
+    assert stale.kind is FailureKind.STALE
+
+
+def test_a_batch_without_an_answer_is_answered_for_each_task() -> None:
+    tasks = [ShardTask(prompt=p, attempt=2, segment_index=4, slots=(1, 3)) for p in make_prompts(2)]
+    failures = failures_of(tasks, FailureKind.MEMORY, "store full")
+    assert [(f.prompt_key, f.attempt, f.segment_index, f.slots) for f in failures] == [
+        (task.prompt.key, 2, 4, (1, 3)) for task in tasks
+    ]
+    assert {(f.kind, f.error) for f in failures} == {(FailureKind.MEMORY, "store full")}
