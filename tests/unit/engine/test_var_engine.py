@@ -14,9 +14,9 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.build import build_engine, build_plan, check_parts
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.var.config import PRESETS
 from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.types import Prompt
-
 
 FILES = ("prompts.path=unread.txt", "output.path=unwritten")
 
@@ -27,7 +27,7 @@ def job(tmp_path: Path) -> list[str]:
         tmp_path / "model",
         model=load_case("shared_modulation").model,
         dtype=torch.float32,
-        plan={"batch_schedule": [6, 4, 4, 2, 1], "cluster_scales": [], "resample_scales": [1, 3]},
+        plan={"batch_schedule": [6, 4, 4, 2, 2], "cluster_scales": [], "resample_scales": [1, 3]},
         reward={"name": "constant"},
     )
     return [*FILES, f"model.name={tmp_path / 'model'}", "model.device=cpu", "seed=4"]
@@ -51,7 +51,7 @@ def test_class_names_become_images_and_other_prompts_one_failure_each(job: list[
     done = {o.prompt.text: o for o in outcomes if isinstance(o, PromptResult)}
     failed = [o for o in outcomes if isinstance(o, PromptFailure)]
     assert set(done) == {"thing 2", "6"}
-    assert len(done["6"].images) == 1
+    assert len(done["6"].images) == 2
     assert done["6"].images[0].image.width == 96
     assert len(done["6"].trace) == 2
     assert [failure.prompt.text for failure in failed] == ["a poem about things"]
@@ -64,3 +64,9 @@ def test_top_k_is_refused_before_weights_are_touched_where_nothing_reads_it(job:
         check_parts(config, build_plan(config))
     config = load_config(None, [*job, "sampling.top_k=5"])
     check_parts(config, build_plan(config))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_plans_of_published_models_compile(name: str) -> None:
+    plan = build_plan(load_config(None, [*FILES, f"model.name={name}", "strategy.n=2"]))
+    assert [segment.population for segment in plan.segments] == [16, 12, 8, 4, 2]
