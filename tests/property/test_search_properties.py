@@ -232,7 +232,8 @@ def test_clustering_always_returns_distinct_slots_and_keeps_distinct_images(
     assert ancestor_index.shape == (survivors,)
     assert labels.shape == (len(features),)
     assert (np.diff(ancestor_index) > 0).all()
-    assert set(labels.tolist()) == set(range(labels.max() + 1))
+    assert set(labels.tolist()) == set(range(labels.max() + 1)), "a cluster came back empty"
+    assert set(labels[ancestor_index].tolist()) == set(labels.tolist()), "a cluster lost its representative"
     scaled = features.astype(np.float64) / max(float(np.abs(features).max()), 1.0)
     distinct = len(np.unique(scaled, axis=0))
     assume(distinct <= survivors)

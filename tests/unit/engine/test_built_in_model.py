@@ -15,18 +15,21 @@ from ttsvar_ray.search.schedule import Plan
 SEED = 11
 
 
-def search(*, rows: int, engines: int, spread: int) -> dict[str, object]:
+def search(
+    *, rows: int, engines: int, spread: int, extractor: str = "auto", prompts: int = 2
+) -> dict[str, object]:
     config = JobConfig.model_validate(
         {
             "model": {"device": "cpu"},
             "strategy": {"plan": "published"},
+            "features": {"extractor": extractor},
             "engine": {"micro_batch_rows": rows},
             "seed": SEED,
         }
     )
     plan: Plan = build_plan(config)
     outcomes = run_local(
-        make_prompts(2),
+        make_prompts(prompts),
         plan=plan,
         engines=[build_engine(config, plan) for _ in range(engines)],
         run_seed=SEED,
@@ -50,3 +53,9 @@ def test_bytes_do_not_depend_on_packing_workers_or_spread(
     expected: dict[str, object], rows: int, engines: int, spread: int
 ) -> None:
     assert search(rows=rows, engines=engines, spread=spread) == expected
+
+
+def test_a_joint_component_does_not_depend_on_packing_either() -> None:
+    alone = search(rows=32, engines=1, spread=1, extractor="pca_all", prompts=1)
+    shared = search(rows=5, engines=2, spread=2, extractor="pca_all", prompts=1)
+    assert shared == alone
