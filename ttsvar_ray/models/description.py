@@ -102,6 +102,9 @@ def read_description(path: Path) -> ModelDescription:
     files = {**WEIGHT_FILES, **values.get("files", {})}
     if "classes" not in files:
         files["text_encoder"] = values.get("text", {}).get("path", TEXT_ENCODER)
+    for name in (*files.values(), reward.get("path"), features.get("backbone")):
+        if name is not None and (Path(name).is_absolute() or ".." in Path(name).parts):
+            raise CheckpointError(f"{file}: {name}: expected a path inside the model directory")
     return ModelDescription(
         source=str(file),
         name=str(values["name"]),

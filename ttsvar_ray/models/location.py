@@ -81,15 +81,18 @@ def fetch_all(weights: Mapping[str, Location]) -> dict[str, Path]:
     Raises:
         CheckpointError: with everything that is missing, not only the first.
     """
-    found, problems = {}, []
-    for part, location in weights.items():
-        try:
-            found[part] = location.fetch()
-        except CheckpointError as error:
-            problems.append(f"{part}: {error}")
+    found = {part: _fetched(location) for part, location in weights.items()}
+    problems = [f"{part}: {result}" for part, result in found.items() if isinstance(result, CheckpointError)]
     if problems:
         raise CheckpointError("weights are missing:\n" + "\n".join(problems))
-    return found
+    return {part: result for part, result in found.items() if isinstance(result, Path)}
+
+
+def _fetched(location: Location) -> Path | CheckpointError:
+    try:
+        return location.fetch()
+    except CheckpointError as error:
+        return error
 
 
 def fingerprint_path(path: Path) -> str:

@@ -67,9 +67,10 @@ def _read_folder(folder: Path) -> Weights:
     safe = [index for index in indexes if index.name.endswith(f".safetensors{INDEX_SUFFIX}")]
     indexes = safe if len(safe) == 1 else indexes
     if not indexes:
-        files = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
-        if len(files) == 1:
-            return read_weights(files[0])
+        for suffix in _WEIGHT_SUFFIXES:
+            files = [file for file in folder.iterdir() if file.suffix == suffix]
+            if len(files) == 1:
+                return read_weights(files[0])
     if len(indexes) != 1:
         raise CheckpointError(
             f"{folder}: expected one *{INDEX_SUFFIX} naming the shards, found {len(indexes)}"

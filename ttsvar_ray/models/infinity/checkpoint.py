@@ -59,20 +59,31 @@ def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
     Raises:
         CheckpointError: lists missing, unexpected and misshapen names, all at once.
     """
-    expected = module.state_dict()
     complete = dict(weights)
-    for key, value in expected.items():
+    for key, value in module.state_dict().items():
         if key.endswith(CONSTANT_SUFFIX) and key not in complete:
             complete[key] = torch.zeros(value.shape, dtype=_dtype_beside(key, complete))
+    check_fit(module, complete, source=source)
+    module.load_state_dict(complete, strict=True, assign=True)
+
+
+def check_fit(module: nn.Module, weights: Weights, *, source: str) -> None:
+    """See that weights have the names and shapes of a module; constant buffers may be left out.
+
+    Raises:
+        CheckpointError: lists missing, unexpected and misshapen names, all at once.
+    """
+    expected = module.state_dict()
     problems = []
-    if missing := [key for key in expected if key not in complete]:
+    missing = [key for key in expected if key not in weights and not key.endswith(CONSTANT_SUFFIX)]
+    if missing:
         problems.append(f"{len(missing)} missing: {_listed(missing)}")
-    if unexpected := [key for key in complete if key not in expected]:
+    if unexpected := [key for key in weights if key not in expected]:
         problems.append(f"{len(unexpected)} unexpected: {_listed(unexpected)}")
     misshapen = [
-        f"{key} (expected {tuple(value.shape)}, got {tuple(complete[key].shape)})"
+        f"{key} (expected {tuple(value.shape)}, got {tuple(weights[key].shape)})"
         for key, value in expected.items()
-        if key in complete and complete[key].shape != value.shape
+        if key in weights and weights[key].shape != value.shape
     ]
     if misshapen:
         problems.append(f"{len(misshapen)} of another shape: {_listed(misshapen)}")
@@ -80,7 +91,6 @@ def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
         raise CheckpointError(
             f"{source}: weights do not fit the architecture of the model: " + "; ".join(problems)
         )
-    module.load_state_dict(complete, strict=True, assign=True)
 
 
 def _dtype_beside(key: str, weights: Weights) -> torch.dtype:

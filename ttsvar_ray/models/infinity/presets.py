@@ -35,6 +35,7 @@ class TokenizerPreset:
         codebook_dim: d, channels of the feature map.
         multipliers: channel multipliers of both sides, image side first.
         spatial_patchify: whether one token covers 2x2 cells of the feature map.
+        base_channels, num_res_blocks: of both sides.
     """
 
     name: str
@@ -42,6 +43,8 @@ class TokenizerPreset:
     codebook_dim: int
     multipliers: tuple[int, ...]
     spatial_patchify: bool = False
+    base_channels: int = 128
+    num_res_blocks: int = 2
 
     @property
     def bits_per_token(self) -> int:
@@ -52,8 +55,10 @@ class TokenizerPreset:
         """Return the architecture."""
         return TokenizerConfig(
             codebook_dim=self.codebook_dim,
+            base_channels=self.base_channels,
             encoder_multipliers=self.multipliers,
             decoder_multipliers=self.multipliers,
+            num_res_blocks=self.num_res_blocks,
         )
 
 

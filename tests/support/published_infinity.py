@@ -1,0 +1,140 @@
+"""A folder of published files in miniature: official names, official wrappings, random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
+
+from tests.support.tiny_infinity import text_parts
+from ttsvar_ray.models.infinity.presets import (
+    PRESETS,
+    TEXT_CHANNELS,
+    TEXT_ENCODER_FOLDER,
+    InfinityPreset,
+    TokenizerPreset,
+)
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
+from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+
+TINY = InfinityPreset(
+    name="infinity-tiny",
+    published_name="infinity_tiny",
+    depth=4,
+    embed_dim=64,
+    num_heads=4,
+    block_chunks=2,
+    tokenizer=TokenizerPreset(
+        name="tiny",
+        file="infinity_vae_tiny.pth",
+        codebook_dim=8,
+        multipliers=(1, 1, 1, 1, 1),
+        base_channels=32,
+        num_res_blocks=1,
+    ),
+    size="0.06M",
+    weights="infinity_tiny.pth",
+)
+"""The layout of the 2B files: 16x tokenizer, one token a cell."""
+
+TINY_PATCHIFIED = InfinityPreset(
+    name="infinity-tiny-8",
+    published_name="infinity_tiny_8",
+    depth=4,
+    embed_dim=64,
+    num_heads=4,
+    block_chunks=2,
+    tokenizer=TokenizerPreset(
+        name="tiny8",
+        file="infinity_vae_tiny8.pth",
+        codebook_dim=4,
+        multipliers=(1, 1, 1, 1),
+        spatial_patchify=True,
+        base_channels=32,
+        num_res_blocks=1,
+    ),
+    size="0.06M",
+    temperature=1.0,
+    weights="infinity_tiny_8_weights",
+)
+"""The layout of the 8B files: 8x tokenizer, one token for 2x2 cells, weights in shards."""
+
+TINY_PRESETS = {preset.name: preset for preset in (TINY, TINY_PATCHIFIED)}
+
+
+def register() -> None:
+    """Let this process know the tiny models by name."""
+    PRESETS.update(TINY_PRESETS)
+
+
+def write_published(folder: Path, preset: InfinityPreset) -> Path:
+    """Write a preset's files as they are published: in `folder`, with the text encoder beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    assert preset.weights is not None
+    weights = random_weights(InfinityTransformer(preset.transformer_config(), preset.quantizer().schedule))
+    if preset.weights.endswith(".pth"):
+        legacy = {"lvl_1L": torch.zeros(1, 521), "attn_bias_for_masking": torch.zeros(1, 1, 4, 4)}
+        torch.save({**weights, **legacy}, folder / preset.weights)
+    else:
+        _write_shards(folder / preset.weights, weights)
+    tokenizer = random_weights(ImageTokenizer(preset.tokenizer.config()))
+    mask = 2 ** torch.arange(preset.tokenizer.codebook_dim - 1, -1, -1)
+    masks = {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask}
+    torch.save({"vae": {**_unwrapped(tokenizer), **masks}, "ema": {}}, folder / preset.tokenizer.file)
+    _write_text_encoder(folder / TEXT_ENCODER_FOLDER)
+    return folder
+
+
+def random_weights(module: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Return a module's state dict with nothing at its quiet initial value, except constants."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: value.clone()
+        if name.endswith("zero_k_bias")
+        else value + torch.randn(value.shape, generator=generator) * 0.05
+        for name, value in module.state_dict().items()
+    }
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Half of the names in the form without `.conv` and `.norm`: both occur."""
+    renamed = {}
+    for index, (name, value) in enumerate(weights.items()):
+        owner, _, leaf = name.rpartition(".")
+        plain = f"{owner.removesuffix('.conv').removesuffix('.norm')}.{leaf}"
+        renamed[plain if index % 2 else name] = value
+    return renamed
+
+
+def _write_shards(folder: Path, weights: dict[str, Tensor]) -> None:
+    folder.mkdir()
+    names = sorted(weights)
+    placed: dict[str, str] = {}
+    for number in range(3):
+        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        save_file({name: weights[name] for name in names[number::3]}, folder / file)
+        placed |= dict.fromkeys(names[number::3], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+
+
+def _write_text_encoder(folder: Path) -> None:
+    _, words = text_parts()
+    torch.manual_seed(3)
+    config = T5Config(
+        vocab_size=len(words),
+        d_model=TEXT_CHANNELS,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_decoder_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    # Published with its decoder, which nothing here needs.
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    words.save_pretrained(folder)
