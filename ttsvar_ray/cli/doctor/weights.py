@@ -1,0 +1,150 @@
+"""Which weights are on this machine, and the commands that fetch the others; asks no network."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+from ttsvar_ray.cli.doctor.finding import Finding, Mark
+from ttsvar_ray.cli.doctor.judges import JUDGES, Fetch, Judge
+from ttsvar_ray.cli.units import bytes_text
+from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.location import Location
+from ttsvar_ray.models.registry import describe_model
+
+AREA = "weights"
+MODELS = ("infinity-2b", "infinity-8b", "infinity-8b-512", "var-d30")
+"""Published models that are looked for without being asked for."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def check_hub() -> list[Finding]:
+    """Look at the hub's cache and at its offline mode."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    held = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+    offline = "offline mode is on: nothing will be fetched" if constants.HF_HUB_OFFLINE else "may fetch"
+    text = f"cache {cache} ({held} models), {offline}"
+    return [Finding(area=AREA, name="hub", mark=Mark.OK, text=text)]
+
+
+def check_models(choices: list[ModelChoice]) -> list[Finding]:
+    """Look for the weights of models in the hub's cache or at their paths; what they share is named once."""
+    findings: list[Finding] = []
+    named: set[str] = set()
+    for choice in choices:
+        description = describe_model(choice)
+        absent: list[str] = []
+        patterns: dict[HubRepository, list[str]] = {}
+        held = 0
+        for part, location in description.weights.items():
+            size = size_on_disk(location)
+            if size is not None:
+                held += size
+                continue
+            absent.append(f"no {part.replace('_', ' ')} ({location})")
+            if isinstance(location.root, HubRepository) and str(location) not in named:
+                patterns.setdefault(location.root, []).extend(_wanted(location))
+            named.add(str(location))
+        commands = [repository.download_command(wanted) for repository, wanted in patterns.items()]
+        findings.append(
+            Finding(
+                area=AREA,
+                name=description.name,
+                mark=Mark.MISSING if absent else Mark.OK,
+                text=", ".join(absent) if absent else f"complete, {bytes_text(held)}",
+                command="\n".join(commands) or None,
+            )
+        )
+    return findings
+
+
+def _wanted(location: Location) -> tuple[str, ...]:
+    """Return what to fetch; of a name that is a file by its ending, nothing below it."""
+    is_file = Path(location.name).suffix in WEIGHT_SUFFIXES
+    return (location.name,) if is_file else location.needed
+
+
+def check_judges(folder: Path) -> list[Finding]:
+    """Look for the published rewards and feature networks, each in a folder of its name below `folder`."""
+    return [_judge(judge, folder / judge.name) for judge in JUDGES]
+
+
+def check_job_paths(paths: dict[str, str | None]) -> list[Finding]:
+    """Look whether what a job names is there.
+
+    Args:
+        paths: setting to its value; None is not looked at.
+    """
+    findings = []
+    for setting, value in paths.items():
+        if value is None:
+            continue
+        there = Path(value).expanduser().exists()
+        findings.append(
+            Finding(
+                area=AREA,
+                name=setting,
+                mark=Mark.OK if there else Mark.MISSING,
+                text=value if there else f"{value}: nothing there",
+            )
+        )
+    return findings
+
+
+def size_on_disk(location: Location) -> int | None:
+    """Return the bytes of weights that are on this machine; None where a file or pattern has none."""
+    root = _cached(location.root) if isinstance(location.root, HubRepository) else location.root
+    if root is None:
+        return None
+    if not isinstance(location.root, HubRepository):
+        path = root / location.name
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files) if files else None
+    names = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
+    matched = {name for name in names for pattern in location.needed if fnmatch.fnmatch(name, pattern)}
+    # Small files beside weights prove nothing.
+    weights = [name for name in matched if Path(name).suffix in WEIGHT_SUFFIXES]
+    if not weights:
+        return None
+    return sum(names[name].stat().st_size for name in matched)
+
+
+def _cached(repository: HubRepository) -> Path | None:
+    """Return the folder of a repository's revision in the hub's cache, if it was ever fetched."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.name.replace('/', '--')}"
+    revision = repository.revision or constants.DEFAULT_REVISION
+    reference = folder / "refs" / revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _judge(judge: Judge, folder: Path) -> Finding:
+    missing = [fetch for fetch in judge.fetches if _absent(fetch, folder)]
+    note = f"; {judge.note}" if judge.note else ""
+    if not missing:
+        text = f"{folder}; {judge.setting}={_named_path(judge, folder)}{note}"
+        return Finding(area=AREA, name=judge.name, mark=Mark.OK, text=text)
+    names = ", ".join(str(Path(fetch.folder) / name) for fetch in missing for name in _absent(fetch, folder))
+    return Finding(
+        area=AREA,
+        name=judge.name,
+        mark=Mark.MISSING,
+        text=f"{folder}: no {names}{note}",
+        command="\n".join(fetch.command(str(folder)) for fetch in missing),
+    )
+
+
+def _absent(fetch: Fetch, folder: Path) -> list[str]:
+    return [name for name in fetch.files if not (folder / fetch.folder / name).is_file()]
+
+
+def _named_path(judge: Judge, folder: Path) -> Path:
+    """Return what the setting must name: the folder, or InceptionV3's file."""
+    return folder / judge.fetches[0].files[0] if judge.name == "inception" else folder
