@@ -6,23 +6,34 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.support.dummy_engine import DummyEngine, FaultOf
-from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, Release, RunBatch
+from ttsvar_ray.coordination.actions import (
+    Abandon,
+    Action,
+    Emit,
+    LeasePrompts,
+    Refuse,
+    Release,
+    RunBatch,
+)
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import (
     BatchDone,
     Event,
     PromptsLeased,
+    PromptsWithdrawn,
+    Tick,
     WorkerDraining,
     WorkerJoined,
     WorkerLost,
 )
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.types import Prompt
 
@@ -33,9 +44,12 @@ class DummyWorker:
 
     engine: DummyEngine
     rows: int
+    memory_bytes: int | None = None
     queue: deque[RunBatch | Release] = field(default_factory=deque)
     in_flight: set[int] = field(default_factory=set)
     is_draining: bool = False
+    is_hung: bool = False
+    is_abandoned: bool = False
 
 
 class DummyCluster:
@@ -49,17 +63,23 @@ class DummyCluster:
         settings: CoordinatorSettings,
         prompts: Sequence[Prompt],
         fault_of: FaultOf = lambda task: None,
+        workload: Workload | None = None,
     ) -> None:
         self.plan = plan
         self.settings = settings
-        self.coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings)
+        self.workload = workload
+        self.coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings, workload=workload)
         self.workers: dict[str, DummyWorker] = {}
         self.mail: list[BatchDone] = []
         self.outcomes: dict[str, PromptResult | PromptFailure] = {}
         self.actions: list[Action] = []
         self.lease_requests: list[int] = []
+        self.refused: dict[str, str] = {}
+        self.now = 0.0
         # Injected failures make a worker hold what the coordinator was told it does not.
-        self.checks_live_limit = True
+        self.checks_rows = True
+        self.checks_bytes = True
+        self._prompts = tuple(prompts)
         self._source = deque(prompts)
         self._run_seed = run_seed
         self._fault_of = fault_of
@@ -69,11 +89,11 @@ class DummyCluster:
 
     # What may happen.
 
-    def join(self, worker_id: str, rows: int) -> None:
+    def join(self, worker_id: str, rows: int, memory_bytes: int | None = None) -> None:
         """Start a worker without state."""
         engine = DummyEngine(plan=self.plan, run_seed=self._run_seed, fault_of=self._fault_of)
-        self.workers[worker_id] = DummyWorker(engine=engine, rows=rows)
-        self.tell(WorkerJoined(worker_id=worker_id, rows=rows))
+        self.workers[worker_id] = DummyWorker(engine=engine, rows=rows, memory_bytes=memory_bytes)
+        self.tell(WorkerJoined(worker_id=worker_id, rows=rows, memory_bytes=memory_bytes))
 
     def lose(self, worker_id: str) -> None:
         """End a worker; what it has mailed may still arrive."""
@@ -85,6 +105,30 @@ class DummyCluster:
         self.workers[worker_id].is_draining = True
         self.tell(WorkerDraining(worker_id=worker_id))
 
+    def tick(self, seconds: float) -> None:
+        """Let time go on."""
+        self.now += seconds
+        self.tell(Tick(now=self.now))
+
+    def withdraw(self, prompt_keys: Sequence[str], *, comes_back: bool) -> None:
+        """Say that prompts were finished elsewhere; they may be leased again."""
+        keys = frozenset(prompt_keys)
+        gone = [prompt for prompt in self._prompts if prompt.key in keys and prompt.key in self._leased]
+        gone = [prompt for prompt in gone if prompt.key not in self.outcomes]
+        self._leased -= {prompt.key for prompt in gone}
+        self.tell(PromptsWithdrawn(prompt_keys=tuple(prompt_keys)))
+        if comes_back and gone:
+            self._source.extend(gone)
+            if self._told_last:
+                self.hand_over()
+
+    def hand_over(self) -> None:
+        """Lease all that is left, unasked."""
+        prompts = tuple(self._source)
+        self._source.clear()
+        self._leased |= {prompt.key for prompt in prompts}
+        self.tell(PromptsLeased(prompts=prompts, is_last=True))
+
     def work(self, worker_id: str) -> None:
         """Let a worker carry out the next thing it was asked, and mail the result."""
         worker = self.workers[worker_id]
@@ -93,8 +137,7 @@ class DummyCluster:
             worker.engine.release(item.prompt_key, item.attempt)
             return
         results = tuple(worker.engine.run_segment(item.tasks))
-        if self.checks_live_limit:
-            assert worker.engine.num_held <= self._live_limit(worker), "a worker holds too much"
+        self._check_memory(worker, item)
         self.mail.append(BatchDone(worker_id=worker_id, batch_id=item.batch_id, results=results))
 
     def deliver(self, index: int, *, keep_copy: bool = False) -> None:
@@ -130,6 +173,8 @@ class DummyCluster:
         for action in self.coordinator.handle(event):
             self.actions.append(action)
             self._carry_out(action)
+        if self.workload is not None:
+            self._check_promises()
 
     # What must hold.
 
@@ -141,6 +186,9 @@ class DummyCluster:
         assert self.coordinator.num_live == 0
         assert self.coordinator.num_waiting == 0
         for name, worker in self.workers.items():
+            if worker.is_hung:
+                assert not worker.in_flight, f"{name} hangs, and nobody waits for it any more"
+                continue
             assert not worker.queue, f"{name} was left with work"
             assert not worker.engine.held_attempts, f"{name} was never told to release"
 
@@ -155,6 +203,12 @@ class DummyCluster:
             assert not self.lease_requests, "asked again before the answer"
             assert not self._told_last, "asked after the last prompt"
             self.lease_requests.append(action.count)
+        elif isinstance(action, Refuse):
+            del self.workers[action.worker_id]
+            self.refused[action.worker_id] = action.reason
+        elif isinstance(action, Abandon):
+            assert not self.workers[action.worker_id].is_abandoned, "abandoned twice"
+            self.workers[action.worker_id].is_abandoned = True
         else:
             assert action.worker_id in self.workers, "action for a worker that is gone"
             worker = self.workers[action.worker_id]
@@ -164,13 +218,57 @@ class DummyCluster:
 
     def _check_batch(self, worker: DummyWorker, batch: RunBatch) -> None:
         assert not worker.is_draining, "new work for a draining worker"
+        assert not worker.is_abandoned, "new work for an abandoned worker"
         assert batch.batch_id not in self._batch_ids, "a batch id was used twice"
         self._batch_ids.add(batch.batch_id)
         assert len({task.segment_index for task in batch.tasks}) == 1
-        assert 1 <= sum(len(task.slots) for task in batch.tasks) <= worker.rows
+        rows = sum(len(task.slots) for task in batch.tasks)
+        assert 1 <= rows <= worker.rows
+        if self.workload is not None and self.settings.batch_tokens is not None:
+            tokens = self.workload.segments[batch.tasks[0].segment_index].tokens
+            assert rows == 1 or rows * tokens <= self.settings.batch_tokens
         assert all(task.prompt.key not in self.outcomes for task in batch.tasks), "work for an emitted prompt"
         worker.in_flight.add(batch.batch_id)
         assert len(worker.in_flight) <= self.settings.batches_in_flight
+
+    def _check_promises(self) -> None:
+        for worker in self.coordinator._state.fleet:
+            memory = self.workers[worker.worker_id].memory_bytes
+            running = max((batch.charge for batch in worker.batches.values()), default=0)
+            if memory is not None:
+                assert worker.charged + running <= memory, "more was promised than there is"
+
+    def check_accounts(self) -> None:
+        """What workers are charged is what live prompts are charged, counted again from nothing."""
+        state = self.coordinator._state
+        charged: Counter[str] = Counter()
+        for live in state.live.values():
+            charged.update(live.charges)
+            for worker_id in {*live.seats.values(), *live.parent_seats.values(), *live.charges}:
+                tariff = state.fleet.get(worker_id).tariff
+                parents = live.parents_on(worker_id)
+                if not tariff.children_replace_parents:
+                    parents = live.parents_needed_on(worker_id)
+                expected = live.lingering.get(worker_id, 0) + tariff.charge(
+                    live.population.segment.index,
+                    slots=len(live.seated_on(worker_id)),
+                    parents=len(parents),
+                )
+                assert live.charges.get(worker_id, 0) == expected
+        for worker in state.fleet:
+            assert worker.charged == charged[worker.worker_id]
+
+    def _check_memory(self, worker: DummyWorker, batch: RunBatch) -> None:
+        if self.workload is None or worker.memory_bytes is None:
+            within = worker.engine.num_held <= self._live_limit(worker)
+            assert within or not self.checks_rows, "a worker holds too much"
+            return
+        # Afterwards everything is held that was held or made while the batch ran.
+        load = self.workload.segments[batch.tasks[0].segment_index]
+        rows = sum(len(task.slots) for task in batch.tasks)
+        extra = rows * max(0, load.running_bytes - load.held_bytes)
+        within = worker.engine.held_bytes(self.workload) + extra <= worker.memory_bytes
+        assert within or not self.checks_bytes, "out of memory"
 
     def _live_limit(self, worker: DummyWorker) -> int:
         usual = (self.settings.batches_in_flight + 2) * worker.rows

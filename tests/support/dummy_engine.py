@@ -20,6 +20,7 @@ from ttsvar_ray.coordination.messages import (
     ShardFailure,
     ShardTask,
 )
+from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.search.schedule import Plan, Segment
 from ttsvar_ray.search.selection import rank_images, select
 from ttsvar_ray.types import SelectionKind
@@ -64,10 +65,12 @@ class DummyEngine:
         self._run_seed = run_seed
         self._fault_of = fault_of
         self._held: dict[tuple[str, int], dict[int, dict[int, PackedBits]]] = {}
+        # Parents that came as bits: their segment, and they by slot.
+        self._rebuilt: dict[tuple[str, int], tuple[int, dict[int, PackedBits]]] = {}
 
     @property
     def num_held(self) -> int:
-        """Trajectories of the newest segment of every attempt."""
+        """Trajectories of the newest segment that was run of every attempt."""
         return sum(len(segments[max(segments)]) for segments in self._held.values() if segments)
 
     @property
@@ -78,34 +81,57 @@ class DummyEngine:
     def release(self, prompt_key: str, attempt: int) -> None:
         """Forget an attempt."""
         self._held.pop((prompt_key, attempt), None)
+        self._rebuilt.pop((prompt_key, attempt), None)
 
     def forget_everything(self) -> None:
         """Lose all state without telling anyone."""
         self._held.clear()
+        self._rebuilt.clear()
 
     def run_segment(self, tasks: Sequence[ShardTask]) -> list[SegmentReport | ShardFailure]:
         """Run shards of one segment."""
         assert len({task.segment_index for task in tasks}) == 1
+        for task in tasks:
+            segments = self._held.setdefault((task.prompt.key, task.attempt), {})
+            for older in [s for s in segments if s < task.segment_index - 1]:
+                del segments[older]
+            rebuilt = self._rebuilt.get((task.prompt.key, task.attempt))
+            if rebuilt is not None and rebuilt[0] < task.segment_index - 1:
+                del self._rebuilt[task.prompt.key, task.attempt]
         return [self._run(task) for task in tasks]
+
+    def held_bytes(self, workload: Workload) -> int:
+        """Return what everything held takes."""
+        loads = workload.segments
+        held = sum(
+            loads[index].held_bytes * len(slots)
+            for segments in self._held.values()
+            for index, slots in segments.items()
+        )
+        return held + sum(
+            loads[index].held_bytes * len(slots.keys() - self._held[key].get(index, {}).keys())
+            for key, (index, slots) in self._rebuilt.items()
+        )
 
     def _run(self, task: ShardTask) -> SegmentReport | ShardFailure:
         segment = self._plan.segments[task.segment_index]
         assert list(task.slots) == sorted(set(task.slots))
         assert all(0 <= slot < segment.population for slot in task.slots)
         assert len(task.parent_slots) == (0 if segment.index == 0 else len(task.slots))
-        key = (task.prompt.key, task.attempt)
-        segments = self._held.setdefault(key, {})
-        for older in [s for s in segments if s < segment.index - 1]:
-            del segments[older]
+        segments = self._held[(task.prompt.key, task.attempt)]
         fault = self._fault_of(task)
         if fault is not None:
             return _failure(task, fault, f"injected {fault.value}")
-        parents = dict(segments.get(segment.index - 1, {}))
+        key = (task.prompt.key, task.attempt)
+        _, rebuilt = self._rebuilt.get(key, (0, {}))
+        parents = {**rebuilt, **segments.get(segment.index - 1, {})}
         assert set(task.parent_bits) <= set(task.parent_slots)
-        self.replayed += len(task.parent_bits)
-        parents.update(task.parent_bits)
-        if any(parent not in parents for parent in task.parent_slots):
+        if any(parent not in parents and parent not in task.parent_bits for parent in task.parent_slots):
             return _failure(task, FailureKind.STALE, "parent not held")
+        if task.parent_bits:
+            self.replayed += len(task.parent_bits)
+            parents.update(task.parent_bits)
+            self._rebuilt[key] = (segment.index - 1, {**rebuilt, **task.parent_bits})
         finished = [
             _run_trajectory(
                 segment,

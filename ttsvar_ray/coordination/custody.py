@@ -1,8 +1,8 @@
 """Who has which trajectory: the one place where seats, held parents and the workers' counts change together.
 
-A worker is charged, for each live prompt, the larger of two numbers: the slots of the present segment
-that wait, run or are held there, and the parents it holds. Children take their parents' place, so they
-are not charged twice.
+A worker is charged, for each live prompt, for the slots of the present segment that wait, run or are held
+there and for the parents that it holds or must rebuild for them, as its tariff says. Parents of parents are
+there until the worker is sent a task of the present segment, and are charged until then.
 
 Actions for one worker are carried out in order. So a `Release` frees its room at once: whatever is sent
 later finds it free, and whatever is in flight was counted when it was sent.
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from ttsvar_ray.coordination.actions import Release
 from ttsvar_ray.coordination.fleet import Fleet, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.placement import Seating
+from ttsvar_ray.coordination.messages import ShardTask
+from ttsvar_ray.coordination.placement import Candidate, Seating
 
 
 class Custody:
@@ -24,10 +25,21 @@ class Custody:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    def room_for(self, live: LivePrompt, worker: Worker) -> int:
-        """Return how many further slots of a prompt a worker can take."""
+    def candidate(self, live: LivePrompt, worker: Worker) -> Candidate:
+        """Return what a worker can take of a prompt."""
+        segment_index = live.population.segment.index
+        tariff = worker.tariff
+        room = worker.room
         charged = live.charges.get(worker.worker_id, 0)
-        return worker.room + charged - len(live.seated_on(worker.worker_id))
+        if charged and tariff.children_replace_parents:
+            room += charged - tariff.slots[segment_index] * len(live.seated_on(worker.worker_id))
+        return Candidate(
+            worker_id=worker.worker_id,
+            room=room,
+            slot_price=tariff.slots[segment_index],
+            parent_price=tariff.parent_price(segment_index),
+            parents=live.parents_needed_on(worker.worker_id) if charged else frozenset(),
+        )
 
     def sit_down(self, live: LivePrompt, seating: Seating) -> None:
         """Let slots wait on the workers that were chosen for them."""
@@ -43,6 +55,15 @@ class Custody:
         """Let slots that are seated on a worker wait for its next batch."""
         worker.backlog.push(live.key, live.population.segment.index, slots, alone=live.runs_alone)
 
+    def sent(self, live: LivePrompt, worker: Worker, task: ShardTask, batch_id: int) -> None:
+        """Note that a worker is sent a task of the present segment."""
+        live.in_flight.update(dict.fromkeys(task.slots, batch_id))
+        live.touched[worker.worker_id] = None
+        if task.parent_bits:
+            live.rebuilt.setdefault(worker.worker_id, set()).update(task.parent_bits)
+        if live.lingering.pop(worker.worker_id, 0):
+            self._recount(live, worker.worker_id)
+
     def take_off_backlog(self, live: LivePrompt, worker: Worker) -> bool:
         """Unseat the slots that wait on a worker; return whether there were any."""
         slots = worker.backlog.discard(live.key)
@@ -52,7 +73,13 @@ class Custody:
     def begin_segment(self, live: LivePrompt) -> None:
         """After a selection: what is held becomes the parents, and nothing of the new segment is seated."""
         live.begin_segment()
-        self._stand_up(live, list(live.seats))
+        index = live.population.segment.index
+        for worker_id, charged in list(live.charges.items()):
+            tariff = self._worker(worker_id).tariff
+            if not tariff.children_replace_parents:
+                parents = tariff.charge(index, slots=0, parents=len(live.parents_on(worker_id)))
+                live.lingering[worker_id] = charged - parents
+            self._recount(live, worker_id)
 
     def forget_parents(self, live: LivePrompt, worker_id: str) -> None:
         """Note that a worker holds no parent any more: the next task there carries their bits."""
@@ -67,12 +94,15 @@ class Custody:
         for slot in live.seated_on(worker_id):
             del live.seats[slot]
             live.in_flight.pop(slot, None)
-        live.charges.pop(worker_id, None)
+        for kept in (live.charges, live.lingering, live.rebuilt):
+            kept.pop(worker_id, None)
 
     def release(self, live: LivePrompt, worker_id: str) -> list[Release]:
         """Let a worker forget a prompt: from here on bits are all there is of what was held there."""
         unreported = set(live.population.unreported)
         self._stand_up(live, [slot for slot in live.seated_on(worker_id) if slot not in unreported])
+        live.lingering.pop(worker_id, None)
+        live.rebuilt.pop(worker_id, None)
         self.forget_parents(live, worker_id)
         if worker_id not in live.touched:
             return []
@@ -113,8 +143,18 @@ class Custody:
             self._recount(live, worker_id)
 
     def _recount(self, live: LivePrompt, worker_id: str) -> None:
-        charge = max(len(live.seated_on(worker_id)), len(live.parents_on(worker_id)))
-        self._worker(worker_id).live_rows += charge - live.charges.pop(worker_id, 0)
+        worker = self._worker(worker_id)
+        tariff = worker.tariff
+        charge = live.lingering.get(worker_id, 0) + tariff.charge(
+            live.population.segment.index,
+            slots=len(live.seated_on(worker_id)),
+            parents=len(
+                live.parents_on(worker_id)
+                if tariff.children_replace_parents
+                else live.parents_needed_on(worker_id)
+            ),
+        )
+        worker.charged += charge - live.charges.pop(worker_id, 0)
         if charge:
             live.charges[worker_id] = charge
 

@@ -51,7 +51,8 @@ class PromptsLeased:
 
     Attributes:
         prompts: in the order in which they should be started; may be empty.
-        is_last: no prompt will ever follow.
+        is_last: none is left now, so no more will be asked for. Where more turn up after all (those of a
+            lost cell), they are handed over unasked, and the last word counts.
     """
 
     prompts: tuple[Prompt, ...]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ttsvar_ray.coordination.batching import Backlog
 from ttsvar_ray.coordination.messages import ShardTask
+from ttsvar_ray.coordination.tariff import Tariff
 
 
 @dataclass(slots=True, kw_only=True)
@@ -14,17 +15,26 @@ class Batch:
     """A micro-batch that a worker was asked to run and has not answered.
 
     Attributes:
+        segment_index: of all its tasks.
         num_rows: trajectories of all its tasks.
+        charge: what it takes while it runs, on top of the slots of its trajectories.
     """
 
     batch_id: int
+    segment_index: int
     tasks: tuple[ShardTask, ...]
     num_rows: int
+    charge: int = 0
 
     @property
     def prompt_keys(self) -> frozenset[str]:
         """Prompts that it runs for."""
         return frozenset(task.prompt.key for task in self.tasks)
+
+    @property
+    def num_replayed(self) -> int:
+        """Distinct parents that are rebuilt from their bits first."""
+        return sum(len(task.parent_bits) for task in self.tasks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,27 +42,49 @@ class Worker:
     """One worker that is alive.
 
     Attributes:
-        rows: most trajectories of a micro-batch; lowered when the device runs out of memory.
-        live_limit: most trajectories that it may run or hold.
-        live_rows: trajectories that it is charged for; kept by `Custody`.
+        tariff: what trajectories cost it.
+        capacity: what it has, in units of the tariff; lowered when the device runs out of memory.
+        least: below this its capacity is never lowered, so that it can finish a prompt on its own.
+        limits: most trajectories of a micro-batch, by segment; lowered when the device runs out of memory.
+        weights: what a trajectory of each segment adds to its load.
+        charged: what it is charged for trajectories that wait, run or are held; kept by `Custody`.
         batches: in flight by id, the one that runs now first.
         is_draining: takes no new work.
+        is_abandoned: its end was asked for.
         runs_alone: whether what is in flight has to have the worker for itself.
+        reserved_for: prompt that is too large for any worker and runs here piece by piece; no other
+            prompt is placed here meanwhile.
     """
 
     worker_id: str
-    rows: int
-    live_limit: int
-    live_rows: int = 0
+    tariff: Tariff
+    capacity: int
+    least: int
+    limits: list[int]
+    weights: tuple[float, ...]
+    charged: int = 0
     backlog: Backlog = field(default_factory=Backlog)
     batches: dict[int, Batch] = field(default_factory=dict)
     is_draining: bool = False
+    is_abandoned: bool = False
     runs_alone: bool = False
+    reserved_for: str | None = None
 
     @property
     def room(self) -> int:
-        """Trajectories that it could take on, at least 0."""
-        return max(0, self.live_limit - self.live_rows)
+        """What may be promised to further trajectories, at least 0."""
+        running = max((batch.charge for batch in self.batches.values()), default=0)
+        return max(0, self.capacity - self.charged - max(running, self.tariff.reserve))
+
+    @property
+    def room_for_new_prompts(self) -> int:
+        """Of the room, what prompts that were not started yet may take.
+
+        Where a trajectory grows on its way, half of the memory is left to what is further along.
+        """
+        if self.tariff.children_replace_parents or self.charged == 0:
+            return self.room
+        return max(0, min(self.room, self.capacity // 2 - self.charged))
 
     @property
     def is_idle(self) -> bool:
@@ -60,9 +92,19 @@ class Worker:
         return not self.batches and not self.backlog
 
     @property
-    def load(self) -> int:
-        """Trajectories still to run here: a worker with less of it starts new work sooner."""
-        return self.backlog.num_rows + sum(batch.num_rows for batch in self.batches.values())
+    def load(self) -> float:
+        """Work still to do here, in units of the weights: a worker with less of it starts sooner."""
+        weights = self.weights
+        waiting = sum(weights[segment] * rows for segment, rows in self.backlog.rows_by_segment())
+        return waiting + sum(weights[b.segment_index] * b.num_rows for b in self.batches.values())
+
+    def rows_that_fit(self, segment_index: int) -> int:
+        """Return how many trajectories of a segment may run at once now: at least one, by the reserve."""
+        price = self.tariff.running[segment_index]
+        limit = self.limits[segment_index]
+        if price == 0:
+            return limit
+        return max(1, min(limit, (self.capacity - self.charged) // price))
 
 
 class Fleet:
@@ -70,6 +112,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[str, Worker] = {}
+        self._usable: list[Worker] | None = None
 
     def __contains__(self, worker_id: str) -> bool:
         return worker_id in self._workers
@@ -85,11 +128,20 @@ class Fleet:
         """Take a worker in."""
         assert worker.worker_id not in self._workers
         self._workers[worker.worker_id] = worker
+        self._usable = None
 
     def remove(self, worker_id: str) -> Worker | None:
         """Strike a worker out and return it, or None if it was not alive."""
+        self._usable = None
         return self._workers.pop(worker_id, None)
 
+    def drain(self, worker: Worker) -> None:
+        """Give a worker nothing new."""
+        worker.is_draining = True
+        self._usable = None
+
     def usable(self) -> list[Worker]:
-        """Return the workers that take new work."""
-        return [worker for worker in self._workers.values() if not worker.is_draining]
+        """Return the workers that take new work; not to be changed."""
+        if self._usable is None:
+            self._usable = [worker for worker in self._workers.values() if not worker.is_draining]
+        return self._usable

@@ -27,8 +27,14 @@ class LivePrompt:
         in_flight: batch of each slot that runs.
         parent_seats: worker that holds a member of the population before the last selection.
         touched: workers that may hold state of this attempt; in order of first use.
-        charges: trajectories that each worker is charged for this prompt; kept by `Custody`.
+        charges: what each worker is charged for this prompt; kept by `Custody`.
+        lingering: of it, what the parents of the parents cost a worker until it is sent a task of the
+            present segment, which makes it forget them; kept by `Custody`.
+        rebuilt: parents that each worker was sent the bits of in the present segment, beside those of
+            `parent_seats`.
         avoid: workers that failed this prompt.
+        piecemeal_on: worker that is kept free for this prompt alone, because no worker has room for its
+            whole population; runs as much as fits, keeps the bits, goes on with the rest.
     """
 
     population: Population
@@ -42,7 +48,10 @@ class LivePrompt:
     parent_seats: dict[int, str] = field(default_factory=dict)
     touched: dict[str, None] = field(default_factory=dict)
     charges: dict[str, int] = field(default_factory=dict)
+    lingering: dict[str, int] = field(default_factory=dict)
+    rebuilt: dict[str, set[int]] = field(default_factory=dict)
     avoid: set[str] = field(default_factory=set)
+    piecemeal_on: str | None = None
 
     @property
     def key(self) -> str:
@@ -76,6 +85,19 @@ class LivePrompt:
         """Return the parents that a worker holds."""
         return frozenset(parent for parent, seat in self.parent_seats.items() if seat == worker_id)
 
+    def parents_needed_on(self, worker_id: str) -> frozenset[int]:
+        """Return the parents that a worker holds, has rebuilt, or must rebuild for what is seated there."""
+        parent_slots = self.population.parent_slots
+        if not parent_slots:
+            return frozenset()
+        seated = (parent_slots[slot] for slot in self.seated_on(worker_id))
+        return self.parents_on(worker_id).union(seated, self.rebuilt.get(worker_id, ()))
+
+    def parent_of(self, slots: Iterable[int]) -> dict[int, int]:
+        """Return the parent of each slot; nothing in segment 0."""
+        parent_slots = self.population.parent_slots
+        return {slot: parent_slots[slot] for slot in slots} if parent_slots else {}
+
     def homes(self, slots: Iterable[int]) -> dict[int, str]:
         """Return the worker that holds the parent of each slot; slots without one are left out."""
         parent_slots = self.population.parent_slots
@@ -87,6 +109,8 @@ class LivePrompt:
     def begin_segment(self) -> None:
         """Turn the reported population into the parents of the next one."""
         assert not self.in_flight
-        self.parent_seats = dict(self.seats)
+        self.parent_seats = self.seats
+        self.seats = {}
+        self.rebuilt.clear()
         self.failures = 0
         self.suspicions = 0

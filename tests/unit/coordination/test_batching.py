@@ -8,14 +8,20 @@ from hypothesis import strategies as st
 from ttsvar_ray.coordination.batching import Backlog, Cut
 
 
+def take(backlog: Backlog, rows: int, *, is_idle: bool) -> tuple[Cut, ...]:
+    """Take a batch where that many rows fill one in every segment."""
+    _, cuts = backlog.take([rows] * 4, is_idle=is_idle)
+    return cuts
+
+
 def test_the_furthest_segment_goes_first_across_prompts() -> None:
     backlog = Backlog()
     backlog.push("a", 0, [0, 1], alone=False)
     backlog.push("b", 2, [3], alone=False)
     backlog.push("c", 2, [0, 1], alone=False)
 
-    first = backlog.take(8, is_idle=True)
-    second = backlog.take(8, is_idle=False)
+    first = take(backlog, 8, is_idle=True)
+    second = take(backlog, 8, is_idle=False)
 
     assert first == (Cut(prompt_key="b", slots=(3,)), Cut(prompt_key="c", slots=(0, 1)))
     assert second == (Cut(prompt_key="a", slots=(0, 1)),)
@@ -28,15 +34,15 @@ def test_a_prompt_that_fits_a_batch_is_never_cut() -> None:
     backlog.push("b", 0, range(3), alone=False)
     backlog.push("c", 0, range(1), alone=False)
 
-    assert [cut.prompt_key for cut in backlog.take(4, is_idle=False)] == ["a", "c"]
-    assert [cut.prompt_key for cut in backlog.take(4, is_idle=False)] == ["b"]
+    assert [cut.prompt_key for cut in take(backlog, 4, is_idle=False)] == ["a", "c"]
+    assert [cut.prompt_key for cut in take(backlog, 4, is_idle=False)] == ["b"]
 
 
 def test_a_prompt_larger_than_a_batch_is_cut_into_full_batches() -> None:
     backlog = Backlog()
     backlog.push("a", 1, range(7), alone=False)
 
-    sizes = [sum(len(cut.slots) for cut in backlog.take(3, is_idle=False)) for _ in range(3)]
+    sizes = [sum(len(cut.slots) for cut in take(backlog, 3, is_idle=False)) for _ in range(3)]
 
     assert sizes == [3, 3, 1]
 
@@ -47,26 +53,26 @@ def test_what_runs_alone_waits_for_an_idle_worker_and_holds_back_the_rest() -> N
     backlog.push("other", 3, [0], alone=False)
 
     assert backlog.wants_alone
-    assert backlog.take(8, is_idle=False) == ()
-    assert backlog.take(8, is_idle=True) == (Cut(prompt_key="suspect", slots=(0, 1)),)
-    assert backlog.take(8, is_idle=False) == (Cut(prompt_key="other", slots=(0,)),)
+    assert take(backlog, 8, is_idle=False) == ()
+    assert take(backlog, 8, is_idle=True) == (Cut(prompt_key="suspect", slots=(0, 1)),)
+    assert take(backlog, 8, is_idle=False) == (Cut(prompt_key="other", slots=(0,)),)
 
 
 def test_an_idle_worker_starts_something_new_only_where_nothing_further_waits() -> None:
     backlog = Backlog()
-    assert backlog.rows_missing(8, is_idle=True) == 8
+    assert backlog.rows_missing([8] * 4, is_idle=True) == 8
     backlog.push("a", 0, range(5), alone=False)
-    assert backlog.rows_missing(8, is_idle=True) == 3
+    assert backlog.rows_missing([8] * 4, is_idle=True) == 3
     backlog.push("b", 1, [0], alone=False)
-    assert backlog.rows_missing(8, is_idle=True) == 0
+    assert backlog.rows_missing([8] * 4, is_idle=True) == 0
 
 
 def test_a_busy_worker_lets_part_of_a_batch_wait_for_company() -> None:
     backlog = Backlog()
     backlog.push("a", 3, range(5), alone=False)
-    assert backlog.rows_missing(8, is_idle=False) == 8
+    assert backlog.rows_missing([8] * 4, is_idle=False) == 8
     backlog.push("b", 3, range(3), alone=False)
-    assert backlog.rows_missing(8, is_idle=False) == 0
+    assert backlog.rows_missing([8] * 4, is_idle=False) == 0
 
 
 def test_a_full_batch_goes_before_a_further_one_that_is_not_full() -> None:
@@ -75,10 +81,29 @@ def test_a_full_batch_goes_before_a_further_one_that_is_not_full() -> None:
     backlog.push("b", 1, range(6), alone=False)
     backlog.push("c", 2, range(4), alone=False)
 
-    assert [cut.prompt_key for cut in backlog.take(6, is_idle=True)] == ["b"]
-    assert [cut.prompt_key for cut in backlog.take(6, is_idle=False)] == ["c"], "the fullest"
+    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=True)] == ["b"]
+    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=False)] == ["c"], "the fullest"
     backlog.push("d", 2, range(4), alone=False)
-    assert [cut.prompt_key for cut in backlog.take(6, is_idle=True)] == ["a"], "the furthest"
+    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=True)] == ["a"], "the furthest"
+
+
+def test_a_batch_is_full_by_its_own_segment_and_no_larger_than_the_memory_of_now() -> None:
+    backlog = Backlog()
+    backlog.push("early", 0, range(6), alone=False)
+    backlog.push("a", 3, [0], alone=False)
+    backlog.push("b", 3, [0, 1], alone=False)
+    limits = [8, 8, 8, 2]
+
+    assert backlog.take(limits, is_idle=False, fits=lambda segment: 1) == (
+        3,
+        (Cut(prompt_key="a", slots=(0,)),),
+    )
+    assert backlog.take(limits, is_idle=False, fits=lambda segment: 1) == (
+        3,
+        (Cut(prompt_key="b", slots=(0,)),),
+    )
+    assert dict(backlog.rows_by_segment()) == {0: 6, 3: 1}
+    assert backlog.take(limits, is_idle=False) == (0, (Cut(prompt_key="early", slots=tuple(range(6))),))
 
 
 def test_discard_returns_what_waited_in_any_lane() -> None:
@@ -110,7 +135,7 @@ def test_everything_is_taken_once_within_the_limit(
         expected += [(key, slot) for slot in range(count)]
     taken = []
     while backlog:
-        cuts = backlog.take(rows, is_idle=is_idle or backlog.wants_alone)
+        cuts = take(backlog, rows, is_idle=is_idle or backlog.wants_alone)
         assert 1 <= sum(len(cut.slots) for cut in cuts) <= rows
         assert len({waiting[cut.prompt_key][0] for cut in cuts}) == 1
         taken += [(cut.prompt_key, slot) for cut in cuts for slot in cut.slots]
