@@ -9,7 +9,6 @@ import typer
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
-from ttsvar_ray.cli.doctor import doctor
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.shapes_report import shapes_report
@@ -27,7 +26,6 @@ app.command()(generate)
 app.command()(plan)
 app.command()(verify)
 app.command()(convert)
-app.command()(doctor)
 app.command()(doctor)
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
