@@ -65,7 +65,7 @@ class HubRepository:
     def pinned(self) -> HubRepository:
         """Return the repository at the commit that its revision stands for now.
 
-        Asks the hub, or offline what the cache saw last.
+        Asks the hub; where that cannot be, takes what the cache saw last, or the only commit that it holds.
 
         Raises:
             CheckpointError: no such repository or revision, or offline and never seen.
@@ -122,8 +122,12 @@ class HubRepository:
         seen = folder / "refs" / (self.revision or constants.DEFAULT_REVISION)
         if seen.is_file():
             return seen.read_text(encoding="utf-8").strip()
+        # Fetching a commit leaves no note of the branch it was taken from.
+        commits = [path.name for path in folder.glob("snapshots/*") if _COMMIT.fullmatch(path.name)]
+        if len(commits) == 1:
+            return commits[0]
         raise CheckpointError(
-            f"{self}: the hub cannot be asked for its commit ({problem}), and {folder} has not seen it; "
+            f"{self}: the hub cannot be asked for its commit ({problem}), and {folder} does not tell; "
             f"give a local path instead, or fetch it where there is a network: {self.download_command(())}"
         )
 

@@ -1,0 +1,107 @@
+"""Weights from a hub: pinned, resumed, offline; against a hub on the loopback interface.
+
+Each step is a process of its own: huggingface_hub reads its environment once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_hub import FakeHub, serve
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "f" * 40
+
+STEP = """
+import json, sys
+from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.errors import CheckpointError
+reference, patterns = sys.argv[1], sys.argv[2:]
+try:
+    pinned = HubRepository.parse(reference).pinned()
+    folder = pinned.fetch(patterns)
+except CheckpointError as error:
+    print(json.dumps({"error": str(error)}))
+else:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    print(json.dumps({"pinned": str(pinned), "folder": str(folder), "names": names}))
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    (folder / "infinity_8b_weights").mkdir(parents=True)
+    # Beyond the 10 MB that huggingface_hub writes at a time.
+    (folder / "infinity_2b_reg.pth").write_bytes(bytes(range(256)) * 100_000)
+    (folder / "infinity_vae_d32reg.pth").write_bytes(b"tokenizer")
+    (folder / "infinity_8b_weights" / "model-00001-of-00001.safetensors").write_bytes(b"shard")
+    (folder / "README.md").write_text("not needed")
+    return folder
+
+
+def step(cache: Path, endpoint: str, *arguments: str, offline: bool = False) -> dict[str, object]:
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))},
+        "HF_HOME": str(cache),
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", STEP, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(result, dict)
+    return result
+
+
+def test_only_what_is_needed_is_fetched_once_resumed_and_found_offline(files: Path, tmp_path: Path) -> None:
+    cache, wanted = tmp_path / "cache", ("infinity_2b_reg.pth", "infinity_vae_d32reg.pth")
+    hub = FakeHub({"FoundationVision/Infinity": (COMMIT, files)}, cut_once={"infinity_2b_reg.pth"})
+    with serve(hub):
+        first = step(cache, hub.endpoint, "hf:FoundationVision/Infinity", *wanted)
+        assert first["pinned"] == f"hf:FoundationVision/Infinity@{COMMIT}"
+        assert first["names"] == sorted(wanted)
+        ranges = [rng for method, path, rng in hub.requests if method == "GET" and path.endswith(wanted[0])]
+        assert any(rng is not None and not rng.startswith("bytes=0-") for rng in ranges), (
+            "resumed, not restarted"
+        )
+        fetched = Path(str(first["folder"])) / wanted[0]
+        assert fetched.read_bytes() == (files / wanted[0]).read_bytes()
+        sent = len(hub.downloads())
+        assert step(cache, hub.endpoint, f"hf:FoundationVision/Infinity@{COMMIT}", *wanted) == first
+        assert len(hub.downloads()) == sent, "what is there is not fetched again"
+    again = step(cache, hub.endpoint, "hf:FoundationVision/Infinity", *wanted, offline=True)
+    assert again == first
+
+
+def test_what_cannot_be_had_is_explained_with_the_command_that_fetches_it(
+    files: Path, tmp_path: Path
+) -> None:
+    with serve(FakeHub({"FoundationVision/Infinity": (COMMIT, files)})) as hub:
+        absent = step(tmp_path / "a", hub.endpoint, "hf:nobody/nothing", "*")
+        assert "hf:nobody/nothing: the hub cannot be asked for its commit" in str(absent["error"])
+        gone = step(
+            tmp_path / "a", hub.endpoint, f"hf:FoundationVision/Infinity@{OTHER}", "infinity_8b_weights/*"
+        )
+        expected = (
+            f"hf download FoundationVision/Infinity --include 'infinity_8b_weights/*' --revision {OTHER}"
+        )
+        assert expected in str(gone["error"])
+    offline = step(tmp_path / "b", hub.endpoint, "hf:google/flan-t5-xl", "*", offline=True)
+    assert "offline mode is on" in str(offline["error"])
+    assert "hf download google/flan-t5-xl" in str(offline["error"])
