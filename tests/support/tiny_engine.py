@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +22,29 @@ class MortalModel(TinyModel):
     """Ends its process or hangs in the middle of a segment: once, or whenever it sees one text."""
 
     def __init__(
-        self, *, die_once: Path | None, die_on: str | None, fail_on: str | None, sleep_once: Path | None
+        self,
+        *,
+        die_once: Path | None,
+        die_on: str | None,
+        fail_on: str | None,
+        sleep_once: Path | None,
+        pause_s: float,
+        pixels_per_token: int = 4,
     ) -> None:
         """Make the model.
 
         Args:
             die_once: a file that the first death creates; while it is there, nobody dies of it.
             die_on: a text that contains this kills whoever encodes it.
-            fail_on: as in `TinyModel`.
+            fail_on, pixels_per_token: as in `TinyModel`.
             sleep_once: as `die_once`, for a worker that never answers again.
+            pause_s: seconds that the last scale takes longer, so that there is time for mischief.
         """
-        super().__init__(fail_on=fail_on)
+        super().__init__(fail_on=fail_on, pixels_per_token=pixels_per_token)
         self._sleep_once = sleep_once
         self._die_once = die_once
         self._die_on = die_on
+        self._pause_s = pause_s
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         if self._die_on is not None and any(self._die_on in text for text in texts):
@@ -46,6 +56,8 @@ class MortalModel(TinyModel):
             os._exit(1)
         if self.scale_index(state) == 8 and _is_first(self._sleep_once):
             time.sleep(3600)
+        if self.scale_index(state) == self.num_scales - 1:
+            time.sleep(self._pause_s)
         return super().advance(state, uniforms)
 
 
@@ -60,11 +72,11 @@ def _is_first(marker: Path | None) -> bool:
     return True
 
 
-class NoisyModel(TinyModel):
+class NoisyModel(MortalModel):
     """Images of noise, which no file format makes small."""
 
-    def __init__(self) -> None:
-        super().__init__(pixels_per_token=24)
+    def __init__(self, **mischief: Any) -> None:
+        super().__init__(pixels_per_token=24, **mischief)
         shape = (self.image_height, self.image_width, 3)
         self._noise = np.random.default_rng(1).integers(0, 256, size=shape, dtype=np.uint8)
 
@@ -83,16 +95,22 @@ class TinyEngineBuilder:
     die_on: str | None = None
     fail_on: str | None = None
     sleep_once: Path | None = None
+    pause_s: float = 0.0
     unusable: str | None = None
 
     def __call__(self) -> Engine:
         if self.unusable is not None:
             raise CheckpointError(self.unusable)
-        mortal = MortalModel(
-            die_once=self.die_once, die_on=self.die_on, fail_on=self.fail_on, sleep_once=self.sleep_once
+        model = NoisyModel if self.noisy else MortalModel
+        mortal = model(
+            die_once=self.die_once,
+            die_on=self.die_on,
+            fail_on=self.fail_on,
+            sleep_once=self.sleep_once,
+            pause_s=self.pause_s,
         )
         return Engine(
-            model=NoisyModel() if self.noisy else mortal,
+            model=mortal,
             reward=TinyReward(),
             extractor=TinyExtractor(),
             plan=tts_var_plan(),

@@ -1,0 +1,125 @@
+"""What befalls a run beyond its workers: cells that die, nodes that are taken away, prompts that all fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
+from ttsvar_ray.cluster.job import JobProgress
+from ttsvar_ray.errors import RunFailedError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def process_of(name: str, log: pytest.LogCaptureFixture) -> int:
+    """Return the process of the newest life of an actor, as the log tells it."""
+    found = re.findall(rf"{re.escape(name)}\S* is up on \S+ \(process (\d+)\)", log.text)
+    return int(found[-1])
+
+
+def test_a_cell_that_dies_costs_its_unfinished_prompts_only(
+    prompts_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Images too large for a reply belong to the cell and die with it: those, too, are made again."""
+    caplog.set_level(logging.INFO)
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    job(prompts_file, undisturbed, noisy=True)
+    images = pq.read_table(undisturbed / "data")["image"].to_pylist()
+    assert len(images) == PROMPTS
+    assert min(len(image["bytes"]) for image in images) > 90_000
+    shapes = {np.asarray(Image.open(io.BytesIO(image["bytes"]))).shape for image in images}
+    assert shapes == {(192, 192, 3)}
+
+    killed: list[int] = []
+
+    def kill_one(state: JobProgress) -> None:
+        if not killed and parts(output) and state.workers == 2:
+            killed.append(process_of("cell-1", caplog))
+            os.kill(killed[0], signal.SIGKILL)
+
+    summary = job(
+        prompts_file, output, noisy=True, pause_s=0.3, cluster={"workers_per_cell": 1}, progress=kill_one
+    )
+    assert killed
+    (notice,) = [notice for notice in summary.notices if notice.startswith("cell-1 is lost")]
+    assert "unfinished prompts are run again, and it is started anew" in notice
+    assert data_bytes(output) == data_bytes(undisturbed)
+
+
+def test_a_run_in_which_everything_fails_is_stopped_with_the_reason(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 80)
+    output = tmp_path / "out"
+    with pytest.raises(RunFailedError) as caught:
+        job(prompts, output, fail_on="red", cluster={"workers": 3, "failure_window": 50})
+    message = str(caught.value)
+    assert "50 of the last 50 prompts failed, more than cluster.max_failure_rate (0.5) allows" in message
+    assert "text cannot be encoded: 'a red circle number" in message
+    letters = [line for path in (output / "failed").iterdir() for line in path.read_text().splitlines()]
+    assert f"{len(parts(output))} of 20 parts are committed" in message
+    assert len(letters) == 4 * len(parts(output)) > 0
+    assert {tuple(json.loads(line)["columns"]) for line in letters} == {("tag",)}
+
+
+def worker_nodes() -> dict[str, str]:
+    """Return the node of each worker that is alive, by the end of its name."""
+    actors = ray._private.state.actors().values()
+    return {
+        actor["Name"].rsplit("-", 2)[-1]: actor["Address"]["NodeID"]
+        for actor in actors
+        if actor["State"] == "ALIVE" and "worker" in actor["Name"]
+    }
+
+
+def test_workers_of_a_node_that_is_taken_away_go_on_elsewhere(
+    ray_cluster: Cluster,
+    expected: dict[str, bytes],
+    prompts_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    head = ray.get_runtime_context().get_node_id()
+    nodes = {}
+    for _ in range(2):
+        node = ray_cluster.add_node(num_cpus=1, object_store_memory=80 * 1024 * 1024)
+        nodes[node.node_id] = node
+    output = tmp_path / "out"
+    drained: list[str] = []
+
+    def drain_one(state: JobProgress) -> None:
+        if drained or state.workers < 3:
+            return
+        name, node_id = next((name, node) for name, node in worker_nodes().items() if node != head)
+        drained.append(f"worker-{name}")
+        accepted, why_not = GcsClient(address=ray_cluster.address).drain_node(
+            node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "taken back", int(time.time() + 600) * 1000
+        )
+        assert accepted, why_not
+
+    try:
+        summary = job(
+            prompts_file, output, pause_s=0.5, cluster={"workers": 3, "spread": 1}, progress=drain_one
+        )
+    finally:
+        for node in nodes.values():
+            ray_cluster.remove_node(node)
+    assert drained
+    assert data_bytes(output) == expected
+    assert any(f"{drained[0]} is on a node that is taken away" in notice for notice in summary.notices)
+    assert not any("is lost" in notice for notice in summary.notices), "nothing was interrupted"

@@ -1,0 +1,65 @@
+"""Whole jobs of the tiny engine on the cluster that is connected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.plans import tts_var_plan
+from tests.support.tiny_engine import TinyEngineBuilder
+from ttsvar_ray.cluster.job import JobParts, JobProgress, JobSummary, run_job
+from ttsvar_ray.config.sections import JobConfig
+
+PROMPTS = 22
+ROWS_PER_PART = 4
+
+
+def write_prompts(path: Path, count: int = PROMPTS) -> Path:
+    """Write a prompt file whose texts and columns are numbered."""
+    lines = [json.dumps({"prompt": f"a red circle number {i}", "tag": i}) for i in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def job(
+    prompts: Path,
+    output: Path,
+    *,
+    seed: int = 5,
+    rows: int = 8,
+    cluster: dict[str, Any] | None = None,
+    progress: Callable[[JobProgress], None] = lambda state: None,
+    **mischief: Any,
+) -> JobSummary:
+    """Run a job of two workers.
+
+    Args:
+        prompts, output: files.
+        seed, rows: of the run and of a micro-batch.
+        cluster: settings of the section of that name.
+        progress: called about once a second.
+        mischief: what `TinyEngineBuilder` does wrong.
+    """
+    config = JobConfig.model_validate(
+        {
+            "prompts": {"path": str(prompts)},
+            "output": {"path": str(output), "rows_per_part": ROWS_PER_PART},
+            "cluster": {"workers": 2} | (cluster or {}),
+            "model": {"device": "cpu"},
+            "seed": seed,
+        }
+    )
+    builder = TinyEngineBuilder(seed=seed, rows=rows, **mischief)
+    return run_job(config, progress=progress, parts=JobParts(plan=tts_var_plan(), build_engine=builder))
+
+
+def parts(output: Path) -> list[Path]:
+    """Return the parts that are there, in order."""
+    return sorted((output / "data").glob("part-*.parquet"))
+
+
+def data_bytes(output: Path) -> dict[str, bytes]:
+    """Return the bytes of every file that holds images."""
+    return {path.name: path.read_bytes() for path in sorted((output / "data").iterdir())}
