@@ -7,10 +7,11 @@ from pathlib import Path
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.models.hub import is_hub_reference
 from ttsvar_ray.models.registry import BUILT_IN, published_names
+from ttsvar_ray.storage import is_uri
 
 
-def resolve_output(path: str, *, submitted: bool) -> Path:
-    """Return the absolute output folder.
+def resolve_output(path: str, *, submitted: bool) -> str:
+    """Return the output folder as an absolute path, or the URI that it is.
 
     Args:
         path: as in the settings.
@@ -18,9 +19,11 @@ def resolve_output(path: str, *, submitted: bool) -> Path:
             Ray deletes with the session, so that a relative path would lose the output: there it is taken
             from the home folder of the user that runs the cluster.
     """
+    if is_uri(path):
+        return path
     given = Path(path).expanduser()
     base = Path.home() if submitted else Path.cwd()
-    return given if given.is_absolute() else base / given
+    return str(given if given.is_absolute() else base / given)
 
 
 def with_absolute_inputs(config: JobConfig) -> JobConfig:
@@ -38,10 +41,16 @@ def with_absolute_inputs(config: JobConfig) -> JobConfig:
     model_paths = {"path": absolute(model.path), "text_encoder": absolute(model.text_encoder)}
     if model.name != BUILT_IN and model.name not in published_names():
         model_paths["name"] = absolute(model.name)
+    members = config.reward.members
     return config.model_copy(
         update={
             "model": model.model_copy(update=model_paths),
-            "reward": config.reward.model_copy(update={"path": absolute(config.reward.path)}),
+            "reward": config.reward.model_copy(
+                update={
+                    "path": absolute(config.reward.path),
+                    "members": members and {name: absolute(path) for name, path in members.items()},
+                }
+            ),
             "features": config.features.model_copy(update={"backbone": absolute(config.features.backbone)}),
         }
     )
