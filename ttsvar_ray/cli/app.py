@@ -12,6 +12,7 @@ from ttsvar_ray.cli.doctor import doctor
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.shapes_report import shapes_report
+from ttsvar_ray.cli.simulate import simulate
 from ttsvar_ray.cli.verify import verify
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(plan)
+app.command()(simulate)
 app.command()(verify)
 app.command()(convert)
 app.command()(doctor)

@@ -224,7 +224,7 @@ class _Run:
         self._plan_node_loss(node)
 
     def _cell_of(self, worker: SimulatedWorker) -> SimulatedCell:
-        return self._cells[worker.place // self._settings.workers_per_cell]
+        return self._cells[self._settings.cell_of(worker.place)]
 
     # What it amounts to.
 

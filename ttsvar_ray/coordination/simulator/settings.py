@@ -141,8 +141,12 @@ class SimulationSettings:
 
     @property
     def num_cells(self) -> int:
-        """Coordinators of the run."""
+        """Coordinators of the run: as few as their most workers allow."""
         return -(-self.gpus // self.workers_per_cell)
+
+    def cell_of(self, place: int) -> int:
+        """Return which cell a worker belongs to; cells are as even as can be."""
+        return ((place + 1) * self.num_cells - 1) // self.gpus
 
 
 _AT_LEAST_ZERO = (

@@ -1,0 +1,104 @@
+"""A simulated run in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ttsvar_ray.cli.units import bytes_text
+
+if TYPE_CHECKING:
+    from ttsvar_ray.coordination.simulator import SimulationResult
+
+
+def result_lines(result: SimulationResult) -> list[str]:
+    """Return one run as lines."""
+    settings = result.settings
+    paid = settings.gpus * result.makespan_seconds
+    load, latency, moved = result.coordinator, result.latency, result.bytes_moved
+    head = (
+        f"{result.prompts:,} prompts ({result.strategy}, spread {result.spread}) on {settings.gpus:,} GPUs, "
+        f"{settings.num_cells} cell{'s' * (settings.num_cells > 1)}: {duration(result.makespan_seconds)}"
+    )
+    speed = (
+        f"throughput: {result.prompts_per_second:.4g} prompts/s, {result.images_per_second:.4g} images/s; "
+        f"in steady state {result.steady_prompts_per_second:.4g}; "
+        f"at most {result.ideal_prompts_per_second:.4g} with full micro-batches and no wait"
+    )
+    use = (
+        f"utilisation: {result.utilisation:.2%} of all GPU time computes, {result.goodput_utilisation:.2%} "
+        f"to some use; {result.steady_utilisation:.2%} between start and tail"
+    )
+    lines = [head, speed, use, "", "GPU time"]
+    width = max(len(reason) for reason in result.seconds)
+    lines += [
+        f"  {reason.ljust(width)}  {abs(seconds) / paid:8.3%}  {duration(abs(seconds))}"
+        for reason, seconds in result.seconds.items()
+    ]
+    lines += [
+        "",
+        (
+            f"latency of a prompt: {latency.p50:.3g} s half of them, {latency.p95:.3g} s 95 %, "
+            f"{latency.most:.3g} s the slowest"
+        ),
+        (
+            f"coordinators: busy {load.mean:.1%} of the time, the busiest {load.most:.1%}; an answer waits "
+            f"{1e3 * load.wait_mean:.2g} ms, at most {1e3 * load.wait_p95:.2g} ms in 95 % of all cases"
+        ),
+        (
+            f"micro-batches: {result.batches:,} of {result.rows_per_batch:.2f} trajectories (at most "
+            f"{settings.rows})"
+        ),
+        (
+            f"moved: {result.moved:,} of {result.survivors:,} survivors; {result.replays:,} parents rebuilt "
+            "from bits"
+        ),
+        (
+            f"bytes: {bytes_text(moved.bits_reported)} bits reported, {bytes_text(moved.bits_sent)} bits for "
+            f"replays, {bytes_text(moved.features)} features, {bytes_text(moved.images)} images"
+        ),
+    ]
+    if result.workers_lost:
+        lines.append(f"workers lost: {result.workers_lost}; prompts given up: {result.failed}")
+    if result.writer_load:
+        lines.append(f"writer: busy {result.writer_load:.1%} of the time")
+    if settings.selections == "cheap":
+        lines.append("selections: random ancestors in place of the search's (--selections real runs those)")
+    return lines
+
+
+_COLUMNS = ("", "prompts/s", "utilisation", "goodput", "steady", "p50 s", "p95 s", "lost GPU s", "replays")
+
+
+def comparison_lines(results: Mapping[str, SimulationResult]) -> list[str]:
+    """Return several runs as one table."""
+    table = [_COLUMNS]
+    for name, result in results.items():
+        table.append(
+            (
+                name,
+                f"{result.prompts_per_second:.4g}",
+                f"{result.utilisation:.2%}",
+                f"{result.goodput_utilisation:.2%}",
+                f"{result.steady_utilisation:.2%}",
+                f"{result.latency.p50:.3g}",
+                f"{result.latency.p95:.3g}",
+                f"{abs(result.seconds['lost']):.4g}",
+                f"{result.replays}",
+            )
+        )
+    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
