@@ -1,0 +1,85 @@
+"""`ttsvar-ray plan` without weights: numbers of the published models, and that nothing else is needed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ttsvar_ray.cli.app import app
+
+TERA = 1e12
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def report(*arguments: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(run("--model", "infinity-2b", "--json", *arguments))
+    return content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "transformer", "decode", "total"),
+    [
+        (["--strategy", "raw"], 115.6, 9.85, 125.1),
+        (["--strategy", "best-of-n", "--n", "8"], 924.9, 78.8, 1001),
+        (["--n", "1"], 150.5, 206.8, 359),
+        (["--n", "2"], 301.1, 413.6, 718),
+        (["--n", "8"], 1204, 1655, 2870),
+        (["--n", "1", "--selector-decode", "selector"], 150.5, 22.2, 174),
+        (["--n", "2", "--selector-decode", "selector"], 301.1, 44.3, 348),
+    ],
+)
+def test_published_flops(arguments: list[str], transformer: float, decode: float, total: float) -> None:
+    flops = report(*arguments)["flops"]
+    assert flops["transformer"] / TERA == pytest.approx(transformer, rel=0.02)
+    assert flops["decode"] / TERA == pytest.approx(decode, rel=0.02)
+    assert flops["total"] / TERA == pytest.approx(total, rel=0.02)
+
+
+def test_published_cache_and_parameters() -> None:
+    content = report("--strategy", "raw")
+    megabytes = [scale["kv_bytes_per_trajectory"] / 1e6 for scale in content["scales"]]
+    expected = [0.52, 2.6, 11.0, 29.9, 63.4, 139, 273, 483, 785, 1322, 2161, 3369, 5516]
+    assert megabytes == pytest.approx(expected, rel=0.02)
+    assert content["parameters"]["transformer"] / 1e9 == pytest.approx(2.205, rel=0.02)
+    assert content["parameters"]["image tokenizer"] / 1e6 == pytest.approx(110.1, rel=0.02)
+    assert content["memory"]["peak_kv"] / 1e9 == pytest.approx(3.4, rel=0.02)
+    assert [entry["device_gb"] for entry in content["memory"]["fits"]] == [24, 40, 80, 141]
+
+
+def test_the_screen() -> None:
+    lines = run("--model", "infinity-2b", "--profile", "h200").splitlines()
+    assert lines[2].split()[:4] == ["scale", "grid", "tokens", "population"]
+    assert any(line.split()[:3] == ["12", "64x64", "4096"] for line in lines)
+    text = "\n".join(lines)
+    for words in ("2.205 B", "one decoded image: 1024 x 1024 pixels, 9.848 TFLOP", "141 GB", "rates of h200"):
+        assert words in text
+    assert "not a measurement" in lines[-1]
+
+
+def test_sizes_and_formats() -> None:
+    small = report("--resolution", "0.25M", "--aspect", "16:9", "--dtype", "float32")
+    assert [scale["grid"] for scale in small["scales"]][-1] == [24, 42]
+    bfloat = report("--resolution", "0.25M", "--aspect", "16:9")
+    last = small["scales"][-1]["kv_bytes"], bfloat["scales"][-1]["kv_bytes"]
+    assert last[0] == 2 * last[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["infinity-8b", "infinity-8b-512", "infinity-125m", "infinity-20b", "shapes", "var-d16"]
+)
+def test_other_models_are_planned(name: str) -> None:
+    assert f"model {name}," in run("--model", name)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    result = CliRunner().invoke(app, ["plan", "--profile", "abacus"])
+    assert result.exit_code == 2
+    assert "rtx4090" in result.stderr
