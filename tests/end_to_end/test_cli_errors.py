@@ -44,6 +44,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(INFINITY_2B))
+    # Nothing here comes as far as loading them; that they exist is checked before anything starts.
+    for weights in ("transformer.safetensors", "tokenizer.safetensors", "text_encoder"):
+        (model / weights).touch()
     (tmp_path / "good.txt").write_text("a cat\na dog\n")
 
     def invoke(*arguments: str) -> Result:

@@ -23,7 +23,7 @@ from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.run import JobParts, Run
 from ttsvar_ray.cluster.session import is_submitted_job
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config.sections import JobConfig, content_digest
 from ttsvar_ray.coordination.leasing import LeaseLedger
 from ttsvar_ray.dataset import (
     OutputLayout,
@@ -39,6 +39,7 @@ from ttsvar_ray.dataset import (
     write_bad_lines,
 )
 from ttsvar_ray.engine.build import build_engine, build_plan, check_parts
+from ttsvar_ray.engine.weights import pin_weights, weight_fingerprints
 from ttsvar_ray.prompts.read import (
     bad_lines,
     read_prompts,
@@ -83,12 +84,15 @@ def run_job(
         RunFailedError: the cluster cannot finish the run.
     """
     started = time.monotonic()
+    fingerprints: Callable[[], dict[str, str]] = dict
     if parts is None:
         plan = build_plan(config)
         check_parts(config, plan)
+        pinned = pin_weights(config)
+        fingerprints = partial(weight_fingerprints, pinned, plan)
         parts = JobParts(
             plan=plan,
-            build_engine=partial(build_engine, with_absolute_inputs(config), plan),
+            build_engine=partial(build_engine, with_absolute_inputs(pinned), plan),
             expect=partial(expected_workload, config, plan),
         )
     root = resolve_output(config.output.path, submitted=is_submitted_job())
@@ -97,10 +101,11 @@ def run_job(
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
     with _prompt_source(config) as source:
         scan = scan_prompts(source)
+        content = {**config.content(), **fingerprints()}
         manifest = RunManifest(
             config=config.resolved(),
-            content=config.content(),
-            config_digest=config.digest(),
+            content=content,
+            config_digest=content_digest(content),
             prompts_path=config.prompts.path,
             prompts_digest=scan.digest,
             prompt_count=scan.count,

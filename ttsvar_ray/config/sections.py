@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -283,13 +284,18 @@ class JobConfig(_Section):
 
     def digest(self) -> str:
         """Return the sha256 of `content`, hexadecimal."""
-        canonical = json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return content_digest(self.content())
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of what changes what is generated, hexadecimal."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 NOT_CONTENT = (
     "model.device",
-    # What the files hold counts, not where they are: see `RunManifest.content`.
+    # What the files hold counts, not where they are: a run records their fingerprints.
     "model.path",
     "model.text_encoder",
     "prompts",

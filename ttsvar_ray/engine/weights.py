@@ -1,0 +1,48 @@
+"""Which weights a job computes with: pinned before it starts, and recorded for its later sittings."""
+
+from __future__ import annotations
+
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.engine.build import (
+    describe,
+    model_choice,
+    needs_features,
+    resolve_extractor,
+    resolve_rewards,
+)
+from ttsvar_ray.models.location import fingerprint_path
+from ttsvar_ray.models.registry import pin_model
+from ttsvar_ray.search.schedule import Plan
+
+
+def pin_weights(config: JobConfig) -> JobConfig:
+    """Return the settings with each repository of the hub at the commit it stands for now.
+
+    For building engines: workers that start at other times, on other machines, then load the same weights.
+
+    Raises:
+        CheckpointError: a repository whose commit cannot be found out.
+    """
+    pinned = pin_model(model_choice(config))
+    names = {"name": pinned.name, "path": pinned.path, "text_encoder": pinned.text_encoder}
+    return config.model_copy(update={"model": config.model.model_copy(update=names)})
+
+
+def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
+    """Return what tells a job's weights from others, by a name for each: `{"weights.transformer": ...}`.
+
+    Files are sampled, not read whole; see `Location.fingerprint`.
+
+    Raises:
+        CheckpointError: weights that are not there.
+    """
+    description = describe(config)
+    found = {f"weights.{part}": weights.fingerprint() for part, weights in description.weights.items()}
+    for reward in resolve_rewards(config, description):
+        if reward.path is not None:
+            found[f"weights.reward.{reward.name}"] = fingerprint_path(reward.path)
+    if needs_features(plan):
+        extractor = resolve_extractor(config, description)
+        if extractor.path is not None:
+            found[f"weights.features.{extractor.name}"] = fingerprint_path(extractor.path)
+    return found
