@@ -86,8 +86,8 @@ class Preprocessing(str, enum.Enum):
 
     PUBLISHED: as the network's authors did it, image by image on the CPU (PIL for most): scores and features
         are those of the published code.
-    TENSOR: resized as float tensors, a batch at a time, on the network's own device: faster, and a little off;
-        docs/features.md says how much.
+    TENSOR: resized by torch, a batch at a time, on the network's own device: faster, and off by a level of
+        255 here and there; docs/features.md says how much.
     """
 
     PUBLISHED = "published"

@@ -39,7 +39,8 @@ class SquarePixels:
         """Return float32 [n, 3, size, size] on `device` of uint8 RGB [n, height, width, 3] images."""
         if self.mode is Preprocessing.PUBLISHED:
             return torch.from_numpy(self._by_pil(images)).to(device)
-        return self._by_tensors(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+        # Tensors on arrays that must not be written to make torch warn; such arrays are copied.
+        return self._by_tensors(torch.from_numpy(np.require(images, requirements="W")).to(device))
 
     def _by_pil(self, images: UInt8Array) -> Float32Array:
         size = (self.size, self.size)
@@ -53,11 +54,17 @@ class SquarePixels:
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
     def _by_tensors(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).float() / 255.0
-        if pixels.shape[2:] != (self.size, self.size):
-            # PIL's results are 8-bit levels; these are not rounded, only kept in their range.
-            pixels = F.interpolate(
-                pixels, size=(self.size, self.size), mode=self.resample, antialias=True
-            ).clamp(0.0, 1.0)
+        levels = images.permute(0, 3, 1, 2)
+        if levels.shape[2:] != (self.size, self.size):
+            # On CPUs torch works in integers, as PIL does; elsewhere it rounds floats.
+            on_cpu = levels.device.type == "cpu"
+            resized = F.interpolate(
+                levels if on_cpu else levels.float(),
+                size=(self.size, self.size),
+                mode=self.resample,
+                antialias=True,
+            )
+            levels = resized if on_cpu else resized.round_().clamp_(0, 255)
+        pixels = levels.float() / 255.0
         shape = (1, 3, 1, 1)
         return (pixels - pixels.new_tensor(self.mean).view(shape)) / pixels.new_tensor(self.std).view(shape)

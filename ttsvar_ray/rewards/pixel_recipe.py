@@ -51,8 +51,8 @@ class PixelRecipe:
         fit: how an image becomes a square.
         mean, std: per channel, of pixels in [0, 1].
         library: whose arithmetic.
-        preprocessing: `PUBLISHED`, or `TENSOR`: resized as float tensors on the network's device. The
-            published way of PAD resizes float tensors too, so for it both are one.
+        preprocessing: `PUBLISHED`, or `TENSOR`: resized by torch to 8-bit levels, on the network's device.
+            The published way of PAD resizes (float) tensors too, so for it both are one.
     """
 
     size: int
@@ -70,9 +70,9 @@ class PixelRecipe:
             device: where tensors are resized; PIL works on the CPU, and its pixels stay there.
         """
         if self.fit is Fit.PAD:
-            return self._normalise(self._pad(_to_unit(images, device)))
+            return self._normalise(self._pad(_to_tensor(images, device).float() / 255.0))
         if self.preprocessing is Preprocessing.TENSOR:
-            return self._normalise(self._fit_tensors(_to_unit(images, device)))
+            return self._normalise(self._fit_tensors(_to_tensor(images, device)).float() / 255.0)
         if images.shape[1:3] != (self.size, self.size):
             fitted = [np.asarray(self._fit_image(Image.fromarray(image))) for image in images]
             images = np.stack(fitted) if fitted else np.zeros((0, self.size, self.size, 3), np.uint8)
@@ -104,13 +104,13 @@ class PixelRecipe:
         left, top = self._margin(width), self._margin(height)
         return image.crop((left, top, left + self.size, top + self.size))
 
-    def _fit_tensors(self, unit_BCHW: Tensor) -> Tensor:
-        """Resize tensors in [0, 1]; bicubic overshoots, and 8-bit images cannot, so it is cut off."""
-        height, width = unit_BCHW.shape[2:]
+    def _fit_tensors(self, levels_BCHW: Tensor) -> Tensor:
+        """Return uint8 levels as a square."""
+        height, width = levels_BCHW.shape[2:]
         if self.fit is Fit.STRETCH:
-            return _resize(unit_BCHW, self.size, self.size).clamp(0.0, 1.0)
+            return _resize_levels(levels_BCHW, self.size, self.size)
         width, height = self._cover(width, height)
-        resized = _resize(unit_BCHW, height, width).clamp(0.0, 1.0)
+        resized = _resize_levels(levels_BCHW, height, width)
         left, top = self._margin(width), self._margin(height)
         return resized[:, :, top : top + self.size, left : left + self.size]
 
@@ -144,14 +144,21 @@ class PixelRecipe:
         return (unit_BCHW - mean.view(shape)) / std.view(shape)
 
 
-def _to_unit(images: UInt8Array, device: torch.device) -> Tensor:
-    """Return float32 [n, 3, height, width] in [0, 1]."""
+def _to_tensor(images: UInt8Array, device: torch.device) -> Tensor:
+    """Return uint8 [n, 3, height, width]."""
     # Tensors on arrays that must not be written to make torch warn; such arrays are copied.
     writable = np.require(images, requirements="W")
-    return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2).float() / 255.0
+    return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2)
 
 
 def _resize(pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
     if pixels_BCHW.shape[2:] == (height, width):
         return pixels_BCHW
     return F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
+
+
+def _resize_levels(levels_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """Return resized uint8 levels: on CPUs in integers, as PIL does it; elsewhere rounded from floats."""
+    if levels_BCHW.device.type == "cpu":
+        return _resize(levels_BCHW, height, width)
+    return _resize(levels_BCHW.float(), height, width).round_().clamp_(0, 255).to(torch.uint8)

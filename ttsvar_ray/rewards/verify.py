@@ -32,7 +32,7 @@ from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID
 from ttsvar_ray.rewards.image_reward import PUBLISHED_FILE, ImageReward, load_tokenizer, tokenize
 from ttsvar_ray.rewards.image_reward_checkpoint import read_published
 from ttsvar_ray.rewards.protocol import Reward
-from ttsvar_ray.types import UInt8Array
+from ttsvar_ray.types import Preprocessing, UInt8Array
 
 IMAGE_REWARD, HPS, AESTHETIC = "imagereward", "hpsv21", "aesthetic_v25"
 
@@ -61,19 +61,8 @@ def verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
     place = folder / IMAGE_REWARD
     case = Case(name=IMAGE_REWARD)
     reference = _Reference.read(folder, place)
-    with reading(place / PUBLISHED_FILE):
-        weights = read_published(place / PUBLISHED_FILE)
-        config = _image_reward_config(place, weights)
-    with reading(place / "vocab.txt"):
-        tokenizer = load_tokenizer(place)
-    reward = ImageReward(
-        config=config,
-        weights=weights,
-        tokenizer=tokenizer,
-        device=device,
-        where=str(place / PUBLISHED_FILE),
-    )
-    ids, mask = tokenize(tokenizer, reference.prompts, reward.config.max_text_tokens)
+    reward = load_recorded_image_reward(place, device=device)
+    ids, mask = tokenize(reward.tokenizer, reference.prompts, reward.config.max_text_tokens)
     reference.compare(case, "input_ids", ids.numpy(), EXACT)
     reference.compare(case, "attention_mask", mask.numpy(), EXACT)
     scores = _scores(reward, reference.images, reference.prompts)
@@ -148,6 +137,29 @@ VERIFIERS: Mapping[str, Callable[..., Case]] = {
     AESTHETIC: verify_aesthetic,
 }
 """Name of a recorded folder -> what compares with it: `(folder, *, device)`."""
+
+
+def load_recorded_image_reward(
+    place: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+) -> ImageReward:
+    """Load an ImageReward of any size from the recorded folder `imagereward`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they do not belong together.
+    """
+    with reading(place / PUBLISHED_FILE):
+        weights = read_published(place / PUBLISHED_FILE)
+        config = _image_reward_config(place, weights)
+    with reading(place / "vocab.txt"):
+        tokenizer = load_tokenizer(place)
+    return ImageReward(
+        config=config,
+        weights=weights,
+        tokenizer=tokenizer,
+        device=device,
+        preprocessing=preprocessing,
+        where=str(place / PUBLISHED_FILE),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
