@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import CLIPTokenizer
 
 from tests.support.tiny_clip import TOKENS
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
@@ -39,6 +40,17 @@ def test_transformers_leaves_html_and_quotes_as_they_are() -> None:
     )
     assert plain.encode("fish &amp; chips") != mended.encode("fish &amp; chips")
     assert mended.encode("fish &amp; chips") == mended.encode("FISH & chips") == plain.encode("FISH & chips")
+
+
+def test_either_kind_of_vocabulary_file_will_do(tmp_path: Path) -> None:
+    CLIPTokenizer.from_pretrained(TOKENS, local_files_only=True).save_pretrained(tmp_path)
+    for file in tmp_path.iterdir():
+        if file.name != "tokenizer.json":
+            file.unlink()
+    alone = load_tokenizer(tmp_path, TextCleaning.CLIP)
+    pair = load_tokenizer(TOKENS, TextCleaning.CLIP)
+    for recorded in RECORDED:
+        assert alone.encode(recorded["text"]) == pair.encode(recorded["text"])
 
 
 def test_a_folder_without_a_vocabulary_says_where_to_get_one(tmp_path: Path) -> None:
