@@ -120,10 +120,11 @@ class JobReport:
             "memory": {
                 "weights": dict(counted.memory.weights),
                 "stages": [
-                    {"name": stage.name, "taken": stage.taken, "kept": stage.kept}
+                    {"name": stage.name, "taken": stage.taken, "least": stage.least, "kept": stage.kept}
                     for stage in counted.memory.stages
                 ],
                 "peak": counted.memory.peak_bytes,
+                "least": counted.memory.least_bytes,
                 "peak_kv": counted.cost.peak_kv_bytes,
                 "fits": [
                     {
@@ -275,8 +276,11 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
     memory = counted.memory
     precision = "bfloat16" if counted.shape.transformer.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
-    stages = [("memory beside the weights", "taken", "kept")]
-    stages += [(stage.name, bytes_text(stage.taken), bytes_text(stage.kept)) for stage in memory.stages]
+    stages = [("memory beside the weights", "all at once", "one at a time", "kept")]
+    stages += [
+        (stage.name, bytes_text(stage.taken), bytes_text(stage.least), bytes_text(stage.kept))
+        for stage in memory.stages
+    ]
     fits = [("device", "free for trajectories", "prompts under way", "side by side")]
     for size in DEVICE_SIZES_GB:
         room = memory.room(size * 1e9)
@@ -288,12 +292,16 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
                 str(memory.prompts_side_by_side(size * 1e9)),
             )
         )
+    peak = (
+        f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} with all its trajectories at "
+        f"once, {bytes_text(memory.least_bytes)} one at a time"
+    )
     return [
         f"weights ({precision} blocks): {bytes_text(memory.weight_bytes)} = {weights}",
         "",
         *columns(stages),
         "",
-        f"peak of one prompt: {bytes_text(memory.peak_bytes)}",
+        peak,
         "",
         *columns(fits),
     ]

@@ -22,12 +22,14 @@ class Stage:
 
     Attributes:
         name: of the stage.
-        taken: most bytes alive in it, weights left out.
+        taken: most bytes alive in it where all trajectories run at once, weights left out.
+        least: the same where they run one at a time, the finished ones waiting.
         kept: bytes that stay until the next stage.
     """
 
     name: str
     taken: int
+    least: int
     kept: int
 
 
@@ -53,8 +55,13 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes that one prompt alone needs, weights included."""
+        """The most bytes of one prompt alone whose trajectories all run at once, weights included."""
         return self.weight_bytes + max(stage.taken for stage in self.stages)
+
+    @property
+    def least_bytes(self) -> int:
+        """The most bytes of one prompt alone whose trajectories run one at a time, weights included."""
+        return self.weight_bytes + max(stage.least for stage in self.stages)
 
     def room(self, device_bytes: float) -> int:
         """Return the bytes of a device that are left to trajectories; negative where weights do not fit."""
@@ -62,15 +69,16 @@ class MemoryPlan:
         return int(device_bytes - reserved - self.weight_bytes - self.workspace)
 
     def prompts_under_way(self, device_bytes: float) -> int:
-        """Return how many prompts may be under way on a device while one at a time computes.
+        """Return how many prompts may be under way on a device while one trajectory at a time computes.
 
         Each of the others holds the most that it ever holds between two segments.
         """
-        room, running = self.room(device_bytes), max(stage.taken for stage in self._segments)
+        room, running = self.room(device_bytes), max(stage.least for stage in self._segments)
         if room < running:
             return 0
         held = max(stage.kept for stage in self._segments)
-        return 1 + (room - running) // held if held else 1
+        waiting = (room - running) // held if held else 0
+        return max(1 + waiting, self.prompts_side_by_side(device_bytes))
 
     def prompts_side_by_side(self, device_bytes: float) -> int:
         """Return how many prompts may be in their heaviest segment at the same time, in one micro-batch."""
@@ -92,27 +100,37 @@ def memory_plan(model: ModelShape, plan: Plan, *, selector_decode: str) -> Memor
     padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
     costs = scale_costs(plan.scale_schedule, padded)
     text = conditioning_bytes(model.transformer)
-    stages = [Stage("text", text_bytes(model), text)]
+    stages = [Stage("text", text_bytes(model), text_bytes(model), text)]
     parents = text
     for segment in plan.segments:
-        kept = segment.population * held_bytes(model, costs, segment)
+        held = held_bytes(model, costs, segment)
+        at_once, alone = (
+            running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            for rows in (segment.population, 1)
+        )
+        kept = segment.population * held
         stages.append(
             Stage(
                 f"scales {segment.first_scale}-{segment.last_scale}",
-                parents
-                + segment.population * running_bytes(model, costs, segment, selector_decode=selector_decode),
+                parents + segment.population * at_once,
+                parents + (segment.population - 1) * held + alone,
                 kept,
             )
         )
         parents = kept
     survivors = plan.survivors_after[-1]
-    stages.append(Stage("decode", model.decode_bytes("full", survivors), 0))
+    stages.append(_passing("decode", model.decode_bytes("full", survivors)))
     if selector_decode == "selector":
         widest = max(segment.population for segment in plan.segments)
-        stages.append(Stage("decode for selectors", model.decode_bytes("selector", widest), 0))
-    stages.append(Stage("reward and features", judge_bytes(model), 0))
+        stages.append(_passing("decode for selectors", model.decode_bytes("selector", widest)))
+    stages.append(_passing("reward and features", judge_bytes(model)))
     return MemoryPlan(
         weights=model.weight_bytes(),
         stages=tuple(stages),
         workspace=workspace_bytes(model),
     )
+
+
+def _passing(name: str, taken: int) -> Stage:
+    """Return a stage that keeps nothing and takes the same however many trajectories there are."""
+    return Stage(name, taken, taken, 0)

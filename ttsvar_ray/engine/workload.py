@@ -69,7 +69,11 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
                 tokens=sum(costs[scale].tokens for scale in _scales(segment)),
                 held_bytes=held_bytes(model, costs, segment),
                 running_bytes=running_bytes(
-                    model, costs, segment, selector_decode=config.engine.selector_decode
+                    model,
+                    costs,
+                    segment,
+                    rows=segment.population,
+                    selector_decode=config.engine.selector_decode,
                 ),
                 batch_seconds=time.fixed,
                 row_seconds=time.per_row,
@@ -88,12 +92,16 @@ def held_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment
 
 
 def running_bytes(
-    model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment, *, selector_decode: str
+    model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment, *, rows: int, selector_decode: str
 ) -> int:
     """Return the most bytes that one trajectory takes while a segment runs: in its scales, or while its
     images are decoded, whichever is more.
 
-    Images are decoded a few at a time, whatever the micro-batch: their bytes are spread over a population.
+    Images are decoded a few at a time, whatever the micro-batch: their bytes are spread over its rows.
+
+    Args:
+        rows: of the micro-batch.
+        selector_decode: "full" or "selector", the size of the images that selections look at.
     """
     last = len(costs) - 1
     peak = 0
@@ -104,8 +112,8 @@ def running_bytes(
         kept = before if scale == last else costs[scale]
         state = 0 if kept is None else state_bytes(kept, model.transformer, model.map_values)
         size = _decoded_size(segment, scale, selector_decode)
-        decoded = 0 if size is None else model.decode_bytes(size, segment.population)
-        peak = max(peak, step, state + math.ceil(decoded / segment.population))
+        decoded = 0 if size is None else model.decode_bytes(size, rows)
+        peak = max(peak, step, state + math.ceil(decoded / rows))
     return peak
 
 
