@@ -39,7 +39,7 @@ from ttsvar_ray.dataset import (
     write_bad_lines,
 )
 from ttsvar_ray.engine.build import build_engine, build_plan, check_parts
-from ttsvar_ray.engine.weights import pin_weights, weight_fingerprints
+from ttsvar_ray.engine.weights import fetch_weights, pin_weights, weight_fingerprints
 from ttsvar_ray.prompts.read import (
     bad_lines,
     read_prompts,
@@ -85,11 +85,12 @@ def run_job(
     """
     started = time.monotonic()
     fingerprints: Callable[[], dict[str, str]] = dict
+    fetch: Callable[[], None] | None = None
     if parts is None:
         plan = build_plan(config)
         check_parts(config, plan)
         pinned = pin_weights(config)
-        fingerprints = partial(weight_fingerprints, pinned, plan)
+        fingerprints, fetch = partial(weight_fingerprints, pinned, plan), partial(fetch_weights, pinned)
         parts = JobParts(
             plan=plan,
             build_engine=partial(build_engine, with_absolute_inputs(pinned), plan),
@@ -151,6 +152,8 @@ def run_job(
                 - sum(len(rows) for rows in rows_to_run.values()),
             )
             if not ledger.is_done:
+                if fetch is not None:
+                    fetch()
                 run.execute()
             return run.summary(started)
 

@@ -10,7 +10,7 @@ from ttsvar_ray.engine.build import (
     resolve_extractor,
     resolve_rewards,
 )
-from ttsvar_ray.models.location import fingerprint_path
+from ttsvar_ray.models.location import fetch_all, fingerprint_path
 from ttsvar_ray.models.registry import pin_model
 from ttsvar_ray.search.schedule import Plan
 
@@ -26,6 +26,18 @@ def pin_weights(config: JobConfig) -> JobConfig:
     pinned = pin_model(model_choice(config))
     names = {"name": pinned.name, "path": pinned.path, "text_encoder": pinned.text_encoder}
     return config.model_copy(update={"model": config.model.model_copy(update=names)})
+
+
+def fetch_weights(config: JobConfig) -> None:
+    """Bring the model's weights to this machine where they are in a repository of the hub.
+
+    Workers fetch for themselves too, where they do not share a cache with this machine. Doing it here first
+    shows progress to who started the job, once, and finds what is missing before workers wait for it.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, or a file is missing.
+    """
+    fetch_all(describe(config).weights)
 
 
 def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
