@@ -5,6 +5,7 @@ What is done is not written here: the parts on disk are the only truth about tha
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -32,16 +33,11 @@ def _now() -> str:
 
 def _installed_versions() -> dict[str, str]:
     """Return the versions of python and of what the output depends on, without importing any of it."""
-    wanted = {"ttsvar-ray", "torch", "transformers", "numpy", "scikit-learn", "pyarrow", "ray"}
-    found = {
-        distribution.metadata["Name"].lower(): distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.metadata["Name"]
-    }
-    return {
-        "python": platform.python_version(),
-        **{name: found[name] for name in sorted(wanted & set(found))},
-    }
+    versions = {"python": platform.python_version()}
+    for name in ("numpy", "pyarrow", "ray", "scikit-learn", "torch", "transformers", "ttsvar-ray"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
