@@ -75,7 +75,8 @@ class PromptsConfig(_Section):
     """Where the prompts come from."""
 
     path: str = Field(
-        default="", description='.txt, .jsonl, .csv or .parquet file, or "-" for standard input'
+        default="",
+        description='.txt, .jsonl, .csv or .parquet, a path or URI (s3://...); "-" is standard input',
     )
     column: _Text = Field(default="prompt", description="key or column that holds the prompt")
     id_column: _Text | None = Field(default=None, description="key or column to use as prompt_id")
@@ -232,7 +233,10 @@ class ClusterConfig(_Section):
 class OutputConfig(_Section):
     """What is written, and where."""
 
-    path: str = Field(default="", description="output folder; an existing one of the same job is continued")
+    path: str = Field(
+        default="",
+        description="output folder, a path or URI (s3://...); an existing one of the same job is continued",
+    )
     rows_per_part: _Count = Field(default=256, description="prompts per Parquet part")
     image_format: Literal["png", "webp", "jpeg"] = "png"
     quality: Annotated[_Integer, Field(ge=1, le=100)] | None = Field(
