@@ -75,6 +75,7 @@ class Admission:
         seating = seat(live.unseated, parent_of={}, home_of={}, candidates=roomy, spread=width)
         assert seating is not None, "the spread was chosen to fit"
         state.custody.sit_down(live, seating)
+        state.custody.commit(live)
 
     def _admit_piecemeal(self, worker: Worker) -> None:
         """Start a prompt on an empty worker that has no room for it."""
@@ -84,8 +85,4 @@ class Admission:
             self._seater.begin_piecemeal(live, worker)
 
     def _candidate(self, worker: Worker) -> Candidate:
-        return Candidate(
-            worker_id=worker.worker_id,
-            room=worker.room_for_new_prompts,
-            slot_price=worker.tariff.slots[0],
-        )
+        return Candidate(worker_id=worker.worker_id, room=worker.seats_for_new_prompts(self._population))

@@ -51,6 +51,14 @@ class Custody:
             self.wait(live, self._worker(worker_id), slots)
             self._recount(live, worker_id)
 
+    def commit(self, live: LivePrompt) -> None:
+        """Keep, where a prompt was started, what its trajectories there may come to."""
+        population = live.population.segment.population
+        for worker_id in dict.fromkeys(live.seats.values()):
+            worker = self._worker(worker_id)
+            live.commitments[worker_id] = worker.peak * len(live.seated_on(worker_id)) // population
+            worker.committed += live.commitments[worker_id]
+
     def wait(self, live: LivePrompt, worker: Worker, slots: Sequence[int]) -> None:
         """Let slots that are seated on a worker wait for its next batch."""
         worker.backlog.push(live.key, live.population.segment.index, slots, alone=live.runs_alone)
@@ -94,7 +102,7 @@ class Custody:
         for slot in live.seated_on(worker_id):
             del live.seats[slot]
             live.in_flight.pop(slot, None)
-        for kept in (live.charges, live.lingering, live.rebuilt):
+        for kept in (live.charges, live.commitments, live.lingering, live.rebuilt):
             kept.pop(worker_id, None)
 
     def release(self, live: LivePrompt, worker_id: str) -> list[Release]:
@@ -157,6 +165,8 @@ class Custody:
         worker.charged += charge - live.charges.pop(worker_id, 0)
         if charge:
             live.charges[worker_id] = charge
+        else:
+            worker.committed -= live.commitments.pop(worker_id, 0)
 
     def _worker(self, worker_id: str) -> Worker:
         worker = self._fleet.get(worker_id)

@@ -47,7 +47,10 @@ class Worker:
         least: below this its capacity is never lowered, so that it can finish a prompt on its own.
         limits: most trajectories of a micro-batch, by segment; lowered when the device runs out of memory.
         weights: what a trajectory of each segment adds to its load.
+        peak: most that a whole prompt is charged on its way.
         charged: what it is charged for trajectories that wait, run or are held; kept by `Custody`.
+        committed: what the prompts that were started here, and are still charged, may come to; kept by
+            `Custody`.
         batches: in flight by id, the one that runs now first.
         is_draining: takes no new work.
         is_abandoned: its end was asked for.
@@ -62,7 +65,9 @@ class Worker:
     least: int
     limits: list[int]
     weights: tuple[float, ...]
+    peak: int = 1
     charged: int = 0
+    committed: int = 0
     backlog: Backlog = field(default_factory=Backlog)
     batches: dict[int, Batch] = field(default_factory=dict)
     is_draining: bool = False
@@ -76,15 +81,17 @@ class Worker:
         running = max((batch.charge for batch in self.batches.values()), default=0)
         return max(0, self.capacity - self.charged - max(running, self.tariff.reserve))
 
-    @property
-    def room_for_new_prompts(self) -> int:
-        """Of the room, what prompts that were not started yet may take.
+    def seats_for_new_prompts(self, population: int) -> int:
+        """Return how many of a new prompt's `population` trajectories may start here.
 
-        Where a trajectory grows on its way, half of the memory is left to what is further along.
+        Where states grow on their way, half of the memory must hold all that was started here at its
+        widest; the other half is for what runs. So prompts hardly ever have to be parked.
         """
+        price = self.tariff.slots[0]
+        seats = min(population, self.room // price) if price else population
         if self.tariff.children_replace_parents or self.charged == 0:
-            return self.room
-        return max(0, min(self.room, self.capacity // 2 - self.charged))
+            return seats
+        return min(seats, max(0, self.capacity // 2 - self.committed) * population // max(1, self.peak))
 
     @property
     def is_idle(self) -> bool:

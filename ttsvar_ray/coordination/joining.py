@@ -38,6 +38,7 @@ def take_measure(
         tariff=tariff,
         capacity=capacity,
         least=least,
+        peak=tariff.peak(plan),
         limits=_batch_limits(event.rows, capacity, tariff, settings, workload),
         weights=(1.0,) * len(plan.segments)
         if workload is None

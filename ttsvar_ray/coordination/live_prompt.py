@@ -30,6 +30,7 @@ class LivePrompt:
         charges: what each worker is charged for this prompt; kept by `Custody`.
         lingering: of it, what the parents of the parents cost a worker until it is sent a task of the
             present segment, which makes it forget them; kept by `Custody`.
+        commitments: what each worker that it was started on keeps for its growth; kept by `Custody`.
         rebuilt: parents that each worker was sent the bits of in the present segment, beside those of
             `parent_seats`.
         avoid: workers that failed this prompt.
@@ -49,6 +50,7 @@ class LivePrompt:
     touched: dict[str, None] = field(default_factory=dict)
     charges: dict[str, int] = field(default_factory=dict)
     lingering: dict[str, int] = field(default_factory=dict)
+    commitments: dict[str, int] = field(default_factory=dict)
     rebuilt: dict[str, set[int]] = field(default_factory=dict)
     avoid: set[str] = field(default_factory=set)
     piecemeal_on: str | None = None

@@ -45,6 +45,14 @@ class Tariff:
         """Return what it costs on top of a slot that its parent is not there yet."""
         return 0 if self.children_replace_parents else self.parents[segment_index]
 
+    def peak(self, plan: Plan) -> int:
+        """Return the most that a prompt is charged on its way where one worker has all of it."""
+        populations = [segment.population for segment in plan.segments]
+        return max(
+            self.charge(index, slots=slots, parents=parents)
+            for index, (slots, parents) in enumerate(zip(populations, [0, *populations], strict=False))
+        )
+
     @property
     def reserve(self) -> int:
         """What is never promised to anything that waits or is held, so that one trajectory can always run."""
