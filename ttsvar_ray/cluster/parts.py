@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
 from ttsvar_ray.coordination.leasing import WholeChunk
-from ttsvar_ray.dataset import ChunkReport, RowContext
+from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.storage import Location, storage_environment
 
@@ -33,14 +33,18 @@ class PartError(TtsVarError):
 class PartWriter:
     """Has the parts written, one at a time, by an actor on this machine: the output was checked here."""
 
-    def __init__(self, root: Location, *, notice: Callable[[str], None]) -> None:
+    def __init__(self, layout: OutputLayout, *, actor_prefix: str, notice: Callable[[str], None]) -> None:
         """Start the sink.
 
         Args:
-            root: the output folder.
+            layout: of the output folder.
+            actor_prefix: begins the name of the sink among the actors of the cluster.
             notice: tells people.
         """
-        self._root = root
+        self._layout = layout
+        self._root = layout.root
+        self._prefix = actor_prefix
+        self._lives = 0
         self._notice = notice
         self._deaths = 0
         self._writes: dict[Any, tuple[WholeChunk, RowContext]] = {}
@@ -100,7 +104,10 @@ class PartWriter:
 
     def _start(self) -> Any:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return SinkActor.options(scheduling_strategy=here).remote(self._root.uri, storage_environment())
+        name = f"{self._prefix}sink" + (f".{self._lives}" if self._lives else "")
+        self._lives += 1
+        options = SinkActor.options(scheduling_strategy=here, name=name)
+        return options.remote(self._root.uri, storage_environment())
 
     def _revive(self, reason: str, first: tuple[WholeChunk, RowContext]) -> None:
         """Start another sink and hand it everything that the dead one had."""
@@ -108,6 +115,8 @@ class PartWriter:
         if self._deaths > MAX_SINK_DEATHS:
             raise PartError(f"the sink died {self._deaths} times in a row; the last time over {reason}")
         self._notice(f"the sink died ({reason}); another one writes what it had")
+        for folder in (self._layout.data_folder, self._layout.trace_folder, self._layout.failed_folder):
+            folder.remove_leftovers()
         waiting = [first, *self._writes.values()]
         self._writes.clear()
         self._sink = self._start()

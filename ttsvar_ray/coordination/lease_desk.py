@@ -99,6 +99,7 @@ class LeaseDesk:
             if cell.is_told and cell.workers:
                 lease = self._unasked(cell_id, cell, now)
                 if lease is not None:
+                    cell.is_told = lease.is_last
                     leases.append((cell_id, lease))
         return leases
 

@@ -89,6 +89,21 @@ def test_unasked_prompts_wait_until_a_cell_has_little_left() -> None:
     assert rows(desk.hand_out(2.0)) == [("b", [0, 1], True)]
 
 
+def test_a_cell_that_is_told_that_more_is_left_asks_for_it_itself() -> None:
+    ledger, desk = make(9, 9)
+    desk.ask("a", 7)
+    desk.ask("b", 2)
+    desk.set_workers("b", 1)
+    (_, (_, theirs)) = desk.hand_out(0.0)
+    finish(ledger, "b", theirs.prompts)
+    desk.lose_cell("a")
+    assert rows(desk.hand_out(1.0)) == [("b", [0, 1], False)]
+    finish(ledger, "b", tuple(make_prompts(2)))
+    assert desk.hand_out(2.0) == []
+    desk.ask("b", 7)
+    assert rows(desk.hand_out(3.0)) == [("b", [2, 3, 4, 5, 6], True)]
+
+
 def test_a_cell_without_workers_is_handed_nothing_unasked() -> None:
     _, desk = make(2, 2)
     desk.ask("b", 2)
