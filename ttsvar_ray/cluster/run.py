@@ -40,7 +40,7 @@ from ttsvar_ray.cluster.resources import (
     divide_workers,
     lay_out_workers,
 )
-from ttsvar_ray.cluster.session import StopRequest, ray_session, stop_grace_s, stop_on_signals
+from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.tally import Tally
 from ttsvar_ray.cluster.waiting import reason_of
@@ -212,10 +212,9 @@ class Run:
             refs = [*self.cells.updates, *self.writer.pending]
             ready = _wait(refs)
             if stop.reason is not None:
-                self.is_pressed = True
-                self._end(
-                    InterruptedRunError, f"stopped by {stop.reason}", grace_s=stop_grace_s(COMMIT_TIMEOUT_S)
-                )
+                self.is_pressed = is_submitted_job()
+                left = stop.seconds_left(COMMIT_TIMEOUT_S)
+                self._end(InterruptedRunError, f"stopped by {stop.reason}", grace_s=left)
             self.lock.check()
             for ref in ready:
                 self._on_ready(ref)

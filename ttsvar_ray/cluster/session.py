@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -117,18 +118,24 @@ def stop_grace_s(otherwise: float) -> float:
         given = float(os.environ.get(STOP_WAIT, ""))
     except ValueError:
         given = STOP_WAIT_DEFAULT_S
-    return max(0.5, given - 1.0)
+    return given - 1.0
 
 
 class StopRequest:
-    """Whether somebody asked this process to end; remembers who."""
+    """Whether somebody asked this process to end; remembers who, and when."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._asked_at = 0.0
 
     def ask(self, reason: str) -> None:
         """Ask for an end in good order."""
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason, self._asked_at = reason, time.monotonic()
+
+    def seconds_left(self, otherwise: float) -> float:
+        """Return what is left of `stop_grace_s`, at least half a second."""
+        return max(0.5, stop_grace_s(otherwise) - (time.monotonic() - self._asked_at))
 
 
 @contextlib.contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, stop_grace_s
+from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, StopRequest, stop_grace_s
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [(None, 2.0), ("20", 19.0), ("0.2", 0.5), ("a while", 2.0), ("", 2.0)]
+    ("given", "expected"), [(None, 2.0), ("20", 19.0), ("0.5", -0.5), ("a while", 2.0), ("", 2.0)]
 )
 def test_a_submitted_job_ends_before_ray_kills_it(
     monkeypatch: pytest.MonkeyPatch, given: str | None, expected: float
@@ -24,3 +24,18 @@ def test_elsewhere_nobody_presses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(JOB_ENVIRONMENT, raising=False)
     monkeypatch.setenv(STOP_WAIT, "20")
     assert stop_grace_s(600.0) == 600.0
+
+
+def test_time_that_went_by_since_the_request_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB_ENVIRONMENT, "{}")
+    monkeypatch.setenv(STOP_WAIT, "21")
+    now = [100.0]
+    monkeypatch.setattr("ttsvar_ray.cluster.session.time.monotonic", lambda: now[0])
+    request = StopRequest()
+    request.ask("SIGTERM")
+    now[0] = 104.0
+    request.ask("SIGINT")
+    assert request.reason == "SIGTERM"
+    assert request.seconds_left(600.0) == 16.0
+    now[0] = 500.0
+    assert request.seconds_left(600.0) == 0.5
