@@ -17,7 +17,7 @@ from transformers import CLIPModel, SiglipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.linear_head import load_linear_head
-from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, settle
+from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, rows_without_tail, settle
 from ttsvar_ray.rewards.pixel_recipe import HALF, Fit, Library, PixelRecipe
 from ttsvar_ray.rewards.pretrained import load_pretrained
 from ttsvar_ray.rewards.protocol import RewardText
@@ -34,6 +34,7 @@ class AestheticReward(NetworkReward):
     Args:
         name: written to the output rows.
         encoder: from pixels to embeddings.
+        values_per_image: at the input of the encoder's activation functions.
         head: from embeddings [B, E] to [B, 1]; always runs in float32.
         recipe: from images to pixels.
         scale: factor of the head's value.
@@ -47,6 +48,7 @@ class AestheticReward(NetworkReward):
         *,
         name: str,
         encoder: nn.Module,
+        values_per_image: int,
         head: nn.Module,
         recipe: PixelRecipe,
         scale: float = 1.0,
@@ -54,7 +56,14 @@ class AestheticReward(NetworkReward):
         dtype: torch.dtype = torch.float32,
         batch_rows: int = 32,
     ) -> None:
-        super().__init__(name=name, recipe=recipe, device=device, dtype=dtype, batch_rows=batch_rows)
+        super().__init__(
+            name=name,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch_rows=batch_rows,
+            cpu_rows=rows_without_tail(values_per_image),
+        )
         self.encoder = settle(encoder, self.device, dtype)
         self.head = settle(head, self.device, torch.float32)
         self.scale = scale
@@ -121,13 +130,14 @@ def load_laion_aesthetic(
     """
     model = load_pretrained(CLIPModel, folder / "clip")
     indices = (0, 2, 4, 6, 7)
-    width = model.config.projection_dim
+    vision, width = model.config.vision_config, model.config.projection_dim
     head = load_linear_head(folder / LAION_HEAD, prefix="layers", indices=indices, input_width=width)
     return AestheticReward(
         name="laion-aesthetic",
         encoder=ClipImageEncoder(model),
+        values_per_image=((vision.image_size // vision.patch_size) ** 2 + 1) * vision.intermediate_size,
         head=head,
-        recipe=PixelRecipe(size=model.config.vision_config.image_size, preprocessing=preprocessing),
+        recipe=PixelRecipe(size=vision.image_size, preprocessing=preprocessing),
         device=device,
         dtype=dtype,
         batch_rows=batch_rows,
@@ -160,11 +170,13 @@ def load_aesthetic_v25(
         raise CheckpointError(
             f"{folder / 'siglip'}: expected a SigLIP with its pooling head, got one without"
         )
-    width = model.config.hidden_size
+    vision = model.config
     indices = (0, 2, 4, 6, 8)
-    head = load_linear_head(folder / V25_HEAD, prefix="scoring_head", indices=indices, input_width=width)
+    head = load_linear_head(
+        folder / V25_HEAD, prefix="scoring_head", indices=indices, input_width=vision.hidden_size
+    )
     recipe = PixelRecipe(
-        size=model.config.image_size,
+        size=vision.image_size,
         fit=Fit.STRETCH,
         mean=HALF,
         std=HALF,
@@ -174,6 +186,7 @@ def load_aesthetic_v25(
     return AestheticReward(
         name="aesthetic-v2.5",
         encoder=SiglipImageEncoder(model),
+        values_per_image=(vision.image_size // vision.patch_size) ** 2 * vision.intermediate_size,
         head=head,
         recipe=recipe,
         scale=TTS_VAR_SCALE,

@@ -29,6 +29,11 @@ class VisionSize:
     layer_norm_eps: float = 1e-6
     """The published vision transformer uses 1e-6; the default of transformers, 1e-5, moves scores."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSize:

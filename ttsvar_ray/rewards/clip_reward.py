@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.clip_tokens import ClipTokens, TextCleaning, load_tokenizer
-from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, settle
+from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, rows_without_tail, settle
 from ttsvar_ray.rewards.open_clip_checkpoint import load_open_clip, read_sizes
 from ttsvar_ray.rewards.pixel_recipe import Fit, Library, PixelRecipe
 from ttsvar_ray.rewards.pretrained import load_pretrained
@@ -52,7 +52,16 @@ class ClipReward(NetworkReward):
         dtype: torch.dtype = torch.float32,
         batch_rows: int = 32,
     ) -> None:
-        super().__init__(name=name, recipe=recipe, device=device, dtype=dtype, batch_rows=batch_rows)
+        vision = model.config.vision_config
+        tokens_of_an_image = (vision.image_size // vision.patch_size) ** 2 + 1
+        super().__init__(
+            name=name,
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            batch_rows=batch_rows,
+            cpu_rows=rows_without_tail(tokens_of_an_image * vision.intermediate_size),
+        )
         self.model = settle(model, self.device, dtype)
         self.tokens = tokens
         self.scale = scale

@@ -23,7 +23,7 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig
 from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
 from ttsvar_ray.rewards.image_reward_checkpoint import load_strict, read_published
-from ttsvar_ray.rewards.network_reward import NetworkReward
+from ttsvar_ray.rewards.network_reward import NetworkReward, rows_without_tail
 from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
@@ -72,6 +72,10 @@ class ImageReward(NetworkReward):
             device=device,
             dtype=dtype,
             batch_rows=batch_rows,
+            cpu_rows=rows_without_tail(
+                config.vision.num_tokens * config.vision.intermediate_size,
+                config.max_text_tokens * config.text.intermediate_size,
+            ),
         )
         self.config = config
         self.tokenizer = tokenizer

@@ -5,6 +5,7 @@ Shape legend: B rows, C channels, H W pixels.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 MOST_CACHED_TEXTS = 4096
+KERNEL_STEP = 64
+"""Values in one step of an elementwise CPU kernel: four vectors of sixteen float32."""
 HEAD_BLOCK = 32
 """Rows of a head are computed in multiples of this: a multiple of every block that CPU kernels use."""
 
@@ -25,10 +28,10 @@ HEAD_BLOCK = 32
 class NetworkReward(ABC):
     """A `rewards.protocol.Reward` that runs a network on one device.
 
-    A row's score does not depend on the other rows: a lone image is doubled, since convolutions of one
-    image round differently on CPUs; what runs on one vector per image goes through `in_whole_blocks`;
-    each text is encoded alone; and on accelerators, where kernels are chosen by shape, every batch is
-    padded to `batch_rows`.
+    A row's score does not depend on the other rows. On CPUs a lone image is doubled, since convolutions of
+    one image round differently; batches are padded to `cpu_rows`, see `rows_without_tail`; what runs on one
+    vector per image goes through `in_whole_blocks`. Each text is encoded alone. On accelerators, where
+    kernels are chosen by shape, every batch is padded to `batch_rows`.
 
     Args:
         name: written to the output rows.
@@ -36,16 +39,25 @@ class NetworkReward(ABC):
         device: torch device name.
         dtype: of weights and activations.
         batch_rows: most images in one forward.
+        cpu_rows: on a CPU, batches are padded to a multiple of this.
     """
 
     def __init__(
-        self, *, name: str, recipe: PixelRecipe, device: str, dtype: torch.dtype, batch_rows: int
+        self,
+        *,
+        name: str,
+        recipe: PixelRecipe,
+        device: str,
+        dtype: torch.dtype,
+        batch_rows: int,
+        cpu_rows: int = 1,
     ) -> None:
         self.name = name
         self.recipe = recipe
         self.device = torch.device(device)
         self.dtype = dtype
         self.batch_rows = batch_rows
+        self.cpu_rows = cpu_rows
         self._texts: dict[str, RewardText] = {}
 
     def preprocess(self, images: UInt8Array) -> Tensor:
@@ -91,7 +103,8 @@ class NetworkReward(ABC):
 
     def _score_chunk(self, pixels: Tensor, contents: Sequence[Any]) -> Float32Array:
         rows = len(pixels)
-        wanted = max(2, rows) if self.device.type == "cpu" else self.batch_rows
+        whole = rows + -rows % self.cpu_rows
+        wanted = max(2, whole) if self.device.type == "cpu" else self.batch_rows
         if wanted > rows:
             pixels = torch.cat([pixels, pixels[-1:].expand(wanted - rows, -1, -1, -1)])
             contents = [*contents, *[contents[-1]] * (wanted - rows)]
@@ -122,6 +135,18 @@ def settle(network: _Module, device: torch.device, dtype: torch.dtype) -> _Modul
     for parameter in network.parameters():
         parameter.data = parameter.data.to(device, dtype, copy=True).contiguous()
     return network.to(device)
+
+
+def rows_without_tail(*values_per_image: int) -> int:
+    """Return the fewest images whose values fill whole steps of CPU kernels.
+
+    Kernels work through a tensor in steps and take what is left over one by one, by another routine: the last
+    values of an activation function are rounded differently where the whole does not fill its last step.
+
+    Args:
+        values_per_image: of each activation function's input: tokens times width.
+    """
+    return max(KERNEL_STEP // math.gcd(KERNEL_STEP, values) for values in values_per_image)
 
 
 def in_whole_blocks(rows: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tests.support.tiny_clip import save_clip, save_siglip
 from ttsvar_ray.errors import CheckpointError
@@ -127,3 +128,29 @@ def test_another_head_is_refused(
     write_head(tmp_path / LAION_HEAD, prefix=prefix, indices=indices, width=width)
     with pytest.raises(CheckpointError, match=message):
         load_laion_aesthetic(tmp_path)
+
+
+def test_an_activations_last_values_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """SigLIP's MLP: 729 x 4304 values an image fill no whole number of kernel steps; nor do these, 9 x 33."""
+    config = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=33,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=42,
+        patch_size=14,
+    )
+    torch.manual_seed(6)
+    model = SiglipVisionModel(config)
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "siglip")
+    write_head(tmp_path / V25_HEAD, prefix="scoring_head", indices=(0, 2, 4, 6, 8), width=32)
+    reward = load_aesthetic_v25(tmp_path, batch_rows=200)
+    assert reward.cpu_rows == 64
+    pictures = images(130)
+    together = reward.score(pictures, [""] * 130)
+    for size in (1, 2, 13, 64, 129):
+        starts = range(0, 130, size)
+        parts = [reward.score(part, [""] * len(part)) for part in (pictures[s : s + size] for s in starts)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
