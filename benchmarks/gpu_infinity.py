@@ -1,0 +1,239 @@
+"""A published model at full size with random weights on a GPU: seconds, memory against the plan, rows.
+
+    python -m benchmarks.gpu_infinity --model infinity-2b --resolution 1M --n 1 2 --output FILE.json
+
+Speed and memory do not depend on what weights hold, so that this needs no download. Measured are
+
+* one prompt after another through the engine, as TTS-VAR with each N: seconds by segment, the most bytes
+  allocated, and these over what `ttsvar-ray plan` says;
+* how far a trajectory's logits depend on the other rows of its batch, and how many bits that would flip.
+
+The file names the device, the driver and the versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
+from ttsvar_ray.config import load_config
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.messages import PromptResult
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.engine.build import build_plan, describe
+from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.engine.footprint import model_shape
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.engine.memory_plan import memory_plan
+from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.presets import find_preset
+from ttsvar_ray.models.infinity.resolutions import published_resolution
+from ttsvar_ray.models.registry import resolve_device, resolve_dtype
+from ttsvar_ray.models.sampling import probability_of_one
+from ttsvar_ray.rng import bit_uniforms
+from ttsvar_ray.types import Prompt
+
+TEXTS = ("a red circle above two green square", "a blue ring on grass beside a red square")
+COMPARED_ROWS = 8
+
+
+def job(model: str, resolution: str, n: int, dtype: str) -> JobConfig:
+    """Return the settings whose plan and memory are measured."""
+    return load_config(
+        None,
+        [
+            f"model.name={model}",
+            f"model.resolution={resolution}",
+            f"model.dtype={dtype}",
+            f"strategy.n={n}",
+            f"engine.micro_batch_rows={8 * n}",
+            "engine.selector_decode=full",
+        ],
+        needs_files=False,
+    )
+
+
+def measure(
+    sizes: NetworkSizes,
+    *,
+    resolution: str,
+    populations: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    prompts: int = 2,
+    warm_up: int = 1,
+) -> dict[str, Any]:
+    """Run everything and return what the JSON file holds."""
+    name = str(dtype).removeprefix("torch.")
+    model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
+    reward, extractor = random_reward(sizes, device=device), random_extractor(sizes, device=device)
+    runs = []
+    for n in populations:
+        config = job(sizes.preset.name, resolution, n, name)
+        plan = build_plan(config)
+        engine = Engine(
+            model=model,
+            reward=reward,
+            extractor=extractor,
+            plan=plan,
+            run_seed=0,
+            settings=EngineSettings(micro_batch_rows=config.engine.micro_batch_rows),
+        )
+        shape = model_shape(config, describe(config), plan, on_gpu=device.type == "cuda")
+        planned = memory_plan(shape, plan, selector_decode="full")
+        timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
+        peak = max(run["peak_bytes"] for run in timed)
+        runs.append(
+            {
+                "n": n,
+                "seconds_per_prompt": [round(run["seconds"], 4) for run in timed],
+                "images": sum(run["images"] for run in timed),
+                "peak_bytes": peak,
+                "planned_peak_bytes": planned.peak_bytes,
+                "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,
+                "planned_weight_bytes": planned.weight_bytes,
+            }
+        )
+    return {
+        "what": "random weights: speed and memory, not quality",
+        "model": sizes.preset.name,
+        "resolution": resolution,
+        "dtype": name,
+        "hardware": hardware(device),
+        "runs": runs,
+        "rows": row_dependence(model),
+    }
+
+
+def _one_prompt(engine: Engine, row: int, n: int) -> dict[str, Any]:
+    prompt = Prompt(row=row, prompt_id=f"{n}-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
+    cuda = torch.cuda.is_available() and engine.held_trajectories == 0
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    (outcome,) = run_local(
+        [prompt], plan=engine.plan, engines=[engine], run_seed=0, settings=CoordinatorSettings()
+    )
+    seconds = time.perf_counter() - start
+    assert isinstance(outcome, PromptResult), outcome
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return {"seconds": seconds, "peak_bytes": peak, "images": len(outcome.images)}
+
+
+def row_dependence(model: InfinityModel) -> dict[str, Any]:
+    """Compare each trajectory's logits alone with those in a batch, along the same bits.
+
+    Returns:
+        Per scale the largest difference over the deviation of the logits, and the share of bits that would
+        be drawn otherwise; and whether a whole batch that is run again gives the same bits.
+    """
+    text = model.encode_text(list(TEXTS))
+    rows = [index % len(TEXTS) for index in range(COMPARED_ROWS)]
+    whole, logits = _run(model, model.start(text, rows), None)
+    again, _ = _run(model, model.start(text, rows), None)
+    differences, flips = [], []
+    alone = [
+        _run(model, model.start(text, [row]), [scale[i : i + 1] for scale in whole])[1]
+        for i, row in enumerate(rows)
+    ]
+    for index, together in enumerate(logits):
+        single = torch.cat([one[index] for one in alone])
+        spread = together.std().item()
+        differences.append((single - together).abs().max().item() / spread)
+        limits = _uniforms(model, index, len(rows), together)
+        top_p = model.sampling.top_p
+        flipped = (limits < probability_of_one(single, top_p=top_p)) != (
+            limits < probability_of_one(together, top_p=top_p)
+        )
+        flips.append(flipped.float().mean().item())
+    return {
+        "rows": COMPARED_ROWS,
+        "repeats_to_the_bit": all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True)),
+        "largest_logit_difference_over_deviation": [round(value, 6) for value in differences],
+        "share_of_bits_drawn_otherwise": [round(value, 8) for value in flips],
+    }
+
+
+def _run(
+    model: InfinityModel, state: Any, given: Sequence[np.ndarray] | None
+) -> tuple[list[np.ndarray], list[Tensor]]:
+    """Draw all scales, or follow given bits; return the bits and the logits on the CPU."""
+    seen: list[Tensor] = []
+    for index in range(model.num_scales):
+
+        def choose(logits: Tensor, index: int = index) -> Tensor:
+            seen.append(logits.cpu())
+            if given is not None:
+                return torch.from_numpy(np.array(given[index])).to(logits.device)
+            limits = _uniforms(model, index, logits.shape[0], logits)
+            return (limits < probability_of_one(logits, top_p=model.sampling.top_p)).to(torch.uint8)
+
+        state = model.advance_with(state, choose)
+    return list(model.bits(state)), seen
+
+
+def _uniforms(model: InfinityModel, scale: int, rows: int, like: Tensor) -> Tensor:
+    height, width = model.scale_schedule[scale]
+    count = height * width * model.bits_per_token
+    drawn = np.stack([bit_uniforms(0, f"row-{row}", scale, 0, count) for row in range(rows)])
+    return torch.from_numpy(drawn).to(like.device).view(rows, height * width, model.bits_per_token)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return the names of what this ran on."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device.type),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "name": properties.name,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+    else:
+        found["name"] = platform.processor() or platform.machine()
+    return found
+
+
+def main() -> None:
+    """Measure and write the JSON file."""
+    parser = argparse.ArgumentParser(description="Random weights at full size: speed, memory, rows.")
+    parser.add_argument("--model", default="infinity-2b", help="a published Infinity")
+    parser.add_argument("--resolution", default="1M", help="0.06M, 0.25M, 0.60M or 1M")
+    parser.add_argument("--n", type=int, nargs="+", default=[1, 2], help="N of TTS-VAR")
+    parser.add_argument("--prompts", type=int, default=2, help="prompts that are timed, after a warm-up")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
+    parser.add_argument("--dtype", default="auto", help="of the blocks")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    result = measure(
+        NetworkSizes(preset=find_preset(arguments.model)),
+        resolution=arguments.resolution,
+        populations=arguments.n,
+        device=device,
+        dtype=resolve_dtype(arguments.dtype, device),
+        prompts=arguments.prompts,
+    )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Full-size models with random weights on a GPU: end to end, memory as planned, rows.
+
+`pytest -m gpu tests/gpu` on a machine with a GPU of 24 GB or more; no weights and no ray are needed. The flow
+itself is tried in miniature on the CPU in the default run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Dinov2WithRegistersConfig, T5Config
+
+from benchmarks.gpu_infinity import measure
+from benchmarks.random_networks import NetworkSizes
+from tests.support.published_infinity import TINY
+from ttsvar_ray.models.infinity.presets import PRESETS
+from ttsvar_ray.rewards.blip_config import BlipRewardConfig, TextSize, VisionSize
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+
+MINIATURE = NetworkSizes(
+    preset=TINY,
+    text_encoder=T5Config(
+        vocab_size=32,
+        d_model=2048,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    ),
+    reward=BlipRewardConfig(
+        name="tiny",
+        vision=VisionSize(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=16,
+        ),
+        text=TextSize(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=40,
+        ),
+        head_widths=(16, 1),
+        max_text_tokens=35,
+    ),
+    extractor=Dinov2WithRegistersConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=14,
+        num_register_tokens=4,
+    ),
+)
+
+
+def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, TINY.name, TINY)
+    result = measure(
+        MINIATURE,
+        resolution="0.06M",
+        populations=[1],
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        prompts=1,
+        warm_up=0,
+    )
+    (run,) = result["runs"]
+    assert run["images"] == 1
+    assert run["peak_bytes"] == 0, "a CPU has no account of allocated bytes"
+    rows = result["rows"]
+    assert rows["repeats_to_the_bit"]
+    assert rows["largest_logit_difference_over_deviation"] == [0.0] * 7, "rows are independent on a CPU"
+    assert rows["share_of_bits_drawn_otherwise"] == [0.0] * 7
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return measure(
+        NetworkSizes(preset=PRESETS["infinity-2b"]),
+        resolution="1M",
+        populations=[1, 2],
+        device=torch.device("cuda"),
+        dtype=torch.bfloat16,
+        prompts=1,
+    )
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+def test_2b_runs_end_to_end_at_1m(measured: dict[str, Any]) -> None:
+    assert [(run["n"], run["images"]) for run in measured["runs"]] == [(1, 1), (2, 2)]
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+def test_peak_memory_is_what_the_plan_says(measured: dict[str, Any]) -> None:
+    for run in measured["runs"]:
+        assert run["peak_over_plan"] == pytest.approx(1.0, abs=0.05), run
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+def test_rows_depend_on_their_batch_by_rounding_only(measured: dict[str, Any]) -> None:
+    rows = measured["rows"]
+    assert rows["repeats_to_the_bit"], "the same batch gives the same bits"
+    assert max(rows["largest_logit_difference_over_deviation"]) < 0.5
+    assert max(rows["share_of_bits_drawn_otherwise"]) < 0.02
