@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.verify import verify_directory
 
@@ -61,6 +63,14 @@ def test_one_changed_weight_is_noticed(tmp_path: Path) -> None:
     assert not report.passed
     assert any("FAILED" in line for line in report.lines())
     assert "tensors differ" in report.lines()[-1]
+    command = ["verify", "infinity", str(tmp_path)]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 1
+    assert told.stdout.splitlines()[-1] == report.lines()[-1]
+    (tmp_path / "case_A_sampled.safetensors").write_bytes(b"cut short")
+    damaged = CliRunner().invoke(app, command)
+    assert damaged.exit_code == 2
+    assert "case_A_sampled.safetensors: not a readable safetensors file" in damaged.stderr
 
 
 def test_unusable_folders_are_named(tmp_path: Path) -> None:

@@ -92,4 +92,7 @@ def _files(path: Path, letter: str) -> Iterator[tuple[Path, _Check]]:
 def _tensors(file: Path) -> Tensors:
     if not file.is_file():
         raise CheckpointError(f"{file}: missing; the folder is incomplete")
-    return load_file(file)
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
