@@ -41,7 +41,7 @@ def verify_dinov2(folder: Path, *, device: str = "cpu") -> Case:
     case = Case(name=FOLDER)
     meta, recorded = read_json(place / "meta.json"), read_arrays(place / "ref.npz")
     images = read_images(folder / "images", [str(name) for name in _list(place, meta)])
-    backbone = _backbone(place, meta, device)
+    backbone = load_recorded_dinov2(folder, device=device)
     with torch.inference_mode():
         pixels = torch.cat([backbone.pixels(image[None], backbone.device) for image in images])
         tokens = backbone.tokens(pixels).cpu().numpy()
@@ -63,6 +63,21 @@ def verify_dinov2(folder: Path, *, device: str = "cpu") -> Case:
     return case
 
 
+def load_recorded_dinov2(folder: Path, *, device: str = "cpu") -> Dinov2Backbone:
+    """Load the network of `folder` / dinov2_reg, of whatever size.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or they do not belong together.
+    """
+    place = folder / FOLDER
+    meta, where = read_json(place / "meta.json"), str(place / "meta.json")
+    width, heads = required(meta, "embed_dim", where), required(meta, "num_heads", where)
+    with reading(place / CHECKPOINT):
+        return load_hub_checkpoint(
+            place / CHECKPOINT, device=device, head_width=int(str(width)) // int(str(heads))
+        )
+
+
 def _list(place: Path, meta: dict[str, object]) -> list[object]:
     names = required(meta, "images", str(place / "meta.json"))
     if not isinstance(names, list):
@@ -70,15 +85,6 @@ def _list(place: Path, meta: dict[str, object]) -> list[object]:
             f"{place / 'meta.json'}: images: expected a list of file names, found {names!r}"
         )
     return names
-
-
-def _backbone(place: Path, meta: dict[str, object], device: str) -> Dinov2Backbone:
-    where = str(place / "meta.json")
-    width, heads = required(meta, "embed_dim", where), required(meta, "num_heads", where)
-    with reading(place / CHECKPOINT):
-        return load_hub_checkpoint(
-            place / CHECKPOINT, device=device, head_width=int(str(width)) // int(str(heads))
-        )
 
 
 def _compare(

@@ -18,8 +18,9 @@ class ComponentSign(str, enum.Enum):
     """Which of the two opposite principal directions is taken.
 
     DETERMINISTIC: the direction's coordinate of largest magnitude is positive; among coordinates that are
-        equal up to 1e-6 of the largest, the first one counts. Near-identical images get near-identical
-        features.
+        equal up to 1e-6 of the largest, the first one counts. It does not depend on the linear algebra
+        library. Near-identical images get near-identical features, unless two coordinates of opposite signs
+        are both nearly the largest: no rule is continuous everywhere (docs/features.md has counts).
     PUBLISHED: whatever sign the singular value decomposition returns, as in the published code. It depends
         on the linear algebra library, and two near-identical images can land at opposite points.
     """
