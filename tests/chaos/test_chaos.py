@@ -26,7 +26,7 @@ KILLS = int(os.environ.get("TTSVAR_CHAOS_KILLS", "30"))
 PROMPTS = 240
 RUN_LIMIT_S = 1500.0
 VICTIMS = ("worker",) * 4 + ("coordinator",) * 3 + ("sink",) * 2 + ("driver", "node")
-"""Drawn from evenly. Drivers and nodes are always there to be killed, actors only while a run is under way."""
+"""Drawn from evenly. Drivers and nodes are always there to be killed, actors only while a run goes on."""
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 150 * 1024 * 1024}
 
 
