@@ -122,6 +122,11 @@ class DummyCluster:
             if self._told_last:
                 self.hand_over()
 
+    def add_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Find more to lease."""
+        self._prompts += tuple(prompts)
+        self._source.extend(prompts)
+
     def hand_over(self) -> None:
         """Lease all that is left, unasked."""
         prompts = tuple(self._source)

@@ -337,3 +337,67 @@ def test_random_deaths_do_not_condemn_innocent_prompts() -> None:
         cluster.join(f"r{death:02d}", rows=16)
     cluster.settle()
     check_all_correct(cluster)
+
+
+def test_withdrawn_prompts_are_dropped_without_an_outcome_and_their_state_released() -> None:
+    cluster = make_cluster(prompts=14, workers=[16, 16])
+    while cluster.lease_requests:
+        cluster.lease(most=14)
+    assert cluster.coordinator.num_waiting > 0
+    live = next(iter(cluster.coordinator._state.live))
+    waiting = next(iter(cluster.coordinator._state.waiting))
+    for name in cluster.workers:
+        cluster.work(name)
+        cluster.deliver(0)
+
+    cluster.withdraw([live, waiting, "never leased"], comes_back=False)
+
+    cluster.settle()
+    check_all_correct(cluster)
+    assert not {live, waiting} & set(cluster.outcomes)
+    assert len(cluster.outcomes) == 12
+
+
+def test_withdrawing_the_last_prompts_ends_the_run_and_one_may_come_back() -> None:
+    cluster = make_cluster(prompts=2, workers=[16])
+    cluster.lease(most=2)
+    keys = list(cluster.coordinator._state.live)
+    cluster.withdraw(keys, comes_back=False)
+    assert cluster.coordinator.is_done
+    assert cluster.outcomes == {}
+    cluster.settle()
+    cluster.check_finished()
+
+    again = make_cluster(prompts=2, workers=[16])
+    again.lease(most=2)
+    again.withdraw(keys[:1], comes_back=True)
+    assert not again.coordinator.is_done
+    again.settle()
+    check_all_correct(again)
+    assert set(again.outcomes) == set(keys)
+
+
+def test_a_withdrawn_prompt_is_not_blamed_for_a_death_of_before() -> None:
+    cluster = make_cluster(prompts=1, workers=[8], max_attempts=1)
+    cluster.lease(most=1)
+    [key] = cluster.coordinator._state.live
+    cluster.withdraw([key], comes_back=False)
+    cluster.lose("w0")
+    cluster.join("w1", rows=8)
+    cluster.add_prompts(make_prompts(1))
+    cluster.hand_over()
+    cluster.settle()
+    check_all_correct(cluster)
+    assert cluster.outcomes[key].attempts == 1
+
+
+def test_prompts_that_turn_up_after_the_last_one_are_run_all_the_same() -> None:
+    cluster = make_cluster(prompts=1, workers=[8])
+    cluster.settle()
+    assert cluster.coordinator.is_done
+    cluster.add_prompts(make_prompts(3)[1:])
+    cluster.hand_over()
+    assert not cluster.coordinator.is_done
+    cluster.settle()
+    check_all_correct(cluster)
+    assert len(cluster.outcomes) == 3

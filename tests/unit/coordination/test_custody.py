@@ -174,3 +174,21 @@ def test_in_bytes_grandparents_are_charged_until_a_task_makes_the_worker_forget_
     task = live.population.task(range(6), attempt=1, held_parents=live.parents_on("a"))
     custody.sent(live, a, task, 7)
     assert a.charged == 80
+
+
+def test_in_bytes_a_parent_that_was_rebuilt_stays_charged_where_its_children_leave() -> None:
+    custody, live, _, b = start(BYTES, capacity=1_000)
+    live.population.advance()
+    custody.begin_segment(live)
+    live.population._parent_slots = (0, 0, 0, 0, 1, 2)
+    custody.sit_down(live, seating(a=range(3), b=range(3, 5)))
+    b.backlog.discard(live.key)
+    for slot, batch_id in ((3, 7), (4, 8)):
+        custody.sent(live, b, live.population.task((slot,), attempt=1, held_parents=()), batch_id)
+    del live.in_flight[3]
+    custody.wait(live, b, [3])
+
+    custody.park(live)
+
+    assert live.seats == {4: "b"}
+    assert b.charged == 20, "of both parents, until the worker is told to forget them"
