@@ -283,7 +283,9 @@ class JobConfig(_Section):
         """
         flat = flatten(self.resolved())
         return {
-            key: value for key, value in flat.items() if not any(_within(key, off) for off in NOT_CONTENT)
+            key: None if _within(key, "reward.members") else value
+            for key, value in flat.items()
+            if not any(_within(key, off) for off in NOT_CONTENT)
         }
 
     def digest(self) -> str:
@@ -302,6 +304,8 @@ NOT_CONTENT = (
     # What the files hold counts, not where they are: a run records their fingerprints.
     "model.path",
     "model.text_encoder",
+    "reward.path",
+    "features.backbone",
     "prompts",
     "engine.micro_batch_rows",
     "engine.threads",

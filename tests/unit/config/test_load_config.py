@@ -224,6 +224,8 @@ def test_the_digest_names_what_is_generated() -> None:
         "model.device=cpu",
         "model.path=/weights",
         "model.text_encoder=/weights/flan-t5-xl",
+        "reward.path=/weights/reward",
+        "features.backbone=/weights/dinov2",
         "output.path=elsewhere",
         "prompts.path=p.txt",
         "run_name=x",
@@ -243,6 +245,11 @@ def test_the_digest_names_what_is_generated() -> None:
     ]
     assert {digest(override) for override in same} == {base}
     assert len({base, *(digest(override) for override in other)}) == len(other) + 1
+    ensembles = [
+        digest("reward.name=ensemble", f"reward.members={{image-reward: {where}, {second}: {where}}}")
+        for where, second in (("/a", "hps-v2.1"), ("/b", "hps-v2.1"), ("/a", "pick-score"))
+    ]
+    assert ensembles[0] == ensembles[1] != ensembles[2]
 
 
 def test_an_aspect_ratio_is_text_not_a_number_in_base_sixty(tmp_path: Path) -> None:
