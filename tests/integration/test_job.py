@@ -47,7 +47,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
     expected: dict[str, bytes], prompts_file: Path, tmp_path: Path
 ) -> None:
     summary = job(
-        prompts_file, tmp_path / "out", sleep_once=tmp_path / "asleep", cluster={"segment_timeout_s": 15.0}
+        prompts_file, tmp_path / "out", sleep_once=tmp_path / "asleep", cluster={"segment_timeout_s": 8.0}
     )
     notice = next(notice for notice in summary.notices if "is lost" in notice)
     assert "it says: micro-batch" in notice
@@ -59,6 +59,18 @@ def test_an_engine_that_cannot_be_built_ends_the_job_at_once(prompts_file: Path,
         job(prompts_file, tmp_path / "out", unusable="weights of another model")
     assert "0 of 6 parts are committed" in str(caught.value)
     assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_run_that_no_worker_fits_into_says_what_the_cluster_has(prompts_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailedError, match=r"no worker was up for 2 s \(cluster.start_timeout_s\)"
+    ) as caught:
+        job(
+            prompts_file,
+            tmp_path / "out",
+            cluster={"workers": 1, "cpus_per_worker": 64, "start_timeout_s": 2},
+        )
+    assert "the cluster has 1 node with 2 CPUs" in str(caught.value)
 
 
 def test_prompts_that_fail_or_kill_workers_are_given_up_and_the_others_finish(
