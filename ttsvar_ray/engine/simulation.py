@@ -26,6 +26,9 @@ IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
 FEATURE_DIM = 256
 """Numbers of one image's features: patches of a published extractor, reduced to one component."""
 
+PATCH_WIDTH = 1024
+"""Numbers of each patch, where it is the selection that reduces them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedJob:
@@ -91,7 +94,7 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
         workers_per_cell=cluster.workers_per_cell,
         payload=PayloadSizes(
             bits_per_token=description.bits_per_token,
-            feature_dim=FEATURE_DIM,
+            feature_dim=FEATURE_DIM if plan.joint_component is None else FEATURE_DIM * PATCH_WIDTH,
             image_bytes=int(
                 description.image_height
                 * description.image_width

@@ -19,8 +19,10 @@ from ttsvar_ray.coordination.simulator import (
 )
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import compile_plan
+from ttsvar_ray.types import RewardCombination
 
 SCALES = tuple((k, k) for k in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
 TTS_VAR = compile_plan(scale_schedule=SCALES, strategy="tts-var", n=1)
@@ -191,9 +193,13 @@ def test_noise_has_the_mean_that_was_predicted() -> None:
     assert noisy.seconds["useful"] != calm.seconds["useful"]
 
 
-def test_real_selections_run_too() -> None:
-    result = run(gpus=2, prompts=8, selections="real")
-    assert result.prompts == 8
+@pytest.mark.parametrize("selections", ["real", "cheap"])
+def test_every_kind_of_plan_runs_with_both_kinds_of_selections(selections: str) -> None:
+    ensemble = dataclasses.replace(TTS_VAR, reward_members=2, combination=RewardCombination.SOFTMAX)
+    joint = dataclasses.replace(TTS_VAR, joint_component=ComponentSign.DETERMINISTIC)
+    for plan in (TTS_VAR, ensemble, joint):
+        result = run(plan=plan, gpus=2, prompts=8, selections=selections)
+        assert (result.prompts, result.failed) == (8, 0)
 
 
 def test_the_coordinators_can_be_timed() -> None:

@@ -11,6 +11,8 @@ from ttsvar_ray.types import Float32Array, SelectionKind
 
 _POOL_ROWS = 4096
 _BITS = b"\x00"
+_PATCHES = (8, 32)
+"""Patches and their width where the selection itself reduces them; real ones are larger."""
 
 
 class ReportMaker:
@@ -22,14 +24,18 @@ class ReportMaker:
         Args:
             plan: whose segments are reported.
             seed: of the pools.
-            feature_dim: numbers of one image's features; what k-means works on.
+            feature_dim: numbers of one image's features, where they arrive as one vector.
             most_rows: most slots of one report.
         """
         random = np.random.default_rng(seed)
         pool_rows = _POOL_ROWS + most_rows
-        self._features = random.normal(size=(pool_rows, feature_dim)).astype(np.float32)
-        rewards = random.random((pool_rows, len(plan.scored_scales)), dtype=np.float32)
-        self._segments = tuple(_SegmentPart.of(segment, rewards) for segment in plan.segments)
+        shape = (feature_dim,) if plan.joint_component is None else _PATCHES
+        self._features = random.normal(size=(pool_rows, *shape)).astype(np.float32)
+        rewards = random.random((pool_rows, len(plan.scored_scales) * plan.reward_members), dtype=np.float32)
+        self._segments = tuple(
+            _SegmentPart.of(segment, rewards[:, : len(segment.scored_scales) * plan.reward_members])
+            for segment in plan.segments
+        )
         self._next_row = 0
 
     def answer(self, batch: RunBatch, row_seconds: float) -> tuple[SegmentReport, ...]:
@@ -80,5 +86,5 @@ class _SegmentPart:
             clusters=selection is not None and selection.kind is SelectionKind.CLUSTER,
             is_last=segment.is_last,
             bits=(_BITS,) * (segment.last_scale - segment.first_scale + 1),
-            rewards=rewards[:, : len(segment.scored_scales)],
+            rewards=rewards,
         )
