@@ -142,6 +142,7 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
         name = choice.name
         pinned = str(HubRepository.parse(name).pinned()) if is_hub_reference(name) else name
         return dataclasses.replace(choice, name=pinned, text_encoder=_pinned(choice.text_encoder))
+    _require_weights(choice)
     weights = _describe(choice).weights
     root = weights["transformer"].root
     text_root = weights["text_encoder"].root if "text_encoder" in weights else None
@@ -152,6 +153,14 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
             str(text_root.pinned()) if isinstance(text_root, HubRepository) else choice.text_encoder
         ),
     )
+
+
+def _require_weights(choice: ModelChoice) -> None:
+    from ttsvar_ray.models.infinity.presets import PRESETS
+    from ttsvar_ray.models.infinity.published import require_weights
+
+    if choice.name in PRESETS:
+        require_weights(PRESETS[choice.name], choice.path)
 
 
 def _pinned(reference: str | None) -> str | None:
@@ -217,6 +226,7 @@ def load_model(
     """
     from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 
+    _require_weights(ModelChoice(name=model) if isinstance(model, str) else model)
     description = describe_model(model)
     own, scales = description.sampling, description.num_scales
     sampling = SamplingSettings(

@@ -27,7 +27,7 @@ from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import PRESETS, find_preset
 from ttsvar_ray.models.infinity.published import describe_preset
 from ttsvar_ray.models.infinity.resolutions import ASPECT_RATIOS, SCALES_OF_SIZE
-from ttsvar_ray.models.registry import describe_model, load_model
+from ttsvar_ray.models.registry import describe_model, load_model, pin_model
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,13 @@ def test_everything_that_is_missing_is_said_at_once(files: Path, tmp_path: Path)
         load(TINY.name, path=str(tmp_path))
     assert "infinity_tiny.pth: no such file" in str(caught.value)
     assert "infinity_vae_tiny.pth: no such file" in str(caught.value)
+
+
+def test_a_model_that_was_never_released_says_what_it_needs() -> None:
+    for use in (load_model, pin_model):
+        with pytest.raises(ConfigurationError, match=r"infinity_layer16\.pth and infinity_vae_d32\.pth"):
+            use(ModelChoice(name="infinity-layer16"))
+    assert describe_model("infinity-layer16").num_scales == 7
 
 
 @pytest.mark.parametrize("aspect", ASPECT_RATIOS)

@@ -48,9 +48,6 @@ def describe_preset(
             repository they were published in.
         text_encoder: folder or repository of the text encoder; None is `flan-t5-xl` in `path`, where that
             is a folder that has it, and else the published repository.
-
-    Raises:
-        ConfigurationError: a model whose weights were never released, with no path to some.
     """
     resolution = published_resolution(preset.size)
     height, width = resolution.image_size
@@ -86,6 +83,19 @@ def describe_preset(
         },
         has_published_sizes=True,
     )
+
+
+def require_weights(preset: InfinityPreset, path: str | None) -> None:
+    """See that there are weights to load.
+
+    Raises:
+        ConfigurationError: a model whose weights were never released, and no path to others.
+    """
+    if preset.weights is None and path is None:
+        raise ConfigurationError(
+            f"model.path: no weights of {preset.name!r} were released; give the folder of your own, with "
+            f"{preset.published_name}.pth and {preset.tokenizer.file} in it"
+        )
 
 
 def locate_text_encoder(root: Root, text_encoder: str | None) -> Location:
