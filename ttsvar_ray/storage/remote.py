@@ -2,7 +2,7 @@
 
 A stream of pyarrow or fsspec publishes what was written so far when it is closed, and it is closed by every
 exception and by the garbage collector. So nothing is ever written to one bit by bit: a file is made whole on
-this machine first, and then copied by one call that no Python code interrupts.
+this machine first, and then handed over by one call: what may be published after it is the whole.
 """
 
 from __future__ import annotations
@@ -134,24 +134,30 @@ class RemoteStore:
         self.filesystem.move(temporary, path)
 
     def _upload(self, staged: Path, path: str) -> None:
+        if self.fsspec is None:
+            self._write_at_once(staged, path)
+            return
+        before = self.size(path)
         try:
-            if self.fsspec is not None:
-                self.fsspec.put_file(str(staged), path)
-            else:
-                pafs.copy_files(
-                    str(staged),
-                    path,
-                    source_filesystem=pafs.LocalFileSystem(),
-                    destination_filesystem=self.filesystem,
-                )
+            self.fsspec.put_file(str(staged), path)
         except BaseException:
-            self._remove_if_torn(path, staged.stat().st_size)
+            self._remove_if_torn(path, whole_sizes=(None, before, staged.stat().st_size))
             raise
 
-    def _remove_if_torn(self, path: str, size: int) -> None:
+    def _write_at_once(self, staged: Path, path: str) -> None:
+        # Not `pyarrow.fs.copy_files`: it leaves closing to a destructor, which ignores that an upload failed.
+        with contextlib.ExitStack() as stack:
+            content: Any = b""
+            if staged.stat().st_size:
+                content = stack.enter_context(pa.memory_map(str(staged))).read_buffer()
+            stream = self.filesystem.open_output_stream(path)
+            stream.write(content)
+            stream.close()
+
+    def _remove_if_torn(self, path: str, *, whole_sizes: tuple[int | None, ...]) -> None:
         """Remove what a failed copy published; an error on the way must not hide the first one."""
         with contextlib.suppress(OSError, StorageError):
-            if self.size(path) not in (None, size):
+            if self.size(path) not in whole_sizes:
                 self.delete(path)
 
     @contextlib.contextmanager

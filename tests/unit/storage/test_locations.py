@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from tests.support.s3_server import S3Server
 from ttsvar_ray.errors import StorageError
-from ttsvar_ray.storage import Location, locate, remote, storage_environment
+from ttsvar_ray.storage import Location, locate, storage_environment
 
 
 @pytest.fixture(params=["path", "file", "memory", "fsspec", "s3"])
@@ -81,20 +83,68 @@ def test_leftovers_of_a_killed_process_go_and_nothing_else(folder: Location) -> 
     assert folder.names() == [".lock", "part"]
 
 
-def test_a_copy_that_arrives_torn_is_removed(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_upload_is_told_and_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.new_bucket()
+    place = locate(f"s3://{bucket}/part")
+    place.write_text("before")
+    client = s3.client()
+    whole_filesystem = place.store.filesystem
 
-    def copy_half(source: str, target: str, **filesystems: Any) -> None:
-        with filesystems["destination_filesystem"].open_output_stream(target) as stream:
+    class Interrupted:
+        """Ends the upload behind the stream's back before it is closed."""
+
+        def __init__(self, stream: Any) -> None:
+            self.write, self._stream = stream.write, stream
+
+        def close(self) -> None:
+            (upload,) = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+            name = {"Bucket": bucket, "Key": "part", "UploadId": upload["UploadId"]}
+            deadline = time.monotonic() + 20
+            while len(client.list_parts(**name).get("Parts", ())) < 2:
+                assert time.monotonic() < deadline, "the pieces did not arrive"
+            client.abort_multipart_upload(**name)
+            self._stream.close()
+
+    class Filesystem:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(whole_filesystem, name)
+
+        def open_output_stream(self, path: str) -> Any:
+            return Interrupted(whole_filesystem.open_output_stream(path))
+
+    store = dataclasses.replace(place.store, filesystem=Filesystem())
+    with pytest.raises(StorageError, match="part: the storage refused or failed"):
+        Location(store, place.path).write_text("x" * (20 << 20))  # Two pieces.
+    assert place.read_text() == "before"
+
+
+def test_a_torn_object_of_a_failed_copy_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = locate(f"memory:/{tmp_path}/part")
+
+    def copy_half(source: str, target: str) -> None:
+        with place.store.fsspec.open(target, "wb") as stream:
             stream.write(Path(source).read_bytes()[:3])
-            raise OSError("connection reset")
+        raise OSError("connection reset")
 
-    monkeypatch.setattr(remote.pafs, "copy_files", copy_half)
+    monkeypatch.setattr(place.store.fsspec, "put_file", copy_half)
     with pytest.raises(StorageError, match=r"part: the storage refused or failed \(connection reset\)"):
-        locate(f"s3://{bucket}/part").write_text("whole")
-    assert s3.keys(bucket) == []
+        place.write_text("whole")
+    assert place.size() is None
+
+
+def test_a_failed_copy_leaves_the_object_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = locate(f"memory:/{tmp_path}/part")
+    place.write_text("before")
+
+    def copy_nothing(source: str, target: str) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(place.store.fsspec, "put_file", copy_nothing)
+    with pytest.raises(StorageError, match="connection refused"):
+        place.write_text("whole")
+    assert place.read_text() == "before"
 
 
 def test_an_upload_is_not_there_before_its_end(s3: S3Server) -> None:
