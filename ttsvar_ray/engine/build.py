@@ -17,7 +17,13 @@ from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.memory import trajectory_bytes
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, build_extractor
+from ttsvar_ray.features.registry import (
+    EXTRACTOR_NAMES,
+    JOINT_EXTRACTOR,
+    PATCH_EXTRACTORS,
+    build_extractor,
+    expected_backbone,
+)
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
@@ -287,7 +293,10 @@ def resolve_extractor(config: JobConfig, description: ModelDescription) -> Named
         raise ConfigurationError(
             f"features.extractor: expected auto or one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}"
         )
-    path = _existing("features.backbone", config.features.backbone, description.backbone_path)
+    own = description.backbone_path if name in PATCH_EXTRACTORS else None
+    path = _existing("features.backbone", config.features.backbone, own)
+    if path is None:
+        raise ConfigurationError(f"features.backbone: expected {expected_backbone(name)}, got nothing")
     return NamedPart(name=name, path=path)
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 JOINT_EXTRACTOR = "pca_all"
 """The extractor whose features the selection reduces, over the whole population at once."""
-EXTRACTOR_NAMES = ("pca", JOINT_EXTRACTOR, "pool", "inception")
+PATCH_EXTRACTORS = ("pca", JOINT_EXTRACTOR, "pool")
+"""Extractors that any patch backbone serves, a model's own too."""
+EXTRACTOR_NAMES = (*PATCH_EXTRACTORS, "inception")
 PCA_SIGNS = ("deterministic", "published")
 
 
@@ -50,12 +52,7 @@ def build_extractor(
     if pca_sign not in PCA_SIGNS:
         problems.append(f"features.pca_sign: expected one of {', '.join(PCA_SIGNS)}, got {pca_sign!r}")
     if backbone is None:
-        expected = (
-            "the file inception_v3_google-0cc3c7bd.pth"
-            if name == "inception"
-            else "the path of a vision network (a reward directory or DINOv2)"
-        )
-        problems.append(f"features.backbone: expected {expected}, got nothing")
+        problems.append(f"features.backbone: expected {expected_backbone(name)}, got nothing")
     if problems or backbone is None:
         raise ConfigurationError(problems)
 
@@ -78,6 +75,13 @@ def build_extractor(
     if name == JOINT_EXTRACTOR:
         return WholePatchFeatures(network)
     return PrincipalComponentFeatures(network, ComponentSign(pca_sign))
+
+
+def expected_backbone(name: str) -> str:
+    """Return, for messages, what an extractor's `features.backbone` has to name."""
+    if name == "inception":
+        return "the file inception_v3_google-0cc3c7bd.pth"
+    return "the path of a vision network (a reward directory or DINOv2)"
 
 
 def load_backbone(

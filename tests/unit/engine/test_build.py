@@ -20,6 +20,7 @@ from ttsvar_ray.engine.build import (
 )
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.registry import model_path
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import PotentialKind, RewardCombination, SelectionKind
 
 OWN_PLAN = {
@@ -113,6 +114,23 @@ def test_a_model_without_reward_needs_one_named(tmp_path: Path) -> None:
         check_parts(config, build_plan(config))
     named = config_for(model_directory(tmp_path, reward={}), reward={"name": "constant"})
     check_parts(named, build_plan(named))
+
+
+@pytest.mark.parametrize(("extractor", "file"), [("inception", "inception_v3_google"), ("pca", "DINOv2")])
+def test_an_extractor_without_files_is_refused_before_anything_is_loaded(
+    tmp_path: Path, extractor: str, file: str
+) -> None:
+    # The built-in model's backbone has patches; InceptionV3 is another file.
+    model = "shapes" if extractor == "inception" else model_directory(tmp_path, features={})
+    config = config_for(model, features={"extractor": extractor})
+    with pytest.raises(ConfigurationError, match=rf"features\.backbone: expected .*{file}"):
+        check_parts(config, build_plan(config))
+
+
+def test_a_joint_extractor_is_part_of_the_plan() -> None:
+    assert build_plan(config_for("shapes")).joint_component is None
+    joint = config_for("shapes", features={"extractor": "pca_all", "pca_sign": "published"})
+    assert build_plan(joint).joint_component is ComponentSign.PUBLISHED
 
 
 def ensemble(**reward: Any) -> dict[str, Any]:
