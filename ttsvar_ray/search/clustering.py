@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from ttsvar_ray.errors import FeatureError
+from ttsvar_ray.search.k_means import fast_labels
 from ttsvar_ray.types import Float64Array, Int64Array
 
 _TIE = 1e-9
@@ -86,9 +87,19 @@ def _normalised(features: npt.NDArray[np.floating]) -> Float64Array:
 
 
 def _cluster(points: Float64Array, num_clusters: int, seed: int, restarts: int) -> Int64Array:
-    distinct, group = np.unique(points, axis=0, return_inverse=True)
-    if len(distinct) <= num_clusters:
-        return group.reshape(-1).astype(np.int64)
+    # Adding zero makes one zero of two: equal points have equal bytes.
+    if len({point.tobytes() for point in points + 0.0}) < len(points):
+        distinct, group = np.unique(points, axis=0, return_inverse=True)
+        if len(distinct) <= num_clusters:
+            return group.reshape(-1).astype(np.int64)
+    elif len(points) <= num_clusters:
+        return np.arange(len(points), dtype=np.int64)
+    labels = fast_labels(points, num_clusters, seed, restarts)
+    return labels if labels is not None else _cluster_slowly(points, num_clusters, seed, restarts)
+
+
+def _cluster_slowly(points: Float64Array, num_clusters: int, seed: int, restarts: int) -> Int64Array:
+    """Let scikit-learn decide, where rounding does."""
     k_means = KMeans(
         num_clusters,
         init="k-means++",
