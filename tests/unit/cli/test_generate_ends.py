@@ -75,6 +75,34 @@ def test_flags_and_settings_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> No
     assert (config.cluster.address, config.output.bits) == ("auto", True)
 
 
+def test_retrying_and_starting_anew_are_asked_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, bool]] = []
+
+    def run(config: JobConfig, *, progress: Any, **flags: bool) -> JobSummary:
+        seen.append(flags)
+        return JobSummary(**SUMMARY)
+
+    for flags in ([], ["--retry-failed"], ["--force-new"]):
+        assert generate_with(monkeypatch, run, *flags).exit_code == 0
+    assert seen == [
+        {"retry_failed": False, "force_new": False},
+        {"retry_failed": True, "force_new": False},
+        {"retry_failed": False, "force_new": True},
+    ]
+
+
+def test_an_output_in_an_object_store_is_opened_by_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = JobSummary(**{**SUMMARY, "output": "s3://bucket/out", "failed": 1})
+    result = generate_with(monkeypatch, lambda config, **_: summary)
+    lines = result.stdout.splitlines()
+    assert (
+        '  datasets.load_dataset("parquet", data_files="s3://bucket/out/data/*.parquet", split="train")'
+        in lines
+    )
+    assert "  see why: s3://bucket/out/failed" in lines
+    assert "  try those again: the same command with --retry-failed" in lines
+
+
 def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     result = generate_with(monkeypatch, lambda config, **_: JobSummary(**SUMMARY))
     assert result.exit_code == 0
