@@ -46,8 +46,9 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def step(cache: Path, endpoint: str, *arguments: str, offline: bool = False) -> dict[str, object]:
-    environment = {
+def environment_of(cache: Path, endpoint: str, *, offline: bool = False) -> dict[str, str]:
+    """Return the environment of a process that knows no other hub than the one at `endpoint`."""
+    return {
         **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))},
         "HF_HOME": str(cache),
         "HF_ENDPOINT": endpoint,
@@ -55,9 +56,12 @@ def step(cache: Path, endpoint: str, *arguments: str, offline: bool = False) -> 
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
     }
+
+
+def step(cache: Path, endpoint: str, *arguments: str, offline: bool = False) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-c", STEP, *arguments],
-        env=environment,
+        env=environment_of(cache, endpoint, offline=offline),
         capture_output=True,
         text=True,
         timeout=120,
@@ -105,3 +109,42 @@ def test_what_cannot_be_had_is_explained_with_the_command_that_fetches_it(
     offline = step(tmp_path / "b", hub.endpoint, "hf:google/flan-t5-xl", "*", offline=True)
     assert "offline mode is on" in str(offline["error"])
     assert "hf download google/flan-t5-xl" in str(offline["error"])
+
+
+MODEL = """
+import sys
+from ttsvar_ray.config import load_config
+from ttsvar_ray.engine.build import build_engine, build_plan
+from ttsvar_ray.engine.weights import fetch_weights, pin_weights, weight_fingerprints
+config = load_config(None, ["model.name=hf:someone/small@main", "model.device=cpu"], needs_files=False)
+plan = build_plan(config)
+pinned = pin_weights(config)
+print(pinned.model.name, *sorted(set(weight_fingerprints(pinned, plan).values())))
+fetch_weights(pinned)
+print(build_engine(pinned, plan).model_name)
+"""
+
+
+def test_a_model_directory_in_a_repository_runs_with_the_reward_that_is_in_it(tmp_path: Path) -> None:
+    weights = Path(__file__).parents[2] / "ttsvar_ray" / "shapes" / "weights"
+    with serve(FakeHub({"someone/small": (COMMIT, weights)})) as hub:
+        environment = {**environment_of(tmp_path / "cache", hub.endpoint), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", MODEL],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    pinned = f"hf:someone/small@{COMMIT}"
+    first, second = done.stdout.splitlines()
+    assert first.split()[0] == pinned
+    assert set(first.split()[1:]) == {
+        pinned,
+        "transformer.safetensors",
+        "tokenizer.safetensors",
+        "text_encoder",
+    }
+    assert second == "shapes"

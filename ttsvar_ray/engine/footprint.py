@@ -98,8 +98,11 @@ def uses_guidance(config: JobConfig, description: ModelDescription) -> bool:
 
 def _text_encoder(description: ModelDescription, sizes: TransformerConfig) -> EncoderShape:
     """Return the shape in the encoder's own config.json, or the published one of the same width."""
-    root = description.weights["text_encoder"].root
-    values = _read(root / description.weights["text_encoder"].name) if isinstance(root, Path) else None
+    root, name = description.weights["text_encoder"].root, description.weights["text_encoder"].name
+    if not isinstance(root, Path) and name:
+        # Of a model directory in a repository, which brings its encoder: one small file, mostly cached.
+        root = root.fetch([f"{name}/config.json"])
+    values = _read(root / name) if isinstance(root, Path) else None
     if values is None:
         if sizes.text_channels != T5_XL.width:
             raise ConfigurationError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.engine.build import (
     describe,
@@ -10,8 +12,9 @@ from ttsvar_ray.engine.build import (
     resolve_extractor,
     resolve_rewards,
 )
-from ttsvar_ray.models.location import fetch_all, fingerprint_path
-from ttsvar_ray.models.registry import pin_model
+from ttsvar_ray.models.hub import HubRepository, is_hub_reference
+from ttsvar_ray.models.location import fingerprint_path
+from ttsvar_ray.models.registry import fetch_model, pin_model
 from ttsvar_ray.search.schedule import Plan
 
 
@@ -37,7 +40,7 @@ def fetch_weights(config: JobConfig) -> None:
     Raises:
         CheckpointError: the hub cannot be reached, or a file is missing.
     """
-    fetch_all(describe(config).weights)
+    fetch_model(model_choice(config))
 
 
 def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
@@ -50,11 +53,20 @@ def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
     """
     description = describe(config)
     found = {f"weights.{part}": weights.fingerprint() for part, weights in description.weights.items()}
+
+    def add(name: str, path: Path | None) -> None:
+        if path is None:
+            return
+        own = path in (description.reward_path, description.backbone_path)
+        if own and is_hub_reference(config.model.name):
+            # In the same commit as the model, and perhaps not fetched yet.
+            found[name] = str(HubRepository.parse(config.model.name).pinned())
+        else:
+            found[name] = fingerprint_path(path)
+
     for reward in resolve_rewards(config, description):
-        if reward.path is not None:
-            found[f"weights.reward.{reward.name}"] = fingerprint_path(reward.path)
+        add(f"weights.reward.{reward.name}", reward.path)
     if needs_features(plan):
         extractor = resolve_extractor(config, description)
-        if extractor.path is not None:
-            found[f"weights.features.{extractor.name}"] = fingerprint_path(extractor.path)
+        add(f"weights.features.{extractor.name}", extractor.path)
     return found

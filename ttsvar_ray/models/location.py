@@ -96,7 +96,13 @@ def _fetched(location: Location) -> Path | CheckpointError:
 
 
 def fingerprint_path(path: Path) -> str:
-    """Return the sampled digest of a file, or of all files of a folder; see `Location.fingerprint`."""
+    """Return the sampled digest of a file, or of all files of a folder; see `Location.fingerprint`.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
     digest = hashlib.sha256()
     for file in _files(path):
         size = file.stat().st_size

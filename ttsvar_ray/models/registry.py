@@ -12,7 +12,7 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import CONFIG_NAME, ModelDescription, read_description
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
-from ttsvar_ray.models.location import Location, parse_root
+from ttsvar_ray.models.location import Location, fetch_all, parse_root
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ FAMILIES: dict[str, Callable[[], Callable[..., NextScaleModel]]] = {"infinity": 
 def model_path(name_or_path: str) -> Path:
     """Return the directory of a model that is none of the published names.
 
-    Of a repository of the hub only config.json is fetched.
+    Of a repository of the hub only the files named config.json are fetched.
 
     Raises:
         CheckpointError: neither the built-in name nor a directory.
@@ -51,7 +51,7 @@ def model_path(name_or_path: str) -> Path:
         return Path(str(importlib.resources.files("ttsvar_ray"))) / "shapes" / "weights"
     root = parse_root(name_or_path)
     if isinstance(root, HubRepository):
-        return root.fetch([CONFIG_NAME])
+        return root.fetch([CONFIG_NAME, f"*/{CONFIG_NAME}"])
     if not root.is_dir():
         raise CheckpointError(
             f"model {name_or_path!r}: no such directory; give {BUILT_IN!r} (built in), a model directory, "
@@ -127,6 +127,18 @@ def _refuse_text_settings(choice: ModelChoice) -> None:
         if is_given
     ]:
         raise ConfigurationError(problems)
+
+
+def fetch_model(choice: ModelChoice) -> None:
+    """Bring everything that a model needs to this machine, where it is in a repository of the hub.
+
+    Raises:
+        CheckpointError: with everything that is missing.
+    """
+    if is_hub_reference(choice.name):
+        # With the reward and the features that may be in it.
+        HubRepository.parse(choice.name).fetch(["*"])
+    fetch_all(describe_model(choice).weights)
 
 
 def pin_model(choice: ModelChoice) -> ModelChoice:
@@ -226,8 +238,10 @@ def load_model(
     """
     from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 
-    _require_weights(ModelChoice(name=model) if isinstance(model, str) else model)
-    description = describe_model(model)
+    choice = ModelChoice(name=model) if isinstance(model, str) else model
+    _require_weights(choice)
+    fetch_model(choice)
+    description = describe_model(choice)
     own, scales = description.sampling, description.num_scales
     sampling = SamplingSettings(
         guidance=own.guidance if guidance is None else per_scale("guidance", guidance, scales),

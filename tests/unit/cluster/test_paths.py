@@ -36,3 +36,17 @@ def test_weights_are_found_from_any_working_directory(
     reward = {"name": "ensemble", "members": {"hps-v2.1": "h", "constant": None}}
     ensemble = with_absolute_inputs(JobConfig.model_validate({"reward": reward}))
     assert ensemble.reward.members == {"hps-v2.1": str(tmp_path / "h"), "constant": None}
+
+
+def test_published_names_and_repositories_are_not_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = JobConfig.model_validate(
+        {"model": {"name": "infinity-2b", "path": "weights", "text_encoder": "hf:google/flan-t5-xl"}}
+    )
+    model = with_absolute_inputs(config).model
+    assert (model.name, model.path) == ("infinity-2b", str(tmp_path / "weights"))
+    assert model.text_encoder == "hf:google/flan-t5-xl"
+    repository = JobConfig.model_validate({"model": {"name": "hf:someone/small@main"}})
+    assert with_absolute_inputs(repository).model.name == "hf:someone/small@main"
