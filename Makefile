@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format lock train-shapes results clean
+.PHONY: help env demo test slow chaos check format lock train-shapes results clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -23,6 +23,12 @@ demo: env ## run the main job on the built-in model; pictures in outputs/shapes-
 
 test: env ## run the default tests (under 15 minutes on two cores)
 	$(BIN)/python -m pytest
+
+slow: env ## run the slow tests: full matrices, fresh environments, stopped jobs (most of an hour)
+	$(BIN)/python -m pytest -m slow
+
+chaos: env ## kill workers, coordinators, drivers and nodes of a simulated cluster (about ten minutes)
+	$(BIN)/python -m pytest -m chaos -s
 
 check: env ## static checks: format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -113,3 +113,41 @@ def test_the_readme_command_leaves_its_output_in_the_home_folder(head: Head) -> 
     assert table.num_rows == 2
     assert all(image["bytes"] for image in table["image"].to_pylist())
     assert not (ROOT / "outputs" / "shapes-demo" / ".lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_job_stop_commits_what_is_whole_and_the_same_command_goes_on(head: Head) -> None:
+    pytest.importorskip("aiohttp", reason="job submission needs ray[default]")
+    ray = [str(BIN / "ray"), "job"]
+    output = head.home / "outputs" / "stopped"
+    entry = ["python", "-m", "ttsvar_ray", "generate", "jobs/shapes_demo.yaml", "--output", str(output)]
+    small = ["--set", "prompts.limit=24", "--set", "cluster.workers=1", "--set", "output.rows_per_part=2"]
+    grace = ["--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}']
+    submit = [*ray, "submit", "--address", head.dashboard, "--working-dir", ".", *grace]
+    done = submit_when_ready([*submit, "--no-wait", "--submission-id", "first", "--", *entry, *small], head)
+    assert done.returncode == 0, done.stdout + done.stderr
+    deadline = time.monotonic() + 240
+    while not any((output / "data").glob("part-*")):
+        assert time.monotonic() < deadline, "no part was committed"
+        time.sleep(0.2)
+
+    def call(*words: str) -> str:
+        command = [*ray, *words, "--address", head.dashboard, "first"]
+        done = subprocess.run(
+            command, env=head.environment, capture_output=True, text=True, timeout=200, check=True
+        )
+        return done.stdout + done.stderr
+
+    call("stop")
+    assert "STOPPED" in call("status")
+    assert "stopped by SIGTERM" in call("logs")
+    committed = {path.name: path.read_bytes() for path in (output / "data").glob("part-*")}
+    assert 0 < len(committed) < 12
+    assert not (output / ".lock").exists()
+    again = submit_when_ready([*submit, "--", *entry, *small], head)
+    assert again.returncode == 0, again.stdout + again.stderr
+    parts = {path.name: path.read_bytes() for path in (output / "data").glob("part-*")}
+    assert len(parts) == 12
+    assert all(parts[name] == content for name, content in committed.items())
+    assert pq.read_table(output / "data", columns=["row"])["row"].to_pylist() == list(range(24))

@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--rows-per-part", type=int, default=10)
     parser.add_argument("--pause", type=float, required=True)
+    parser.add_argument("--noisy", action="store_true")
     arguments = parser.parse_args()
     config = JobConfig.model_validate(
         {
@@ -42,7 +43,9 @@ def main() -> int:
             "seed": SEED,
         }
     )
-    builder = TinyEngineBuilder(seed=SEED, rows=arguments.rows, pause_s=arguments.pause)
+    builder = TinyEngineBuilder(
+        seed=SEED, rows=arguments.rows, pause_s=arguments.pause, noisy=arguments.noisy
+    )
     try:
         summary = run_job(config, parts=JobParts(plan=tts_var_plan(), build_engine=builder))
     except (InterruptedRunError, RunFailedError) as error:
