@@ -140,7 +140,7 @@ def test_ray_job_stop_commits_what_is_whole_and_the_same_command_goes_on(head: H
         return done.stdout + done.stderr
 
     call("stop")
-    assert "STOPPED" in call("status")
+    assert "was stopped" in call("status")
     assert "stopped by SIGTERM" in call("logs")
     committed = {path.name: path.read_bytes() for path in (output / "data").glob("part-*")}
     assert 0 < len(committed) < 12
