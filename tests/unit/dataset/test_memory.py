@@ -30,9 +30,7 @@ def peak_of(count: int, folder: Path) -> tuple[int, int]:
     return peak, pa.total_allocated_bytes() - arrow_before
 
 
-def test_eight_times_the_prompts_take_the_same_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_six_times_the_prompts_take_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is kept in memory up to a bound is bound low here: the larger set goes to disk, as millions do.
     capacity = 128
     monkeypatch.setattr(identity.Ordinals.__init__, "__defaults__", (capacity,))
