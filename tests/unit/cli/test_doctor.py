@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ttsvar_ray.cli.doctor.command import _output_folder
 from ttsvar_ray.cli.doctor.finding import Finding, Mark, run_check
 from ttsvar_ray.cli.doctor.judges import JUDGES
 from ttsvar_ray.cli.doctor.machine import check_disk, cpu_limit, memory_limit
 from ttsvar_ray.cli.doctor.ray_cluster import check_ray
 from ttsvar_ray.cli.doctor.screen import can_run, show, verdict
 from ttsvar_ray.cli.doctor.weights import check_judges, check_models
+from ttsvar_ray.config import load_config
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.rewards.registry import REWARD_NAMES
 
@@ -152,3 +154,10 @@ def test_the_screen_shows_commands(terminal: bool) -> None:
     assert not can_run(findings)
     assert verdict(findings).startswith("not ready: 1 broken; 0 to look at, 1 missing")
     assert can_run(findings[:2])
+
+
+def test_of_an_object_store_the_disk_that_matters_is_where_parts_are_made() -> None:
+    config = load_config(None, ["output.path=s3://bucket/run"], needs_files=False)
+    assert list(_output_folder(config)) == ["parts before upload"]
+    config = load_config(None, ["output.path=out"], needs_files=False)
+    assert _output_folder(config) == {"output": Path("out")}

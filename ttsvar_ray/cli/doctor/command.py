@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,8 +76,7 @@ def examine(config: JobConfig | None, weights: Path) -> list[Finding]:
     from ttsvar_ray.engine.build import model_choice
     from ttsvar_ray.models.choice import ModelChoice
 
-    output = Path(config.output.path) if config is not None and config.output.path else Path()
-    folders = {"output": output, "hub cache": Path(constants.HF_HUB_CACHE)}
+    folders = {**_output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
     choices = [ModelChoice(name=name) for name in MODELS] if config is None else [model_choice(config)]
     named = {} if config is None else _named_paths(config)
     checks: tuple[tuple[str, Check, Mark], ...] = (
@@ -95,6 +95,15 @@ def examine(config: JobConfig | None, weights: Path) -> list[Finding]:
         for area, check, otherwise in checks
         for finding in run_check(area, check, otherwise=otherwise)
     ]
+
+
+def _output_folder(config: JobConfig | None) -> dict[str, Path]:
+    """Return the folder of this machine that the output fills: of an object store, where parts are made."""
+    from ttsvar_ray.storage import is_uri
+
+    if config is not None and is_uri(config.output.path):
+        return {"parts before upload": Path(tempfile.gettempdir())}
+    return {"output": Path(config.output.path) if config is not None and config.output.path else Path()}
 
 
 def _named_paths(config: JobConfig) -> dict[str, str | None]:
