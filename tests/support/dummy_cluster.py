@@ -229,8 +229,10 @@ class DummyCluster:
         assert len({task.segment_index for task in batch.tasks}) == 1
         rows = sum(len(task.slots) for task in batch.tasks)
         assert 1 <= rows <= worker.rows
-        if self.workload is not None and self.settings.batch_tokens is not None:
-            tokens = self.workload.segments[batch.tasks[0].segment_index].tokens
+        if self.settings.batch_tokens is not None:
+            segment = self.plan.segments[batch.tasks[0].segment_index]
+            scales = self.plan.scale_schedule[segment.first_scale : segment.last_scale + 1]
+            tokens = sum(height * width for height, width in scales)
             assert rows == 1 or rows * tokens <= self.settings.batch_tokens
         assert all(task.prompt.key not in self.outcomes for task in batch.tasks), "work for an emitted prompt"
         worker.in_flight.add(batch.batch_id)

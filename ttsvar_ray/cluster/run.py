@@ -49,7 +49,6 @@ from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.lease_desk import LeaseDesk
 from ttsvar_ray.coordination.leasing import LeaseLedger, WholeChunk
 from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
-from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.dataset import (
     ChunkReport,
@@ -59,6 +58,7 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     summarise_output,
 )
+from ttsvar_ray.engine.policies import coordinator_settings
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.search.schedule import Plan
@@ -174,13 +174,7 @@ class Run:
         each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
         cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
         logger.info("starting %d worker%s of %s%s", layout.count, "s" * (layout.count != 1), each, cells)
-        settings = CoordinatorSettings(
-            spread=cluster.spread,
-            max_attempts=cluster.max_attempts,
-            keep=self.config.output.keep,
-            deadline_ceiling_s=cluster.segment_timeout_s,
-            deadline_floor_s=min(CoordinatorSettings().deadline_floor_s, cluster.segment_timeout_s),
-        )
+        settings = coordinator_settings(self.config)
         prefix = f"ttsvar-{uuid.uuid4().hex[:8]}-"
 
         def make_spec(index: int, life: int) -> CellSpec:

@@ -213,6 +213,9 @@ class ClusterConfig(_Section):
     cpus_per_worker: _NonNegative | None = Field(
         default=None, description="None: engine.threads on a CPU, 1 beside a GPU"
     )
+    batch_tokens: _Count | None = Field(
+        default=None, description="most tokens of one micro-batch, so that none takes long; None: no limit"
+    )
     workers_per_cell: _Count = Field(default=64, description="workers that one coordinator serves")
     max_attempts: _Count = Field(default=3, description="tries before a prompt is dead-lettered")
     segment_timeout_s: _Positive = Field(

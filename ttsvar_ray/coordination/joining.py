@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ttsvar_ray.coordination.actions import Refuse
 from ttsvar_ray.coordination.events import WorkerJoined
 from ttsvar_ray.coordination.fleet import Worker
@@ -39,7 +37,7 @@ def take_measure(
         capacity=capacity,
         least=least,
         peak=tariff.peak(plan),
-        limits=_batch_limits(event.rows, capacity, tariff, settings, workload),
+        limits=_batch_limits(event.rows, capacity, tariff, plan, settings.batch_tokens),
         weights=(1.0,) * len(plan.segments)
         if workload is None
         else tuple(load.row_seconds for load in workload.segments),
@@ -47,17 +45,14 @@ def take_measure(
 
 
 def _batch_limits(
-    rows: int,
-    capacity: int,
-    tariff: Tariff,
-    settings: CoordinatorSettings,
-    workload: Workload | None,
+    rows: int, capacity: int, tariff: Tariff, plan: Plan, batch_tokens: int | None
 ) -> list[int]:
     """Return the trajectories that fill a batch, by segment: at least one, whatever the budgets."""
     limits = [rows] * len(tariff.running)
-    if workload is not None and settings.batch_tokens is not None:
-        tokens: Sequence[int] = [load.tokens for load in workload.segments]
-        limits = [min(r, settings.batch_tokens // t) if t else r for r, t in zip(limits, tokens, strict=True)]
+    if batch_tokens is not None:
+        sides = plan.scale_schedule
+        tokens = [sum(h * w for h, w in sides[s.first_scale : s.last_scale + 1]) for s in plan.segments]
+        limits = [min(r, batch_tokens // t) for r, t in zip(limits, tokens, strict=True)]
     # Half of the memory is for what runs: a batch that takes more would have to wait for room.
     limits = [min(r, capacity // 2 // p) if p else r for r, p in zip(limits, tariff.running, strict=True)]
     return [max(1, limit) for limit in limits]

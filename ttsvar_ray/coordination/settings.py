@@ -26,7 +26,7 @@ class CoordinatorSettings:
             so that every worker can finish a prompt on its own.
         keep: "best" emits the image with the highest reward, "all" emits every survivor, ranked.
         batch_tokens: most tokens of a micro-batch, so that none takes long; one trajectory always runs.
-            None is no limit. Needs a `Workload`, which counts the tokens.
+            None is no limit.
         deadline_factor: a batch is overdue after this many times the seconds expected of it.
         deadline_floor_s: but never before this, so that a hiccup is no death.
         deadline_ceiling_s: and always after this; alone it holds for a segment that no answer is known of,

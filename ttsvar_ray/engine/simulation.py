@@ -15,6 +15,7 @@ from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.engine.build import build_plan, describe
 from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.memory_plan import memory_plan
+from ttsvar_ray.engine.policies import coordinator_settings
 from ttsvar_ray.engine.workload import build_workload, is_gpu
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelDescription
@@ -81,13 +82,7 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
     return SimulatedJob(
         plan=plan,
         workload=workload,
-        coordinator=CoordinatorSettings(
-            spread=cluster.spread,
-            max_attempts=cluster.max_attempts,
-            keep=config.output.keep,
-            deadline_ceiling_s=cluster.segment_timeout_s,
-            deadline_floor_s=min(CoordinatorSettings().deadline_floor_s, cluster.segment_timeout_s),
-        ),
+        coordinator=coordinator_settings(config),
         rows=config.engine.micro_batch_rows,
         memory_bytes=memory_bytes,
         rows_per_part=config.output.rows_per_part,

@@ -93,6 +93,7 @@ def test_the_option_list_is_pinned() -> None:
         "cluster.address",
         "cluster.gpus_per_worker",
         "cluster.cpus_per_worker",
+        "cluster.batch_tokens",
         "cluster.workers_per_cell",
         "cluster.max_attempts",
         "cluster.segment_timeout_s",
