@@ -15,15 +15,15 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.diary import Diary, read_diaries
+from benchmarks.machine import cpu_name
 from benchmarks.sleeping_engine import SleepingEngineBuilder
 from ttsvar_ray.config import load_config
 from ttsvar_ray.config.sections import JobConfig
@@ -34,41 +34,6 @@ from ttsvar_ray.engine.simulation import SimulatedJob, simulated_job
 from ttsvar_ray.types import Prompt
 
 JOB = Path("jobs/infinity_2b.yaml")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diary:
-    """What one worker wrote down: its micro-batches in order."""
-
-    batches: list[dict[str, Any]]
-
-    @property
-    def began(self) -> float:
-        """When its first micro-batch began."""
-        return float(self.batches[0]["began"])
-
-    @property
-    def ended(self) -> float:
-        """When its last one ended."""
-        return float(self.batches[-1]["ended"])
-
-    def asked_between(self, start: float, end: float) -> float:
-        """Return the seconds of computing it was asked for in a stretch; parts of micro-batches count."""
-        asked = 0.0
-        for batch in self.batches:
-            length = batch["ended"] - batch["began"]
-            inside = min(end, batch["ended"]) - max(start, batch["began"])
-            asked += max(0.0, inside) / length * batch["asked"] if length else 0.0
-        return asked
-
-
-def read_diaries(log: Path) -> list[Diary]:
-    """Return the diaries of all workers."""
-    diaries = []
-    for file in sorted(log.glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        diaries.append(Diary(batches=[json.loads(line) for line in lines]))
-    return diaries
 
 
 def steady_stretch(diaries: list[Diary]) -> tuple[float, float]:
@@ -196,7 +161,7 @@ class CellWatch:
     def cpu_share(self, start: float, end: float) -> float:
         """Return the CPU seconds in a second of a stretch; NaN where it was not looked at twice."""
         seen = [look for look in self._seen if start <= look[0] <= end]
-        if len(seen) < 2:  # noqa: PLR2004 - a difference needs two looks
+        if len(seen) < 2:
             return float("nan")
         return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
 
@@ -282,14 +247,6 @@ def tell(what: str, run: dict[str, Any]) -> None:
         f"{run['wall_seconds']:.0f} s in all",
         flush=True,
     )
-
-
-def cpu_name() -> str:
-    """Return the processor's name for people."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

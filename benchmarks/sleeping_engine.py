@@ -6,7 +6,6 @@ holds the name of each trajectory and refuses to go on from one that it does not
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import cast
 
 import numpy as np
 
+from benchmarks.diary import DiaryWriter
 from ttsvar_ray.coordination.messages import (
     FailureKind,
     FinalImage,
@@ -63,8 +63,7 @@ class SleepingEngine:
         ]
         self._random = np.random.default_rng(os.getpid())
         self._held: dict[tuple[str, int], dict[int, set[int]]] = {}
-        log.mkdir(parents=True, exist_ok=True)
-        self._log = (log / f"{os.getpid()}.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._diary = DiaryWriter(log)
 
     @property
     def held_prompts(self) -> int:
@@ -90,15 +89,14 @@ class SleepingEngine:
         answers = [self._answer(task, segment, seconds) for task in tasks]
         # What the answers cost here is part of the time that they would have taken there.
         time.sleep(max(0.0, began + seconds - time.monotonic()))
-        done = {
-            "segment": segment.index,
-            "rows": rows,
-            "replayed": replayed,
-            "began": began,
-            "ended": time.monotonic(),
-            "asked": seconds,
-        }
-        self._log.write(json.dumps(done) + "\n")
+        self._diary.write(
+            segment=segment.index,
+            rows=rows,
+            replayed=replayed,
+            began=began,
+            ended=time.monotonic(),
+            asked=seconds,
+        )
         return answers
 
     def _answer(self, task: ShardTask, segment: Segment, seconds: float) -> SegmentReport | ShardFailure:
