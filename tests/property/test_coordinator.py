@@ -278,6 +278,7 @@ def run_schedule(seed: int) -> None:
         raise AssertionError(f"schedule {seed} (rerun: TTSVAR_SCHEDULE={seed}): {error!r}") from error
 
 
+@pytest.mark.timeout(300 + (SCHEDULES - FIRST) // BLOCKS)  # a second for each would be slow
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_results_do_not_depend_on_what_happens(block: int) -> None:
     single = os.environ.get("TTSVAR_SCHEDULE")

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsvar_ray.coordination.placement import Candidate, Seating, effective_spread, feasible_spread, seat
+from ttsvar_ray.coordination.placement import (
+    Candidate,
+    Seating,
+    effective_spread,
+    feasible_spread,
+    fitting,
+    seat,
+)
 from ttsvar_ray.coordination.settings import Spread
 
 
@@ -121,3 +128,47 @@ def test_every_slot_is_seated_within_the_rooms_or_none_is(
     if all(free >= len(parents) for free in rooms.values()):
         share = -(-len(parents) // min(spread, len(rooms), len(parents)))
         assert max(taken.values()) <= share
+
+
+@given(
+    parents=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+    held=st.dictionaries(st.sampled_from("abc"), st.frozensets(st.integers(0, 5)), min_size=1),
+    rooms=st.lists(st.integers(0, 60), min_size=3, max_size=3),
+    slot_price=st.integers(0, 6),
+    parent_price=st.integers(0, 6),
+    spread=st.integers(1, 4),
+)
+def test_what_is_placed_is_paid_for_with_each_missing_parent_once(
+    parents: list[int],
+    held: dict[str, frozenset[int]],
+    rooms: list[int],
+    slot_price: int,
+    parent_price: int,
+    spread: int,
+) -> None:
+    workers = [
+        Candidate(
+            worker_id=name,
+            room=room,
+            slot_price=slot_price,
+            parent_price=parent_price,
+            parents=held.get(name, frozenset()),
+        )
+        for name, room in zip("abc", rooms, strict=True)
+    ]
+    parent_of = dict(enumerate(parents))
+    home_of = {slot: w.worker_id for slot, p in parent_of.items() for w in workers if p in w.parents}
+
+    seating = seat(
+        range(len(parents)), parent_of=parent_of, home_of=home_of, candidates=workers, spread=spread
+    )
+
+    for worker in workers:
+        slots = [s for s, name in (seating.worker_of.items() if seating else ()) if name == worker.worker_id]
+        rebuilt = {parents[slot] for slot in slots} - worker.parents
+        assert slot_price * len(slots) + parent_price * len(rebuilt) <= worker.room
+        alone = fitting(range(len(parents)), parent_of=parent_of, candidate=worker)
+        missing = {parents[slot] for slot in alone} - worker.parents
+        assert slot_price * len(alone) + parent_price * len(missing) <= worker.room
+        if len(alone) == len(parents):
+            assert seating is not None, "one worker has room for all"
