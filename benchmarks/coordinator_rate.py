@@ -1,7 +1,7 @@
 """How many segments of prompts one coordinator decides in a second, on one core.
 
 A discrete-event loop answers for the workers: no model, no ray, batches take the seconds that a workload
-predicts, so that answers come in a realistic order. Only the time inside `Coordinator.handle` counts,
+predicts, so that answers come in a realistic order. Only processor time inside `Coordinator.handle` counts,
 selections included. A decision is one segment of one prompt: selection and placement, or the final ranking.
 
     python -m benchmarks.coordinator_rate --workers 64 --prompts 2000 --out rate.json
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsvar_ray.coordination import population
+from benchmarks.machine import cpu_name
 from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, Tick, WorkerJoined
@@ -30,7 +30,7 @@ from ttsvar_ray.coordination.messages import FinalImage, PromptResult, SegmentRe
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.search.schedule import Plan
-from ttsvar_ray.search.selection import SelectionOutcome
+from ttsvar_ray.search.selection import Select, SelectionOutcome, select
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Prompt, SelectionKind
 
@@ -128,6 +128,7 @@ class Run:
         rows: int,
         memory_bytes: int | None,
         settings: CoordinatorSettings,
+        selections: Select,
     ) -> None:
         self.plan = plan
         self.handled = 0.0
@@ -139,7 +140,9 @@ class Run:
         self.busy = 0.0
         self.now = 0.0
         self._answers = Answers(plan)
-        self._coordinator = Coordinator(plan=plan, run_seed=0, settings=settings, workload=WORKLOAD)
+        self._coordinator = Coordinator(
+            plan=plan, run_seed=0, settings=settings, workload=WORKLOAD, selections=selections
+        )
         self._left = deque(
             Prompt(row=row, prompt_id=f"p{row}", ordinal=0, text="a photo of a bench")
             for row in range(prompts)
@@ -214,12 +217,11 @@ class Timed:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._select = population.select
 
     def __call__(self, *args: Any, **kwargs: Any) -> SelectionOutcome:
         started = time.thread_time()
         try:
-            return self._select(*args, **kwargs)
+            return select(*args, **kwargs)
         finally:
             self.seconds += time.thread_time() - started
 
@@ -227,12 +229,11 @@ class Timed:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return one measurement, and what the workers were given to do."""
     timed = Timed()
-    population.select = timed  # type: ignore[assignment]
     plan = compile_plan(
         scale_schedule=tuple((side, side) for side in SIDES), strategy="tts-var", n=arguments.n
     )
     settings = CoordinatorSettings(spread="auto" if arguments.spread == "auto" else int(arguments.spread))
-    memory = None if arguments.memory_gb is None else int(arguments.memory_gb * GB)
+    memory = int(arguments.memory_gb * GB) or None
     run = Run(
         plan=plan,
         workers=arguments.workers,
@@ -240,6 +241,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         rows=arguments.rows,
         memory_bytes=memory,
         settings=settings,
+        selections=timed,
     )
     run.run()
     return {
@@ -265,15 +267,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "parents_replayed": run.replayed,
             "rows_per_batch": {s: round(run.rows_run[s] / n, 2) for s, n in sorted(run.batches_run.items())},
         },
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -283,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--n", type=int, default=1, help="the N of the paper")
-    parser.add_argument("--memory-gb", type=float, default=None)
+    parser.add_argument("--memory-gb", type=float, default=110.0, help="of a worker; 0: limits of rows alone")
     parser.add_argument("--spread", default="auto")
     parser.add_argument("--out", type=Path, default=None)
     parsed = parser.parse_args(arguments)
