@@ -128,7 +128,8 @@ def seaweed_server(folder: Path) -> Iterator[S3Server]:
             _wait_for_writes(server, process, folder / "weed.log")
             yield server
         finally:
-            process.terminate()
+            # It closes in good order in half a minute; nothing here is worth that.
+            process.kill()
             process.wait(timeout=60)
 
 
