@@ -8,9 +8,10 @@
     -------  ---------------------------------------  ------------------------------------------
     _loop    news of a cell, a written part           either; every second, to look at signals
 
-Invariants: the driver holds no more prompts and outcomes than `LeaseDesk.limit`, however long the prompt set;
-no wait in it is longer than a second. It ends in one of four ways: done; asked to stop; nobody left to work;
-too much failing. In all but the first it commits what is whole before it says why.
+Invariants: beside the prompts that the cells have, the driver holds no more than `LeaseDesk.limit` outcomes,
+however long the prompt set; no wait in it is longer than a second. It ends in one of four ways: done; asked
+to stop; nobody left to work; too much failing. In all but the first it commits what is whole before it says
+why.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from ttsvar_ray.coordination.leasing import Lease, LeaseLedger
 
 OPEN_CHUNKS = 4
-"""Chunks' worth of prompts that may be out before leasing waits for parts to be committed."""
+"""Chunks' worth of outcomes that may wait for their part before leasing waits for parts to be committed."""
 
-OPEN_REQUESTS = 4
-"""The same, in requests of all cells: small chunks must not starve many workers."""
+OPEN_ROUNDS = 2
+"""The same, in what the cells have: behind a prompt that takes this many times longer than others, and holds
+up its part, the others go on. Cells ask for no more than their workers need, so this bounds memory, too."""
 
 STRAGGLER_FACTOR = 3.0
 STRAGGLER_FLOOR_S = 30.0
@@ -62,9 +63,8 @@ class LeaseDesk:
 
     @property
     def limit(self) -> int:
-        """Prompts that may be out or wait for their part: enough to keep going past a slow chunk, not all."""
-        asked = sum(cell.asked for cell in self._cells.values())
-        return max(OPEN_CHUNKS * self._rows_per_chunk, OPEN_REQUESTS * asked)
+        """Outcomes that may wait for their part: enough to keep going past a slow chunk, not all."""
+        return max(OPEN_CHUNKS * self._rows_per_chunk, OPEN_ROUNDS * self._ledger.num_out)
 
     @property
     def straggler_after_s(self) -> float | None:
@@ -107,8 +107,8 @@ class LeaseDesk:
         leases: list[tuple[str, Lease]] = []
         while self._requests:
             cell_id, asked = self._requests[0]
-            # What comes back is out already: it takes no more of the driver's memory.
-            room = max(0, self.limit - self._ledger.num_uncommitted) + self._ledger.num_queued
+            # What comes back was counted when it was leased first.
+            room = max(0, self.limit - self._ledger.num_over) + self._ledger.num_queued
             if room == 0 and not self._ledger.is_exhausted:
                 break
             self._requests.popleft()

@@ -161,6 +161,16 @@ class LeaseLedger:
         return len(self._queue)
 
     @property
+    def num_out(self) -> int:
+        """Prompts that cells work on."""
+        return len(self._out)
+
+    @property
+    def num_over(self) -> int:
+        """Outcomes that wait for their chunk to be committed."""
+        return len(self._rows) - len(self._out) - len(self._queue)
+
+    @property
     def num_late(self) -> int:
         """Outcomes that were dropped because their row was over."""
         return self._late

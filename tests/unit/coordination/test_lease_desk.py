@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.lease_desk import OPEN_CHUNKS, LeaseDesk
+from ttsvar_ray.coordination.lease_desk import OPEN_CHUNKS, OPEN_ROUNDS, LeaseDesk
 from ttsvar_ray.coordination.leasing import Lease, LeaseLedger
 from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.types import Prompt
@@ -38,31 +38,51 @@ def test_requests_are_answered_in_order() -> None:
     assert desk.hand_out(0.0) == []
 
 
-def test_requests_wait_while_too_much_is_out() -> None:
+def over_without_part(ledger: LeaseLedger, cell_id: str, lease: Lease) -> None:
+    """Finish prompts whose parts are not written yet."""
+    for prompt in lease.prompts:
+        ledger.add(cell_id, PromptResult(prompt=prompt, images=(), trace=(), attempts=1, seconds=0.0))
+
+
+def test_requests_wait_while_too_many_outcomes_wait_for_their_part() -> None:
     ledger, desk = make(100, 2)
-    desk.ask("a", 5)
-    assert desk.limit == 20 > OPEN_CHUNKS * 2
-    given: list[Prompt] = []
-    for _ in range(5):
+    given = []
+    for _ in range(3):
         desk.ask("a", 5)
-        given += [prompt for _, lease in desk.hand_out(0.0) for prompt in lease.prompts]
-    assert len(given) == 20
-    # A slow prompt in the first chunk does not stop the others.
-    finish(ledger, "a", tuple(given[1:4]))
-    assert rows(desk.hand_out(1.0)) == [("a", [20, 21], False)]
+        for _, lease in desk.hand_out(0.0):
+            given.append(len(lease.prompts))
+            over_without_part(ledger, "a", lease)
+    assert given == [5, 3]
+    assert ledger.num_over == desk.limit == OPEN_CHUNKS * 2
+    ledger.commit(0)
+    assert rows(desk.hand_out(1.0)) == [("a", [8, 9], False)]
 
 
-def test_what_comes_back_goes_to_who_asks_whatever_is_out() -> None:
+def test_a_slow_prompt_stops_nobody_while_more_are_out_than_wait_behind_it() -> None:
+    ledger, desk = make(1000, 100)
+    for _ in range(3):
+        desk.ask("a", 300)
+    (_, first), (_, second), (_, third) = desk.hand_out(0.0)
+    assert [len(lease.prompts) for lease in (first, second, third)] == [300, 300, 300]
+    over_without_part(ledger, "a", first)
+    assert desk.limit == OPEN_ROUNDS * 600 > ledger.num_over
+    desk.ask("a", 300)
+    assert rows(desk.hand_out(1.0)) == [("a", list(range(900, 1000)), True)]
+
+
+def test_what_comes_back_goes_to_who_asks_whatever_waits_for_its_part() -> None:
     ledger, desk = make(100, 1)
-    desk.ask("a", 1)
-    for _ in range(9):
-        desk.ask("b", 1)
+    desk.ask("b", 2)
     desk.hand_out(0.0)
-    assert ledger.num_uncommitted == desk.limit
-    assert desk.lose_cell("b") == ledger.num_queued
+    for _ in range(2):
+        desk.ask("a", 2)
+        ((_, lease),) = desk.hand_out(0.0)
+        over_without_part(ledger, "a", lease)
+    assert ledger.num_over == desk.limit
     desk.ask("a", 1)
-    ((cell, (row,), _),) = rows(desk.hand_out(1.0))
-    assert (cell, row) == ("a", 1)
+    assert desk.hand_out(0.0) == []
+    assert desk.lose_cell("b") == ledger.num_queued == 2
+    assert rows(desk.hand_out(1.0)) == [("a", [0], False)]
 
 
 def test_who_was_told_that_nothing_is_left_is_handed_what_comes_back() -> None:
