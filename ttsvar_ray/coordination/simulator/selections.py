@@ -1,7 +1,7 @@
-"""Selections as a simulation makes them: counted, and if wished replaced by something that costs little.
+"""Selections as a simulation makes them: counted, and if wished replaced by something that costs less.
 
 Whom a selection keeps changes nothing about the time of a simulated run but how often siblings share a
-parent. A k-means over ten restarts takes longer than everything else that is simulated of a prompt.
+parent.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from ttsvar_ray.errors import ConfigurationError
 class CoordinatorCosts:
     """Seconds that one coordinator, which does one thing at a time, spends.
 
-    The defaults were measured: messages over Ray 2.60 (900 a second and more with 64 workers), the rest with
-    this coordinator and these selections, each on one core of a shared x86 server.
+    The defaults were measured on one core of a shared x86 server: decisions and selections with this
+    coordinator, TTS-VAR with N=1 (`benchmarks.coordinator_rate`); messages as what is left of the CPU time
+    of a cell's process on Ray 2.60, its background threads included (`benchmarks.orchestration`).
 
     Attributes:
         message_seconds: to take in one event and send what follows from it.
@@ -23,10 +24,10 @@ class CoordinatorCosts:
         cluster_seconds, resample_seconds: for each selection over a whole population.
     """
 
-    message_seconds: float = 1 / 900
-    shard_seconds: float = 0.2e-3
-    cluster_seconds: float = 7e-3
-    resample_seconds: float = 0.1e-3
+    message_seconds: float = 3e-3
+    shard_seconds: float = 0.3e-3
+    cluster_seconds: float = 0.9e-3
+    resample_seconds: float = 0.07e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,8 @@ class SimulationSettings:
         rows_per_part: prompts of one output part.
         sink_bytes_per_second: what the writer sustains, which is one process; infinite: writing is free.
         selections: "real" runs the selections of the search over random features and rewards; "cheap" draws
-            random ancestors instead: parents are as many and as mixed, and the run takes a tenth of the time.
-            The simulated seconds of a selection are those of `coordinator` either way.
+            random ancestors instead: parents are as many and as mixed, and the run takes half the time. The
+            simulated seconds of a selection are those of `coordinator` either way.
     """
 
     gpus: int
