@@ -177,10 +177,16 @@ def test_a_full_object_store_makes_batches_smaller_and_costs_no_worker(
 def test_a_worker_of_a_node_that_goes_finishes_and_is_replaced_once(
     monkeypatch: pytest.MonkeyPatch, expected: Outcomes, ends: str
 ) -> None:
-    """Its first batch is over only after the news of its node."""
-    group = FakeGroup(fault=lambda worker, n: ends if (worker, n) == ("worker-0", 1) else None)
+    """The news of its node comes while its first batch runs, which is over only after it."""
+
+    def fault(worker: str, n: int) -> str | None:
+        if (worker, n) != ("worker-0", 1):
+            return None
+        scene.draining = {"node-of-worker-0": 30.0}
+        return ends
+
+    group = FakeGroup(fault=fault)
     scene = Scene(monkeypatch, group)
-    scene.draining = {"node-of-worker-0": 30.0}
 
     def go_on_when_told() -> None:
         if scene.notices:
