@@ -41,8 +41,13 @@ def variants(settings: SimulationSettings, coordinator: CoordinatorSettings) -> 
             coordinator,
         ),
         (
-            f"a node of {settings.gpus_per_node} lost every 10 hours, of each 10",
-            replace(settings, failures_per_node_hour=0.01),
+            f"{10_000 * usual:g} losses an hour per 100 GPUs",
+            replace(settings, failures_per_gpu_hour=100 * usual),
+            coordinator,
+        ),
+        (
+            f"one in ten nodes of {settings.gpus_per_node} lost an hour",
+            replace(settings, failures_per_node_hour=0.1),
             coordinator,
         ),
         ("1 % stragglers, twice as slow", replace(settings, stragglers=0.01), coordinator),

@@ -24,7 +24,7 @@ class CoordinatorCosts:
         cluster_seconds, resample_seconds: for each selection over a whole population.
     """
 
-    message_seconds: float = 3e-3
+    message_seconds: float = 5e-3
     shard_seconds: float = 0.3e-3
     cluster_seconds: float = 0.9e-3
     resample_seconds: float = 0.07e-3
