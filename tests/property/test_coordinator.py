@@ -152,10 +152,6 @@ class Schedule:
         self.settings = draw_settings(self.rng)
         self.workload = draw_workload(self.rng, self.plan) if self.rng.random() < 0.7 else None
         self.fault_rate = self.rng.choice([0.0, 0.0, 0.05, 0.3])
-        # A worker that claims to have lost what it holds has more than the coordinator can know.
-        self.fault_kinds = list(FailureKind)
-        if self.rng.random() < 0.5:
-            self.fault_kinds.remove(FailureKind.STALE)
         self.disturbance_rate = self.rng.choice([0.0, 0.02, 0.1])
         self.faults_left = STEPS_WITH_FAULTS
         self.next_name = 0
@@ -168,11 +164,10 @@ class Schedule:
             workload=self.workload,
         )
         self.cluster.checks_rows = self.fault_rate == 0
-        self.cluster.checks_bytes = self.fault_rate == 0 or FailureKind.STALE not in self.fault_kinds
 
     def fault(self, task: ShardTask) -> FailureKind | None:
         if self.faults_left > 0 and self.rng.random() < self.fault_rate:
-            return self.rng.choice(self.fault_kinds)
+            return self.rng.choice(list(FailureKind))
         return None
 
     def draw_memory(self) -> int | None:

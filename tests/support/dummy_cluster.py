@@ -78,7 +78,6 @@ class DummyCluster:
         self.now = 0.0
         # Injected failures make a worker hold what the coordinator was told it does not.
         self.checks_rows = True
-        self.checks_bytes = True
         self._prompts = tuple(prompts)
         self._source = deque(prompts)
         self._run_seed = run_seed
@@ -274,8 +273,7 @@ class DummyCluster:
         load = self.workload.segments[batch.tasks[0].segment_index]
         rows = sum(len(task.slots) for task in batch.tasks)
         extra = rows * max(0, load.running_bytes - load.held_bytes)
-        within = worker.engine.held_bytes(self.workload) + extra <= worker.memory_bytes
-        assert within or not self.checks_bytes, "out of memory"
+        assert worker.engine.held_bytes(self.workload) + extra <= worker.memory_bytes, "out of memory"
 
     def _live_limit(self, worker: DummyWorker) -> int:
         usual = (self.settings.batches_in_flight + 2) * worker.rows

@@ -89,11 +89,6 @@ class Custody:
                 live.lingering[worker_id] = charged - parents
             self._recount(live, worker_id)
 
-    def forget_parents(self, live: LivePrompt, worker_id: str) -> None:
-        """Note that a worker holds no parent any more: the next task there carries their bits."""
-        live.parent_seats = {p: seat for p, seat in live.parent_seats.items() if seat != worker_id}
-        self._recount(live, worker_id)
-
     def lose(self, live: LivePrompt, worker_id: str) -> None:
         """Note that a worker is gone, with all that it ran and held."""
         live.touched.pop(worker_id, None)
@@ -111,7 +106,7 @@ class Custody:
         self._stand_up(live, [slot for slot in live.seated_on(worker_id) if slot not in unreported])
         live.lingering.pop(worker_id, None)
         live.rebuilt.pop(worker_id, None)
-        self.forget_parents(live, worker_id)
+        self._forget_parents(live, worker_id)
         if worker_id not in live.touched:
             return []
         del live.touched[worker_id]
@@ -141,6 +136,11 @@ class Custody:
         assert not live.parent_seats
         assert not live.charges
         return releases
+
+    def _forget_parents(self, live: LivePrompt, worker_id: str) -> None:
+        """Note that a worker holds no parent any more: the next task there carries their bits."""
+        live.parent_seats = {p: seat for p, seat in live.parent_seats.items() if seat != worker_id}
+        self._recount(live, worker_id)
 
     def _stand_up(self, live: LivePrompt, slots: Sequence[int]) -> None:
         left = []

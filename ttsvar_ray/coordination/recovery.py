@@ -51,7 +51,8 @@ class Recovery:
     def on_failure(self, live: LivePrompt, worker: Worker, task: ShardTask, failure: ShardFailure) -> None:
         """Run a failed shard again: there with all bits where the worker lost its state, else elsewhere."""
         if failure.kind is FailureKind.STALE and _relied_on_state(task):
-            self._state.custody.forget_parents(live, worker.worker_id)
+            # It may hold a part: with that released, both sides know what is there.
+            self._state.actions += self._state.custody.release(live, worker.worker_id)
             self.requeue(live, worker, task.slots)
         else:
             self.retry_elsewhere(live, worker, failure.error)
