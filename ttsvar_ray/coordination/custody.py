@@ -109,7 +109,8 @@ class Custody:
         self._forget_parents(live, worker_id)
         if worker_id not in live.touched:
             return []
-        del live.touched[worker_id]
+        if not live.runs_on(worker_id):
+            del live.touched[worker_id]
         return [Release(worker_id=worker_id, prompt_key=live.key, attempt=live.attempt)]
 
     def release_unused(self, live: LivePrompt) -> list[Release]:

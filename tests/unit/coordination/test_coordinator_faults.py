@@ -401,3 +401,18 @@ def test_prompts_that_turn_up_after_the_last_one_are_run_all_the_same() -> None:
     cluster.settle()
     check_all_correct(cluster)
     assert len(cluster.outcomes) == 3
+
+
+def test_state_that_is_lost_while_another_shard_runs_there_is_found_out_and_rebuilt() -> None:
+    cluster = make_cluster(prompts=1, workers=[3], fault_of=fail_first(1, FailureKind.STALE, segment_index=1))
+    run_until(cluster, lambda: sum(task.segment_index == 1 for _, task in tasks(cluster)) == 2)
+    cluster.join("w1", rows=3)
+    cluster.drain("w0")
+    cluster.work("w0")
+    cluster.deliver(0)
+    released = [action for action in cluster.actions if isinstance(action, Release)]
+    assert len(released) == 1, "it may hold a part"
+    cluster.settle()
+    check_all_correct(cluster)
+    [outcome] = cluster.outcomes.values()
+    assert outcome.attempts == 1
