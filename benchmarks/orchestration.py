@@ -99,7 +99,7 @@ def through_ray(job: SimulatedJob, prompts: int, workers: int, folder: Path) -> 
     log = folder / "log"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     # Ray makes its workers give way to every other process of a machine, which others may use.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     watch = CellWatch()
     started = time.monotonic()
     with watch:

@@ -78,7 +78,7 @@ def real_run(
     )
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     # Ray makes its workers give way to every other process of a machine, which others may use.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     log = folder / "log"
     builder = RecordingEngineBuilder(
         build_engine=partial(build_engine, config, plan), log=log, workers=workers
