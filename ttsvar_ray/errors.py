@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class TtsVarError(Exception):
@@ -51,3 +52,26 @@ class FeatureError(TtsVarError, ValueError):
 
 class StorageError(TtsVarError):
     """A path or URI that no storage here can open, or a storage that refused or failed."""
+
+
+@contextlib.contextmanager
+def reading_weights(where: object) -> Iterator[None]:
+    """Turn what libraries raise over damaged files (cut short, no JSON, not tensors) into a CheckpointError.
+
+    Memory that is full and packages that are missing say nothing about files: they pass.
+
+    Raises:
+        CheckpointError: names `where`, the kind of the error and its first line.
+    """
+    try:
+        yield
+    except (TtsVarError, MemoryError, ImportError, AssertionError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        said = (str(error).strip() or "no more is known").splitlines()[0]
+        raise CheckpointError(
+            f"{where}: cannot be read as weights ({type(error).__name__}: {said}); a file is damaged, cut "
+            "short or of another kind: copy or fetch it again"
+        ) from error

@@ -13,8 +13,8 @@ from ttsvar_ray.engine.build import (
     resolve_rewards,
 )
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
-from ttsvar_ray.models.location import fingerprint_path
 from ttsvar_ray.models.registry import fetch_model, pin_model
+from ttsvar_ray.models.weight_source import fingerprint_path
 from ttsvar_ray.search.schedule import Plan
 
 
@@ -46,7 +46,7 @@ def fetch_weights(config: JobConfig) -> None:
 def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
     """Return what tells a job's weights from others, by a name for each: `{"weights.transformer": ...}`.
 
-    Files are sampled, not read whole; see `Location.fingerprint`.
+    Files are sampled, not read whole; see `WeightSource.fingerprint`.
 
     Raises:
         CheckpointError: weights that are not there.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.types import Preprocessing
 
@@ -60,7 +60,8 @@ def build_extractor(
     if name == "inception":
         from ttsvar_ray.features.inception import load_inception
 
-        return load_inception(path, device=device, preprocessing=mode)
+        with reading_weights(path):
+            return load_inception(path, device=device, preprocessing=mode)
 
     from ttsvar_ray.features.patch_features import (
         PooledFeatures,
@@ -69,7 +70,8 @@ def build_extractor(
     )
     from ttsvar_ray.search.principal_component import ComponentSign
 
-    network = load_backbone(path, device=device, preprocessing=mode)
+    with reading_weights(path):
+        network = load_backbone(path, device=device, preprocessing=mode)
     if name == "pool":
         return PooledFeatures(network)
     if name == JOINT_EXTRACTOR:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.models.location import Location
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.models.weight_source import WeightSource
 from ttsvar_ray.types import ScaleSchedule
 
 FORMAT_VERSION = 1
@@ -65,7 +65,7 @@ class ModelDescription:
     backbone_path: Path | None
     transformer: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
-    weights: Mapping[str, Location]
+    weights: Mapping[str, WeightSource]
     has_published_sizes: bool = False
     positive_prompt: bool = False
 
@@ -126,7 +126,7 @@ def read_description(path: Path) -> ModelDescription:
         backbone_path=_inside(path, features.get("backbone")),
         transformer=values["transformer"],
         tokenizer=tokenizer,
-        weights={part: Location(path, name) for part, name in files.items()},
+        weights={part: WeightSource(path, name) for part, name in files.items()},
         has_published_sizes=values.get("sizes") == PUBLISHED_SIZES,
     )
 

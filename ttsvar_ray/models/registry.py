@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import CONFIG_NAME, ModelDescription, read_description
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
-from ttsvar_ray.models.location import Location, fetch_all, parse_root
+from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def _describe(choice: ModelChoice) -> ModelDescription:
     weights = dict(description.weights)
     if is_hub_reference(choice.name):
         root = HubRepository.parse(choice.name)
-        weights = {part: Location(root, location.name) for part, location in weights.items()}
+        weights = {part: WeightSource(root, source.name) for part, source in weights.items()}
     if choice.text_encoder is not None:
         weights["text_encoder"] = locate_text_encoder(Path(), choice.text_encoder)
     return dataclasses.replace(description, weights=weights)
@@ -149,7 +149,6 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
     Raises:
         CheckpointError: the hub cannot be asked.
     """
-
     if choice.name not in published_names():
         name = choice.name
         pinned = str(HubRepository.parse(name).pinned()) if is_hub_reference(name) else name
@@ -256,4 +255,5 @@ def load_model(
         )
     target = resolve_device(device)
     load = FAMILIES[description.family]()
-    return load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)
+    with reading_weights(f"model {choice.path or choice.name}"):
+        return load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, reading_weights
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.types import Preprocessing
 
@@ -67,8 +67,11 @@ def build_reward(
         from ttsvar_ray.rewards.clip_reward import load_hps
 
         # HPS resizes tensors as published: both ways are one, and an ensemble with it may name either.
-        return load_hps(name, Path(path), **settings)
-    return _loader(name)(Path(path), preprocessing=Preprocessing(preprocessing), **settings)
+        with reading_weights(path):
+            return load_hps(name, Path(path), **settings)
+    load = _loader(name)
+    with reading_weights(path):
+        return load(Path(path), preprocessing=Preprocessing(preprocessing), **settings)
 
 
 def _loader(name: str) -> Callable[..., Reward]:

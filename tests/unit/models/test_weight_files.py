@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.models.location import Location, fingerprint_path, parse_root
 from ttsvar_ray.models.weight_files import TensorPlan, read_weights, write_safetensors, write_shards
+from ttsvar_ray.models.weight_source import WeightSource, fingerprint_path, parse_root
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -85,8 +85,8 @@ def test_the_fingerprint_tells_weights_apart_and_forgets_where_they_are(tmp_path
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "w.bin").write_bytes(bytes(10_000_000))
-    same = Location(tmp_path / "a").fingerprint()
-    assert same == Location(parse_root(str(tmp_path / "b"))).fingerprint()
+    same = WeightSource(tmp_path / "a").fingerprint()
+    assert same == WeightSource(parse_root(str(tmp_path / "b"))).fingerprint()
     with (tmp_path / "b" / "w.bin").open("r+b") as file:
         file.seek(10_000_000 - 1)
         file.write(b"x")
@@ -95,4 +95,4 @@ def test_the_fingerprint_tells_weights_apart_and_forgets_where_they_are(tmp_path
     (tmp_path / "a" / ".cache" / "note").write_text("of a tool")
     assert same == fingerprint_path(tmp_path / "a")
     with pytest.raises(CheckpointError, match="no such file"):
-        Location(tmp_path, "absent").fingerprint()
+        WeightSource(tmp_path, "absent").fingerprint()

@@ -10,8 +10,8 @@ from ttsvar_ray.cli.doctor.judges import JUDGES, Fetch, Judge
 from ttsvar_ray.cli.units import bytes_text
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.location import Location
 from ttsvar_ray.models.registry import describe_model
+from ttsvar_ray.models.weight_source import WeightSource
 
 AREA = "weights"
 MODELS = ("infinity-2b", "infinity-8b", "infinity-8b-512", "var-d30")
@@ -40,15 +40,15 @@ def check_models(choices: list[ModelChoice]) -> list[Finding]:
         absent: list[str] = []
         patterns: dict[HubRepository, list[str]] = {}
         held = 0
-        for part, location in description.weights.items():
-            size = size_on_disk(location)
+        for part, source in description.weights.items():
+            size = size_on_disk(source)
             if size is not None:
                 held += size
                 continue
-            absent.append(f"no {part.replace('_', ' ')} ({location})")
-            if isinstance(location.root, HubRepository) and str(location) not in named:
-                patterns.setdefault(location.root, []).extend(_wanted(location))
-            named.add(str(location))
+            absent.append(f"no {part.replace('_', ' ')} ({source})")
+            if isinstance(source.root, HubRepository) and str(source) not in named:
+                patterns.setdefault(source.root, []).extend(_wanted(source))
+            named.add(str(source))
         commands = [repository.download_command(wanted) for repository, wanted in patterns.items()]
         findings.append(
             Finding(
@@ -62,10 +62,10 @@ def check_models(choices: list[ModelChoice]) -> list[Finding]:
     return findings
 
 
-def _wanted(location: Location) -> tuple[str, ...]:
+def _wanted(source: WeightSource) -> tuple[str, ...]:
     """Return what to fetch; of a name that is a file by its ending, nothing below it."""
-    is_file = Path(location.name).suffix in WEIGHT_SUFFIXES
-    return (location.name,) if is_file else location.needed
+    is_file = Path(source.name).suffix in WEIGHT_SUFFIXES
+    return (source.name,) if is_file else source.needed
 
 
 def check_judges(folder: Path) -> list[Finding]:
@@ -95,17 +95,17 @@ def check_job_paths(paths: dict[str, str | None]) -> list[Finding]:
     return findings
 
 
-def size_on_disk(location: Location) -> int | None:
+def size_on_disk(source: WeightSource) -> int | None:
     """Return the bytes of weights that are on this machine; None where a file or pattern has none."""
-    root = _cached(location.root) if isinstance(location.root, HubRepository) else location.root
+    root = _cached(source.root) if isinstance(source.root, HubRepository) else source.root
     if root is None:
         return None
-    if not isinstance(location.root, HubRepository):
-        path = root / location.name
+    if not isinstance(source.root, HubRepository):
+        path = root / source.name
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         return sum(file.stat().st_size for file in files) if files else None
     names = {str(file.relative_to(root)): file for file in root.rglob("*") if file.is_file()}
-    matched = {name for name in names for pattern in location.needed if fnmatch.fnmatch(name, pattern)}
+    matched = {name for name in names for pattern in source.needed if fnmatch.fnmatch(name, pattern)}
     # Small files beside weights prove nothing.
     weights = [name for name in matched if Path(name).suffix in WEIGHT_SUFFIXES]
     if not weights:

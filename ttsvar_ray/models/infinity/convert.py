@@ -34,7 +34,6 @@ from ttsvar_ray.models.infinity.directory import BLOCKS, FAMILY, parse_tokenizer
 from ttsvar_ray.models.infinity.published import section_values
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.location import fetch_all
 from ttsvar_ray.models.weight_files import (
     TensorPlan,
     Weights,
@@ -43,6 +42,7 @@ from ttsvar_ray.models.weight_files import (
     write_safetensors,
     write_shards,
 )
+from ttsvar_ray.models.weight_source import fetch_all
 
 SHARD_BYTES = 5 * 10**9
 SHARDED_TRANSFORMER = "transformer"

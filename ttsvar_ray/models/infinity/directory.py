@@ -34,9 +34,9 @@ from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
 from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.location import fetch_all
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.weight_files import Weights, read_weights
+from ttsvar_ray.models.weight_source import fetch_all
 from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "infinity"

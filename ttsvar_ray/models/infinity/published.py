@@ -22,8 +22,8 @@ from ttsvar_ray.models.infinity.resolutions import (
     height_over_width,
     published_resolution,
 )
-from ttsvar_ray.models.location import Location, Root, parse_root
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.models.weight_source import Root, WeightSource, parse_root
 from ttsvar_ray.types import ScaleSchedule
 
 TEXT_ENCODER_FILES = (
@@ -78,7 +78,7 @@ def describe_preset(
         transformer=preset.transformer_config(resolution).to_json(),
         tokenizer=tokenizer_section(preset.tokenizer.config(), preset.quantizer(resolution)),
         weights={
-            **{part: Location(root, name) for part, name in names.items()},
+            **{part: WeightSource(root, name) for part, name in names.items()},
             "text_encoder": locate_text_encoder(root, text_encoder),
         },
         has_published_sizes=True,
@@ -98,13 +98,13 @@ def require_weights(preset: InfinityPreset, path: str | None) -> None:
         )
 
 
-def locate_text_encoder(root: Root, text_encoder: str | None) -> Location:
+def locate_text_encoder(root: Root, text_encoder: str | None) -> WeightSource:
     """Return where the text encoder of a published model is; see `describe_preset`."""
     if text_encoder is not None:
-        return Location(parse_root(text_encoder), patterns=TEXT_ENCODER_FILES)
+        return WeightSource(parse_root(text_encoder), patterns=TEXT_ENCODER_FILES)
     if not isinstance(root, HubRepository) and (root / TEXT_ENCODER_FOLDER).is_dir():
-        return Location(root, TEXT_ENCODER_FOLDER)
-    return Location(HubRepository(TEXT_ENCODER_REPOSITORY), patterns=TEXT_ENCODER_FILES)
+        return WeightSource(root, TEXT_ENCODER_FOLDER)
+    return WeightSource(HubRepository(TEXT_ENCODER_REPOSITORY), patterns=TEXT_ENCODER_FILES)
 
 
 def at_size(

@@ -21,7 +21,6 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES, ModelDescription
 from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.infinity.checkpoint import load_strict, save_weights
-from ttsvar_ray.models.location import Location, fetch_all, parse_root
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.var.checkpoint import var_tokenizer_keys, var_transformer_keys
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
@@ -30,6 +29,7 @@ from ttsvar_ray.models.var.model import VarModel
 from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.models.weight_files import Weights, read_weights
+from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
 from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "var"
@@ -74,8 +74,8 @@ def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelD
         transformer=preset.transformer.to_json(),
         tokenizer=tokenizer.to_json(),
         weights={
-            "transformer": Location(root, preset.checkpoint),
-            "tokenizer": Location(root, preset.tokenizer_checkpoint),
+            "transformer": WeightSource(root, preset.checkpoint),
+            "tokenizer": WeightSource(root, preset.tokenizer_checkpoint),
         },
     )
 

@@ -26,7 +26,7 @@ def parse_root(text: str) -> Root:
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class WeightSource:
     """One file or folder of weights.
 
     Attributes:
@@ -75,28 +75,28 @@ class Location:
         return fingerprint_path(self.fetch())
 
 
-def fetch_all(weights: Mapping[str, Location]) -> dict[str, Path]:
-    """Return the path of each part on this machine; see `Location.fetch`.
+def fetch_all(weights: Mapping[str, WeightSource]) -> dict[str, Path]:
+    """Return the path of each part on this machine; see `WeightSource.fetch`.
 
     Raises:
         CheckpointError: with everything that is missing, not only the first.
     """
-    found = {part: _fetched(location) for part, location in weights.items()}
+    found = {part: _fetched(source) for part, source in weights.items()}
     problems = [f"{part}: {result}" for part, result in found.items() if isinstance(result, CheckpointError)]
     if problems:
         raise CheckpointError("weights are missing:\n" + "\n".join(problems))
     return {part: result for part, result in found.items() if isinstance(result, Path)}
 
 
-def _fetched(location: Location) -> Path | CheckpointError:
+def _fetched(source: WeightSource) -> Path | CheckpointError:
     try:
-        return location.fetch()
+        return source.fetch()
     except CheckpointError as error:
         return error
 
 
 def fingerprint_path(path: Path) -> str:
-    """Return the sampled digest of a file, or of all files of a folder; see `Location.fingerprint`.
+    """Return the sampled digest of a file, or of all files of a folder; see `WeightSource.fingerprint`.
 
     Raises:
         CheckpointError: nothing there.
