@@ -14,6 +14,7 @@ from ttsvar_ray.costs.memory import transformer_parameters
 from ttsvar_ray.engine.build import describe
 from ttsvar_ray.engine.footprint import has_counted_costs, model_shape
 from ttsvar_ray.engine.memory_plan import MemoryPlan, memory_plan
+from ttsvar_ray.engine.pass_rows import check_rows, pass_rows
 from ttsvar_ray.engine.workload import is_gpu, workload_of
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import published_names, resolve_device
@@ -167,6 +168,7 @@ def job_report(config: JobConfig, compiled: Plan, *, text_tokens: int, profile: 
         ConfigurationError: an unknown profile, or a reward whose costs are not known.
     """
     device = None if profile is None else load_profile(profile)
+    check_rows(config, compiled)
     description = describe(config)
     if not has_counted_costs(description):
         return JobReport(config=config, plan=compiled, counted=None)
@@ -176,7 +178,7 @@ def job_report(config: JobConfig, compiled: Plan, *, text_tokens: int, profile: 
     counted = CountedCosts(
         shape=shape,
         cost=plan_cost(compiled, shape.transformer, components),
-        memory=memory_plan(shape, compiled, selector_decode=size),
+        memory=memory_plan(shape, compiled, selector_decode=size, pass_rows=pass_rows(config, compiled)),
         workload=None if device is None else workload_of(shape, compiled, device, config),
     )
     return JobReport(config=config, plan=compiled, counted=counted)

@@ -47,7 +47,7 @@ def result_lines(result: SimulationResult) -> list[str]:
         ),
         (
             f"micro-batches: {result.batches:,} of {result.rows_per_batch:.2f} trajectories (at most "
-            f"{settings.rows})"
+            f"{_rows_text(settings.rows)})"
         ),
         (
             f"moved: {result.moved:,} of {result.survivors:,} survivors; {result.replays:,} parents rebuilt "
@@ -65,6 +65,10 @@ def result_lines(result: SimulationResult) -> list[str]:
     if settings.selections == "cheap":
         lines.append("selections: random ancestors in place of the search's (--selections real runs those)")
     return lines
+
+
+def _rows_text(rows: int | tuple[int, ...]) -> str:
+    return str(rows) if isinstance(rows, int) else f"{', '.join(map(str, rows))} by segment"
 
 
 _COLUMNS = ("", "prompts/s", "utilisation", "goodput", "steady", "p50 s", "p95 s", "lost GPU s", "replays")

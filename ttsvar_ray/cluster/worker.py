@@ -43,13 +43,13 @@ class WorkerInfo:
     """What a worker is, once its engine stands.
 
     Attributes:
-        rows: most trajectories of a micro-batch.
+        rows: most trajectories of a micro-batch; one number, or one per segment.
         memory_bytes: what its device can give to trajectories; None where nothing limits it.
         node_ip, node_id, pid: where it runs.
     """
 
     worker_id: str
-    rows: int
+    rows: int | tuple[int, ...]
     memory_bytes: int | None
     model_name: str
     reward_name: str

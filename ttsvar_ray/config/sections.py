@@ -189,7 +189,14 @@ class FeaturesConfig(_Section):
 class EngineConfig(_Section):
     """How one worker computes."""
 
-    micro_batch_rows: _Count = Field(default=32, description="trajectories in one forward pass")
+    micro_batch_rows: _Count | tuple[_Count, ...] = Field(
+        default=32, description="trajectories in one forward pass; one number, or one per segment of the plan"
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="every forward pass has engine.micro_batch_rows rows, padded where there are fewer: for "
+        "the same bytes on GPUs",
+    )
     selector_decode: Literal["full", "selector"] = Field(
         default="full",
         description="size of the intermediate images that rewards and clustering see",
@@ -285,10 +292,12 @@ class JobConfig(_Section):
         are. The prompts are left out too: their own digest says whether they changed.
         """
         flat = flatten(self.resolved())
+        # A GPU's kernels are chosen by shape, and that is what such a run holds fixed.
+        counts = ("engine.micro_batch_rows",) if self.engine.deterministic else ()
         return {
             key: None if _within(key, "reward.members") else value
             for key, value in flat.items()
-            if not any(_within(key, off) for off in NOT_CONTENT)
+            if key in counts or not any(_within(key, off) for off in NOT_CONTENT)
         }
 
     def digest(self) -> str:
@@ -317,7 +326,7 @@ NOT_CONTENT = (
     "output.path",
     "run_name",
 )
-"""Settings (or whole sections) that never change what is generated."""
+"""Settings (or whole sections) that do not change what is generated; but see `JobConfig.content`."""
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

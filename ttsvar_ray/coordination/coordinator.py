@@ -51,7 +51,7 @@ from ttsvar_ray.coordination.recovery import Recovery
 from ttsvar_ray.coordination.seating import Seater
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.state import State
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.selection import Select
@@ -168,7 +168,7 @@ class Coordinator:
             self._state.waiting.pop(key, None)
 
     def _on_worker_joined(self, event: WorkerJoined) -> None:
-        if event.rows < 1:
+        if min(rows_by_segment(event.rows, self._plan)) < 1:
             raise ValueError(f"worker {event.worker_id}: expected rows of at least 1, got {event.rows}")
         if event.worker_id in self._state.fleet:
             self._on_worker_lost(event.worker_id, "joined again, so its former life is over")

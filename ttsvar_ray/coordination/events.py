@@ -20,13 +20,13 @@ class WorkerJoined:
     Attributes:
         worker_id: unique among the workers that are alive; a restarted worker may come back under
             its old name after `WorkerLost`.
-        rows: most trajectories of one micro-batch, at least 1.
+        rows: most trajectories of one micro-batch, at least 1; one number, or one per segment.
         memory_bytes: what it can give to trajectories, running or held, at least 1; None where nothing
             is known, then rows alone limit it. Used only by a coordinator that has a `Workload`.
     """
 
     worker_id: str
-    rows: int
+    rows: int | tuple[int, ...]
     memory_bytes: int | None = None
 
 

@@ -2,8 +2,9 @@
 
 In bytes, by segment: a parent that is held, or will be rebuilt, costs what it holds; a slot that waits,
 runs or is held costs what it will hold; what runs costs the rest of what it takes while it runs, once, for
-a worker runs one batch at a time. Early segments are small and wide, late ones large and few: the same
-memory has many prompts that begin and few that end.
+a worker runs one batch at a time. Where every forward pass has the same number of rows, what runs costs
+nothing more: the largest pass is kept free for it, always. Early segments are small and wide, late ones
+large and few: the same memory has many prompts that begin and few that end.
 
 In rows every trajectory costs one, and children take their parents' place.
 """
@@ -24,6 +25,8 @@ class Tariff:
         slots: of a trajectory that waits, runs or is held in the segment.
         parents: of a parent that is held or has to be rebuilt for the segment.
         running: of a trajectory while it runs, on top of its slot.
+        reserve: what is never promised to anything that waits or is held, so that one trajectory (or one
+            pass) can always run.
         children_replace_parents: whether a prompt pays for its slots or for its parents, whichever is
             more, instead of for both.
         unit: for people.
@@ -32,6 +35,7 @@ class Tariff:
     slots: tuple[int, ...]
     parents: tuple[int, ...]
     running: tuple[int, ...]
+    reserve: int
     children_replace_parents: bool
     unit: str
 
@@ -54,11 +58,6 @@ class Tariff:
         )
 
     @property
-    def reserve(self) -> int:
-        """What is never promised to anything that waits or is held, so that one trajectory can always run."""
-        return max(self.running)
-
-    @property
     def least(self) -> int:
         """What a worker must have to run the plan at all: one trajectory and its parent at a time."""
         places = range(len(self.slots))
@@ -72,6 +71,7 @@ def row_tariff(plan: Plan) -> Tariff:
         slots=ones,
         parents=ones,
         running=(0,) * len(ones),
+        reserve=0,
         children_replace_parents=True,
         unit="trajectories",
     )
@@ -81,10 +81,14 @@ def byte_tariff(workload: Workload) -> Tariff:
     """Return the tariff that counts bytes."""
     loads = workload.segments
     held = tuple(load.held_bytes for load in loads)
+    running = tuple(0 if load.pass_rows else max(0, load.running_bytes - load.held_bytes) for load in loads)
+    # A pass that is filled up has states of its own for all of its rows.
+    passes = max(load.pass_rows * load.running_bytes for load in loads)
     return Tariff(
         slots=held,
         parents=(0, *held[:-1]),
-        running=tuple(max(0, load.running_bytes - load.held_bytes) for load in loads),
+        running=running,
+        reserve=max(*running, passes),
         children_replace_parents=False,
         unit="bytes",
     )

@@ -7,9 +7,11 @@ what an image looks like.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.search.schedule import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class SegmentLoad:
         batch_seconds: time of a micro-batch that does not depend on how many trajectories are in it.
         row_seconds: time per trajectory on top of that: scales, decodes, selectors, encoding.
         replay_seconds: time to rebuild one distinct parent's state from its bits; 0 in the first segment.
+        pass_rows: rows that every forward pass has, filled up where there are fewer trajectories; 0: as many
+            as there are. Where it is given, `replay_seconds` is of a pass that rebuilds up to so many.
     """
 
     tokens: int
@@ -32,6 +36,7 @@ class SegmentLoad:
     batch_seconds: float
     row_seconds: float
     replay_seconds: float = 0.0
+    pass_rows: int = 0
 
     def __post_init__(self) -> None:
         negative = [name for name in self.__slots__ if getattr(self, name) < 0]
@@ -60,4 +65,24 @@ class Workload:
             replayed: distinct parents that are rebuilt from bits first.
         """
         load = self.segments[segment_index]
-        return load.batch_seconds + rows * load.row_seconds + replayed * load.replay_seconds
+        passes = math.ceil(rows / load.pass_rows) if load.pass_rows else 1
+        filled = passes * load.pass_rows or rows
+        return (
+            passes * load.batch_seconds
+            + filled * load.row_seconds
+            + self.replay_seconds(segment_index, rows, replayed)
+        )
+
+    def replay_seconds(self, segment_index: int, rows: int, replayed: int) -> float:
+        """Return the part of `seconds` in which parents are rebuilt."""
+        load = self.segments[segment_index]
+        times = min(replayed, math.ceil(rows / load.pass_rows)) if load.pass_rows else replayed
+        return times * load.replay_seconds
+
+
+def rows_by_segment(rows: int | tuple[int, ...], plan: Plan) -> tuple[int, ...]:
+    """Return the most trajectories of a micro-batch, one number per segment of the plan."""
+    if isinstance(rows, int):
+        return (rows,) * len(plan.segments)
+    assert len(rows) == len(plan.segments), f"{len(rows)} numbers for {len(plan.segments)} segments"
+    return rows

@@ -11,7 +11,7 @@
       ]
     }
 
-`held_bytes`, `running_bytes` and `replay_seconds` may be left out (0). Meanings: `SegmentLoad`.
+`held_bytes`, `running_bytes`, `replay_seconds` and `pass_rows` may be left out (0). Meanings: `SegmentLoad`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 KIND = "ttsvar-ray-workload"
 
 _FIELDS = {field.name: field for field in dataclasses.fields(SegmentLoad)}
-_WHOLE_NUMBERS = ("tokens", "held_bytes", "running_bytes")
+_WHOLE_NUMBERS = ("tokens", "held_bytes", "running_bytes", "pass_rows")
 _KEYS = ("format_version", "kind", "source", "segments")
 
 

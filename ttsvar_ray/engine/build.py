@@ -7,6 +7,7 @@ process that computes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.memory import trajectory_bytes
+from ttsvar_ray.engine.pass_rows import check_rows
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.registry import (
     EXTRACTOR_NAMES,
@@ -138,6 +140,12 @@ def check_parts(config: JobConfig, plan: Plan) -> None:
             "changes; remove it"
         )
     problems += _problems_of(partial(_check_nonfinite, config, plan))
+    problems += _problems_of(partial(check_rows, config, plan))
+    if config.engine.deterministic and config.cluster.batch_tokens is not None:
+        problems.append(
+            "cluster.batch_tokens: expected none with engine.deterministic, whose passes are always full, "
+            f"got {config.cluster.batch_tokens}; remove it and lower engine.micro_batch_rows"
+        )
     if problems:
         raise ConfigurationError(problems)
 
@@ -156,8 +164,11 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
     transformers_logging.disable_progress_bar()
     # Part of the guarantee: sums are split among threads, so every worker must have as many.
     torch.set_num_threads(config.engine.threads)
+    check_rows(config, plan)
     description = describe(config)
     device = str(resolve_device(config.model.device))
+    if config.engine.deterministic and device.startswith("cuda"):
+        _choose_repeatable_kernels()
     sampling = config.sampling
     model = load_model(
         model_choice(config),
@@ -186,6 +197,7 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
         run_seed=config.seed,
         settings=EngineSettings(
             micro_batch_rows=config.engine.micro_batch_rows,
+            deterministic=config.engine.deterministic,
             selector_decode=config.engine.selector_decode,
             nonfinite=config.reward.nonfinite,
             image_format=config.output.image_format,
@@ -193,6 +205,18 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             memory_bytes=trajectory_bytes(config, description, plan, device),
         ),
     )
+
+
+def _choose_repeatable_kernels() -> None:
+    """Let this process's GPU libraries use only kernels that give the same sums every time."""
+    import torch
+
+    # Read by cuBLAS when it is first used: without it, its workspace may differ from call to call.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    # An operation that has no such kernel is named in the log, and runs.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _check_nonfinite(config: JobConfig, plan: Plan) -> None:

@@ -28,6 +28,7 @@ from ttsvar_ray.coordination.messages import (
     ShardFailure,
     ShardTask,
 )
+from ttsvar_ray.coordination.workload import rows_by_segment
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.engine.faults import describe, free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.micro_batch import Row, form_micro_batches, rows_of
@@ -48,7 +49,10 @@ class EngineSettings:
     `selector_decode` and the image file format.
 
     Attributes:
-        micro_batch_rows: trajectories in one forward pass.
+        micro_batch_rows: most trajectories in one forward pass; one number, or one per segment.
+        deterministic: every forward pass has exactly that many rows, also where parents are rebuilt: what a
+            trajectory becomes then does not depend on its neighbours on devices that choose kernels by shape.
+            The numbers must not rise. Passes are never made smaller: memory that is full fails the shard.
         selector_decode: "full" or "selector": the size of the images that selections look at. Final
             images are always decoded and scored in full.
         nonfinite: "error" fails the shard whose reward is NaN or infinite; "worst" replaces it by
@@ -59,7 +63,8 @@ class EngineSettings:
             only rows limit it.
     """
 
-    micro_batch_rows: int = 16
+    micro_batch_rows: int | tuple[int, ...] = 16
+    deterministic: bool = False
     selector_decode: str = "full"
     nonfinite: str = "error"
     image_format: str = "png"
@@ -124,6 +129,7 @@ class Engine:
             image_format=settings.image_format, quality=settings.quality, threads=settings.encode_threads
         )
         self._segments = plan.segments
+        self.pass_rows = rows_by_segment(settings.micro_batch_rows, plan)
         self._runner = SegmentRunner(
             model=model,
             panel=self._panel,
@@ -131,9 +137,11 @@ class Engine:
             store=self._store,
             run_seed=run_seed,
             selector_decode=settings.selector_decode,
+            segments=plan.segments,
+            pass_rows=self.pass_rows if settings.deterministic else None,
         )
         # Rows that are known to fit, by segment: lowered when the device runs out of memory.
-        self._limits = {segment.index: settings.micro_batch_rows for segment in self._segments}
+        self._limits = dict(enumerate(self.pass_rows))
 
     @property
     def held_trajectories(self) -> int:
@@ -202,7 +210,16 @@ class Engine:
                 shards[index].seconds += elapsed
             return
         # Only here is the traceback gone, and with it the tensors of the failed pass.
-        if out_of_memory:
+        if out_of_memory and self.settings.deterministic:
+            free_device_memory()
+            for index in {row.task_index for row in rows}:
+                shards[index].failure = _failure(
+                    shards[index].task,
+                    FailureKind.MEMORY,
+                    f"a pass of {self.pass_rows[segment.index]} rows, which engine.deterministic does not "
+                    f"halve, took more memory than there is; lower engine.micro_batch_rows ({failure})",
+                )
+        elif out_of_memory:
             self._run_in_halves(segment, rows, shards, failure)
         else:
             self._run_singly(segment, rows, shards, failure)

@@ -89,13 +89,16 @@ class MemoryPlan:
         return [stage for stage in self.stages if stage.name.startswith("scales ")]
 
 
-def memory_plan(model: ModelShape, plan: Plan, *, selector_decode: str) -> MemoryPlan:
+def memory_plan(
+    model: ModelShape, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
+) -> MemoryPlan:
     """Return what one prompt of a plan takes on one device.
 
     Args:
         model: sizes of the job's networks.
         plan: the job's plan.
         selector_decode: "full" or "selector", the size of the images that selections look at.
+        pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.
     """
     padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
     costs = scale_costs(plan.scale_schedule, padded)
@@ -109,14 +112,14 @@ def memory_plan(model: ModelShape, plan: Plan, *, selector_decode: str) -> Memor
             for rows in (segment.population, 1)
         )
         kept = segment.population * held
-        stages.append(
-            Stage(
-                f"scales {segment.first_scale}-{segment.last_scale}",
-                parents + segment.population * at_once,
-                parents + (segment.population - 1) * held + alone,
-                kept,
-            )
-        )
+        taken = parents + segment.population * at_once
+        least = parents + (segment.population - 1) * held + alone
+        if pass_rows is not None:
+            # Whatever runs, a pass has states of its own for all of its rows.
+            rows = pass_rows[segment.index]
+            each = running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            taken = least = parents + kept + rows * each
+        stages.append(Stage(f"scales {segment.first_scale}-{segment.last_scale}", taken, least, kept))
         parents = kept
     survivors = plan.survivors_after[-1]
     stages.append(_passing("decode", model.decode_bytes("full", survivors)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -57,13 +57,25 @@ class SegmentRunner:
         store: StateStore,
         run_seed: int,
         selector_decode: str,
+        segments: Sequence[Segment],
+        pass_rows: tuple[int, ...] | None = None,
     ) -> None:
+        """Bind the parts.
+
+        Args:
+            model, panel, extractor, store, run_seed, selector_decode: see `Engine`.
+            segments: of the plan.
+            pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
+                are trajectories.
+        """
         self._model = model
         self._panel = panel
         self._extractor = extractor
         self._store = store
         self._run_seed = run_seed
         self._selector_decode = selector_decode
+        self._segments = segments
+        self._pass_rows = pass_rows
 
     def check_parents(self, task: ShardTask) -> None:
         """Make sure that every parent of a task is held or comes with its bits.
@@ -91,25 +103,28 @@ class SegmentRunner:
             The outcome of each row, and counters by task index.
         """
         counters: dict[int, Counter[str]] = {}
+        everyone = _filled_up(rows, self._rows_of_pass(segment.index, len(rows)))
         if segment.index == 0:
-            state = self._start([row.task for row in rows])
+            state = self._start([row.task for row in everyone])
         else:
             self._replay_missing(segment, rows, counters)
-            state = self._gather_parents(segment, rows)
+            state = self._gather_parents(segment, everyone)
 
         members = len(self._panel.members)
         rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
         features: Float32Array | None = None
         images: UInt8Array | None = None
         for scale_index in range(segment.first_scale, segment.last_scale + 1):
-            state = self._model.advance(state, self._uniforms(rows, scale_index))
+            state = self._model.advance(state, self._uniforms(rows, scale_index, len(everyone)))
             ends = scale_index == segment.last_scale
             clusters = ends and not segment.is_last and _clusters(segment)
             scored = scale_index in segment.scored_scales
             if not (scored or clusters or (ends and segment.is_last)):
                 continue
             final = ends and segment.is_last
-            images = self._model.decode(state, size="full" if final else self._selector_decode)
+            # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What judges
+            # images has batches of its own.
+            images = self._model.decode(state, size="full" if final else self._selector_decode)[: len(rows)]
             if scored:
                 scores = self._panel.score(images, [row.task.prompt.text for row in rows])
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
@@ -121,6 +136,7 @@ class SegmentRunner:
 
         packed = self._pack_segment(segment, state)
         if not segment.is_last:
+            state = self._first_rows(state, len(everyone), len(rows))
             for index, row in enumerate(rows):
                 self._store.hold(state_key(row.task), segment.index, row.slot, HeldRow(state, index))
         outcomes = [
@@ -138,13 +154,20 @@ class SegmentRunner:
         held = self._store.find(state_key(task), task.segment_index - 1, parent_slot)
         return held is not None or parent_slot in task.parent_bits
 
-    def _uniforms(self, rows: Sequence[Row], scale_index: int) -> Float32Array:
-        """Return float32 [rows, bits of the scale]: each row from its own named stream."""
+    def _uniforms(self, rows: Sequence[Row], scale_index: int, pass_rows: int) -> Float32Array:
+        """Return float32 [pass_rows, bits of the scale]: each row from its own named stream."""
         height, width = self._model.scale_schedule[scale_index]
         count = height * width * self._model.bits_per_token
-        return np.stack(
-            [bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count) for r in rows]
-        )
+        drawn = [bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count) for r in rows]
+        return np.stack(_filled_up(drawn, pass_rows))
+
+    def _rows_of_pass(self, segment_index: int, rows: int) -> int:
+        """Return how many rows a pass of a segment has that is made for so many trajectories."""
+        return rows if self._pass_rows is None else self._pass_rows[segment_index]
+
+    def _first_rows(self, state: Any, rows: int, wanted: int) -> Any:
+        """Return the first of a state's rows; the state itself where that is all of them."""
+        return state if rows == wanted else self._model.gather(state, range(wanted))
 
     def _start(self, tasks: Sequence[ShardTask]) -> Any:
         """Return a state before scale 0 with one row per entry of `tasks`, in order.
@@ -189,7 +212,16 @@ class SegmentRunner:
                 f"parent bits: expected the {segment.first_scale} scales before segment "
                 f"{segment.index}, got {len(bits)}"
             )
-        state = self._model.replay(self._start([row.task for row in parents]), bits)
+        present = self._rows_of_pass(0, len(parents))
+        state = self._start([row.task for row in _filled_up(parents, present)])
+        # Each scale with as many rows as it had when it ran first; their number never rises.
+        for earlier in self._segments[: segment.index]:
+            wanted = self._rows_of_pass(earlier.index, len(parents))
+            state = self._first_rows(state, present, wanted)
+            present = wanted
+            scales = bits[earlier.first_scale : earlier.last_scale + 1]
+            state = self._model.replay(state, [np.stack(_filled_up(scale, wanted)) for scale in scales])
+        state = self._first_rows(state, present, len(parents))
         for index, row in enumerate(parents):
             self._store.hold(state_key(row.task), before, row.parent_slot, HeldRow(state, index))
             counters.setdefault(row.task_index, Counter())["parents_replayed"] += 1
@@ -209,6 +241,15 @@ class SegmentRunner:
     def _pack_segment(self, segment: Segment, state: Any) -> list[PackedBits]:
         scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
         return pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
+
+
+_T = TypeVar("_T")
+
+
+def _filled_up(items: Iterable[_T], count: int) -> list[_T]:
+    """Return the items and the last one as often as it takes to have `count`."""
+    filled = list(items)
+    return filled + filled[-1:] * (count - len(filled))
 
 
 def _count_cut_texts(rows: Sequence[Row], cut_texts: Int64Array, counters: dict[int, Counter[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttsvar_ray.config.sections import JobConfig
@@ -15,6 +15,7 @@ from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.engine.build import build_plan, describe
 from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.memory_plan import memory_plan
+from ttsvar_ray.engine.pass_rows import check_rows, pass_rows
 from ttsvar_ray.engine.policies import coordinator_settings
 from ttsvar_ray.engine.workload import build_workload, is_gpu
 from ttsvar_ray.errors import ConfigurationError
@@ -42,7 +43,7 @@ class SimulatedJob:
     plan: Plan
     workload: Workload
     coordinator: CoordinatorSettings
-    rows: int
+    rows: int | tuple[int, ...]
     memory_bytes: int | None
     rows_per_part: int
     workers_per_cell: int
@@ -62,6 +63,7 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
         CheckpointError: a model directory that cannot be read.
     """
     plan = build_plan(config)
+    check_rows(config, plan)
     description = describe(config)
     given = config.engine.memory_gb
     memory_bytes = None if given is None else int(given * 1e9)
@@ -78,6 +80,11 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
         if is_gpu(device):
             left = _bytes_left(config, description, plan, device)
             memory_bytes = left if memory_bytes is None else min(memory_bytes, left)
+    fixed = pass_rows(config, plan)
+    if fixed is not None:
+        # A measured workload knows of no passes that are filled up.
+        loads = zip(workload.segments, fixed, strict=True)
+        workload = replace(workload, segments=tuple(replace(load, pass_rows=rows) for load, rows in loads))
     cluster = config.cluster
     return SimulatedJob(
         plan=plan,
@@ -109,7 +116,12 @@ def _is_workload_file(profile: str) -> bool:
 
 def _bytes_left(config: JobConfig, description: ModelDescription, plan: Plan, device: DeviceProfile) -> int:
     shape = model_shape(config, description, plan, on_gpu=True)
-    memory = memory_plan(shape, plan, selector_decode=config.engine.selector_decode)
+    memory = memory_plan(
+        shape,
+        plan,
+        selector_decode=config.engine.selector_decode,
+        pass_rows=pass_rows(config, plan),
+    )
     left = memory.room(device.memory_bytes)
     if left < 1:
         raise ConfigurationError(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.workload import SegmentLoad, Workload, rows_by_segment
 from ttsvar_ray.costs import DeviceProfile, ModelShape, scale_costs
 from ttsvar_ray.costs.memory import conditioning_bytes, state_bytes, step_bytes
 from ttsvar_ray.costs.seconds import (
@@ -20,6 +20,7 @@ from ttsvar_ray.costs.seconds import (
 from ttsvar_ray.costs.shape import ScaleCost
 from ttsvar_ray.engine.build import describe
 from ttsvar_ray.engine.footprint import model_shape
+from ttsvar_ray.engine.pass_rows import pass_rows
 from ttsvar_ray.search.schedule import Plan, Segment
 from ttsvar_ray.types import SelectionKind
 
@@ -55,15 +56,28 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
     """Return the loads of a plan's segments for known sizes; see `build_workload`."""
     padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
     costs = scale_costs(plan.scale_schedule, padded)
-    rows = config.engine.micro_batch_rows
-    lines = [scale_line(model, cost, profile, rows) for cost in costs]
+    most = rows_by_segment(config.engine.micro_batch_rows, plan)
+    fixed = pass_rows(config, plan)
+    lines = [
+        scale_line(model, costs[scale], profile, rows)
+        for segment, rows in zip(plan.segments, most, strict=True)
+        for scale in _scales(segment)
+    ]
     segments = []
     for segment in plan.segments:
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
             time += Line(0.0, text_seconds(model, profile) / segment.population)
         time += _images(model, segment, profile, config)
-        earlier = _total(lines[: segment.first_scale])
+        # A pass that rebuilds parents has the rows of the passes before.
+        before = plan.segments[: segment.index]
+        together = [1] * segment.first_scale
+        if fixed is not None:
+            together = [fixed[one.index] for one in before for _ in _scales(one)]
+        replay = sum(
+            line.fixed + rows * line.per_row
+            for line, rows in zip(lines[: segment.first_scale], together, strict=True)
+        )
         segments.append(
             SegmentLoad(
                 tokens=sum(costs[scale].tokens for scale in _scales(segment)),
@@ -72,12 +86,13 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
                     model,
                     costs,
                     segment,
-                    rows=segment.population,
+                    rows=segment.population if fixed is None else fixed[segment.index],
                     selector_decode=config.engine.selector_decode,
                 ),
                 batch_seconds=time.fixed,
                 row_seconds=time.per_row,
-                replay_seconds=earlier.fixed + earlier.per_row,
+                replay_seconds=replay,
+                pass_rows=0 if fixed is None else fixed[segment.index],
             )
         )
     return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")

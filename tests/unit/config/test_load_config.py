@@ -85,6 +85,7 @@ def test_the_option_list_is_pinned() -> None:
         "features.backbone",
         "features.preprocessing",
         "engine.micro_batch_rows",
+        "engine.deterministic",
         "engine.selector_decode",
         "engine.threads",
         "engine.memory_gb",

@@ -182,7 +182,7 @@ class SimulatedCell:
         if worker is None:
             return
         predicted = world.workload.seconds(segment_index, rows, replayed)
-        replay = replayed * world.workload.segments[segment_index].replay_seconds
+        replay = world.workload.replay_seconds(segment_index, rows, replayed)
         seconds = predicted * worker.slowness
         if world.noise_sigma:
             seconds *= world.noise.lognormvariate(world.noise_mean, world.noise_sigma)

@@ -30,7 +30,7 @@ from ttsvar_ray.coordination.simulator.settings import SimulationSettings
 from ttsvar_ray.coordination.simulator.time_account import COMPUTING, Spent, TimeAccount
 from ttsvar_ray.coordination.simulator.traffic import Traffic
 from ttsvar_ray.coordination.simulator.workers import SimulatedWorker
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.selection import select
@@ -96,7 +96,7 @@ class _Run:
                 plan,
                 seed=settings.seed,
                 feature_dim=settings.payload.feature_dim if is_real else CHEAP_FEATURE_DIM,
-                most_rows=settings.rows,
+                most_rows=max(rows_by_segment(settings.rows, plan)),
             ),
             noise=random.Random(f"{settings.seed} noise"),
             noise_mean=-(sigma**2) / 2,
@@ -295,9 +295,10 @@ class _Run:
         )
 
 
-def seconds_per_prompt(plan: Plan, workload: Workload, *, rows: int) -> float:
+def seconds_per_prompt(plan: Plan, workload: Workload, *, rows: int | tuple[int, ...]) -> float:
     """Return the GPU seconds of one prompt where every micro-batch is full and nothing is replayed."""
+    full = rows_by_segment(rows, plan)
     return sum(
-        segment.population * (load.row_seconds + load.batch_seconds / rows)
-        for segment, load in zip(plan.segments, workload.segments, strict=True)
+        segment.population * (load.row_seconds + load.batch_seconds / (load.pass_rows or most))
+        for segment, load, most in zip(plan.segments, workload.segments, full, strict=True)
     )

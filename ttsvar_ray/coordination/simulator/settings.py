@@ -52,7 +52,7 @@ class SimulationSettings:
     Attributes:
         gpus: workers, one GPU each.
         prompts: prompts of the whole run.
-        rows: most trajectories of a worker's micro-batch.
+        rows: most trajectories of a worker's micro-batch; one number, or one per segment.
         memory_bytes: what a worker can give to trajectories; None: only `rows` limits it.
         workers_per_cell: workers that one coordinator has.
         gpus_per_node: workers that a node's end takes along.
@@ -78,7 +78,7 @@ class SimulationSettings:
 
     gpus: int
     prompts: int
-    rows: int
+    rows: int | tuple[int, ...]
     memory_bytes: int | None = None
     workers_per_cell: int = 64
     gpus_per_node: int = 8

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.decode_chunks import decode_in_chunks
 from ttsvar_ray.models.infinity.decode_sizes import decode_rows, selector_map_size
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.state import EncodedText, InfinityState
@@ -205,11 +206,9 @@ class InfinityModel:
         patch = self.tokenizer.config.patch_size
         height, width = self._decoded_size(state.summed, size)
         step = decode_rows(height * patch, width * patch)
-        images = [
-            to_uint8(self.decode_float(state.summed[start : start + step], size=size)).cpu().numpy()
-            for start in range(0, state.num_rows, step)
-        ]
-        return np.concatenate(images)
+        return decode_in_chunks(
+            state.summed, lambda maps: to_uint8(self.decode_float(maps, size=size)), step=step
+        )
 
     @torch.inference_mode()
     def decode_float(self, summed: Tensor, *, size: str = "full") -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.decode_chunks import decode_in_chunks
 from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.var.classes import ClassNames
@@ -207,11 +208,9 @@ class VarModel:
 
     def decode(self, state: VarState, *, size: str = "full") -> UInt8Array:
         """Decode the feature map so far to uint8 RGB [rows, height, width, 3]."""
-        images = [
-            to_uint8(self.decode_float(state.summed[start : start + DECODE_ROWS], size=size)).cpu().numpy()
-            for start in range(0, state.num_rows, DECODE_ROWS)
-        ]
-        return np.concatenate(images)
+        return decode_in_chunks(
+            state.summed, lambda maps: to_uint8(self.decode_float(maps, size=size)), step=DECODE_ROWS
+        )
 
     @torch.inference_mode()
     def decode_float(self, summed: Tensor, *, size: str = "full") -> Tensor:
