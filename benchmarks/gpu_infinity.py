@@ -6,7 +6,9 @@ Speed and memory do not depend on what weights hold, so that this needs no downl
 
 * one prompt after another through the engine, as TTS-VAR with each N: seconds by segment, the most bytes
   allocated, and these over what `ttsvar-ray plan` says;
-* how far a trajectory's logits depend on the other rows of its batch, and how many bits that would flip.
+* how far a trajectory's logits depend on the other rows of its batch, and how many bits that would flip;
+* whether `engine.deterministic` makes that nothing: the bytes of a prompt alone, beside others, and sharded
+  over two engines that rebuild each other's survivors, and what its filled-up passes cost.
 
 The file names the device, the driver and the versions.
 """
@@ -35,16 +37,20 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.engine.memory_plan import memory_plan
+from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
+from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 from ttsvar_ray.models.sampling import probability_of_one
+from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.types import Prompt
 
 TEXTS = ("a red circle above two green square", "a blue ring on grass beside a red square")
 COMPARED_ROWS = 8
+DETERMINISTIC_ROWS = (8, 8, 6, 4, 2)
 
 
 def job(model: str, resolution: str, n: int, dtype: str) -> JobConfig:
@@ -112,6 +118,56 @@ def measure(
         "hardware": hardware(device),
         "runs": runs,
         "rows": row_dependence(model),
+        "deterministic": deterministic(model, reward, extractor, job(sizes.preset.name, resolution, 1, name)),
+    }
+
+
+def deterministic(
+    model: InfinityModel, reward: Reward, extractor: FeatureExtractor, config: JobConfig
+) -> dict[str, Any]:
+    """Run one prompt in passes of a fixed number of rows: alone, beside others, sharded over two engines.
+
+    Returns:
+        The rows of each segment's passes, whether all images of the prompt are the same bytes, how many of
+        its parents were rebuilt from bits, and seconds alone.
+    """
+    plan = build_plan(config)
+    rows = tuple(DETERMINISTIC_ROWS[: len(plan.segments)])
+
+    def images(count: int, engines: int) -> tuple[list[bytes], int]:
+        built = [
+            Engine(
+                model=model,
+                reward=reward,
+                extractor=extractor,
+                plan=plan,
+                run_seed=0,
+                settings=EngineSettings(micro_batch_rows=rows, deterministic=True),
+            )
+            for _ in range(engines)
+        ]
+        prompts = [
+            Prompt(row=row, prompt_id=f"same-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
+            for row in range(count)
+        ]
+        settings = CoordinatorSettings(spread=engines, keep="all")
+        outcomes = list(run_local(prompts, plan=plan, engines=built, run_seed=0, settings=settings))
+        (first,) = [outcome for outcome in outcomes if outcome.prompt.row == 0]
+        assert isinstance(first, PromptResult), first
+        return [image.image.payload for image in first.images], first.counters.get("parents_replayed", 0)
+
+    if model.device.type == "cuda":
+        choose_repeatable_kernels()
+    images(1, 1)
+    start = time.perf_counter()
+    alone, _ = images(1, 1)
+    seconds = time.perf_counter() - start
+    (beside, _), (sharded, replayed) = images(3, 1), images(1, 2)
+    return {
+        "pass_rows": rows,
+        "same_bytes": alone == beside == sharded,
+        "parents_rebuilt": replayed,
+        "seconds_alone": round(seconds, 4),
     }
 
 

@@ -81,6 +81,9 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
     assert rows["repeats_to_the_bit"]
     assert rows["largest_logit_difference_over_deviation"] == [0.0] * 7, "rows are independent on a CPU"
     assert rows["share_of_bits_drawn_otherwise"] == [0.0] * 7
+    fixed = result["deterministic"]
+    assert fixed["same_bytes"]
+    assert fixed["parents_rebuilt"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +122,12 @@ def test_rows_depend_on_their_batch_by_rounding_only(measured: dict[str, Any]) -
     assert rows["repeats_to_the_bit"], "the same batch gives the same bits"
     assert max(rows["largest_logit_difference_over_deviation"]) < 0.5
     assert max(rows["share_of_bits_drawn_otherwise"]) < 0.02
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+def test_deterministic_passes_give_the_same_bytes_beside_anything(measured: dict[str, Any]) -> None:
+    fixed = measured["deterministic"]
+    assert fixed["parents_rebuilt"] > 0
+    assert fixed["same_bytes"]

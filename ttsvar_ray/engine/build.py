@@ -7,7 +7,6 @@ process that computes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from ttsvar_ray.config.sections import JobConfig, StrategyConfig
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.memory import trajectory_bytes
 from ttsvar_ray.engine.pass_rows import check_rows
+from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.features.registry import (
     EXTRACTOR_NAMES,
@@ -168,7 +168,7 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
     description = describe(config)
     device = str(resolve_device(config.model.device))
     if config.engine.deterministic and device.startswith("cuda"):
-        _choose_repeatable_kernels()
+        choose_repeatable_kernels()
     sampling = config.sampling
     model = load_model(
         model_choice(config),
@@ -205,18 +205,6 @@ def build_engine(config: JobConfig, plan: Plan) -> Engine:
             memory_bytes=trajectory_bytes(config, description, plan, device),
         ),
     )
-
-
-def _choose_repeatable_kernels() -> None:
-    """Let this process's GPU libraries use only kernels that give the same sums every time."""
-    import torch
-
-    # Read by cuBLAS when it is first used: without it, its workspace may differ from call to call.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    # An operation that has no such kernel is named in the log, and runs.
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _check_nonfinite(config: JobConfig, plan: Plan) -> None:

@@ -107,13 +107,14 @@ class SimulationSettings:
             for name in (
                 "gpus",
                 "prompts",
-                "rows",
                 "workers_per_cell",
                 "gpus_per_node",
                 "rows_per_part",
             )
             if getattr(self, name) < 1
         ]
+        if min((self.rows,) if isinstance(self.rows, int) else self.rows, default=0) < 1:
+            problems.append(f"rows: expected numbers of at least 1, got {self.rows}")
         for name in _AT_LEAST_ZERO:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
