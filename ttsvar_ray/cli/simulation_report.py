@@ -43,7 +43,8 @@ def result_lines(result: SimulationResult) -> list[str]:
         ),
         (
             f"coordinators: busy {load.mean:.1%} of the time, the busiest {load.most:.1%}; an answer waits "
-            f"{1e3 * load.wait_mean:.2g} ms, at most {1e3 * load.wait_p95:.2g} ms in 95 % of all cases"
+            f"{1e3 * load.wait_mean:.2g} ms for them on average, 95 % of all at most "
+            f"{1e3 * load.wait_p95:.2g} ms"
         ),
         (
             f"micro-batches: {result.batches:,} of {result.rows_per_batch:.2f} trajectories (at most "
