@@ -204,6 +204,9 @@ def _headline(config: JobConfig, compiled: Plan) -> str:
             f", potential {compiled.potential.value}, lambda {compiled.lambda_:g}, "
             f"{compiled.scheme.value} resampling"
         )
+    rows = pass_rows(config, compiled)
+    if rows is not None:
+        head += f"; deterministic, passes of {', '.join(map(str, rows))} rows by segment, counted as full"
     return head
 
 

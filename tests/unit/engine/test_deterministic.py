@@ -15,6 +15,7 @@ import pytest
 from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
+from ttsvar_ray.cli.plan_report import job_report
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.actions import Refuse
 from ttsvar_ray.coordination.coordinator import Coordinator
@@ -212,6 +213,12 @@ def test_costs_are_those_of_full_passes() -> None:
     last = fixed.segments[-1]
     assert padded.least_bytes - padded.weight_bytes >= 4 * last.running_bytes
     assert padded.prompts_under_way(141e9) < usual.prompts_under_way(141e9)
+
+
+def test_a_plan_says_how_large_its_passes_are() -> None:
+    config = two_b(*FIXED)
+    report = job_report(config, build_plan(config), text_tokens=32, profile=None)
+    assert "deterministic, passes of 32, 32, 16, 8, 4 rows by segment" in report.lines()[0]
 
 
 def test_a_worker_too_small_for_its_passes_is_told_so() -> None:
