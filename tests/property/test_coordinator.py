@@ -1,8 +1,9 @@
 """Whatever happens, and in whatever order, the coordinator's results are those of a sequential run.
 
 Each schedule is a seed: it draws the plan, the settings, what segments cost, the workers and their memory,
-and then event after event: late and repeated results, deaths, hangs, joins, drains, withdrawn prompts, lost
-state, failures of every kind. A failing seed is named in the error; `TTSVAR_SCHEDULE=<seed>` runs it alone.
+and then event after event: late and repeated results, deaths, hangs, joins, drains, withdrawn prompts, slow
+workers, lost state, failures of every kind. A failing seed is named in the error; `TTSVAR_SCHEDULE=<seed>`
+runs it alone.
 
 `TTSVAR_SCHEDULES=1000000` runs a million; in pieces, on as many cores or days as there are, with
 `TTSVAR_SCHEDULES_FROM=<first seed>`: each piece runs the seeds from there up to `TTSVAR_SCHEDULES`.
@@ -247,6 +248,7 @@ class Schedule:
         cluster, rng = self.cluster, self.rng
         kind = rng.choice(
             ["lose", "lose", "join", "drain", "forget", "rejoin", "hang", "hang", "tick", "tick", "withdraw"]
+            + ["pace"] * 3
         )
         if kind == "join" and len(cluster.workers) < 6:
             self.join()
@@ -261,6 +263,8 @@ class Schedule:
                 cluster.lose(name)
             elif kind == "drain":
                 cluster.drain(name)
+            elif kind == "pace" and (known := cluster.coordinator._state.fleet.get(name)) is not None:
+                known.pace = rng.choice([0.1, 1.0, 1.0, 5.0, 50.0])
             elif kind == "hang":
                 cluster.workers[name].is_hung = True
             elif kind == "forget":

@@ -77,6 +77,12 @@ class Backlog:
             self._drop_empty(segment_index)
         return sorted(slots)
 
+    def last(self) -> tuple[str, tuple[int, ...]]:
+        """Return the prompt that would run last, and its slots; something must wait in company."""
+        lane = self._lanes[min(self._lanes)]
+        prompt_key = next(reversed(lane.slots))
+        return prompt_key, tuple(lane.slots[prompt_key])
+
     def rows_missing(self, limits: Sequence[int], *, is_idle: bool) -> int:
         """Return how many trajectories of segment 0 the next batch should wait for.
 

@@ -22,6 +22,9 @@ Recovery needs no log: the bits of the last selection rebuild any trajectory any
                              ^                            | lost, failed           | complete
                              |<--------- recovery --------'                        |
                              '---- seating: kept in place, or replayed <-----------'--> Emit
+
+When nothing is left to start, `relief` moves what waits behind others, or crawls on a slow worker, to idle
+workers.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ from ttsvar_ray.coordination.joining import take_measure
 from ttsvar_ray.coordination.live_prompt import LivePrompt
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport
 from ttsvar_ray.coordination.recovery import Recovery
+from ttsvar_ray.coordination.relief import Relief
 from ttsvar_ray.coordination.seating import Seater
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.state import State
@@ -102,6 +106,7 @@ class Coordinator:
         self._dispatcher = Dispatcher(self._state, self._admission)
         self._recovery = Recovery(self._state)
         self._deadlines = Deadlines(settings, workload)
+        self._relief = Relief(self._state, self._deadlines)
 
     @property
     def is_done(self) -> bool:
@@ -143,6 +148,9 @@ class Coordinator:
             self._on_prompts_withdrawn(event)
         self._seater.place_unplaced()
         self._dispatcher.dispatch()
+        if self._relief.relieve():
+            self._seater.place_unplaced()
+            self._dispatcher.dispatch()
         self._admission.lease()
         actions, self._state.actions = self._state.actions, []
         return actions
@@ -200,7 +208,9 @@ class Coordinator:
         answers = {(r.prompt_key, r.attempt, r.segment_index, r.slots): r for r in event.results}
         seconds = [r.seconds for r in event.results if isinstance(r, SegmentReport)]
         if seconds:
-            self._deadlines.answered(worker, batch, max(seconds))
+            ratio = self._deadlines.answered(worker, batch, max(seconds))
+            if ratio is not None:
+                worker.learn_pace(ratio)
         out_of_memory = False
         for task in batch.tasks:
             live = self._state.live.get(task.prompt.key)

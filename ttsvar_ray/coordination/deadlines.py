@@ -21,6 +21,9 @@ from ttsvar_ray.coordination.workload import Workload
 MEMORY = 0.95
 """Part of the slowest ratio that is left after one answer: half of it after 14."""
 
+NEWS = 0.1
+"""Weight of the latest answer in what is usual of a segment, over all workers."""
+
 NAMED_PROMPTS = 3
 
 
@@ -42,6 +45,7 @@ class Deadlines:
         self._clocks: dict[str, _Clock] = {}
         self._warm: dict[str, set[int]] = {}
         self._slowness: dict[int, float] = {}
+        self._usual: dict[int, float] = {}
 
     def tick(self, now: float, fleet: Fleet) -> list[Abandon]:
         """Return whose oldest answer is overdue; the same workers at every tick until they are gone."""
@@ -63,8 +67,12 @@ class Deadlines:
                 )
         return overdue
 
-    def answered(self, worker: Worker, batch: Batch, seconds: float) -> None:
+    def answered(self, worker: Worker, batch: Batch, seconds: float) -> float | None:
         """Learn from an answer.
+
+        Returns:
+            How many times longer it took than such batches do, which says something of the worker; None
+            where it does not.
 
         Args:
             worker: who answered.
@@ -77,11 +85,21 @@ class Deadlines:
         warm = self._warm.setdefault(worker.worker_id, set())
         if batch.segment_index not in warm:
             warm.add(batch.segment_index)
-            return
+            return None
         predicted = self._predicted(batch)
         slowness = seconds / predicted if predicted > 0 else 0.0
         known = self._slowness.get(batch.segment_index, 0.0)
         self._slowness[batch.segment_index] = max(slowness, MEMORY * known)
+        if self._workload is None or slowness <= 0:
+            return None
+        usual = self._usual.get(batch.segment_index, slowness)
+        self._usual[batch.segment_index] = usual ** (1 - NEWS) * slowness**NEWS
+        return slowness / usual
+
+    def elapsed(self, worker: Worker) -> float:
+        """Return for how long a worker's oldest batch has run, as far as ticks tell."""
+        clock = self._clocks.get(worker.worker_id)
+        return 0.0 if clock is None or self._now is None else self._now - clock.since
 
     def forget(self, worker_id: str) -> None:
         """A worker is gone; one that comes back under its name is a new one."""

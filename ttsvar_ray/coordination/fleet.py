@@ -9,6 +9,9 @@ from ttsvar_ray.coordination.batching import Backlog
 from ttsvar_ray.coordination.messages import ShardTask
 from ttsvar_ray.coordination.tariff import Tariff
 
+NEWS = 0.3
+"""Weight of the latest answer in a worker's pace."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
@@ -47,6 +50,8 @@ class Worker:
         least: below this its capacity is never lowered, so that it can finish a prompt on its own.
         limits: most trajectories of a micro-batch, by segment; lowered when the device runs out of memory.
         weights: what a trajectory of each segment adds to its load.
+        pace: how many times longer its answers take than those of the others, lately; 1 while nothing is
+            known.
         peak: most that a whole prompt is charged on its way.
         charged: what it is charged for trajectories that wait, run or are held; kept by `Custody`.
         committed: what the prompts that were started here, and are still charged, may come to; kept by
@@ -74,6 +79,7 @@ class Worker:
     is_abandoned: bool = False
     runs_alone: bool = False
     reserved_for: str | None = None
+    pace: float = 1.0
 
     @property
     def room(self) -> int:
@@ -100,10 +106,16 @@ class Worker:
 
     @property
     def load(self) -> float:
-        """Work still to do here, in units of the weights: a worker with less of it starts sooner."""
+        """Work still to do here, in units of the weights at its pace: one with less of it starts sooner."""
         weights = self.weights
         waiting = sum(weights[segment] * rows for segment, rows in self.backlog.rows_by_segment())
-        return waiting + sum(weights[b.segment_index] * b.num_rows for b in self.batches.values())
+        running = sum(weights[b.segment_index] * b.num_rows for b in self.batches.values())
+        return self.pace * (waiting + running)
+
+    def learn_pace(self, ratio: float) -> None:
+        """Take in how many times longer than elsewhere an answer took; in proportion, so that one slow
+        answer makes no slow worker."""
+        self.pace = self.pace ** (1 - NEWS) * ratio**NEWS
 
     def rows_that_fit(self, segment_index: int) -> int:
         """Return how many trajectories of a segment may run at once now: at least one, by the reserve."""

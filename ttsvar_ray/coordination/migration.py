@@ -54,6 +54,7 @@ class Migration:
         parent_of: Mapping[int, int],
         parents_on: Mapping[str, frozenset[int]],
         wait: Mapping[str, float],
+        pace: Mapping[str, float],
     ) -> float:
         """Return when the last worker would be done with the prompt.
 
@@ -63,6 +64,7 @@ class Migration:
             parent_of: each slot's parent.
             parents_on: parents that each worker has already.
             wait: seconds of work that each worker has before it.
+            pace: how many times longer than predicted each worker takes.
         """
         rows: dict[str, int] = {}
         rebuilt: dict[str, set[int]] = {}
@@ -73,9 +75,12 @@ class Migration:
                 rebuilt.setdefault(worker_id, set()).add(parent)
         return max(
             wait[worker_id]
-            + self._fixed_from[segment_index]
-            + count * self._per_row_from[segment_index]
-            + len(rebuilt.get(worker_id, ())) * self._replay[segment_index]
+            + pace[worker_id]
+            * (
+                self._fixed_from[segment_index]
+                + count * self._per_row_from[segment_index]
+                + len(rebuilt.get(worker_id, ())) * self._replay[segment_index]
+            )
             for worker_id, count in rows.items()
         )
 
@@ -87,6 +92,7 @@ class Migration:
         parent_of: Mapping[int, int],
         candidates: Sequence[Candidate],
         wait: Mapping[str, float],
+        pace: Mapping[str, float],
     ) -> Seating:
         """Return the seating that is over first, with the numbers in its reason.
 
@@ -96,12 +102,20 @@ class Migration:
             parent_of: each slot's parent.
             candidates: the workers that the seatings use.
             wait: seconds of work that each worker has before it.
+            pace: how many times longer than predicted each worker takes.
         """
         parents_on = {candidate.worker_id: candidate.parents for candidate in candidates}
         options = [
             Option(
                 seating,
-                self.seconds(segment_index, seating, parent_of=parent_of, parents_on=parents_on, wait=wait),
+                self.seconds(
+                    segment_index,
+                    seating,
+                    parent_of=parent_of,
+                    parents_on=parents_on,
+                    wait=wait,
+                    pace=pace,
+                ),
             )
             for seating in seatings
         ]

@@ -62,6 +62,11 @@ class Seater:
             seating = self._seat(live, slots, homes, idle, spread)
             if seating is not None:
                 return seating
+        if live.avoid:
+            willing = [w for w in order if w.worker_id not in live.avoid]
+            seating = self._seat(live, slots, homes, willing, spread) if willing else None
+            if seating is not None:
+                return seating
         return self._seat(live, slots, homes, order, spread)
 
     def place_unplaced(self) -> None:
@@ -146,4 +151,5 @@ class Seater:
             parent_of=parent_of,
             candidates=candidates,
             wait={worker.worker_id: worker.load for worker in workers},
+            pace={worker.worker_id: worker.pace for worker in workers},
         )

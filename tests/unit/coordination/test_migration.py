@@ -48,6 +48,7 @@ def candidates(**parents: set[int]) -> list[Candidate]:
 STAY = seating("a", "a", "a", "a", moved=0)
 SHARE = seating("a", "a", "b", "b", moved=2)
 PARENTS = {0: 0, 1: 0, 2: 1, 3: 1}
+EVEN = {"a": 1.0, "b": 1.0}
 
 
 def test_seconds_are_those_of_all_remaining_segments_as_populations_shrink() -> None:
@@ -56,15 +57,21 @@ def test_seconds_are_those_of_all_remaining_segments_as_populations_shrink() -> 
     last = len(PLAN.segments) - 1
     known = {"a": frozenset({0, 1}), "b": frozenset[int]()}
     idle = {"a": 0.0, "b": 0.0}
-    stay = migration.seconds(last, STAY, parent_of=PARENTS, parents_on=known, wait=idle)
+    stay = migration.seconds(last, STAY, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
     assert stay == pytest.approx(0.5 + 4)
-    share = migration.seconds(last, SHARE, parent_of=PARENTS, parents_on=known, wait=idle)
+    share = migration.seconds(last, SHARE, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
     assert share == pytest.approx(0.5 + 2 + 3), "one distinct parent for two siblings"
-    earlier = migration.seconds(last - 1, STAY, parent_of=PARENTS, parents_on=known, wait=idle)
+    earlier = migration.seconds(last - 1, STAY, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
     shrinks = PLAN.segments[last].population / PLAN.segments[last - 1].population
     assert earlier == pytest.approx(1.0 + 4 + 4 * shrinks)
-    busy = migration.seconds(last, SHARE, parent_of=PARENTS, parents_on=known, wait={"a": 0.0, "b": 60.0})
+    busy = migration.seconds(
+        last, SHARE, parent_of=PARENTS, parents_on=known, wait={"a": 0.0, "b": 60.0}, pace=EVEN
+    )
     assert busy == pytest.approx(60 + 0.5 + 2 + 3)
+    slow = migration.seconds(
+        last, SHARE, parent_of=PARENTS, parents_on=known, wait=idle, pace={"a": 1.0, "b": 4.0}
+    )
+    assert slow == pytest.approx(4 * (0.5 + 2 + 3))
 
 
 @pytest.mark.parametrize(("replay_seconds", "moved"), [(0.1, 2), (1.9, 2), (2.1, 0), (50.0, 0)])
@@ -75,6 +82,7 @@ def test_survivors_move_exactly_where_that_is_over_sooner(replay_seconds: float,
         parent_of=PARENTS,
         candidates=candidates(a={0, 1}, b=set()),
         wait={"a": 0.0, "b": 0.0},
+        pace=EVEN,
     )
     assert chosen.moved == moved
     stay, share = "4.5 s", f"{2.5 + replay_seconds:.3g} s"
@@ -92,6 +100,7 @@ def test_what_takes_the_same_time_stays() -> None:
             parent_of=PARENTS,
             candidates=candidates(a={0, 1}, b=set()),
             wait=idle,
+            pace=EVEN,
         )
         assert chosen.moved == 0
 
