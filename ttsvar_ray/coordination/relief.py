@@ -81,7 +81,6 @@ class Relief:
         # As many as there are others to run them.
         for live in chosen[: len(idle)]:
             live.avoid.add(worker.worker_id)
-            live.repeats += 1
             state.actions += state.custody.withdraw(live)
             live.attempt += 1
             state.displace(live)

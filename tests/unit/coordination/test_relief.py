@@ -127,7 +127,7 @@ def test_what_a_slow_worker_runs_begins_anew_elsewhere() -> None:
     assert ran["late"] == 2
     (outcome,) = cluster.outcomes.values()
     assert isinstance(outcome, PromptResult)
-    assert outcome.attempts > 1
+    assert outcome.attempts == 2
 
 
 def simulated(*, stragglers: float, factor: float, gpus: int = 8, prompts: int = 160) -> SimulationResult:
