@@ -10,13 +10,13 @@ its prompts begin their segment anew elsewhere, and its late answer is one of an
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.fleet import Batch, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.placement import Seating, seat
+from ttsvar_ray.coordination.placement import seat
 from ttsvar_ray.coordination.state import State
 
 ASKED_WORKERS = 4
@@ -84,6 +84,7 @@ class Relief:
             state.actions += state.custody.withdraw(live)
             live.attempt += 1
             state.displace(live)
+            _record(live, {}, f"begun anew: {worker.worker_id} takes {worker.pace:.2g} times the usual")
         return bool(chosen)
 
     def _whole_prompts(self, worker: Worker, batch: Batch) -> list[LivePrompt]:
@@ -126,23 +127,23 @@ class Relief:
         state.custody.sit_down(live, seating)
         state.actions += state.custody.release_unused(live)
         why = f"{len(slots)} taken over by an idle worker; {here:.3g} s expected, {there:.3g} s there"
-        _record(live, seating, why)
+        _record(live, seating.worker_of, why)
         return True
 
 
-def _record(live: LivePrompt, seating: Seating, reason: str) -> None:
+def _record(live: LivePrompt, worker_of: Mapping[int, str], reason: str) -> None:
     """Write a move down with the selection that its slots come from; the first segment has none."""
     trace = live.population.trace
     if not trace:
         return
     record = trace[-1]
     placement = list(record.placement)
-    for slot, worker_id in seating.worker_of.items():
+    for slot, worker_id in worker_of.items():
         if slot < len(placement):
             placement[slot] = worker_id
     trace[-1] = replace(
         record,
         placement=tuple(placement),
-        moved=record.moved + len(seating.worker_of),
+        moved=record.moved + len(worker_of),
         reason="; ".join(filter(None, [record.reason, reason])),
     )

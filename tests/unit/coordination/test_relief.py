@@ -13,32 +13,43 @@ from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.simulator import SimulationResult, SimulationSettings, simulate
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(scale_schedule=tuple((k, k) for k in (1, 2, 3, 4, 6)), strategy="best-of-n", n=2)
 
 
-def workload(replay_seconds: float = 0.0) -> Workload:
-    """Return costs of the one segment that best-of-n has."""
+SEARCH = compile_plan(
+    scale_schedule=tuple((k, k) for k in (1, 2, 3, 4, 6)),
+    strategy="tts-var",
+    batch_schedule=[4, 3, 3, 1, 1],
+    cluster_scales=[1],
+    resample_scales=[3],
+    cluster_restarts=1,
+)
+
+
+def workload(replay_seconds: float = 0.0, plan: Plan = PLAN) -> Workload:
+    """Return costs that are the same in every segment."""
     loads = [
         SegmentLoad(tokens=1, batch_seconds=0.0, row_seconds=1.0, replay_seconds=replay_seconds)
-        for _ in PLAN.segments
+        for _ in plan.segments
     ]
     return Workload(segments=tuple(loads), source="a test")
 
 
 def cluster_with_a_late_worker(
-    *, spread: Spread = "auto", workload: Workload | None, prompts: int = 8
+    *, spread: Spread = "auto", workload: Workload | None, prompts: int = 8, plan: Plan = PLAN, rows: int = 2
 ) -> DummyCluster:
     """Return a cluster whose first worker was given all prompts before the second came."""
     cluster = DummyCluster(
-        plan=PLAN,
+        plan=plan,
         run_seed=0,
         settings=CoordinatorSettings(spread=spread, batches_in_flight=1, live_rows=100),
         prompts=make_prompts(prompts),
         workload=workload,
     )
-    cluster.join("early", rows=2)
+    cluster.join("early", rows=rows)
     cluster.lease_requests.clear()
     cluster.hand_over()
     # Everything has begun and waits there, but for one batch.
@@ -46,7 +57,8 @@ def cluster_with_a_late_worker(
     assert early is not None
     cluster.coordinator._admission.admit(early, 100)
     assert not cluster.coordinator._state.waiting
-    assert early.backlog.num_rows == 2 * (prompts - 1)
+    waiting = plan.segments[0].population * prompts - next(iter(early.batches.values())).num_rows
+    assert early.backlog.num_rows == waiting
     return cluster
 
 
@@ -128,6 +140,35 @@ def test_what_a_slow_worker_runs_begins_anew_elsewhere() -> None:
     (outcome,) = cluster.outcomes.values()
     assert isinstance(outcome, PromptResult)
     assert outcome.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("pace", "said"), [(1.0, "taken over by an idle worker"), (9.0, "begun anew: early takes 9 times")]
+)
+def test_the_trace_says_who_was_relieved_and_why(pace: float, said: str) -> None:
+    cluster = cluster_with_a_late_worker(workload=workload(plan=SEARCH), prompts=6, plan=SEARCH, rows=8)
+    early = cluster.coordinator._state.fleet.get("early")
+    assert early is not None
+
+    # Until nothing is left that has no selection behind it.
+    def at_the_beginning() -> bool:
+        running = [batch.segment_index for batch in early.batches.values()]
+        return 0 in [*running, *(segment for segment, _ in early.backlog.rows_by_segment())]
+
+    while at_the_beginning():
+        cluster.work("early")
+        while cluster.mail:
+            cluster.deliver(0)
+    early.pace = pace
+    cluster.join("late", rows=2)
+    cluster.settle()
+    cluster.check_finished()
+    results = [outcome for outcome in cluster.outcomes.values() if isinstance(outcome, PromptResult)]
+    assert len(results) == 6
+    relieved = [record for result in results for record in result.trace if said in record.reason]
+    assert relieved
+    if pace == 1.0:
+        assert all(record.moved > 0 and "late" in record.placement for record in relieved)
 
 
 def simulated(*, stragglers: float, factor: float, gpus: int = 8, prompts: int = 160) -> SimulationResult:
