@@ -69,14 +69,11 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
         if segment.index == 0:
             time += Line(0.0, text_seconds(model, profile) / segment.population)
         time += _images(model, segment, profile, config)
-        # A pass that rebuilds parents has the rows of the passes before.
-        before = plan.segments[: segment.index]
-        together = [1] * segment.first_scale
-        if fixed is not None:
-            together = [fixed[one.index] for one in before for _ in _scales(one)]
+        # Of one parent; a pass that is filled up has the rows that its scales had before.
         replay = sum(
-            line.fixed + rows * line.per_row
-            for line, rows in zip(lines[: segment.first_scale], together, strict=True)
+            lines[scale].fixed + (1 if fixed is None else fixed[one.index]) * lines[scale].per_row
+            for one in plan.segments[: segment.index]
+            for scale in _scales(one)
         )
         segments.append(
             SegmentLoad(
