@@ -1,0 +1,115 @@
+"""A user's own code by import path: found, digested, or refused with what was looked for."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.own_code import is_own, load_own, require_callables
+
+SOURCE = """
+import json
+
+class Liked:
+    class Inner:
+        pass
+
+    def score(self, images, texts):
+        return [0.0 for _ in images]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the Python path with one module, forgotten again afterwards."""
+    (tmp_path / "own_liking.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_class_is_found_with_the_digest_of_its_file(folder: Path) -> None:
+    own = load_own("own_liking:Liked", setting="reward.name")
+    assert own.object.__name__ == "Liked"
+    assert own.path == "own_liking:Liked"
+    assert own.source_digest == hashlib.sha256((folder / "own_liking.py").read_bytes()).hexdigest()
+
+
+def test_a_class_inside_a_class_and_a_module_inside_a_package(folder: Path) -> None:
+    package = folder / "own_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "inner.py").write_text("def make(): return 1\n")
+    assert load_own("own_liking:Liked.Inner", setting="x").object.__name__ == "Inner"
+    assert load_own("own_package.inner:make", setting="x").object() == 1
+
+
+def test_another_source_is_another_digest(folder: Path) -> None:
+    first = load_own("own_liking:Liked", setting="x").source_digest
+    (folder / "own_liking.py").write_text(SOURCE + "\n# changed\n")
+    assert load_own("own_liking:Liked", setting="x").source_digest != first
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("own_liking", "expected an import path such as package.module:Name, got 'own_liking'"),
+        ("own_liking:", "expected an import path"),
+        (":Liked", "expected an import path"),
+        ("own liking:Liked", "expected an import path"),
+        ("own_liking:Liked:Inner", "expected an import path"),
+        ("own_liking:Likes", "module 'own_liking' has no 'Likes'; did you mean 'Liked'"),
+        ("own_liking:Zebra", "module 'own_liking' has no 'Zebra'; it has Liked, json"),
+        ("own_liking:Liked.Outer", "has no 'Outer'"),
+        ("own_lking:Liked", "no module 'own_lking' on the Python path or in "),
+        ("no_such_package.module:Liked", "no module 'no_such_package'"),
+        ("own_broken:Liked", "'own_broken' fails while it is imported (ZeroDivisionError: division by zero)"),
+        ("own_needy:Liked", "'own_needy' imports 'no_such_thing', which is not installed"),
+        ("sys:stdout", "expected a module with a source file"),
+        ("__main__:Liked", "expected a module that workers can import"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(folder: Path, path: str, said: str) -> None:
+    (folder / "own_broken.py").write_text("1 / 0\n")
+    (folder / "own_needy.py").write_text("import no_such_thing\n")
+    with pytest.raises(ConfigurationError) as refused:
+        load_own(path, setting="reward.name")
+    assert str(refused.value).startswith("reward.name: ")
+    assert said in str(refused.value)
+
+
+def test_missing_methods_are_all_named(folder: Path) -> None:
+    own = load_own("own_liking:Liked", setting="x")
+    require_callables(own, ["score"], setting="reward.name", what="a reward")
+    with pytest.raises(ConfigurationError, match=r"own_liking:Liked has no preprocess, encode_text$"):
+        require_callables(own, ["score", "preprocess", "encode_text"], setting="reward.name", what="a reward")
+
+
+def test_an_installed_command_finds_a_module_in_the_current_folder(folder: Path) -> None:
+    program = (
+        f"import sys; sys.path = [entry for entry in sys.path if entry not in ('', {str(folder)!r})]\n"
+        "from ttsvar_ray.own_code import load_own\n"
+        "print(load_own('own_liking:Liked', setting='x').object.__name__)"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "Liked", done.stderr
+
+
+@pytest.mark.parametrize(("name", "own"), [("image-reward", False), ("auto", False), ("a.b:C", True)])
+def test_only_import_paths_hold_a_colon(name: str, own: bool) -> None:
+    assert is_own(name) is own

@@ -1,0 +1,135 @@
+"""A user's own class by its import path, `package.module:Name`, from the settings to the object.
+
+Comes in: the text of a setting. Goes out: what the name stands for, and the digest of the file that defines
+it, so that a run that is continued with changed code is refused as it is with changed settings. Nothing is
+registered, searched for or pickled: every process imports the same module for itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+
+_FORM = "package.module:Name"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnCode:
+    """What an import path stands for.
+
+    Attributes:
+        object: the class or function.
+        path: as written in the settings.
+        source_digest: sha256 of the source file of its module, hexadecimal. What that module imports is
+            not in it.
+    """
+
+    object: Any
+    path: str
+    source_digest: str
+
+
+def is_own(name: str) -> bool:
+    """Whether a name in the settings is an import path; no built-in name holds a colon."""
+    return ":" in name
+
+
+def load_own(path: str, *, setting: str) -> OwnCode:
+    """Import what a setting names.
+
+    The module is looked for where Python looks, and last in the current folder.
+
+    Args:
+        path: `package.module:Name`; a name inside a class is `package.module:Class.Name`.
+        setting: dotted name of the setting, for messages.
+
+    Raises:
+        ConfigurationError: not such a path, no such module or name, a module that fails while it is
+            imported, or one without a source file.
+    """
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise ConfigurationError(f"{setting}: expected an import path such as {_FORM}, got {path!r}")
+    if module_name == "__main__":
+        raise ConfigurationError(
+            f"{setting}: expected a module that workers can import, got {path!r}: in each of them __main__ "
+            "is another program; move the class to a file of its own and name that"
+        )
+    module = _import(module_name, setting)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(_no_such_name(module_name, found, part, setting))
+        found = getattr(found, part)
+    return OwnCode(object=found, path=path, source_digest=_source_digest(module, setting))
+
+
+def require_callables(own: OwnCode, members: Sequence[str], *, setting: str, what: str) -> None:
+    """Refuse a class or an object that lacks what its protocol asks, before anything is built of it.
+
+    Args:
+        own: what was imported.
+        members: names of the protocol's methods.
+        setting: dotted name of the setting, for messages.
+        what: which protocol, for messages, such as "a reward".
+
+    Raises:
+        ConfigurationError: names every missing method at once.
+    """
+    missing = [member for member in members if not callable(getattr(own.object, member, None))]
+    if missing:
+        raise ConfigurationError(
+            f"{setting}: expected {what} with the methods {', '.join(members)}; {own.path} has no "
+            f"{', '.join(missing)}"
+        )
+
+
+def _import(module_name: str, setting: str) -> ModuleType:
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        # An installed command does not look in the current folder, `python -m` and Ray's workers do.
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigurationError(
+                f"{setting}: module {module_name!r} imports {error.name!r}, which is not installed"
+            ) from error
+        raise ConfigurationError(
+            f"{setting}: no module {error.name!r} on the Python path or in {here}; install it, start the job "
+            "in the folder that holds it, or add that folder to PYTHONPATH"
+        ) from None
+    except Exception as error:
+        said = (str(error).strip() or "no more is known").splitlines()[0]
+        raise ConfigurationError(
+            f"{setting}: module {module_name!r} fails while it is imported ({type(error).__name__}: {said})"
+        ) from error
+
+
+def _no_such_name(module_name: str, holder: Any, name: str, setting: str) -> str:
+    public = (
+        sorted(key for key in vars(holder) if not key.startswith("_")) if hasattr(holder, "__dict__") else []
+    )
+    close = difflib.get_close_matches(name, public, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(public[:12]) or 'no public names'}"
+    return f"{setting}: module {module_name!r} has no {name!r}; {hint}"
+
+
+def _source_digest(module: ModuleType, setting: str) -> str:
+    file = getattr(module, "__file__", None)
+    if file is None or not file.endswith(".py"):
+        raise ConfigurationError(
+            f"{setting}: expected a module with a source file, whose digest a run records; "
+            f"{module.__name__!r} has {file or 'none'}"
+        )
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
