@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from ttsvar_ray.errors import ConfigurationError, InterruptedRunError, RunFailedError, TtsVarError
+from ttsvar_ray.errors import (
+    ConfigurationError,
+    InterruptedRunError,
+    LostRowsError,
+    RunFailedError,
+    TtsVarError,
+)
 
 
 class ExitCode(enum.IntEnum):
@@ -41,6 +47,8 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         raise
     except (InterruptedRunError, RunFailedError) as error:
         _end(error, ExitCode.RESUMABLE, debug=debug)
+    except LostRowsError as error:
+        _end(error, ExitCode.FAILED, debug=debug)
     except TtsVarError as error:
         resumable = type(error).__name__ == "RunFailedError"
         code = (

@@ -65,8 +65,8 @@ def generate(
 ) -> None:
     """Generate images for a prompt set. Typing the same command again continues a stopped run.
 
-    Exit codes: 0 done; 2 bad settings or input, nothing was started; 3 done, but prompts were
-    dead-lettered; 75 stopped early, the same command continues.
+    Exit codes: 0 done; 1 failed, or rows are missing in the end; 2 bad settings or input, nothing was
+    started; 3 done, but prompts were dead-lettered; 75 stopped early, the same command continues.
     """
     flags = {
         "model.name": model,

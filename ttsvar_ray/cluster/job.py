@@ -82,6 +82,7 @@ def run_job(
         ClusterConnectionError: no cluster at the address.
         InterruptedRunError: asked to stop; whole parts are committed and the same command goes on.
         RunFailedError: the cluster cannot finish the run.
+        LostRowsError: in the end a prompt has neither images nor a dead letter, or both.
     """
     started = time.monotonic()
     fingerprints: Callable[[], dict[str, str]] = dict

@@ -152,8 +152,13 @@ class Run:
                     self.writer.stop()
 
     def summary(self, started: float) -> JobSummary:
-        """Count what is on disk."""
-        on_disk = summarise_output(self.layout)
+        """Count what is on disk, at the end of a run that is done.
+
+        Raises:
+            LostRowsError: it is not every prompt once.
+        """
+        chunks = [self.ledger.rows(index) for index in range(self.ledger.num_chunks)]
+        on_disk = summarise_output(self.layout, chunks)
         return JobSummary(
             output=str(self.layout.root),
             prompts=on_disk.prompts,

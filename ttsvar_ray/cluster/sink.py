@@ -45,15 +45,15 @@ class Sink:
     def write(self, chunk: WholeChunk, context: RowContext) -> ChunkReport | LostImages:
         """Write one chunk and commit it, or say which rows must be generated again.
 
-        A chunk of which only some rows ran is one that is there already: they are put into it.
+        A part that is there already keeps its rows, and its dead letters until the new rows are in it.
 
         Args:
             chunk: outcomes whose image payloads are bytes or object references.
             context: what all rows of the run have in common.
         """
         start_fetching(chunk)
-        ran = len(chunk.finished) + len(chunk.failed)
-        write = write_chunk if ran == len(chunk.rows) else rewrite_chunk
+        is_there = self._layout.data_part(chunk.chunk_index).is_file()
+        write = rewrite_chunk if is_there else write_chunk
         try:
             return write(
                 self._layout,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from ttsvar_ray.dataset.outcomes import GivenUpPrompt
@@ -25,6 +25,13 @@ def write_failed_part(location: Location, failed: Sequence[GivenUpPrompt]) -> No
     """Write the given-up prompts of one chunk, or remove what an unfinished try of it left."""
     ordered = sorted(failed, key=lambda outcome: outcome.prompt.row)
     write_letters(location, [_letter(outcome) for outcome in ordered])
+
+
+def replace_letters(location: Location, failed: Sequence[GivenUpPrompt], *, ran: Collection[int]) -> None:
+    """Write what became of rows that ran again; the letters of other rows stay."""
+    kept = [letter for letter in read_letters(location) if letter["row"] not in ran]
+    letters = [*kept, *(_letter(outcome) for outcome in failed)]
+    write_letters(location, sorted(letters, key=lambda letter: int(letter["row"])))
 
 
 def write_letters(location: Location, letters: Sequence[dict[str, Any]]) -> None:

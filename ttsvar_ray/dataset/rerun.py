@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.dead_letters import read_letters, write_failed_part, write_letters
+from ttsvar_ray.dataset.dead_letters import read_letters, replace_letters, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt
 from ttsvar_ray.dataset.summary import map_files
-from ttsvar_ray.dataset.totals import damaged
+from ttsvar_ray.dataset.totals import rows_in
 from ttsvar_ray.dataset.trace import merge_trace_part
 from ttsvar_ray.dataset.writer import (
     ChunkReport,
@@ -28,7 +28,7 @@ from ttsvar_ray.dataset.writer import (
     payload_bytes,
     write_rows,
 )
-from ttsvar_ray.errors import OutputError, StorageError
+from ttsvar_ray.errors import LostRowsError, OutputError
 from ttsvar_ray.storage import Location
 
 _ROWS_READ_AT_A_TIME = 16
@@ -37,18 +37,19 @@ _ROWS_READ_AT_A_TIME = 16
 def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, tuple[int, ...]]:
     """Return the rows without images of each committed chunk that has dead letters; needs the lock.
 
-    Letters of rows that have images are removed: they are what a rewrite that was killed left.
+    A letter that says `"retry": false` is left alone. Letters of rows that have images are removed: they are
+    what a rewrite that was killed left.
     """
     parts = {index: file for index, file in layout.failed_parts().items() if index in committed}
 
     def look(letters_file: Location) -> tuple[int, ...]:
         index = int(letters_file.name.removeprefix("part-").partition(".")[0])
         letters = read_letters(letters_file)
-        done = _rows_in(layout.data_part(index))
+        done = rows_in(layout.data_part(index))
         still = [letter for letter in letters if letter["row"] not in done]
         if len(still) < len(letters):
             write_letters(letters_file, still)
-        return tuple(letter["row"] for letter in still)
+        return tuple(letter["row"] for letter in still if letter.get("retry", True))
 
     found = zip(parts, map_files(look, parts.values()), strict=True)
     return {index: rows for index, rows in found if rows}
@@ -78,10 +79,11 @@ def rewrite_chunk(
 
     Raises:
         OutputError: the part is damaged, or has other columns than this version writes.
+        LostRowsError: a row comes twice or is of another chunk.
     """
     again = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
-    assert len(set(again)) == len(again), f"chunk {chunk_index}: a row came twice in {again}"
-    assert set(again) <= set(rows), f"chunk {chunk_index}: expected rows of {rows}, got {again}"
+    if len(set(again)) != len(again) or not set(again) <= set(rows):
+        raise LostRowsError(f"chunk {chunk_index}: expected rows of {rows}, each once, got {again}")
     part = layout.data_part(chunk_index)
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
     merge_trace_part(layout.trace_part(chunk_index), ordered, replaced=again)
@@ -95,7 +97,7 @@ def rewrite_chunk(
             key=lambda row: (row["row"], row["image_rank"]),
         )
         images = write_rows(part, merged, schema)
-    write_failed_part(layout.failed_part(chunk_index), failed)
+    replace_letters(layout.failed_part(chunk_index), failed, ran=again)
     return ChunkReport(
         chunk_index=chunk_index,
         prompts=len(finished),
@@ -114,11 +116,3 @@ def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]
             )
         for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
             yield from (row for row in batch.to_pylist() if row["row"] not in without)
-
-
-def _rows_in(part: Location) -> set[int]:
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
-            return set(parquet.read(columns=["row"])["row"].to_pylist())
-    except (pa.ArrowException, OSError, StorageError) as error:
-        raise damaged(part, error) from None

@@ -72,6 +72,19 @@ def read_totals(part: Location) -> PartTotals:
     return PartTotals(prompts=len(best), images=table.num_rows, reward_sum=pc.sum(best).as_py() or 0.0)
 
 
+def rows_in(part: Location) -> set[int]:
+    """Return the rows of the prompt set that have images in a part.
+
+    Raises:
+        OutputError: it is not a whole Parquet file.
+    """
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
+            return set(parquet.read(columns=["row"])["row"].to_pylist())
+    except (pa.ArrowException, OSError, StorageError) as error:
+        raise damaged(part, error) from None
+
+
 def damaged(part: Location | Path, reason: object) -> OutputError:
     """Return the error of a part that cannot be read."""
     return OutputError(

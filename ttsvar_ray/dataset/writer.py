@@ -19,6 +19,7 @@ from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt, KeptImage
 from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
 from ttsvar_ray.dataset.totals import PartTotals
 from ttsvar_ray.dataset.trace import write_trace_part
+from ttsvar_ray.errors import LostRowsError
 from ttsvar_ray.storage import Location
 
 ROW_GROUP_BYTES = 96_000_000
@@ -78,9 +79,13 @@ def write_chunk(
         finished, failed: every prompt of `rows` once, in any order.
         context: what all rows of the run have in common.
         resolve: turns the payload of an image into its bytes, one image at a time.
+
+    Raises:
+        LostRowsError: a row of `rows` is missing, comes twice or is of another chunk.
     """
     found = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
-    assert found == list(rows), f"chunk {chunk_index}: expected rows {rows}, got {found}"
+    if found != list(rows):
+        raise LostRowsError(f"chunk {chunk_index}: expected each of {rows} once, got rows {found}")
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
     write_failed_part(layout.failed_part(chunk_index), failed)
     write_trace_part(layout.trace_part(chunk_index), ordered)

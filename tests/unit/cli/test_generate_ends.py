@@ -17,7 +17,13 @@ from ttsvar_ray.cli.progress import ProgressReporter, duration, progress_line
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.errors import InputError, InterruptedRunError, RunFailedError, TtsVarError
+from ttsvar_ray.errors import (
+    InputError,
+    InterruptedRunError,
+    LostRowsError,
+    RunFailedError,
+    TtsVarError,
+)
 
 SUMMARY: dict[str, Any] = {
     "output": "/somewhere/out",
@@ -136,6 +142,8 @@ def test_dead_letters_are_an_exit_code_of_their_own(
         (RunFailedError("no workers"), False, 75),
         (InputError("changed"), True, 1),
         (InputError("absent"), False, 2),
+        (LostRowsError("row 4"), True, 1),
+        (LostRowsError("row 4"), False, 1),
         (KeyboardInterrupt(), True, 75),
         (KeyboardInterrupt(), False, 130),
         (RuntimeError("a bug"), True, 1),

@@ -29,7 +29,7 @@ from ttsvar_ray.dataset import (
     writer,
 )
 from ttsvar_ray.dataset.card import write_card
-from ttsvar_ray.errors import InputError
+from ttsvar_ray.errors import InputError, LostRowsError
 from ttsvar_ray.prompts import BadLine
 from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType
@@ -156,7 +156,7 @@ def test_a_chunk_that_lost_or_doubled_a_prompt_is_never_written(tmp_path: Path) 
         ([result(0), result(1), result(1)], []),
         ([result(0), result(1)], [failure(1)]),
     ):
-        with pytest.raises(AssertionError, match="expected rows"):
+        with pytest.raises(LostRowsError, match=r"expected each of range\(0, 2\) once"):
             write_chunk(layout, 0, rows=range(2), finished=finished, failed=failed, context=CONTEXT)
     assert layout.data_parts() == {}
 
@@ -220,6 +220,25 @@ def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
         1,
     )
     assert summary.mean_reward == pytest.approx((0 + 2 + 3 + 4) / 4)
+
+
+def test_a_summary_names_rows_that_are_in_neither_place_or_in_both(tmp_path: Path) -> None:
+    layout = write_two_chunks(tmp_path)
+    chunks = [range(3), range(3, 5)]
+    assert summarise_output(layout, chunks) == summarise_output(layout)
+    with pytest.raises(LostRowsError, match=r"part-00002\.parquet: neither .* for rows 5, 6\nDelete these"):
+        summarise_output(layout, [*chunks, range(5, 7)])
+    letter = layout.failed_part(0).read_text()
+    layout.failed_part(0).write_text(letter + letter.replace('"row": 1', '"row": 2'))
+    with pytest.raises(LostRowsError) as doubled:
+        summarise_output(layout, chunks)
+    assert f"{layout.failed_part(0)}: one dead letter too many for row 2" in str(doubled.value)
+    layout.failed_part(0).delete()
+    layout.data_part(1).delete()
+    with pytest.raises(LostRowsError, match="rows are lost or doubled in 2 parts") as lost:
+        summarise_output(layout, chunks)
+    assert f"{layout.data_part(0)}: neither images nor a dead letter for row 1\n" in str(lost.value)
+    assert f"{layout.data_part(1)}: neither images nor a dead letter for rows 3, 4\n" in str(lost.value)
 
 
 def test_a_part_that_was_rewritten_elsewhere_is_counted_all_the_same(tmp_path: Path) -> None:

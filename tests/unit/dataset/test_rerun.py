@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ttsvar_ray.dataset import (
     write_chunk,
     writer,
 )
-from ttsvar_ray.errors import OutputError
+from ttsvar_ray.errors import LostRowsError, OutputError
 from ttsvar_ray.types import ColumnType
 
 ROWS = range(4, 10)
@@ -105,7 +106,7 @@ def test_in_several_retries_too_and_what_still_fails_stays_a_dead_letter(tmp_pat
     assert files(repaired) == files(plain)
 
 
-@pytest.mark.parametrize("killed_before", ["write_rows", "write_failed_part"])
+@pytest.mark.parametrize("killed_before", ["write_rows", "replace_letters"])
 def test_a_retry_that_is_killed_loses_nothing(
     make: Callable[[str], OutputLayout], monkeypatch: pytest.MonkeyPatch, killed_before: str
 ) -> None:
@@ -138,6 +139,19 @@ def test_a_retry_that_is_killed_loses_nothing(
     assert files(repaired) == files(plain)
 
 
+def test_letters_that_say_so_are_left_alone(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    write_with_failures(layout)
+    letters = [json.loads(line) for line in layout.failed_part(1).read_text().splitlines()]
+    letters[1]["retry"] = False
+    layout.failed_part(1).write_text("".join(json.dumps(letter) + "\n" for letter in letters))
+    assert failed_rows(layout, {1}) == {1: (5, 9)}
+    rewrite_chunk(layout, 1, rows=ROWS, finished=[done(5), done(9)], failed=[], context=CONTEXT)
+    (left,) = [json.loads(line) for line in layout.failed_part(1).read_text().splitlines()]
+    assert (left["row"], left["retry"]) == (6, False)
+    assert failed_rows(layout, {1}) == {}
+
+
 def test_only_committed_chunks_have_rows_to_run_again(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     write_with_failures(layout)
@@ -161,5 +175,5 @@ def test_rows_of_another_chunk_are_never_merged(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     write_with_failures(layout)
     for finished in ([done(3)], [done(5), done(5)]):
-        with pytest.raises(AssertionError, match="chunk 1"):
+        with pytest.raises(LostRowsError, match="chunk 1"):
             rewrite_chunk(layout, 1, rows=ROWS, finished=finished, failed=[], context=CONTEXT)

@@ -1,0 +1,92 @@
+"""What the sink writes survives its death at any step, whatever was there before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.prompts import make_prompts
+from ttsvar_ray.cluster.sink import LostImages, Sink
+from ttsvar_ray.coordination.leasing import WholeChunk
+from ttsvar_ray.coordination.messages import FinalImage, PromptFailure, PromptResult, ResultImage
+from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, failed_rows, summarise_output
+from ttsvar_ray.storage.local import LocalStore
+
+PROMPTS = make_prompts(3)
+CONTEXT = RowContext(model="tiny", strategy="none", seed=1, reward_name="none")
+
+
+def done(row: int) -> PromptResult:
+    image = FinalImage(payload=b"\x89PNG", width=1, height=1, image_format="png")
+    kept = ResultImage(
+        rank=0, image=image, reward=0.5, reward_history=(), lineage=(0,), bits=(), member_rewards=()
+    )
+    return PromptResult(prompt=PROMPTS[row], images=(kept,), trace=(), attempts=1, seconds=0.1)
+
+
+def lost(row: int) -> PromptFailure:
+    return PromptFailure(prompt=PROMPTS[row], attempts=1, errors=("no",))
+
+
+def write(layout: OutputLayout, *outcomes: PromptResult | PromptFailure) -> ChunkReport | LostImages:
+    chunk = WholeChunk(
+        chunk_index=0,
+        rows=range(len(PROMPTS)),
+        finished=tuple(each for each in outcomes if isinstance(each, PromptResult)),
+        failed=tuple(each for each in outcomes if isinstance(each, PromptFailure)),
+    )
+    return Sink(str(layout.root)).write(chunk, CONTEXT)
+
+
+@contextlib.contextmanager
+def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the storage die before it replaces or deletes its `step`-th file."""
+    left = step
+    replacing, delete = LocalStore.replacing, LocalStore.delete
+
+    def one_step() -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def dying_replacing(self: LocalStore, path: str) -> Iterator[Path]:
+        one_step()
+        with replacing(self, path) as temporary:
+            yield temporary
+
+    def dying_delete(self: LocalStore, path: str) -> None:
+        one_step()
+        delete(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "replacing", dying_replacing)
+        patch.setattr(LocalStore, "delete", dying_delete)
+        yield
+
+
+@pytest.mark.parametrize("step", range(3))
+@pytest.mark.parametrize("again", [(done(0), done(1), done(2)), (done(0), lost(1), done(2))])
+def test_a_chunk_that_failed_as_a_whole_is_retried_without_losing_a_row(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    again: tuple[PromptResult | PromptFailure, ...],
+) -> None:
+    plain, layout = OutputLayout(tmp_path / "plain"), OutputLayout(tmp_path / "out")
+    write(plain, done(0), done(1), done(2))
+    write(layout, lost(0), lost(1), lost(2))
+    with pytest.raises(KeyboardInterrupt), killed_at(step, monkeypatch):
+        write(layout, *again)
+    left = failed_rows(layout, {0}).get(0, ())
+    summary = summarise_output(layout, [range(3)])
+    assert summary.prompts + len(left) == len(PROMPTS)
+    if left:
+        write(layout, *(done(row) for row in left))
+    assert layout.data_part(0).read_bytes() == plain.data_part(0).read_bytes()
+    assert layout.trace_part(0).read_bytes() == plain.trace_part(0).read_bytes()
+    assert not layout.failed_part(0).is_file()
