@@ -26,10 +26,11 @@ from benchmarks.machine import cpu_name
 from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, Tick, WorkerJoined
-from ttsvar_ray.coordination.messages import FinalImage, PromptResult, SegmentReport, ShardTask
+from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import FinalImage, PromptResult
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select, SelectionOutcome, select
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Prompt, SelectionKind

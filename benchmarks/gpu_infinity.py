@@ -30,20 +30,20 @@ from torch import Tensor
 from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
 from ttsvar_ray.config import load_config
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_plan, describe
 from ttsvar_ray.engine.engine import Engine, EngineSettings
-from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.engine.memory_plan import memory_plan
 from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
 from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.job.build import build_plan, describe
+from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 from ttsvar_ray.models.sampling import probability_of_one
+from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.types import Prompt

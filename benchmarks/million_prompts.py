@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.config import load_config
-from ttsvar_ray.coordination.leasing import LeaseLedger
-from ttsvar_ray.coordination.messages import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -36,7 +34,9 @@ from ttsvar_ray.dataset import (
     summarise_output,
     write_chunk,
 )
+from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts import PromptSource, read_prompts, scan_prompts
+from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.types import Prompt
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -28,9 +28,9 @@ from benchmarks.sleeping_engine import SleepingEngineBuilder
 from ttsvar_ray.config import load_config
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.simulator import seconds_per_prompt
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.engine.simulation import SimulatedJob, simulated_job
+from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
+from ttsvar_ray.simulation import seconds_per_prompt
 from ttsvar_ray.types import Prompt
 
 JOB = Path("jobs/infinity_2b.yaml")

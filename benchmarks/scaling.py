@@ -20,8 +20,8 @@ from typing import Any
 from ttsvar_ray.cli.simulate import progress_lines
 from ttsvar_ray.cli.simulation_report import result_lines
 from ttsvar_ray.config import load_config
-from ttsvar_ray.coordination.simulator import SimulationSettings, seconds_per_prompt, simulate
-from ttsvar_ray.engine.simulation import SimulatedJob, simulated_job
+from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
+from ttsvar_ray.simulation import SimulationSettings, seconds_per_prompt, simulate
 
 JOB = Path("jobs/infinity_2b.yaml")
 NOISE = 0.05

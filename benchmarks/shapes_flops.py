@@ -16,7 +16,7 @@ from ttsvar_ray.models.infinity.directory import parse_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.rewards.registry import build_reward
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 IMAGES = 8
 """Measured together, so that padding of small batches does not count."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.shapes_results import Method, job, load_pieces, piece_path, run_piece, token_forwards
 from benchmarks.statistics import estimate
-from ttsvar_ray.engine.build import build_plan
+from ttsvar_ray.job.build import build_plan
 
 
 def _candidate(

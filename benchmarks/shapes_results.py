@@ -29,11 +29,11 @@ from PIL import Image
 from benchmarks.shapes_flops import prompt_flops
 from benchmarks.statistics import Estimate, estimate, paired_difference
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.coordination.messages import PromptFailure
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_engine, build_plan
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.results import PromptFailure
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.shapes.checker import check
 from ttsvar_ray.shapes.prompt_set import prompt_set
 from ttsvar_ray.types import Prompt

@@ -35,16 +35,16 @@ from ttsvar_ray.cluster.job import JobParts, run_job
 from ttsvar_ray.config import load_config
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.simulator import (
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.workload_file import write_workload
+from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.simulation import (
     CoordinatorCosts,
     SimulationResult,
     SimulationSettings,
     simulate,
 )
-from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.coordination.workload_file import write_workload
-from ttsvar_ray.engine.build import build_engine, build_plan
-from ttsvar_ray.search.schedule import Plan
 
 JOB = Path("jobs/shapes_demo.yaml")
 MESSAGE_SECONDS = 2e-3

@@ -16,16 +16,11 @@ from typing import cast
 import numpy as np
 
 from benchmarks.diary import DiaryWriter
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    FinalImage,
-    SegmentReport,
-    ShardFailure,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.engine.engine import Engine, EngineSettings
-from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.results import FinalImage
+from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.types import SelectionKind
 
 FEATURE_DIM = 256

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.models.contract import check_model
+from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Float32Array, Prompt, UInt8Array

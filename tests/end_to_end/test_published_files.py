@@ -18,11 +18,11 @@ from tests.support.published_infinity import TINY, write_published
 from tests.support.recorded import recorded_rewards
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_engine, build_plan
 from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.job.build import build_engine, build_plan
 from ttsvar_ray.models.infinity.presets import PRESETS
+from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD
 from ttsvar_ray.types import Prompt
 

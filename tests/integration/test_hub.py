@@ -114,8 +114,8 @@ def test_what_cannot_be_had_is_explained_with_the_command_that_fetches_it(
 MODEL = """
 import sys
 from ttsvar_ray.config import load_config
-from ttsvar_ray.engine.build import build_engine, build_plan
-from ttsvar_ray.engine.weights import fetch_weights, pin_weights, weight_fingerprints
+from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.weights import fetch_weights, pin_weights, weight_fingerprints
 config = load_config(None, ["model.name=hf:someone/small@main", "model.device=cpu"], needs_files=False)
 plan = build_plan(config)
 pinned = pin_weights(config)

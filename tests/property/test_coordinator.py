@@ -25,11 +25,12 @@ from tests.support.dummy_cluster import DummyCluster
 from tests.support.dummy_engine import reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination import population
-from ttsvar_ray.coordination.messages import FailureKind, PromptFailure, PromptResult, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import byte_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.search.schedule import Plan, Selection
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.selection import SelectionOutcome, select
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import PotentialKind

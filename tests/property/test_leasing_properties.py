@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.leasing import MAX_HOLDERS, LeaseLedger, WholeChunk
-from ttsvar_ray.coordination.messages import PromptResult
+from ttsvar_ray.leasing.ledger import MAX_HOLDERS, LeaseLedger, WholeChunk
+from ttsvar_ray.results import PromptResult
 from ttsvar_ray.types import Prompt
 
 CELLS = ("a", "b", "c")

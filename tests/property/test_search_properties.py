@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from ttsvar_ray.search.clustering import cluster_survivors
 from ttsvar_ray.search.describe import describe, history_demand, selector_demand
 from ttsvar_ray.search.lineage import compose, trace
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.resampling import effective_sample_size, resample
-from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.selection import rank_images, select
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Float64Array, PotentialKind, ResamplingScheme, SelectionKind

@@ -31,10 +31,10 @@ from ttsvar_ray.coordination.events import (
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import Prompt
 
 

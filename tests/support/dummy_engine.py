@@ -12,16 +12,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    FinalImage,
-    PackedBits,
-    SegmentReport,
-    ShardFailure,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.results import FinalImage, PackedBits
+from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.selection import rank_images, select
 from ttsvar_ray.types import SelectionKind
 

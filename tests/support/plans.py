@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support.tiny_model import TINY_SCHEDULE
-from ttsvar_ray.search.schedule import Plan, Selection
+from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.types import SelectionKind
 
 

@@ -10,7 +10,7 @@ import sys
 sys.modules["ray"] = None  # an import of ray fails from here on
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine, build_plan
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.types import Prompt
 

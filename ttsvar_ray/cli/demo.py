@@ -74,7 +74,7 @@ def _is_done(job: JobConfig) -> bool:
 def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig, float]]:
     """Return the job and its baselines by label, each with its transformer FLOPs per prompt over raw's."""
     from ttsvar_ray.cli.plan import transformer_cost
-    from ttsvar_ray.engine.build import build_plan
+    from ttsvar_ray.job.build import build_plan
 
     def flops(job: JobConfig) -> float:
         return transformer_cost(job, build_plan(job)).transformer_flops

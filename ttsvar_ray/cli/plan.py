@@ -12,7 +12,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
     from ttsvar_ray.costs import PlanCost
-    from ttsvar_ray.search.schedule import Plan
+    from ttsvar_ray.search.plan import Plan
 
 
 def plan(
@@ -64,7 +64,7 @@ def plan(
 
         from ttsvar_ray.cli.plan_report import job_report
         from ttsvar_ray.config import load_config
-        from ttsvar_ray.engine.build import build_plan
+        from ttsvar_ray.job.build import build_plan
 
         flags = {
             "model.name": model,
@@ -89,7 +89,7 @@ def transformer_cost(config: JobConfig, compiled: Plan) -> PlanCost:
     """
     from ttsvar_ray.cli.plan_report import job_shape
     from ttsvar_ray.costs import plan_cost
-    from ttsvar_ray.engine.build import describe
+    from ttsvar_ray.job.build import describe
 
     shape = job_shape(config, describe(config), compiled, text_tokens=32, profile=None)
     components = shape.component_flops(config.engine.selector_decode, shape.transformer.text_length)

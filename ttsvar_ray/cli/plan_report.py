@@ -11,16 +11,16 @@ from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, ModelShape, PlanCost, load_profile, plan_cost
 from ttsvar_ray.costs.memory import transformer_parameters
-from ttsvar_ray.engine.build import describe
-from ttsvar_ray.engine.footprint import has_counted_costs, model_shape
-from ttsvar_ray.engine.memory_plan import MemoryPlan, memory_plan
-from ttsvar_ray.engine.pass_rows import check_rows, pass_rows
-from ttsvar_ray.engine.workload import is_gpu, workload_of
+from ttsvar_ray.job.build import describe
+from ttsvar_ray.job.footprint import has_counted_costs, model_shape
+from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
+from ttsvar_ray.job.pass_rows import check_rows, pass_rows
+from ttsvar_ray.job.workload import is_gpu, workload_of
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 DEVICE_SIZES_GB = (24, 40, 80, 141)
 """Memory of common GPUs in decimal GB, as on their data sheets; drivers show a little more."""

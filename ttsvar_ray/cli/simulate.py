@@ -15,8 +15,8 @@ from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.coordination.settings import CoordinatorSettings
-    from ttsvar_ray.coordination.simulator import SimulationResult, SimulationSettings
-    from ttsvar_ray.engine.simulation import SimulatedJob
+    from ttsvar_ray.job.simulation import SimulatedJob
+    from ttsvar_ray.simulation import SimulationResult, SimulationSettings
 
 ESTIMATE_AFTER_S = 5.0
 REPORT_EVERY_S = 30.0
@@ -92,9 +92,9 @@ def simulate(
     with errors_for_people(debug=debug):
         from ttsvar_ray.cli.simulation_report import comparison_lines, result_lines
         from ttsvar_ray.config import load_config
-        from ttsvar_ray.coordination.simulator import SimulationSettings
-        from ttsvar_ray.engine.simulation import simulated_job
         from ttsvar_ray.errors import ConfigurationError
+        from ttsvar_ray.job.simulation import simulated_job
+        from ttsvar_ray.simulation import SimulationSettings
 
         if plot is not None:
             from ttsvar_ray.cli.simulation_plot import require_matplotlib
@@ -131,7 +131,7 @@ def simulate(
         typer.echo(f"costs: {simulated.workload.source}", err=True)
         results: dict[str, SimulationResult] = {}
         if compare:
-            from ttsvar_ray.coordination.simulator.compare import variants
+            from ttsvar_ray.simulation.compare import variants
 
             for variant in variants(wanted, simulated.coordinator):
                 typer.echo(f"{variant.name} ...", err=True)
@@ -163,7 +163,7 @@ def _selections(name: str) -> Literal["real", "cheap"]:
 def _run(
     simulated: SimulatedJob, settings: SimulationSettings, coordinator: CoordinatorSettings
 ) -> SimulationResult:
-    from ttsvar_ray.coordination.simulator import simulate as run_simulation
+    from ttsvar_ray.simulation import simulate as run_simulation
 
     return run_simulation(
         plan=simulated.plan,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ttsvar_ray.coordination.simulator import SimulationResult
+    from ttsvar_ray.simulation import SimulationResult
 
 _COLOURS = {
     "useful": "#4c78a8",

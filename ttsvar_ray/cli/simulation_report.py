@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.cli.units import bytes_text
 
 if TYPE_CHECKING:
-    from ttsvar_ray.coordination.simulator import SimulationResult
+    from ttsvar_ray.simulation import SimulationResult
 
 
 def result_lines(result: SimulationResult) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
+from ttsvar_ray.results import PromptFailure, PromptResult
 
 _WHERE = re.compile(r"^attempt \d+, segment \d+, worker \S+: ")
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")

@@ -59,7 +59,8 @@ from ttsvar_ray.coordination.events import (
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.messages import FailureKind, PromptFailure, PromptResult
+from ttsvar_ray.coordination.messages import FailureKind
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.types import Prompt
 
 TICK_S = 1.0

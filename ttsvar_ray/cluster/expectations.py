@@ -9,9 +9,9 @@ from ttsvar_ray.cluster.resources import WorkerLayout
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs.profile import device_names, load_profile
-from ttsvar_ray.engine.workload import build_workload
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.job.workload import build_workload
+from ttsvar_ray.search.plan import Plan
 
 logger = logging.getLogger(__name__)
 

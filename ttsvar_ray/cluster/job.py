@@ -24,7 +24,6 @@ from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.run import JobParts, Run
 from ttsvar_ray.cluster.session import is_submitted_job
 from ttsvar_ray.config.sections import JobConfig, content_digest
-from ttsvar_ray.coordination.leasing import LeaseLedger
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -38,8 +37,9 @@ from ttsvar_ray.dataset import (
     open_output,
     write_bad_lines,
 )
-from ttsvar_ray.engine.build import build_engine, build_plan, check_parts
-from ttsvar_ray.engine.weights import fetch_weights, pin_weights, weight_fingerprints
+from ttsvar_ray.job.build import build_engine, build_plan, check_parts
+from ttsvar_ray.job.weights import fetch_weights, pin_weights, weight_fingerprints
+from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts.read import (
     bad_lines,
     read_prompts,

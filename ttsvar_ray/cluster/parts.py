@@ -14,9 +14,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
-from ttsvar_ray.coordination.leasing import WholeChunk
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext
 from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.storage import Location, storage_environment
 
 GET_TIMEOUT_S = 60.0

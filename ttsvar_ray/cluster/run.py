@@ -47,9 +47,6 @@ from ttsvar_ray.cluster.tally import Tally
 from ttsvar_ray.cluster.waiting import reason_of
 from ttsvar_ray.cluster.worker import EngineBuilder, WorkerInfo
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.coordination.lease_desk import LeaseDesk
-from ttsvar_ray.coordination.leasing import LeaseLedger, WholeChunk
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.dataset import (
     ChunkReport,
@@ -59,10 +56,13 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     summarise_output,
 )
-from ttsvar_ray.engine.policies import coordinator_settings
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
+from ttsvar_ray.job.policies import coordinator_settings
+from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
+from ttsvar_ray.leasing.policy import LeaseDesk
 from ttsvar_ray.prompts.read import PromptScan
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.plan import Plan
 
 logger = logging.getLogger(__name__)
 

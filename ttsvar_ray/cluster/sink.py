@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.coordination.leasing import WholeChunk
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, rewrite_chunk, write_chunk
+from ttsvar_ray.leasing.ledger import WholeChunk
+from ttsvar_ray.results import PromptResult
 
 FETCH_TIMEOUT_S = 120.0
 

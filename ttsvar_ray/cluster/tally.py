@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from ttsvar_ray.cluster.progress import JobProgress
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
+from ttsvar_ray.results import PromptFailure, PromptResult
 
 MAX_NOTICES = 1000
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import ray
 
-from ttsvar_ray.coordination.messages import FailureKind, FinalImage, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.results import FinalImage
 
 EngineBuilder = Callable[[], Engine]
 """Builds the engine in the worker's process; travels by pickle, so it holds settings, not weights."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult, ShardTask
+from ttsvar_ray.coordination.messages import ShardTask
+from ttsvar_ray.results import PromptFailure, PromptResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.state import State
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import TtsVarError
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select
 
 

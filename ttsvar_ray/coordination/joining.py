@@ -10,7 +10,7 @@ from ttsvar_ray.coordination.fleet import Worker
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import Tariff, byte_tariff, row_tariff
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 
 def take_measure(

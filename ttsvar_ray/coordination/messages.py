@@ -13,12 +13,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.types import Float32Array, Prompt
-
-PackedBits = tuple[bytes, ...]
-"""Bits of one trajectory: one `np.packbits(bits, axis=None).tobytes()` per finished scale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +37,6 @@ class ShardTask:
     slots: tuple[int, ...]
     parent_slots: tuple[int, ...] = ()
     parent_bits: Mapping[int, PackedBits] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinalImage:
-    """One finished image. `payload` is opaque here: encoded bytes, or a reference to them."""
-
-    payload: Any
-    width: int
-    height: int
-    image_format: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,72 +88,3 @@ class ShardFailure:
     slots: tuple[int, ...]
     kind: FailureKind
     error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultImage:
-    """One kept image of a finished prompt, ready to become a row.
-
-    Attributes:
-        rank: 0 = best reward.
-        reward_history: the rewards of this trajectory's lineage at `Plan.scored_scales`; NaN where
-            none was taken. An ensemble's are combined over the population of their scale.
-        lineage: this image's ancestor slot in the population of each segment, ending with its own.
-        bits: all scales.
-        member_rewards: what each member of the reward gave the final image, in the reward's own order.
-    """
-
-    rank: int
-    image: FinalImage
-    reward: float
-    reward_history: tuple[float, ...]
-    lineage: tuple[int, ...]
-    bits: PackedBits
-    member_rewards: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionRecord:
-    """What one selection saw and decided: a row of the trace table.
-
-    Attributes:
-        ancestor_index: slots in the population before, one per survivor.
-        rewards, log_weights: [population] for resampling, empty for clustering.
-        ess: effective sample size of the weights, NaN for clustering.
-        labels: cluster of each trajectory, empty for resampling.
-        placement: worker of each survivor; `moved` counts survivors replayed on another worker,
-            `reason` says why.
-    """
-
-    prompt_key: str
-    scale_index: int
-    kind: str
-    ancestor_index: tuple[int, ...]
-    rewards: tuple[float, ...] = ()
-    log_weights: tuple[float, ...] = ()
-    ess: float = float("nan")
-    labels: tuple[int, ...] = ()
-    placement: tuple[str, ...] = ()
-    moved: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptResult:
-    """A prompt that is done: its kept images by rank, and the trace of its search."""
-
-    prompt: Prompt
-    images: tuple[ResultImage, ...]
-    trace: tuple[SelectionRecord, ...]
-    attempts: int
-    seconds: float
-    counters: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptFailure:
-    """A prompt that is given up: becomes one dead-letter row."""
-
-    prompt: Prompt
-    attempts: int
-    errors: tuple[str, ...]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ttsvar_ray.coordination.placement import Candidate, Seating
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import (
-    FinalImage,
-    PackedBits,
-    PromptResult,
-    ResultImage,
-    SegmentReport,
-    SelectionRecord,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
+from ttsvar_ray.results import FinalImage, PackedBits, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.search.ensemble import combine
-from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.selection import Select, SelectionOutcome, rank_images, select
 from ttsvar_ray.types import Float32Array, Prompt, SelectionKind
 

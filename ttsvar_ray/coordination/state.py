@@ -8,11 +8,11 @@ from ttsvar_ray.coordination.actions import Action, Emit
 from ttsvar_ray.coordination.custody import Custody
 from ttsvar_ray.coordination.fleet import Fleet, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.messages import PromptFailure
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptFailure
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select
 from ttsvar_ray.types import Prompt
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ttsvar_ray.costs.shape import ScaleCost, TransformerShape, scale_costs
 from ttsvar_ray.search.describe import ScaleRow, describe, selector_demand
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from ttsvar_ray.coordination.messages import FinalImage
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.results import FinalImage
 from ttsvar_ray.types import UInt8Array
 
 IMAGE_FORMATS = ("png", "webp", "jpeg")

@@ -20,14 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    FinalImage,
-    PackedBits,
-    SegmentReport,
-    ShardFailure,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import rows_by_segment
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.engine.faults import describe, free_device_memory, is_device_lost, is_out_of_memory
@@ -37,9 +30,10 @@ from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rewards.protocol import Reward
-from ttsvar_ray.search.schedule import Plan, Segment
+from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.types import WORST_REWARD, SelectionKind
 
 

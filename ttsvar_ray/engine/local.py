@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, Release, RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import BatchDone, PromptsLeased, WorkerJoined
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import Prompt
 
 

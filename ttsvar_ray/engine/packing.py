@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import PackedBits
+from ttsvar_ray.results import PackedBits
 from ttsvar_ray.types import ScaleSchedule, UInt8Array
 
 

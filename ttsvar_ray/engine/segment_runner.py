@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ttsvar_ray.coordination.messages import PackedBits, ShardTask
+from ttsvar_ray.coordination.messages import ShardTask
 from ttsvar_ray.engine.micro_batch import Row
 from ttsvar_ray.engine.packing import pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.results import PackedBits
 from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rng import bit_uniforms
-from ttsvar_ray.search.schedule import Segment
+from ttsvar_ray.search.plan import Segment
 from ttsvar_ray.types import Float32Array, Int64Array, SelectionKind, UInt8Array
 
 

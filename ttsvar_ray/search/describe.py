@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ttsvar_ray.search.potential import scored_scales
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.potentials import scored_scales
 from ttsvar_ray.types import PotentialKind, SelectionKind
 
 

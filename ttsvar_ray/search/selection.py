@@ -15,10 +15,10 @@ import numpy.typing as npt
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.rng import POPULATION_SLOT, Purpose, integer_seed, stream
 from ttsvar_ray.search.clustering import cluster_survivors, refuse_not_finite
-from ttsvar_ray.search.potential import log_potentials
+from ttsvar_ray.search.plan import Plan, Selection
+from ttsvar_ray.search.potentials import log_potentials
 from ttsvar_ray.search.principal_component import first_component_of_all
 from ttsvar_ray.search.resampling import effective_sample_size, resample
-from ttsvar_ray.search.schedule import Plan, Selection
 from ttsvar_ray.types import Float64Array, Int64Array, SelectionKind
 
 

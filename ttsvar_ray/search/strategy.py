@@ -14,7 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.search.potential import scored_scales
+from ttsvar_ray.search.plan import Plan, Selection
+from ttsvar_ray.search.potentials import scored_scales
 from ttsvar_ray.search.presets import (
     DEFAULT_CLUSTER_RESTARTS,
     DEFAULT_LAMBDA,
@@ -23,7 +24,6 @@ from ttsvar_ray.search.presets import (
     published_selections,
 )
 from ttsvar_ray.search.principal_component import ComponentSign
-from ttsvar_ray.search.schedule import Plan, Selection
 from ttsvar_ray.search.validation import (
     batch_schedule_problems,
     is_whole_number,

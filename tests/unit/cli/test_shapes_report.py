@@ -18,8 +18,8 @@ from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.shapes_report import accuracy, judge_output
 from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.coordination.messages import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.dataset import OutputLayout, RowContext, write_chunk
+from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.shapes.captions import Caption, parse_caption, sample_scene_for
 from ttsvar_ray.shapes.render import render
 from ttsvar_ray.types import Prompt

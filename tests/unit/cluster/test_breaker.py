@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.breaker import FailureBreaker
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
+from ttsvar_ray.results import PromptFailure, PromptResult
 
 (PROMPT,) = make_prompts(1)
 GOOD = PromptResult(prompt=PROMPT, images=(), trace=(), attempts=1, seconds=0.0)

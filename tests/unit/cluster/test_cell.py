@@ -23,9 +23,9 @@ from ttsvar_ray.cluster import places as places_module
 from ttsvar_ray.cluster.cell import Cell
 from ttsvar_ray.cluster.cell_messages import CellSpec
 from ttsvar_ray.cluster.resources import WorkerLayout
-from ttsvar_ray.coordination.messages import PackedBits, PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.results import PackedBits, PromptFailure, PromptResult
 
 SEED = 3
 PROMPTS = 6

@@ -16,8 +16,8 @@ from ttsvar_ray.cluster import cells as cells_module
 from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellUpdate
 from ttsvar_ray.cluster.cells import MAX_FAILURES, SILENCE_TIMEOUT_S, START_TIMEOUT_S, CellLost, Cells
 from ttsvar_ray.cluster.resources import WorkerLayout
-from ttsvar_ray.coordination.messages import PromptFailure
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.results import PromptFailure
 
 OUTCOME = PromptFailure(prompt=make_prompts(1)[0], attempts=3, errors=("x",))
 

@@ -8,13 +8,8 @@ import pytest
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.waiting import reason_of
 from ttsvar_ray.cluster.worker import ImageReturn, image_returns, join_images, split_images
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    FinalImage,
-    SegmentReport,
-    ShardFailure,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.results import FinalImage
 
 
 def report(*payloads: bytes) -> SegmentReport:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.sink import LostImages, Sink
-from ttsvar_ray.coordination.leasing import WholeChunk
-from ttsvar_ray.coordination.messages import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, failed_rows, summarise_output
+from ttsvar_ray.leasing.ledger import WholeChunk
+from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.storage.local import LocalStore
 
 PROMPTS = make_prompts(3)

@@ -9,14 +9,9 @@ from tests.support.dummy_engine import FaultOf, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.actions import Emit, Release, RunBatch
 from ttsvar_ray.coordination.events import BatchDone
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    PromptFailure,
-    PromptResult,
-    SegmentReport,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(

@@ -14,10 +14,11 @@ from tests.support.dummy_engine import FaultOf, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.actions import RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.messages import FailureKind, PromptFailure, PromptResult, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.tariff import byte_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(

@@ -9,11 +9,12 @@ from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.actions import Abandon, RunBatch
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.fleet import Batch, Fleet, Worker
-from ttsvar_ray.coordination.messages import PromptFailure, ShardTask
+from ttsvar_ray.coordination.messages import ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import row_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(scale_schedule=((1, 1), (2, 2)), strategy="best-of-n", n=4)

@@ -7,11 +7,11 @@ import pytest
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.actions import RunBatch
-from ttsvar_ray.coordination.messages import PromptResult, SelectionRecord
 from ttsvar_ray.coordination.migration import Migration
 from ttsvar_ray.coordination.placement import Candidate, Seating
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(

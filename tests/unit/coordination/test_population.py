@@ -10,10 +10,11 @@ import pytest
 
 from tests.support.dummy_engine import DummyEngine, reference_outcome
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.messages import PromptResult, SegmentReport, SelectionRecord
+from ttsvar_ray.coordination.messages import SegmentReport
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptResult, SelectionRecord
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import RewardCombination
 

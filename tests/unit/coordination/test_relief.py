@@ -9,12 +9,12 @@ import pytest
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.actions import RunBatch
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
-from ttsvar_ray.coordination.simulator import SimulationResult, SimulationSettings, simulate
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.results import PromptResult
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan
+from ttsvar_ray.simulation import SimulationResult, SimulationSettings, simulate
 
 PLAN = compile_plan(scale_schedule=tuple((k, k) for k in (1, 2, 3, 4, 6)), strategy="best-of-n", n=2)
 

@@ -16,10 +16,10 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.costs import TransformerShape, scale_costs
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.memory import conditioning_bytes, step_bytes
-from ttsvar_ray.engine.build import build_engine, build_plan, describe
-from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.engine.memory_plan import memory_plan
+from ttsvar_ray.job.build import build_engine, build_plan, describe
+from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.models.infinity.conditioning import Conditioning
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.resolutions import published_resolution

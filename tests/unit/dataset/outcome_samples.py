@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ttsvar_ray.coordination.messages import (
-    FinalImage,
-    PromptFailure,
-    PromptResult,
-    ResultImage,
-    SelectionRecord,
-)
 from ttsvar_ray.dataset import RowContext
+from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt
 
 COUNTERS = {"parents_replayed": 5, "reward_texts_truncated": 1, "rewards_not_finite": 3}

@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.coordination.messages import PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_engine, build_plan
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.results import PromptResult
+from ttsvar_ray.search.plan import Plan
 
 SEED = 11
 

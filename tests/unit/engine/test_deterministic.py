@@ -20,19 +20,20 @@ from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.actions import Refuse
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.events import WorkerJoined
-from ttsvar_ray.coordination.messages import FailureKind, PromptResult, ShardFailure, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, ShardFailure, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
-from ttsvar_ray.coordination.simulator import SimulationSettings, simulate
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.costs import load_profile
-from ttsvar_ray.engine.build import build_engine, build_plan, check_parts, describe
 from ttsvar_ray.engine.engine import Engine, EngineSettings
-from ttsvar_ray.engine.footprint import model_shape
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.engine.memory_plan import memory_plan
-from ttsvar_ray.engine.simulation import simulated_job
-from ttsvar_ray.engine.workload import build_workload
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.build import build_engine, build_plan, check_parts, describe
+from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.simulation import simulated_job
+from ttsvar_ray.job.workload import build_workload
+from ttsvar_ray.results import PromptResult
+from ttsvar_ray.simulation import SimulationSettings, simulate
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 PLAN = tts_var_plan()

@@ -13,14 +13,9 @@ from PIL import Image
 from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
-from ttsvar_ray.coordination.messages import (
-    FailureKind,
-    PackedBits,
-    SegmentReport,
-    ShardFailure,
-    ShardTask,
-)
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.results import PackedBits
 from ttsvar_ray.types import WORST_REWARD, Prompt
 
 

@@ -10,13 +10,13 @@ import pytest
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_TEXT_LENGTH, TinyExtractor, TinyModel, TinyReward
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rewards.protocol import RewardText
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import WORST_REWARD, Float32Array, Prompt, RewardCombination, UInt8Array
 
 

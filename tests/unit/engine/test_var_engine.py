@@ -9,13 +9,13 @@ import torch
 
 from tests.support.var import load_case
 from ttsvar_ray.config import load_config
-from ttsvar_ray.coordination.messages import PromptFailure, PromptResult
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.build import build_engine, build_plan, check_parts
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.build import build_engine, build_plan, check_parts
 from ttsvar_ray.models.var.config import PRESETS
 from ttsvar_ray.models.var.directory import save_var
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.types import Prompt
 
 FILES = ("prompts.path=unread.txt", "output.path=unwritten")

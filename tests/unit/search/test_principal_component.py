@@ -7,8 +7,8 @@ import pytest
 
 from ttsvar_ray.errors import FeatureError
 from ttsvar_ray.search.clustering import cluster_survivors
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
-from ttsvar_ray.search.schedule import Plan
 from ttsvar_ray.search.selection import SelectionOutcome, select
 from ttsvar_ray.search.strategy import compile_plan
 

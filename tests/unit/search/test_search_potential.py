@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.search.potential import log_potentials, scored_scales
+from ttsvar_ray.search.potentials import log_potentials, scored_scales
 from ttsvar_ray.types import PotentialKind
 
 HISTORY = np.array([[0.5, -1.0, 0.25], [2.0, 1.0, -0.5]], dtype=np.float32)

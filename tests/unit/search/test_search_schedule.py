@@ -6,7 +6,7 @@ import pytest
 
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.describe import SelectorDemand, describe, history_demand, selector_demand
-from ttsvar_ray.search.schedule import Plan
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import PotentialKind, SelectionKind
 

@@ -12,10 +12,10 @@ AREA = "built-in model"
 def check_built_in_model() -> list[Finding]:
     """Load the built-in model with its reward and draw one image on the CPU, without Ray."""
     from ttsvar_ray.config import load_config
-    from ttsvar_ray.coordination.messages import PromptFailure
     from ttsvar_ray.coordination.settings import CoordinatorSettings
-    from ttsvar_ray.engine.build import build_engine, build_plan
     from ttsvar_ray.engine.local import run_local
+    from ttsvar_ray.job.build import build_engine, build_plan
+    from ttsvar_ray.results import PromptFailure
     from ttsvar_ray.types import Prompt
 
     started = time.monotonic()

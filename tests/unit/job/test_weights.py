@@ -1,0 +1,97 @@
+"""Which weights a job computes with is found out before it starts, and recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.published_infinity import TINY, write_published
+from ttsvar_ray.config import load_config
+from ttsvar_ray.config.sections import JobConfig, content_digest
+from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, open_output
+from ttsvar_ray.errors import CheckpointError, OutputError
+from ttsvar_ray.job.build import build_plan
+from ttsvar_ray.job.weights import pin_weights, weight_fingerprints
+from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.infinity.presets import PRESETS
+
+COMMIT = "c" * 40
+
+
+@pytest.fixture(autouse=True)
+def _known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, TINY.name, TINY)
+
+
+def settings(*overrides: str) -> JobConfig:
+    common = (f"model.name={TINY.name}", "strategy.name=best-of-n", "reward.name=constant")
+    return load_config(None, (*common, *overrides), needs_files=False)
+
+
+def manifest(config: JobConfig) -> RunManifest:
+    content = {**config.content(), **weight_fingerprints(config, build_plan(config))}
+    return RunManifest(
+        config=config.resolved(),
+        content=content,
+        config_digest=content_digest(content),
+        prompts_path="p.txt",
+        prompts_digest="0",
+        prompt_count=1,
+        bad_lines=0,
+        column_types={},
+        seed=0,
+    )
+
+
+def test_a_run_goes_on_with_the_same_weights_from_anywhere_and_with_no_others(tmp_path: Path) -> None:
+    here, there = write_published(tmp_path / "here", TINY), tmp_path / "there"
+    here.rename(there)
+    write_published(here, dataclasses.replace(TINY))
+    for file in ("infinity_tiny.pth", "infinity_vae_tiny.pth"):
+        (here / file).write_bytes((there / file).read_bytes())
+    for file in (there / "flan-t5-xl").iterdir():
+        (here / "flan-t5-xl" / file.name).write_bytes(file.read_bytes())
+    layout = OutputLayout(tmp_path / "out")
+    first = manifest(settings(f"model.path={here}"))
+    assert {"weights.transformer", "weights.tokenizer", "weights.text_encoder"} <= first.content.keys()
+    open_output(layout, first)
+    assert check_output(layout, manifest(settings(f"model.path={there}"))) is not None
+    weights = torch.load(there / "infinity_tiny.pth", weights_only=True, mmap=False)
+    weights["head.bias"] += 1
+    torch.save(weights, there / "infinity_tiny.pth")
+    with pytest.raises(OutputError, match=r"weights\.transformer: \"sampled-sha256:"):
+        check_output(layout, manifest(settings(f"model.path={there}")))
+
+
+def test_weights_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
+    config = settings(f"model.path={tmp_path}", f"model.text_encoder={tmp_path}")
+    with pytest.raises(CheckpointError, match=r"infinity_tiny\.pth: no such file"):
+        weight_fingerprints(config, build_plan(config))
+
+
+def test_repositories_are_pinned_and_stand_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HubRepository, "pinned", lambda self: dataclasses.replace(self, revision=COMMIT))
+    config = load_config(
+        None,
+        ["model.name=infinity-2b", "strategy.name=best-of-n", "reward.name=constant"],
+        needs_files=False,
+    )
+    pinned = pin_weights(config)
+    assert pinned.model.path == f"hf:FoundationVision/Infinity@{COMMIT}"
+    assert pinned.model.text_encoder == f"hf:google/flan-t5-xl@{COMMIT}"
+    assert pinned.digest() == config.digest()
+    assert weight_fingerprints(pinned, build_plan(pinned)) == {
+        "weights.transformer": f"hf:FoundationVision/Infinity@{COMMIT} infinity_2b_reg.pth",
+        "weights.tokenizer": f"hf:FoundationVision/Infinity@{COMMIT} infinity_vae_d32reg.pth",
+        "weights.text_encoder": f"hf:google/flan-t5-xl@{COMMIT}",
+    }
+    local = settings("model.path=/weights", "model.text_encoder=hf:someone/t5")
+    assert pin_weights(local).model.path == "/weights"
+    assert pin_weights(local).model.text_encoder == f"hf:someone/t5@{COMMIT}"
+    shapes = load_config(None, [], needs_files=False)
+    assert pin_weights(shapes) == shapes

@@ -1,0 +1,124 @@
+"""The loads that a coordinator plans with: order, growth, and the memory that is left for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs.seconds import chord
+from ttsvar_ray.job.build import build_plan, describe
+from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.memory import RESERVED_SHARE, available_bytes, trajectory_bytes
+from ttsvar_ray.job.memory_plan import CONTEXT_BYTES, memory_plan
+from ttsvar_ray.job.workload import build_workload
+
+
+def job(*settings: str) -> JobConfig:
+    return load_config(None, ["model.name=infinity-2b", *settings], needs_files=False)
+
+
+def workload(config: JobConfig, profile: str = "h200") -> Workload:
+    return build_workload(config, build_plan(config), load_profile(profile))
+
+
+def test_segments_of_infinity_2b() -> None:
+    loads = workload(job()).segments
+    assert [load.tokens for load in loads] == [21, 244, 256, 2000, 8000]
+    # KV cache of one trajectory after scales 2, 5, 6 and 9, and little beside it.
+    kv = [11.0e6, 139e6, 273e6, 1322e6]
+    text = [269e6 / population for population in (8, 6, 4, 2)]
+    for load, cache, share in zip(loads, kv, text, strict=False):
+        assert load.held_bytes == pytest.approx(cache + share, rel=0.02)
+    assert loads[-1].held_bytes == 0, "images leave at once"
+    assert all(load.running_bytes > load.held_bytes for load in loads)
+    assert [load.running_bytes for load in loads] == sorted(load.running_bytes for load in loads)
+    assert loads[0].replay_seconds == 0
+    replays = [load.replay_seconds for load in loads]
+    assert replays == sorted(replays)
+
+
+def test_small_selector_images_save_time_and_memory() -> None:
+    full, small = workload(job()), workload(job("engine.selector_decode=selector"))
+    for index in range(4):
+        assert small.seconds(index, 4) < full.seconds(index, 4)
+        assert small.segments[index].running_bytes < full.segments[index].running_bytes
+    assert small.segments[4] == full.segments[4], "final images are always decoded in full"
+
+
+def test_faster_devices_take_less_time() -> None:
+    config = job()
+    totals = [
+        sum(workload(config, name).seconds(i, 4) for i in range(5)) for name in ("h200", "a100-80g", "cpu")
+    ]
+    assert totals == sorted(totals)
+    assert workload(config, "h200").source == "counted, rates of h200"
+
+
+def test_on_a_cpu_numbers_are_wide() -> None:
+    wide, narrow = workload(job(), "cpu").segments[3], workload(job(), "h200").segments[3]
+    assert wide.held_bytes == pytest.approx(2 * narrow.held_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 32])
+@pytest.mark.parametrize("floor", [0.0, 0.5, 4.0, 100.0])
+def test_a_line_is_never_below_its_curve(rows: int, floor: float) -> None:
+    def curve(count: int) -> float:
+        return max(floor, 0.7 * count)
+
+    line = chord(curve, rows)
+    assert line.fixed >= 0
+    assert line.per_row >= 0
+    for count in {1, rows}:
+        assert line.fixed + count * line.per_row == pytest.approx(curve(count))
+    assert all(line.fixed + count * line.per_row >= curve(count) - 1e-12 for count in range(1, rows + 1))
+
+
+def test_only_a_setting_limits_a_cpu() -> None:
+    assert available_bytes("cpu") is None
+    assert available_bytes("cpu", memory_gb=1.5) == 1_500_000_000
+    config = load_config(None, ["engine.memory_gb=2"], needs_files=False)
+    assert trajectory_bytes(config, describe(config), build_plan(config), "cpu") == 2_000_000_000
+
+
+def test_a_gpu_gives_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, total, cached = 100e9, 140e9, 5e9
+
+    def of(value: Any) -> Any:
+        return lambda *_: value
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", of((int(free), int(total))))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", of(int(cached) + 7))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", of(7))
+    left = available_bytes("cuda", workspace=1_000_000_000)
+    assert left == pytest.approx(free + cached - RESERVED_SHARE * total - 1e9)
+    assert available_bytes("cuda", memory_gb=3) == 3_000_000_000
+    assert available_bytes("cuda", workspace=10**12) == 0
+
+
+def test_what_fits_grows_with_the_device() -> None:
+    config = job()
+    plan = build_plan(config)
+    shape = model_shape(config, describe(config), plan, on_gpu=True)
+    memory = memory_plan(shape, plan, selector_decode="full")
+    under_way = [memory.prompts_under_way(size * 1e9) for size in (12, 24, 40, 80, 141)]
+    assert under_way == sorted(under_way)
+    assert under_way[0] == 0
+    assert under_way[-1] > 20
+    for size in (24e9, 80e9):
+        side_by_side = memory.prompts_side_by_side(size)
+        assert side_by_side <= memory.prompts_under_way(size)
+        needed = memory.peak_bytes - memory.weight_bytes
+        assert side_by_side * needed <= size - memory.weight_bytes - CONTEXT_BYTES
+
+
+def test_a_reward_whose_costs_are_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttsvar_ray.job import footprint
+
+    monkeypatch.setattr(footprint, "REWARD_COSTS", {})
+    with pytest.raises(ValueError, match=r"reward\.name: costs are known for"):
+        workload(job())

@@ -1,0 +1,81 @@
+"""How many bytes a worker can give to trajectories, once its weights are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.costs import ModelShape
+from ttsvar_ray.costs.seconds import JUDGE_ROWS
+from ttsvar_ray.job.footprint import has_counted_costs, model_shape
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.search.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+
+RESERVED_SHARE = 0.05
+"""Of a GPU's memory, kept free: the workspace of its libraries, and what is lost between blocks of memory."""
+
+_WIDE = 4
+
+
+def trajectory_bytes(
+    config: JobConfig, description: ModelDescription, plan: Plan, device: torch.device | str
+) -> int | None:
+    """Return what a worker of a job can give to trajectories; None means that only rows limit it.
+
+    To be called when the weights are loaded. Where a model's memory is not counted, nothing is promised:
+    an engine that runs out of memory halves its micro-batches.
+    """
+    if not has_counted_costs(description):
+        return None
+    model = model_shape(config, description, plan, on_gpu=str(device).startswith("cuda"))
+    return available_bytes(device, memory_gb=config.engine.memory_gb, workspace=workspace_bytes(model))
+
+
+def workspace_bytes(model: ModelShape) -> int:
+    """Return the most bytes that judging images or encoding a text takes, whichever is larger.
+
+    It does not grow with the micro-batch: judges run in batches of a fixed size, texts one by one. Decoding
+    is counted with the segments, see `engine.workload.running_bytes`.
+    """
+    return max(judge_bytes(model), text_bytes(model))
+
+
+def judge_bytes(model: ModelShape) -> int:
+    """Return about the most bytes alive while a full batch of images is judged."""
+    return JUDGE_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
+
+
+def text_bytes(model: ModelShape) -> int:
+    """Return the most bytes that the text side takes while one prompt is encoded, what stays included."""
+    shape = model.transformer
+    # The keys and values of all blocks, and a second time while they are split by text.
+    kept = 2 * shape.depth * shape.text_max_length * shape.embed_dim * shape.element_bytes * shape.sequences
+    return 2 * kept + model.text_encoder.activation_bytes(_WIDE)
+
+
+def available_bytes(
+    device: torch.device | str, *, memory_gb: float | None = None, workspace: int = 0
+) -> int | None:
+    """Return the bytes that a worker can give to trajectories; None means that only rows limit it.
+
+    To be called when the weights are loaded.
+
+    Args:
+        device: of the worker.
+        memory_gb: the setting `engine.memory_gb`; None is what a GPU has left, and no limit on a CPU.
+        workspace: bytes to leave for what is no trajectory's, see `workspace_bytes`.
+    """
+    import torch
+
+    device = torch.device(device)
+    given = None if memory_gb is None else int(memory_gb * 1e9)
+    if device.type != "cuda":
+        return given
+    free, total = torch.cuda.mem_get_info(device)
+    # What the allocator holds and nobody uses is free, too.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    left = max(free - int(RESERVED_SHARE * total) - workspace, 0)
+    return left if given is None else min(left, given)

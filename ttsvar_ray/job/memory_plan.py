@@ -1,0 +1,139 @@
+"""The memory of a job on one device, stage by stage, and how many prompts that leaves room for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ttsvar_ray.costs import ModelShape, scale_costs
+from ttsvar_ray.costs.memory import conditioning_bytes
+from ttsvar_ray.job.memory import RESERVED_SHARE, judge_bytes, text_bytes, workspace_bytes
+from ttsvar_ray.job.workload import held_bytes, running_bytes
+from ttsvar_ray.search.plan import Plan
+
+CONTEXT_BYTES = 600_000_000
+"""What a GPU's driver and libraries take before anything is computed; varies with their versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a prompt's life, of the whole population on one device.
+
+    Attributes:
+        name: of the stage.
+        taken: most bytes alive in it where all trajectories run at once, weights left out.
+        least: the same where they run one at a time, the finished ones waiting.
+        kept: bytes that stay until the next stage.
+    """
+
+    name: str
+    taken: int
+    least: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What one prompt takes on one device.
+
+    Attributes:
+        weights: bytes by part.
+        stages: in the order of a prompt's life, the decoding of images included; then decoding and judging
+            on their own.
+        workspace: bytes for what is no trajectory's.
+    """
+
+    weights: Mapping[str, int]
+    stages: tuple[Stage, ...]
+    workspace: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights."""
+        return sum(self.weights.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes of one prompt alone whose trajectories all run at once, weights included."""
+        return self.weight_bytes + max(stage.taken for stage in self.stages)
+
+    @property
+    def least_bytes(self) -> int:
+        """The most bytes of one prompt alone whose trajectories run one at a time, weights included."""
+        return self.weight_bytes + max(stage.least for stage in self.stages)
+
+    def room(self, device_bytes: float) -> int:
+        """Return the bytes of a device that are left to trajectories; negative where weights do not fit."""
+        reserved = RESERVED_SHARE * device_bytes + CONTEXT_BYTES
+        return int(device_bytes - reserved - self.weight_bytes - self.workspace)
+
+    def prompts_under_way(self, device_bytes: float) -> int:
+        """Return how many prompts may be under way on a device while one trajectory at a time computes.
+
+        Each of the others holds the most that it ever holds between two segments.
+        """
+        room, running = self.room(device_bytes), max(stage.least for stage in self._segments)
+        if room < running:
+            return 0
+        held = max(stage.kept for stage in self._segments)
+        waiting = (room - running) // held if held else 0
+        return max(1 + waiting, self.prompts_side_by_side(device_bytes))
+
+    def prompts_side_by_side(self, device_bytes: float) -> int:
+        """Return how many prompts may be in their heaviest segment at the same time, in one micro-batch."""
+        return max(self.room(device_bytes), 0) // max(stage.taken for stage in self._segments)
+
+    @property
+    def _segments(self) -> list[Stage]:
+        return [stage for stage in self.stages if stage.name.startswith("scales ")]
+
+
+def memory_plan(
+    model: ModelShape, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
+) -> MemoryPlan:
+    """Return what one prompt of a plan takes on one device.
+
+    Args:
+        model: sizes of the job's networks.
+        plan: the job's plan.
+        selector_decode: "full" or "selector", the size of the images that selections look at.
+        pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.
+    """
+    padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
+    costs = scale_costs(plan.scale_schedule, padded)
+    text = conditioning_bytes(model.transformer)
+    stages = [Stage("text", text_bytes(model), text_bytes(model), text)]
+    parents = text
+    for segment in plan.segments:
+        held = held_bytes(model, costs, segment)
+        at_once, alone = (
+            running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            for rows in (segment.population, 1)
+        )
+        kept = segment.population * held
+        taken = parents + segment.population * at_once
+        least = parents + (segment.population - 1) * held + alone
+        if pass_rows is not None:
+            # Whatever runs, a pass has states of its own for all of its rows.
+            rows = pass_rows[segment.index]
+            each = running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            taken = least = parents + kept + rows * each
+        stages.append(Stage(f"scales {segment.first_scale}-{segment.last_scale}", taken, least, kept))
+        parents = kept
+    survivors = plan.survivors_after[-1]
+    stages.append(_passing("decode", model.decode_bytes("full", survivors)))
+    if selector_decode == "selector":
+        widest = max(segment.population for segment in plan.segments)
+        stages.append(_passing("decode for selectors", model.decode_bytes("selector", widest)))
+    stages.append(_passing("reward and features", judge_bytes(model)))
+    return MemoryPlan(
+        weights=model.weight_bytes(),
+        stages=tuple(stages),
+        workspace=workspace_bytes(model),
+    )
+
+
+def _passing(name: str, taken: int) -> Stage:
+    """Return a stage that keeps nothing and takes the same however many trajectories there are."""
+    return Stage(name, taken, taken, 0)

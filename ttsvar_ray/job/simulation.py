@@ -1,0 +1,131 @@
+"""From a job's settings to what a simulation needs: plan, costs, limits of a worker, payload sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.workload_file import is_workload, read_workload
+from ttsvar_ray.costs import DeviceProfile, load_profile
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.build import build_plan, describe
+from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.pass_rows import check_rows, pass_rows
+from ttsvar_ray.job.policies import coordinator_settings
+from ttsvar_ray.job.workload import build_workload, is_gpu
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.simulation import PayloadSizes
+
+IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
+"""Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
+
+FEATURE_DIM = 256
+"""Numbers of one image's features: patches of a published extractor, reduced to one component."""
+
+PATCH_WIDTH = 1024
+"""Numbers of each patch, where it is the selection that reduces them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedJob:
+    """A job as a simulation sees it.
+
+    Attributes:
+        memory_bytes: what a worker can give to trajectories; None: only `rows` limits it.
+    """
+
+    plan: Plan
+    workload: Workload
+    coordinator: CoordinatorSettings
+    rows: int | tuple[int, ...]
+    memory_bytes: int | None
+    rows_per_part: int
+    workers_per_cell: int
+    payload: PayloadSizes
+
+
+def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
+    """Read a job for simulation.
+
+    Args:
+        config: the job.
+        profile: a device by name or file, whose rates give seconds; or the file of a measured workload.
+
+    Raises:
+        ConfigurationError: no such profile, costs that are not counted, weights that do not fit the device,
+            or a workload of another plan.
+        CheckpointError: a model directory that cannot be read.
+    """
+    plan = build_plan(config)
+    check_rows(config, plan)
+    description = describe(config)
+    given = config.engine.memory_gb
+    memory_bytes = None if given is None else int(given * 1e9)
+    if _is_workload_file(profile):
+        workload = read_workload(Path(profile))
+        if len(workload.segments) != len(plan.segments):
+            raise ConfigurationError(
+                f"{profile}: expected loads of the plan's {len(plan.segments)} segments, got "
+                f"{len(workload.segments)}; it was measured for another plan"
+            )
+    else:
+        device = load_profile(profile)
+        workload = build_workload(config, plan, device)
+        if is_gpu(device):
+            left = _bytes_left(config, description, plan, device)
+            memory_bytes = left if memory_bytes is None else min(memory_bytes, left)
+    fixed = pass_rows(config, plan)
+    if fixed is not None:
+        # A measured workload knows of no passes that are filled up.
+        loads = zip(workload.segments, fixed, strict=True)
+        workload = replace(workload, segments=tuple(replace(load, pass_rows=rows) for load, rows in loads))
+    cluster = config.cluster
+    return SimulatedJob(
+        plan=plan,
+        workload=workload,
+        coordinator=coordinator_settings(config),
+        rows=config.engine.micro_batch_rows,
+        memory_bytes=memory_bytes,
+        rows_per_part=config.output.rows_per_part,
+        workers_per_cell=cluster.workers_per_cell,
+        payload=PayloadSizes(
+            bits_per_token=description.bits_per_token,
+            feature_dim=FEATURE_DIM if plan.joint_component is None else FEATURE_DIM * PATCH_WIDTH,
+            image_bytes=int(
+                description.image_height
+                * description.image_width
+                * IMAGE_BYTES_PER_PIXEL[config.output.image_format]
+            ),
+        ),
+    )
+
+
+def _is_workload_file(profile: str) -> bool:
+    """Whether a profile is a workload's file; errors of reading are for whoever reads it in earnest."""
+    try:
+        return is_workload(json.loads(Path(profile).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def _bytes_left(config: JobConfig, description: ModelDescription, plan: Plan, device: DeviceProfile) -> int:
+    shape = model_shape(config, description, plan, on_gpu=True)
+    memory = memory_plan(
+        shape,
+        plan,
+        selector_decode=config.engine.selector_decode,
+        pass_rows=pass_rows(config, plan),
+    )
+    left = memory.room(device.memory_bytes)
+    if left < 1:
+        raise ConfigurationError(
+            f"{device.title}: the weights take {memory.weight_bytes / 1e9:.1f} GB and leave nothing to "
+            "trajectories; use a larger device or a smaller model"
+        )
+    return left

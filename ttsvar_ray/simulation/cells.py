@@ -1,0 +1,214 @@
+"""A simulated cell: the real coordinator, which answers one event after the other and takes its time.
+
+    worker --answer--> queue of the cell --handle--> orders --call_seconds--> worker
+                                            '--news--driver_seconds--> driver
+
+Only the time that a decision takes is made up; what is decided is the coordinator's own doing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ttsvar_ray.coordination.actions import Abandon, Action, Emit, LeasePrompts, Refuse, Release, RunBatch
+from ttsvar_ray.coordination.coordinator import Coordinator
+from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, Tick, WorkerJoined
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.simulation.clock import Clock
+from ttsvar_ray.simulation.histogram import LogHistogram
+from ttsvar_ray.simulation.reports import ReportMaker
+from ttsvar_ray.simulation.selections import CountedSelections
+from ttsvar_ray.simulation.settings import SimulationSettings
+from ttsvar_ray.simulation.time_account import Spent, TimeAccount
+from ttsvar_ray.simulation.traffic import Traffic
+from ttsvar_ray.simulation.workers import RunningBatch, SimulatedWorker
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """What all cells of a simulated run share."""
+
+    settings: SimulationSettings
+    workload: Workload
+    clock: Clock
+    account: TimeAccount
+    traffic: Traffic
+    reports: ReportMaker
+    noise: random.Random
+    noise_mean: float
+    noise_sigma: float
+    latency: LogHistogram
+    exhausted_at: float | None = None
+    stopwatch: Callable[[], float] | None = None
+    stopwatch_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a cell tells the driver after one event."""
+
+    outcomes: tuple[PromptResult | PromptFailure, ...]
+    lease_requests: tuple[int, ...]
+
+
+class SimulatedCell:
+    """One coordinator with its workers."""
+
+    def __init__(
+        self,
+        cell_id: str,
+        *,
+        coordinator: Coordinator,
+        selections: CountedSelections,
+        world: World,
+        tell_driver: Callable[[str, News], None],
+        replace_worker: Callable[[SimulatedWorker], None],
+    ) -> None:
+        """Start without workers.
+
+        Args:
+            cell_id: name for the driver.
+            coordinator: of this cell alone.
+            selections: what the coordinator selects with; tells how many a decision took.
+            world: shared by all cells.
+            tell_driver: takes a cell's news.
+            replace_worker: ends a worker that the coordinator gave up.
+        """
+        self.cell_id = cell_id
+        self.busy_seconds = 0.0
+        self.decisions = 0
+        self.waits = LogHistogram()
+        self.coordinator = coordinator
+        self._selections = selections
+        self._world = world
+        self._tell_driver = tell_driver
+        self._replace_worker = replace_worker
+        self._free_at = 0.0
+        self._members: dict[str, SimulatedWorker] = {}
+        self._begun: dict[str, float] = {}
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are up."""
+        return len(self._members)
+
+    def join(self, worker: SimulatedWorker) -> None:
+        """Take in what a new worker says when it is ready."""
+        settings = self._world.settings
+        self._members[worker.worker_id] = worker
+        joined = WorkerJoined(
+            worker_id=worker.worker_id, rows=settings.rows, memory_bytes=settings.memory_bytes
+        )
+        worker.handled_at = self.handle(joined)
+
+    def leave(self, worker_id: str) -> None:
+        """Send nothing more to a worker that is gone, though the coordinator does not know it yet."""
+        self._members.pop(worker_id, None)
+
+    def handle(self, event: Event) -> float:
+        """Let the coordinator take in an event that arrives now; return when its orders arrive."""
+        world = self._world
+        now, costs = world.clock.now, world.settings.coordinator
+        start = max(now, self._free_at)
+        self.waits.add(start - now)
+        self.decisions += 1
+        clusterings, resamplings = self._selections.clusterings, self._selections.resamplings
+        stopwatch = world.stopwatch
+        before = stopwatch() if stopwatch is not None else 0.0
+        actions = self.coordinator.handle(event)
+        if stopwatch is not None:
+            world.stopwatch_seconds += stopwatch() - before
+        shards = len(event.results) if isinstance(event, BatchDone) else 0
+        # A look at the time comes from within: no message.
+        message = 0.0 if isinstance(event, Tick) else costs.message_seconds
+        seconds = (
+            message
+            + shards * costs.shard_seconds
+            + (self._selections.clusterings - clusterings) * costs.cluster_seconds
+            + (self._selections.resamplings - resamplings) * costs.resample_seconds
+        )
+        self.busy_seconds += seconds
+        self._free_at = start + seconds
+        cause = Spent.NO_PROMPTS if isinstance(event, PromptsLeased) else Spent.OTHER_SHARDS
+        self._carry_out(actions, cause)
+        return self._free_at + world.settings.call_seconds
+
+    def _carry_out(self, actions: list[Action], cause: Spent) -> None:
+        outcomes: list[PromptResult | PromptFailure] = []
+        lease_requests: list[int] = []
+        world = self._world
+        for action in actions:
+            if isinstance(action, RunBatch):
+                self._send(action, cause)
+            elif isinstance(action, Emit):
+                outcomes.append(action.outcome)
+                begun = self._begun.pop(action.outcome.prompt.key, None)
+                if begun is not None:
+                    world.latency.add(self._free_at - begun)
+            elif isinstance(action, LeasePrompts):
+                lease_requests.append(action.count)
+            elif isinstance(action, Abandon):
+                worker = self._members.get(action.worker_id)
+                if worker is not None:
+                    world.clock.at(self._free_at, self._abandon, worker, action.worker_id)
+            elif isinstance(action, Refuse):
+                raise ConfigurationError(f"simulation: {action.reason}")
+            else:
+                assert isinstance(action, Release)
+        if outcomes or lease_requests:
+            news = News(outcomes=tuple(outcomes), lease_requests=tuple(lease_requests))
+            arrival = self._free_at + world.settings.driver_seconds
+            world.clock.at(arrival, self._tell_driver, self.cell_id, news)
+
+    def _abandon(self, worker: SimulatedWorker, worker_id: str) -> None:
+        if worker.is_up and worker.worker_id == worker_id:
+            self._replace_worker(worker)
+
+    def _send(self, batch: RunBatch, cause: Spent) -> None:
+        """Send a micro-batch; its start and its end follow from what the worker has to do before."""
+        world = self._world
+        segment_index = batch.tasks[0].segment_index
+        if segment_index == 0:
+            for task in batch.tasks:
+                self._begun.setdefault(task.prompt.key, self._free_at)
+        rows = sum(len(task.slots) for task in batch.tasks)
+        replayed = sum(len(task.parent_bits) for task in batch.tasks)
+        world.traffic.sent(batch, segment_index, rows, replayed)
+        worker = self._members.get(batch.worker_id)
+        if worker is None:
+            return
+        predicted = world.workload.seconds(segment_index, rows, replayed)
+        replay = world.workload.replay_seconds(segment_index, rows, replayed)
+        seconds = predicted * worker.slowness
+        if world.noise_sigma:
+            seconds *= world.noise.lognormvariate(world.noise_mean, world.noise_sigma)
+        start = max(self._free_at + world.settings.call_seconds, worker.free_at)
+        running = RunningBatch(
+            batch=batch,
+            start=start,
+            end=start + seconds,
+            replay_share=replay / predicted if predicted else 0.0,
+            cause=Spent.TAIL if cause is Spent.OTHER_SHARDS and world.exhausted_at is not None else cause,
+        )
+        worker.running.append(running)
+        world.clock.at(running.end + world.settings.call_seconds, self._receive, worker, running, rows)
+
+    def _receive(self, worker: SimulatedWorker, running: RunningBatch, rows: int) -> None:
+        """Take in a worker's answer, unless the worker ended before it was done."""
+        if running.is_lost:
+            return
+        world = self._world
+        batch = running.batch
+        useful = (running.end - running.start) * (1.0 - running.replay_share)
+        reports = world.reports.answer(batch, useful / rows)
+        is_present = bool(worker.running) and worker.running[0] is running
+        if is_present:
+            worker.finish(world.account)
+        done = BatchDone(worker_id=batch.worker_id, batch_id=batch.batch_id, results=reports)
+        handled_at = self.handle(done)
+        if is_present:
+            worker.handled_at = handled_at
