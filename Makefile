@@ -44,7 +44,7 @@ lock: env ## rewrite requirements.lock from pyproject.toml
 	sh docs/lock.sh
 
 train-shapes: env ## train the built-in model from nothing; resumable, some hours on two cores
-	$(BIN)/python -m ttsvar_ray.shapes.recipe
+	$(BIN)/python -m recipes.shapes
 
 results: env ## measure raw, best-of-N and TTS-VAR on the built-in model (docs/results.md)
 	$(BIN)/python -m benchmarks.shapes_results

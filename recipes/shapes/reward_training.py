@@ -1,6 +1,6 @@
 """The training of the shapes reward: a small ImageReward from nothing, on rendered scenes.
 
-    python -m ttsvar_ray.shapes.reward_training --work-dir .shapes-training --budget-seconds 600
+    python -m recipes.shapes.reward_training --work-dir .shapes-training --budget-seconds 600
 
 trains, or goes on training, for ten minutes, and writes `reward.pt` (checkpoint), `reward.jsonl` (learning
 curve) and, once all steps are done, the reward directory `reward/`. With an image tokenizer in the same work
@@ -23,21 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
-from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
-from ttsvar_ray.shapes.architecture import IMAGE_SIZE
-from ttsvar_ray.shapes.recipe.optimizers import muon_and_adamw, warm_hold_decay
-from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
-from ttsvar_ray.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
-from ttsvar_ray.shapes.reward_evaluation import ScoreBatch, pair_accuracy
-from ttsvar_ray.shapes.reward_examples import RewardBatch, sample_batch
-from ttsvar_ray.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
-from ttsvar_ray.shapes.reward_network import (
+from recipes.shapes.architecture import IMAGE_SIZE
+from recipes.shapes.optimizers import muon_and_adamw, warm_hold_decay
+from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
+from recipes.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
+from recipes.shapes.reward_evaluation import ScoreBatch, pair_accuracy
+from recipes.shapes.reward_examples import RewardBatch, sample_batch
+from recipes.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
+from recipes.shapes.reward_network import (
     PATCH_SIZE,
     build_reward_tokenizer,
     new_reward_network,
     reward_config,
 )
+from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
+from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
 from ttsvar_ray.types import Float32Array
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from recipes.shapes.architecture import QUANTIZER, TOKENIZER, TRANSFORMER
+from recipes.shapes.progress import load_checkpoint
+from recipes.shapes.text import build_text_tokenizer
+from recipes.shapes.transformer_stage import TextToBits
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.models.infinity.directory import save_infinity
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.architecture import QUANTIZER, TOKENIZER, TRANSFORMER
-from ttsvar_ray.shapes.recipe.progress import load_checkpoint
-from ttsvar_ray.shapes.recipe.transformer_stage import TextToBits
-from ttsvar_ray.shapes.text import build_text_tokenizer
 
 
 def _checkpoint(work_dir: Path, stage: str) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ttsvar_ray.shapes.recipe.assemble import trained_tokenizer
-from ttsvar_ray.shapes.recipe.examples import open_examples
-from ttsvar_ray.shapes.recipe.parallel import Rank
-from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe, train_transformer
+from recipes.shapes.assemble import trained_tokenizer
+from recipes.shapes.examples import open_examples
+from recipes.shapes.parallel import Rank
+from recipes.shapes.transformer_stage import TransformerRecipe, train_transformer
 
 EXAMPLES_SEED = 0
 

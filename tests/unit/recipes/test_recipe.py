@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from ttsvar_ray.models.infinity.directory import load_infinity
-from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.registry import describe_model
-from ttsvar_ray.shapes.architecture import QUANTIZER
-from ttsvar_ray.shapes.recipe import pool as pool_module
-from ttsvar_ray.shapes.recipe.assemble import assemble, trained_tokenizer
-from ttsvar_ray.shapes.recipe.examples import make_examples, open_examples
-from ttsvar_ray.shapes.recipe.parallel import Rank
-from ttsvar_ray.shapes.recipe.pool import open_pool
-from ttsvar_ray.shapes.recipe.progress import load_checkpoint
-from ttsvar_ray.shapes.recipe.tokenizer_stage import TokenizerRecipe, quantize, train_tokenizer
-from ttsvar_ray.shapes.recipe.transformer_stage import (
+from recipes.shapes import pool as pool_module
+from recipes.shapes.architecture import QUANTIZER
+from recipes.shapes.assemble import assemble, trained_tokenizer
+from recipes.shapes.examples import make_examples, open_examples
+from recipes.shapes.parallel import Rank
+from recipes.shapes.pool import open_pool
+from recipes.shapes.progress import load_checkpoint
+from recipes.shapes.tokenizer_stage import TokenizerRecipe, quantize, train_tokenizer
+from recipes.shapes.transformer_stage import (
     Course,
     TransformerRecipe,
     corrupted_targets,
     train_transformer,
 )
+from ttsvar_ray.models.infinity.directory import load_infinity
+from ttsvar_ray.models.infinity.quantizer import Quantizer
+from ttsvar_ray.models.registry import describe_model
 
 ONE = Rank(index=0, size=1, device=torch.device("cpu"))
 TOKENIZER_RECIPE = TokenizerRecipe(steps=4, batch=8)

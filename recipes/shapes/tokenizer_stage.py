@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.architecture import QUANTIZER, TOKENIZER
-from ttsvar_ray.shapes.recipe.parallel import Rank
-from ttsvar_ray.shapes.recipe.pool import Pool
-from ttsvar_ray.shapes.recipe.progress import (
+from recipes.shapes.architecture import QUANTIZER, TOKENIZER
+from recipes.shapes.parallel import Rank
+from recipes.shapes.pool import Pool
+from recipes.shapes.progress import (
     Curve,
     Sitting,
     load_checkpoint,
     save_checkpoint,
 )
+from ttsvar_ray.models.infinity.quantizer import Quantizer
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

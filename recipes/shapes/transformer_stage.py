@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from recipes.shapes.architecture import SCHEDULE, TRANSFORMER, text_encoder_config
+from recipes.shapes.examples import Examples
+from recipes.shapes.optimizers import muon_and_adamw, warm_hold_decay
+from recipes.shapes.parallel import Rank
+from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.shapes.architecture import SCHEDULE, TRANSFORMER, text_encoder_config
-from ttsvar_ray.shapes.recipe.examples import Examples
-from ttsvar_ray.shapes.recipe.optimizers import muon_and_adamw, warm_hold_decay
-from ttsvar_ray.shapes.recipe.parallel import Rank
-from ttsvar_ray.shapes.recipe.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recipes.shapes.reward_examples import RewardBatch
 from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.reward_examples import RewardBatch
 from ttsvar_ray.shapes.scene import COLORS, MAX_OBJECTS
 
 PATCH_OUTPUTS = 1 + 2 + len(SHAPES) + len(COLORS)

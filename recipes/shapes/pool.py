@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ttsvar_ray.shapes.architecture import IMAGE_SIZE
+from recipes.shapes.architecture import IMAGE_SIZE
 from ttsvar_ray.shapes.render import render_batch
 from ttsvar_ray.shapes.scene import sample_scene
 from ttsvar_ray.types import UInt8Array

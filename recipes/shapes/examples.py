@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recipes.shapes.architecture import IMAGE_SIZE, TRANSFORMER
+from recipes.shapes.text import build_text_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.architecture import IMAGE_SIZE, TRANSFORMER
 from ttsvar_ray.shapes.captions import sample_example
 from ttsvar_ray.shapes.render import render_batch
-from ttsvar_ray.shapes.text import build_text_tokenizer
 from ttsvar_ray.types import UInt8Array
 
 BLOCK = 500

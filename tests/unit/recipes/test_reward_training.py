@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from ttsvar_ray.features.registry import build_extractor
-from ttsvar_ray.rewards.registry import build_reward
-from ttsvar_ray.shapes.reward_degrade import blur_and_noise
-from ttsvar_ray.shapes.reward_examples import sample_batch
-from ttsvar_ray.shapes.reward_losses import PATCH_OUTPUTS, caption_losses, patch_loss
-from ttsvar_ray.shapes.reward_training import (
+from recipes.shapes.reward_degrade import blur_and_noise
+from recipes.shapes.reward_examples import sample_batch
+from recipes.shapes.reward_losses import PATCH_OUTPUTS, caption_losses, patch_loss
+from recipes.shapes.reward_training import (
     RewardRecipe,
     RewardTrainer,
     export_reward,
     train_reward,
 )
+from ttsvar_ray.features.registry import build_extractor
+from ttsvar_ray.rewards.registry import build_reward
 
 SHORT = RewardRecipe(steps=3, batch=8, warmup=1, measure_images=20)
 

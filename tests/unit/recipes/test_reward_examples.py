@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.shapes.architecture import QUANTIZER, TOKENIZER
+from recipes.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
+from recipes.shapes.reward_examples import (
+    CAPTIONS_PER_IMAGE,
+    draw_negatives,
+    is_false,
+    label,
+    sample_batch,
+)
+from recipes.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, to_uint8
-from ttsvar_ray.shapes.architecture import QUANTIZER, TOKENIZER
 from ttsvar_ray.shapes.captions import (
     Kind,
     hard_negatives,
@@ -19,15 +28,6 @@ from ttsvar_ray.shapes.captions import (
     write_caption,
 )
 from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
-from ttsvar_ray.shapes.reward_examples import (
-    CAPTIONS_PER_IMAGE,
-    draw_negatives,
-    is_false,
-    label,
-    sample_batch,
-)
-from ttsvar_ray.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
 from ttsvar_ray.shapes.scene import COLORS, sample_scene
 
 

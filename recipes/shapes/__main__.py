@@ -1,4 +1,4 @@
-"""Train the built-in model: `python -m ttsvar_ray.shapes.recipe [--stage ...]`.
+"""Train the built-in model: `python -m recipes.shapes [--stage ...]`.
 
     scenes -> tokenizer -> examples -> transformer -> reward -> model directory
 
@@ -11,19 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from importlib import resources
 from pathlib import Path
 
-from ttsvar_ray.shapes.recipe.assemble import assemble, trained_tokenizer
-from ttsvar_ray.shapes.recipe.examples import make_examples, open_examples
-from ttsvar_ray.shapes.recipe.parallel import run_ranks
-from ttsvar_ray.shapes.recipe.pool import open_pool
-from ttsvar_ray.shapes.recipe.progress import load_checkpoint
-from ttsvar_ray.shapes.recipe.tokenizer_stage import TokenizerRecipe, train_tokenizer
-from ttsvar_ray.shapes.recipe.transformer_rank import EXAMPLES_SEED, transformer_rank
-from ttsvar_ray.shapes.recipe.transformer_stage import TransformerRecipe
-from ttsvar_ray.shapes.reward_degrade import blur_and_noise, load_truncated_decodes
-from ttsvar_ray.shapes.reward_training import export_reward, train_reward
+from recipes.shapes.assemble import assemble, trained_tokenizer
+from recipes.shapes.examples import make_examples, open_examples
+from recipes.shapes.parallel import run_ranks
+from recipes.shapes.pool import open_pool
+from recipes.shapes.progress import load_checkpoint
+from recipes.shapes.reward_degrade import blur_and_noise, load_truncated_decodes
+from recipes.shapes.reward_training import export_reward, train_reward
+from recipes.shapes.tokenizer_stage import TokenizerRecipe, train_tokenizer
+from recipes.shapes.transformer_rank import EXAMPLES_SEED, transformer_rank
+from recipes.shapes.transformer_stage import TransformerRecipe
 
 STAGES = ("tokenizer", "transformer", "reward", "assemble")
 
@@ -34,7 +33,7 @@ def _is_finished(work_dir: Path, stage: str, steps: int) -> bool:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m ttsvar_ray.shapes.recipe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.shapes", description=__doc__)
     parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
     parser.add_argument("--model-dir", type=Path, default=None, help="default: WORK_DIR/model")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
@@ -81,7 +80,7 @@ def _reward_stage(work_dir: Path, budget_seconds: float | None) -> None:
 
 def _assemble_stage(work_dir: Path, model_dir: Path) -> None:
     """Write the model directory with the shipped model's tuned settings (docs/shapes_model.md)."""
-    shipped = json.loads(resources.files("ttsvar_ray.shapes").joinpath("settings.json").read_text())
+    shipped = json.loads(Path(__file__).with_name("settings.json").read_text())
     assemble(work_dir, model_dir, **shipped)
     shutil.copytree(work_dir / "reward", model_dir / "reward", dirs_exist_ok=True)
 

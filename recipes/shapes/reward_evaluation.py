@@ -1,6 +1,6 @@
 """How good a judge the shapes reward is: how often the true caption of a fresh scene beats a false one.
 
-    python -m ttsvar_ray.shapes.reward_evaluation --reward .shapes-training/reward --work-dir .shapes-training
+    python -m recipes.shapes.reward_evaluation --reward .shapes-training/reward --work-dir .shapes-training
 
 prints the share per kind of caption, on whole images and on decodes of the first scales.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.shapes.architecture import IMAGE_SIZE
+from recipes.shapes.reward_degrade import Degrade, load_truncated_decodes
+from recipes.shapes.reward_examples import RewardBatch, sample_batch
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rewards.registry import build_reward
-from ttsvar_ray.shapes.architecture import IMAGE_SIZE
 from ttsvar_ray.shapes.captions import Kind
-from ttsvar_ray.shapes.reward_degrade import Degrade, load_truncated_decodes
-from ttsvar_ray.shapes.reward_examples import RewardBatch, sample_batch
 from ttsvar_ray.types import Float32Array
 
 ScoreBatch = Callable[[RewardBatch], Float32Array]
