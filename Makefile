@@ -30,11 +30,12 @@ slow: env ## run the slow tests: full matrices, fresh environments, stopped jobs
 chaos: env ## kill workers, coordinators, drivers and nodes of a simulated cluster (about ten minutes)
 	$(BIN)/python -m pytest -m chaos -s
 
-check: env ## static checks: format, lint, types, import layers
+check: env ## static checks: format, lint, types, import layers, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.house
 
 format: env ## format and fix what can be fixed
 	$(BIN)/ruff format .
