@@ -74,8 +74,7 @@ class AdvisoryLock:
 
     def _now(self) -> float:
         """Return the time of a fresh object beside it: both are the server's."""
-        folder, _, _ = self._location.path.rpartition("/")
-        probe = Location(self._location.store, f"{folder}/.probe.{uuid.uuid4().hex[:8]}.tmp")
+        probe = self._location.beside(f".probe.{uuid.uuid4().hex[:8]}.tmp")
         probe.write_text("")
         try:
             return probe.modified() or 0.0

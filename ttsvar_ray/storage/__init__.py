@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ttsvar_ray.storage.environment import storage_environment
-from ttsvar_ray.storage.location import Location, locate
+from ttsvar_ray.storage.location import Location, locate, storage_environment
 from ttsvar_ray.storage.uris import is_uri, redacted, without_secrets
 
 __all__ = ["Location", "is_uri", "locate", "redacted", "storage_environment", "without_secrets"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from ttsvar_ray.cluster.sink import LostImages, Sink
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, failed_rows, summarise_output
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
-from ttsvar_ray.storage.local import LocalStore
+from ttsvar_ray.storage import location
 
 PROMPTS = make_prompts(3)
 CONTEXT = RowContext(model="tiny", strategy="none", seed=1, reward_name="none")
@@ -43,29 +44,22 @@ def write(layout: OutputLayout, *outcomes: PromptResult | PromptFailure) -> Chun
 
 @contextlib.contextmanager
 def killed_at(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the storage die before it replaces or deletes its `step`-th file."""
+    """Let the process die before it renames or deletes its `step`-th file."""
     left = step
-    replacing, delete = LocalStore.replacing, LocalStore.delete
 
-    def one_step() -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
+    def dying(change: Callable[..., None]) -> Callable[..., None]:
+        def one_step(*given: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            change(*given)
 
-    @contextlib.contextmanager
-    def dying_replacing(self: LocalStore, path: str) -> Iterator[Path]:
-        one_step()
-        with replacing(self, path) as temporary:
-            yield temporary
-
-    def dying_delete(self: LocalStore, path: str) -> None:
-        one_step()
-        delete(self, path)
+        return one_step
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "replacing", dying_replacing)
-        patch.setattr(LocalStore, "delete", dying_delete)
+        for name in ("_rename", "_remove"):
+            patch.setattr(location, name, dying(getattr(location, name)))
         yield
 
 

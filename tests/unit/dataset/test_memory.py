@@ -12,7 +12,7 @@ import pytest
 from benchmarks import million_prompts
 from ttsvar_ray.prompts import identity
 from ttsvar_ray.prompts.external_sort import ExternalSort
-from ttsvar_ray.storage import local
+from ttsvar_ray.storage import location
 
 SMALL, LARGE = 320, 1_920
 
@@ -37,7 +37,7 @@ def test_six_times_the_prompts_take_the_same_memory(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(ExternalSort.__init__, "__defaults__", (capacity,))
     monkeypatch.setattr(million_prompts, "ROWS_PER_PART", 80)
     monkeypatch.setattr(million_prompts, "OUT_AT_A_TIME", 64)
-    monkeypatch.setattr(local, "_flush", lambda path: None)  # Slow, and nothing of memory.
+    monkeypatch.setattr(location, "_flush", lambda path: None)  # Slow, and nothing of memory.
     peak_of(SMALL, tmp_path / "warm")  # Imports and caches.
     small, _ = peak_of(SMALL, tmp_path / "small")
     large, arrow_left = peak_of(LARGE, tmp_path / "large")

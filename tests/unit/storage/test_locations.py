@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.s3_server import S3Server
 from ttsvar_ray.errors import StorageError
-from ttsvar_ray.storage import Location, locate, storage_environment
+from ttsvar_ray.storage import Location, locate, location, storage_environment
 
 
 @pytest.fixture(params=["path", "file", "memory", "fsspec", "s3"])
@@ -83,12 +84,68 @@ def test_leftovers_of_a_killed_process_go_and_nothing_else(folder: Location) -> 
     assert folder.names() == [".lock", "part"]
 
 
+def test_a_file_is_created_once(folder: Location) -> None:
+    file = folder / "run.json"
+    assert file.create_text("first")
+    assert not file.create_text("second")
+    assert file.read_text() == "first"
+    assert folder.names() == ["run.json"]
+
+
+def test_a_file_system_without_hard_links_creates_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(temporary: Path, final: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(location, "_link", refuse)
+    file = locate(tmp_path / "run.json")
+    assert file.create_text("first") and not file.create_text("second")
+    assert (file.read_text(), locate(tmp_path).names()) == ("first", ["run.json"])
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_store_that_does_not_rename_over_a_file_keeps_it_until_the_new_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    file = locate(f"local://{tmp_path}/letters")
+    file.write_text("before")
+    move, left = location._move, moves
+
+    def killed(source: Location, target: Location) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        assert not target.is_file()
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(location, "_move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            file.write_text("after")
+    locate(f"local://{tmp_path}").remove_leftovers()
+    assert (file.read_text(), locate(tmp_path).names()) == ("before", ["letters"])
+    file.write_text("after")
+    assert (file.read_text(), locate(tmp_path).names()) == ("after", ["letters"])
+
+
+def test_a_listing_is_as_new_as_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = locate(f"memory:/{tmp_path}/folder")
+    forgotten: list[str] = []
+    monkeypatch.setattr(type(folder.fsspec), "invalidate_cache", lambda self, *_: forgotten.append("all"))
+    folder.names()
+    assert forgotten == ["all"]
+    (folder / "part").size()
+    assert forgotten == ["all", "all"]
+
+
 def test_a_failed_upload_is_told_and_leaves_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.new_bucket()
     place = locate(f"s3://{bucket}/part")
     place.write_text("before")
     client = s3.client()
-    whole_filesystem = place.store.filesystem
+    whole_filesystem = place.filesystem
 
     class Interrupted:
         """Ends the upload behind the stream's back before it is closed."""
@@ -112,9 +169,9 @@ def test_a_failed_upload_is_told_and_leaves_nothing(s3: S3Server, monkeypatch: p
         def open_output_stream(self, path: str) -> Any:
             return Interrupted(whole_filesystem.open_output_stream(path))
 
-    store = dataclasses.replace(place.store, filesystem=Filesystem())
+    interrupted = dataclasses.replace(place, filesystem=Filesystem())
     with pytest.raises(StorageError, match="part: the storage refused or failed"):
-        Location(store, place.path).write_text("x" * (20 << 20))  # Two pieces.
+        interrupted.write_text("x" * (20 << 20))  # Two pieces.
     assert place.read_text() == "before"
 
 
@@ -122,11 +179,11 @@ def test_a_torn_object_of_a_failed_copy_is_removed(tmp_path: Path, monkeypatch: 
     place = locate(f"memory:/{tmp_path}/part")
 
     def copy_half(source: str, target: str) -> None:
-        with place.store.fsspec.open(target, "wb") as stream:
+        with place.fsspec.open(target, "wb") as stream:
             stream.write(Path(source).read_bytes()[:3])
         raise OSError("connection reset")
 
-    monkeypatch.setattr(place.store.fsspec, "put_file", copy_half)
+    monkeypatch.setattr(place.fsspec, "put_file", copy_half)
     with pytest.raises(StorageError, match=r"part: the storage refused or failed \(connection reset\)"):
         place.write_text("whole")
     assert place.size() is None
@@ -141,7 +198,7 @@ def test_a_failed_copy_leaves_the_object_that_was_there(
     def copy_nothing(source: str, target: str) -> None:
         raise OSError("connection refused")
 
-    monkeypatch.setattr(place.store.fsspec, "put_file", copy_nothing)
+    monkeypatch.setattr(place.fsspec, "put_file", copy_nothing)
     with pytest.raises(StorageError, match="connection refused"):
         place.write_text("whole")
     assert place.read_text() == "before"
