@@ -53,11 +53,17 @@ class T5TextEncoder:
             )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model, report = T5EncoderModel.from_pretrained(
-            path, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
+            path,
+            local_files_only=True,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            # Each tensor goes straight to where it stays (accelerate), not by way of a copy in host memory.
+            device_map={"": device},
         )
         if missing := sorted(report["missing_keys"]):
             raise CheckpointError(f"{path}: weights lack {len(missing)} keys, first {missing[:3]}")
-        return cls(model.to(device).eval(), tokenizer, max_length)
+        return cls(model.eval(), tokenizer, max_length)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         device = self.model.device
