@@ -120,7 +120,7 @@ def climbing_imports(package: str, contracts: list[dict[str, Any]]) -> list[str]
     """
     import grimp
 
-    graph = grimp.build_graph(package)
+    graph = grimp.build_graph(package, cache_dir=None)
     chains: set[str] = set()
     for contract in contracts:
         if contract["type"] != "layers":

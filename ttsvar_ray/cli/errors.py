@@ -50,11 +50,7 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
     except LostRowsError as error:
         _end(error, ExitCode.FAILED, debug=debug)
     except TtsVarError as error:
-        resumable = type(error).__name__ == "RunFailedError"
-        code = (
-            ExitCode.RESUMABLE if resumable else ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS
-        )
-        _end(error, code, debug=debug)
+        _end(error, ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS, debug=debug)
     except KeyboardInterrupt as error:
         started = has_started()
         message = "interrupted; committed parts stay, the same command goes on" if started else "interrupted"

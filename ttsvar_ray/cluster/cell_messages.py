@@ -24,8 +24,6 @@ class CellSpec:
         layout: how many workers this cell has, and their resources.
         first_place: number of its first worker among those of the run.
         actor_prefix: begins the names of its workers among the actors of the cluster.
-        start_notice_s: seconds until the first notice about workers that are not up yet.
-        worker_start_timeout_s: seconds until a worker that is not up is started anew.
     """
 
     cell_id: str
@@ -38,8 +36,6 @@ class CellSpec:
     layout: WorkerLayout
     first_place: int = 0
     actor_prefix: str
-    start_notice_s: float = 60.0
-    worker_start_timeout_s: float = 1800.0
 
     @property
     def places(self) -> range:

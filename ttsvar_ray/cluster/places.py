@@ -33,6 +33,10 @@ RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 60.0
 NOTICE_MOST_S = 3600.0
 NAMES_SHOWN = 4
+START_NOTICE_SECONDS = 60.0
+"""Until the first notice about workers that are not up yet."""
+WORKER_START_SECONDS = 1800.0
+"""Until a worker that is not up is started anew."""
 
 
 @dataclass(slots=True)
@@ -135,7 +139,7 @@ class Places:
 
     async def tell_who_waits(self) -> None:
         """Say now and then which workers are not up, and what the cluster has."""
-        seconds = self._spec.start_notice_s
+        seconds = START_NOTICE_SECONDS
         layout = self._spec.layout
         asked = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
         while True:
@@ -160,7 +164,7 @@ class Places:
         try:
             info = await wait_for(
                 handle.describe.remote(),
-                seconds=self._spec.worker_start_timeout_s,
+                seconds=WORKER_START_SECONDS,
                 awaited=f"{worker_id} to start",
             )
         except ClusterWaitError as error:

@@ -279,7 +279,6 @@ class JobConfig(_Section):
     output: OutputConfig = OutputConfig()
     # A column of the output holds it: 64 bits.
     seed: Annotated[_Integer, Field(ge=-(2**63), lt=2**63)] = 0
-    run_name: _Text | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting as JSON values, under the names a job file uses."""
@@ -324,7 +323,6 @@ NOT_CONTENT = (
     "engine.memory_gb",
     "cluster",
     "output.path",
-    "run_name",
 )
 """Settings (or whole sections) that do not change what is generated; but see `JobConfig.content`."""
 

@@ -31,8 +31,6 @@ class Spent(str, enum.Enum):
 
 
 COMPUTING = (Spent.USEFUL, Spent.REPLAY, Spent.LOST)
-IDLE = (Spent.DECISION, Spent.NO_PROMPTS, Spent.OTHER_SHARDS, Spent.TAIL)
-ABSENT = (Spent.STARTING, Spent.RESTARTING)
 
 _INDEX = {spent: index for index, spent in enumerate(Spent)}
 

@@ -82,8 +82,8 @@ class SimulatedWorker:
         account.add(Spent.USEFUL, turned, done.end)
         self.idle_since = done.end
 
-    def go_down(self, now: float, account: TimeAccount, cause: Spent) -> float:
-        """End with everything that was sent; return the seconds of computing that were cut short.
+    def go_down(self, now: float, account: TimeAccount, cause: Spent) -> None:
+        """End with everything that was sent.
 
         Args:
             now: the time.
@@ -93,20 +93,17 @@ class SimulatedWorker:
         while self.running and self.running[0].end <= now:
             # Its answer left in time.
             self.finish(account)
-        lost = 0.0
         for batch in self.running:
             batch.is_lost = True
             start, end = min(batch.start, now), min(batch.end, now)
             self._book_idle(account, start, batch.cause)
             account.add(Spent.LOST, start, end)
-            lost += end - start
             self.idle_since = end
         self.running.clear()
         self._book_idle(account, now, cause)
         self.idle_since = now
         self.is_up = False
         self.life += 1
-        return lost
 
     def stop(self, now: float, account: TimeAccount, exhausted_at: float) -> None:
         """Book the time until the end of the run.

@@ -252,7 +252,7 @@ def test_a_worker_that_never_starts_is_started_anew(
     group = FakeGroup(start_fault=lambda worker: "hang" if worker == "worker-0" else None)
     scene = Scene(monkeypatch, group, workers=1)
     monkeypatch.setattr("ttsvar_ray.cluster.waiting.describe_cluster", lambda: "1 node")
-    object.__setattr__(scene.spec, "worker_start_timeout_s", 0.05)
+    monkeypatch.setattr("ttsvar_ray.cluster.places.WORKER_START_SECONDS", 0.05)
     assert asyncio.run(scene.run()) == expected
     assert "worker-0" in group.killed
 

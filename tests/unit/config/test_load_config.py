@@ -108,7 +108,6 @@ def test_the_option_list_is_pinned() -> None:
         "output.keep",
         "output.bits",
         "seed",
-        "run_name",
     ]
 
 
@@ -117,11 +116,9 @@ def test_a_job_file_and_overrides_in_order(tmp_path: Path) -> None:
         tmp_path,
         "prompts: {path: p.txt}\noutput:\n  path: out\nstrategy:\n  n: 2\n  lambda: 3\nsampling:\n",
     )
-    config = load_config(
-        path, ["strategy.n=4", "strategy.n=8", "strategy.cluster_scales=[2, 5]", "run_name=a"]
-    )
+    config = load_config(path, ["strategy.n=4", "strategy.n=8", "strategy.cluster_scales=[2, 5]", "seed=7"])
     assert (config.strategy.n, config.strategy.lambda_, config.strategy.cluster_scales) == (8, 3.0, (2, 5))
-    assert config.run_name == "a"
+    assert config.seed == 7
     assert load_config(path, ["strategy.potential=max"]).strategy.potential is PotentialKind.MAX
     assert load_config(path, ["strategy.lambda=null"]).strategy.lambda_ is None
 
@@ -166,7 +163,7 @@ def test_all_problems_come_at_once() -> None:
         "seed: expected a number, got true",
         (
             "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, "
-            "reward, features, engine, cluster, output, seed, run_name"
+            "reward, features, engine, cluster, output, seed"
         ),
     )
 
@@ -230,7 +227,6 @@ def test_the_digest_names_what_is_generated() -> None:
         "features.backbone=/weights/dinov2",
         "output.path=elsewhere",
         "prompts.path=p.txt",
-        "run_name=x",
     ]
     other = [
         "seed=1",

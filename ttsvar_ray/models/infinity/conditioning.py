@@ -37,10 +37,6 @@ class Conditioning:
         return self.pooled.shape[0]
 
     @property
-    def num_texts(self) -> int:
-        return self.pooled.shape[1]
-
-    @property
     def nbytes(self) -> int:
         tensors = (self.pooled, self.block_modulation, self.head_modulation, *self.keys, *self.values)
         return sum(t.numel() * t.element_size() for t in tensors)

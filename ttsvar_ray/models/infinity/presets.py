@@ -239,15 +239,3 @@ def find_preset(name: str) -> InfinityPreset:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigurationError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}{hint}")
     return PRESETS[name]
-
-
-def parameter_count(preset: InfinityPreset) -> int:
-    """Return the number of the transformer's parameters, counted on its modules without making them."""
-    import torch
-
-    from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-
-    resolution = published_resolution(preset.size)
-    with torch.device("meta"):
-        transformer = InfinityTransformer(preset.transformer_config(resolution), resolution.schedule)
-    return sum(parameter.numel() for parameter in transformer.parameters())
