@@ -23,10 +23,20 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import cpu_name
-from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, Tick, WorkerJoined
-from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
+from ttsvar_ray.coordination.messages import (
+    Action,
+    BatchDone,
+    Emit,
+    Event,
+    LeasePrompts,
+    PromptsLeased,
+    RunBatch,
+    SegmentReport,
+    ShardTask,
+    Tick,
+    WorkerJoined,
+)
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import FinalImage, PromptResult

@@ -20,9 +20,9 @@ from benchmarks.machine import cpu_name
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.coordination.workload_file import write_workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.workload_file import write_workload
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import Prompt

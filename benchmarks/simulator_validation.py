@@ -36,8 +36,8 @@ from ttsvar_ray.config import load_config
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.coordination.workload_file import write_workload
 from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.workload_file import write_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import (
     CoordinatorCosts,

@@ -123,8 +123,8 @@ def draw_settings(rng: random.Random) -> CoordinatorSettings:
         live_rows=rng.choice([None, None, 1, 9, 20]),
         keep=rng.choice(["best", "all"]),
         batch_tokens=rng.choice([None, None, 1, 40, 300]),
-        deadline_floor_s=1.0,
-        deadline_ceiling_s=CEILING_S,
+        deadline_floor_seconds=1.0,
+        deadline_ceiling_seconds=CEILING_S,
     )
 
 

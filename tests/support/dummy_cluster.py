@@ -10,22 +10,22 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from typing_extensions import assert_never
+
 from tests.support.dummy_engine import DummyEngine, FaultOf
-from ttsvar_ray.coordination.actions import (
+from ttsvar_ray.coordination.coordinator import Coordinator
+from ttsvar_ray.coordination.messages import (
     Abandon,
     Action,
+    BatchDone,
     Emit,
+    Event,
     LeasePrompts,
+    PromptsLeased,
+    PromptsWithdrawn,
     Refuse,
     Release,
     RunBatch,
-)
-from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import (
-    BatchDone,
-    Event,
-    PromptsLeased,
-    PromptsWithdrawn,
     Tick,
     WorkerDraining,
     WorkerJoined,
@@ -197,28 +197,30 @@ class DummyCluster:
             assert not worker.engine.held_attempts, f"{name} was never told to release"
 
     def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Emit):
-            key = action.outcome.prompt.key
-            assert key in self._leased
-            assert key not in self.outcomes, f"{key} was emitted twice"
-            self.outcomes[key] = action.outcome
-        elif isinstance(action, LeasePrompts):
-            assert action.count > 0
-            assert not self.lease_requests, "asked again before the answer"
-            assert not self._told_last, "asked after the last prompt"
-            self.lease_requests.append(action.count)
-        elif isinstance(action, Refuse):
-            del self.workers[action.worker_id]
-            self.refused[action.worker_id] = action.reason
-        elif isinstance(action, Abandon):
-            assert not self.workers[action.worker_id].is_abandoned, "abandoned twice"
-            self.workers[action.worker_id].is_abandoned = True
-        else:
-            assert action.worker_id in self.workers, "action for a worker that is gone"
-            worker = self.workers[action.worker_id]
-            if isinstance(action, RunBatch):
-                self._check_batch(worker, action)
-            worker.queue.append(action)
+        match action:
+            case Emit(outcome=outcome):
+                key = outcome.prompt.key
+                assert key in self._leased
+                assert key not in self.outcomes, f"{key} was emitted twice"
+                self.outcomes[key] = outcome
+            case LeasePrompts(count=count):
+                assert count > 0
+                assert not self.lease_requests, "asked again before the answer"
+                assert not self._told_last, "asked after the last prompt"
+                self.lease_requests.append(count)
+            case Refuse(worker_id=worker_id, reason=reason):
+                del self.workers[worker_id]
+                self.refused[worker_id] = reason
+            case Abandon(worker_id=worker_id):
+                assert not self.workers[worker_id].is_abandoned, "abandoned twice"
+                self.workers[worker_id].is_abandoned = True
+            case RunBatch(worker_id=worker_id) | Release(worker_id=worker_id):
+                assert worker_id in self.workers, "action for a worker that is gone"
+                if isinstance(action, RunBatch):
+                    self._check_batch(self.workers[worker_id], action)
+                self.workers[worker_id].queue.append(action)
+            case _:
+                assert_never(action)
 
     def _check_batch(self, worker: DummyWorker, batch: RunBatch) -> None:
         assert not worker.is_draining, "new work for a draining worker"

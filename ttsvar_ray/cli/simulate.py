@@ -131,7 +131,7 @@ def simulate(
         typer.echo(f"costs: {simulated.workload.source}", err=True)
         results: dict[str, SimulationResult] = {}
         if compare:
-            from ttsvar_ray.simulation.compare import variants
+            from ttsvar_ray.simulation.settings import variants
 
             for variant in variants(wanted, simulated.coordinator):
                 typer.echo(f"{variant.name} ...", err=True)

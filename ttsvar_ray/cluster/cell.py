@@ -26,6 +26,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellUpdate
 from ttsvar_ray.cluster.draining import POLL_S, DrainWatch
@@ -39,27 +40,25 @@ from ttsvar_ray.cluster.worker import (
     image_returns,
     join_images,
 )
-from ttsvar_ray.coordination.actions import (
+from ttsvar_ray.coordination.coordinator import Coordinator
+from ttsvar_ray.coordination.messages import (
     Abandon,
     Action,
+    BatchDone,
     Emit,
+    Event,
+    FailureKind,
     LeasePrompts,
+    PromptsLeased,
+    PromptsWithdrawn,
     Refuse,
     Release,
     RunBatch,
-)
-from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import (
-    BatchDone,
-    Event,
-    PromptsLeased,
-    PromptsWithdrawn,
     Tick,
     WorkerDraining,
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.messages import FailureKind
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.types import Prompt
 
@@ -144,26 +143,28 @@ class Cell:
             self._carry_out(action)
 
     def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Emit):
-            self._outcomes.append(action.outcome)
-            self._news.set()
-        elif isinstance(action, LeasePrompts):
-            self._lease_requests.append(action.count)
-            self._news.set()
-        elif isinstance(action, Release):
-            member = self._members.get(action.worker_id)
-            if member is not None:
-                member.handle.release.remote(action.prompt_key, action.attempt)
-        elif isinstance(action, Abandon):
-            member = self._members[action.worker_id]
-            if not member.is_abandoned:
-                member.is_abandoned = True
-                self._spawn(self._abandon(member, action.reason))
-        elif isinstance(action, Refuse):
-            self._places.refuse(self._members.pop(action.worker_id), action.reason)
-        else:
-            assert isinstance(action, RunBatch)
-            self._send(self._members[action.worker_id], action)
+        match action:
+            case RunBatch():
+                self._send(self._members[action.worker_id], action)
+            case Release():
+                member = self._members.get(action.worker_id)
+                if member is not None:
+                    member.handle.release.remote(action.prompt_key, action.attempt)
+            case Emit():
+                self._outcomes.append(action.outcome)
+                self._news.set()
+            case LeasePrompts():
+                self._lease_requests.append(action.count)
+                self._news.set()
+            case Abandon():
+                member = self._members[action.worker_id]
+                if not member.is_abandoned:
+                    member.is_abandoned = True
+                    self._spawn(self._abandon(member, action.reason))
+            case Refuse():
+                self._places.refuse(self._members.pop(action.worker_id), action.reason)
+            case _:
+                assert_never(action)
 
     def _send(self, member: Member, action: RunBatch) -> None:
         images = image_returns(action.tasks, self._last_segment)

@@ -23,7 +23,7 @@ from ttsvar_ray.cluster.pace import back_off
 from ttsvar_ray.cluster.resources import describe_cluster, describe_resources
 from ttsvar_ray.cluster.waiting import ClusterWaitError, reason_of, wait_for
 from ttsvar_ray.cluster.worker import WorkerActor, WorkerInfo
-from ttsvar_ray.coordination.actions import RunBatch
+from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.errors import TtsVarError
 
 STUCK_AFTER = 3

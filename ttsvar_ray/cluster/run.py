@@ -1,6 +1,6 @@
 """One sitting of a job: the driver's loop between the prompts, the cells and the sink.
 
-    prompts --LeaseLedger--> cells ==> workers      LeaseDesk: who is handed what, when
+    prompts --LeaseLedger--> cells ==> workers      LeasePolicy: who is handed what, when
                   |  whole chunks
                   '--------> sink --> parts         PartWriter
 
@@ -8,10 +8,10 @@
     -------  ---------------------------------------  ------------------------------------------
     _loop    news of a cell, a written part           either; every second, to look at signals
 
-Invariants: beside the prompts that the cells have, the driver holds no more than `LeaseDesk.limit` outcomes,
-however long the prompt set; no wait in it is longer than a second. It ends in one of four ways: done; asked
-to stop; nobody left to work; too much failing. In all but the first it commits what is whole before it says
-why.
+Invariants: beside the prompts that the cells have, the driver holds no more than `LeasePolicy.limit`
+outcomes, however long the prompt set; no wait in it is longer than a second. It ends in one of four ways:
+done; asked to stop; nobody left to work; too much failing. In all but the first it commits what is whole
+before it says why.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from ttsvar_ray.dataset import (
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.job.policies import coordinator_settings
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
-from ttsvar_ray.leasing.policy import LeaseDesk
+from ttsvar_ray.leasing.policy import LeasePolicy
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
@@ -100,7 +100,7 @@ class Run:
     context: Callable[..., RowContext]
     prompts_resumed: int
     tally: Tally = field(init=False)
-    desk: LeaseDesk = field(init=False)
+    desk: LeasePolicy = field(init=False)
     breaker: FailureBreaker = field(init=False)
     cells: Cells = field(init=False)
     writer: PartWriter = field(init=False)
@@ -110,7 +110,7 @@ class Run:
     def __post_init__(self) -> None:
         cluster = self.config.cluster
         self.tally = Tally(prompts_total=self.scan.count, prompts_resumed=self.prompts_resumed)
-        self.desk = LeaseDesk(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
+        self.desk = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
     def execute(self) -> None:

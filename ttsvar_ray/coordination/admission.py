@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ttsvar_ray.coordination.actions import LeasePrompts
 from ttsvar_ray.coordination.fleet import Worker
+from ttsvar_ray.coordination.messages import LeasePrompts
 from ttsvar_ray.coordination.placement import Candidate, feasible_spread, seat
 from ttsvar_ray.coordination.seating import Seater
 from ttsvar_ray.coordination.state import State

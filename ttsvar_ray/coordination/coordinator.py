@@ -31,25 +31,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttsvar_ray.coordination.actions import Action, Emit, Refuse
+from typing_extensions import assert_never
+
 from ttsvar_ray.coordination.admission import Admission
 from ttsvar_ray.coordination.custody import Custody
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.dispatch import Dispatcher
-from ttsvar_ray.coordination.events import (
+from ttsvar_ray.coordination.fleet import Fleet, Worker
+from ttsvar_ray.coordination.joining import take_measure
+from ttsvar_ray.coordination.live_prompt import LivePrompt
+from ttsvar_ray.coordination.messages import (
+    Action,
     BatchDone,
+    Emit,
     Event,
+    FailureKind,
     PromptsLeased,
     PromptsWithdrawn,
+    Refuse,
+    SegmentReport,
     Tick,
     WorkerDraining,
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.fleet import Fleet, Worker
-from ttsvar_ray.coordination.joining import take_measure
-from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.messages import FailureKind, SegmentReport
 from ttsvar_ray.coordination.recovery import Recovery
 from ttsvar_ray.coordination.relief import Relief
 from ttsvar_ray.coordination.seating import Seater
@@ -130,22 +135,25 @@ class Coordinator:
             ValueError: the event breaks the protocol (a prompt leased twice, an empty lease that is
                 not the last, a worker without rows).
         """
-        if isinstance(event, BatchDone):
-            self._on_batch_done(event)
-        elif isinstance(event, Tick):
-            self._on_tick(event)
-        elif isinstance(event, PromptsLeased):
-            self._on_prompts_leased(event)
-        elif isinstance(event, WorkerJoined):
-            self._on_worker_joined(event)
-        elif isinstance(event, WorkerLost):
-            self._on_worker_lost(event.worker_id, event.reason)
-        elif isinstance(event, WorkerDraining):
-            worker = self._state.fleet.get(event.worker_id)
-            if worker is not None:
-                self._recovery.drain(worker)
-        else:
-            self._on_prompts_withdrawn(event)
+        match event:
+            case BatchDone():
+                self._on_batch_done(event)
+            case Tick():
+                self._on_tick(event)
+            case PromptsLeased():
+                self._on_prompts_leased(event)
+            case WorkerJoined():
+                self._on_worker_joined(event)
+            case WorkerLost():
+                self._on_worker_lost(event.worker_id, event.reason)
+            case WorkerDraining():
+                worker = self._state.fleet.get(event.worker_id)
+                if worker is not None:
+                    self._recovery.drain(worker)
+            case PromptsWithdrawn():
+                self._on_prompts_withdrawn(event)
+            case _:
+                assert_never(event)
         self._seater.place_unplaced()
         self._dispatcher.dispatch()
         if self._relief.relieve():

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ttsvar_ray.coordination.actions import Release
 from ttsvar_ray.coordination.fleet import Fleet, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.messages import ShardTask
+from ttsvar_ray.coordination.messages import Release, ShardTask
 from ttsvar_ray.coordination.placement import Candidate, Seating
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttsvar_ray.coordination.actions import Abandon
 from ttsvar_ray.coordination.fleet import Batch, Fleet, Worker
+from ttsvar_ray.coordination.messages import Abandon
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 
@@ -118,9 +118,9 @@ class Deadlines:
         settings = self._settings
         expected = self.expected(worker, batch)
         if expected is None:
-            return settings.deadline_ceiling_s
-        limit = max(settings.deadline_floor_s, settings.deadline_factor * expected)
-        return min(limit, settings.deadline_ceiling_s)
+            return settings.deadline_ceiling_seconds
+        limit = max(settings.deadline_floor_seconds, settings.deadline_factor * expected)
+        return min(limit, settings.deadline_ceiling_seconds)
 
     def _predicted(self, batch: Batch) -> float:
         if self._workload is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ttsvar_ray.coordination.actions import RunBatch
 from ttsvar_ray.coordination.admission import Admission
 from ttsvar_ray.coordination.fleet import Batch, Worker
+from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.coordination.state import State
 
 

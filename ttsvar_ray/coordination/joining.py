@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ttsvar_ray.coordination.actions import Refuse
-from ttsvar_ray.coordination.events import WorkerJoined
 from ttsvar_ray.coordination.fleet import Worker
+from ttsvar_ray.coordination.messages import Refuse, WorkerJoined
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import Tariff, byte_tariff, row_tariff
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment

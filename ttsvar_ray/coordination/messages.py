@@ -1,11 +1,15 @@
-"""What travels between a coordinator and its workers. Values only: no ray, no torch.
+"""What a coordinator, its workers and its driver tell each other. Values only: no ray, no torch.
 
-    coordinator --RunSegment(tasks)--> worker --SegmentReport per task--> coordinator
+    driver --Event--> coordinator --Action--> driver
+                      RunBatch(tasks) --> worker --SegmentReport per task--> BatchDone
 
 A worker holds, for each (prompt_key, attempt), the trajectories of the last two segments it ran, by
 slot, until it is told to release them: the shards of a segment may arrive in several batches, and all
 of them need their parents. A task names the slots to run and, for each, its parent's slot in the
 population before. A parent the worker does not hold is replayed from `parent_bits`.
+
+Events may come in any order. Results of workers that are gone, of batches that were given up and of attempts
+that are over are legal: they are dropped. Actions are carried out in the order in which they are given.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from ttsvar_ray.results import FinalImage, PackedBits
+from ttsvar_ray.results import FinalImage, PackedBits, PromptFailure, PromptResult
 from ttsvar_ray.types import Float32Array, Prompt
 
 
@@ -88,3 +93,158 @@ class ShardFailure:
     slots: tuple[int, ...]
     kind: FailureKind
     error: str
+
+
+# Events: what happens to a coordinator.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """A worker is ready and holds no state.
+
+    Attributes:
+        worker_id: unique among the workers that are alive; a restarted worker may come back under
+            its old name after `WorkerLost`.
+        rows: most trajectories of one micro-batch, at least 1; one number, or one per segment.
+        memory_bytes: what it can give to trajectories, running or held, at least 1; None where nothing
+            is known, then rows alone limit it. Used only by a coordinator that has a `Workload`.
+    """
+
+    worker_id: str
+    rows: int | tuple[int, ...]
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    """A worker is gone with all that it held and all that it was running."""
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDraining:
+    """A worker will go soon: it finishes what it runs and is given nothing new."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsLeased:
+    """The answer to one `LeasePrompts`: at most as many prompts as asked for.
+
+    Attributes:
+        prompts: in the order in which they should be started; may be empty.
+        is_last: none is left now, so no more will be asked for. Where more turn up after all (those of a
+            lost cell), they are handed over unasked, and the last word counts.
+    """
+
+    prompts: tuple[Prompt, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDone:
+    """A worker answered one `RunBatch`: one result for each of its tasks, in any order."""
+
+    worker_id: str
+    batch_id: int
+    results: tuple[SegmentReport | ShardFailure, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsWithdrawn:
+    """Some prompts were finished elsewhere: drop them without an `Emit`.
+
+    Keys that are not leased, or were emitted already, are ignored. A withdrawn prompt may be leased again.
+    """
+
+    prompt_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time goes on; the only event that knows it. About one a second; without any, nothing is overdue.
+
+    Attributes:
+        now: seconds of a monotonic clock of any origin, never less than in the tick before.
+    """
+
+    now: float
+
+
+Event: TypeAlias = (
+    WorkerJoined | WorkerLost | WorkerDraining | PromptsLeased | PromptsWithdrawn | BatchDone | Tick
+)
+
+
+# Actions: what a coordinator asks for.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunBatch:
+    """Run one micro-batch; answered by one `BatchDone`, or by the loss of the worker.
+
+    Actions for one worker are carried out in the order in which they were given.
+
+    Attributes:
+        batch_id: unique within a coordinator.
+        tasks: shards of one segment, of different prompts or of one, at most `rows` trajectories.
+    """
+
+    worker_id: str
+    batch_id: int
+    tasks: tuple[ShardTask, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Forget all trajectories of one attempt at a prompt; releasing what is not held is no error."""
+
+    worker_id: str
+    prompt_key: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emit:
+    """A leased prompt is over: its images, or why there are none. Exactly one for each prompt."""
+
+    outcome: PromptResult | PromptFailure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeasePrompts:
+    """Ask for up to `count` more prompts; answered by one `PromptsLeased`, which may be late."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """A worker is overdue: end it, start another; answered by `WorkerLost`, which may be late.
+
+    Given once in a worker's life. Until its loss is told, its answers still count.
+
+    Attributes:
+        reason: which batch of which prompts, how long it has taken and how long it may.
+    """
+
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """A worker that just joined can never run the plan: it is not taken in, and another like it would not be.
+
+    Attributes:
+        reason: what does not fit, with the numbers.
+    """
+
+    worker_id: str
+    reason: str
+
+
+Action: TypeAlias = RunBatch | Release | Emit | LeasePrompts | Abandon | Refuse

@@ -28,9 +28,9 @@ class CoordinatorSettings:
         batch_tokens: most tokens of a micro-batch, so that none takes long; one trajectory always runs.
             None is no limit.
         deadline_factor: a batch is overdue after this many times the seconds expected of it.
-        deadline_floor_s: but never before this, so that a hiccup is no death.
-        deadline_ceiling_s: and always after this; alone it holds for a segment that no answer is known of,
-            because a first answer waits for compilation and warm-up.
+        deadline_floor_seconds: but never before this, so that a hiccup is no death.
+        deadline_ceiling_seconds: and always after this; alone it holds for a segment that no answer is
+            known of, because a first answer waits for compilation and warm-up.
     """
 
     spread: Spread = "auto"
@@ -40,8 +40,8 @@ class CoordinatorSettings:
     keep: Literal["best", "all"] = "best"
     batch_tokens: int | None = None
     deadline_factor: float = 5.0
-    deadline_floor_s: float = 30.0
-    deadline_ceiling_s: float = 1800.0
+    deadline_floor_seconds: float = 30.0
+    deadline_ceiling_seconds: float = 1800.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -59,12 +59,12 @@ class CoordinatorSettings:
             problems.append(f"batch_tokens: expected at least 1 token or None, got {self.batch_tokens}")
         if not self.deadline_factor >= 1:
             problems.append(f"deadline_factor: expected at least 1, got {self.deadline_factor}")
-        if not 0 <= self.deadline_floor_s <= self.deadline_ceiling_s:
+        floor, ceiling = self.deadline_floor_seconds, self.deadline_ceiling_seconds
+        if not 0 <= floor <= ceiling:
             problems.append(
-                f"deadline_floor_s: expected 0 to deadline_ceiling_s ({self.deadline_ceiling_s:g}), "
-                f"got {self.deadline_floor_s:g}"
+                f"deadline_floor_seconds: expected 0 to deadline_ceiling_seconds ({ceiling:g}), got {floor:g}"
             )
-        if self.deadline_ceiling_s <= 0:
-            problems.append(f"deadline_ceiling_s: expected more than 0, got {self.deadline_ceiling_s:g}")
+        if ceiling <= 0:
+            problems.append(f"deadline_ceiling_seconds: expected more than 0, got {ceiling:g}")
         if problems:
             raise ConfigurationError(problems)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ttsvar_ray.coordination.actions import Action, Emit
 from ttsvar_ray.coordination.custody import Custody
 from ttsvar_ray.coordination.fleet import Fleet, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
+from ttsvar_ray.coordination.messages import Action, Emit
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload

@@ -6,9 +6,21 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from ttsvar_ray.coordination.actions import Action, Emit, LeasePrompts, Release, RunBatch
+from typing_extensions import assert_never
+
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import BatchDone, PromptsLeased, WorkerJoined
+from ttsvar_ray.coordination.messages import (
+    Abandon,
+    Action,
+    BatchDone,
+    Emit,
+    LeasePrompts,
+    PromptsLeased,
+    Refuse,
+    Release,
+    RunBatch,
+    WorkerJoined,
+)
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.results import PromptFailure, PromptResult
@@ -50,20 +62,24 @@ def run_local(
     over = 0
     while actions:
         action = actions.popleft()
-        if isinstance(action, LeasePrompts):
-            batch, source, is_last = _take(source, action.count)
-            leased += len(batch)
-            actions.extend(coordinator.handle(PromptsLeased(prompts=batch, is_last=is_last)))
-        elif isinstance(action, RunBatch):
-            results = workers[action.worker_id].run_segment(action.tasks)
-            done = BatchDone(worker_id=action.worker_id, batch_id=action.batch_id, results=tuple(results))
-            actions.extend(coordinator.handle(done))
-        elif isinstance(action, Release):
-            workers[action.worker_id].release(action.prompt_key, action.attempt)
-        else:
-            assert isinstance(action, Emit)
-            over += 1
-            yield action.outcome
+        match action:
+            case LeasePrompts(count=count):
+                batch, source, is_last = _take(source, count)
+                leased += len(batch)
+                actions.extend(coordinator.handle(PromptsLeased(prompts=batch, is_last=is_last)))
+            case RunBatch(worker_id=worker_id, batch_id=batch_id, tasks=tasks):
+                results = tuple(workers[worker_id].run_segment(tasks))
+                done = BatchDone(worker_id=worker_id, batch_id=batch_id, results=results)
+                actions.extend(coordinator.handle(done))
+            case Release():
+                workers[action.worker_id].release(action.prompt_key, action.attempt)
+            case Emit(outcome=outcome):
+                over += 1
+                yield outcome
+            case Refuse() | Abandon():
+                raise AssertionError(f"without a workload and without time: {action}")
+            case _:
+                assert_never(action)
     assert over == leased, f"the coordinator stopped with {leased - over} of {leased} prompts unfinished"
 
 

@@ -14,6 +14,6 @@ def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
         max_attempts=cluster.max_attempts,
         keep=config.output.keep,
         batch_tokens=cluster.batch_tokens,
-        deadline_ceiling_s=cluster.segment_timeout_s,
-        deadline_floor_s=min(CoordinatorSettings().deadline_floor_s, cluster.segment_timeout_s),
+        deadline_ceiling_seconds=cluster.segment_timeout_s,
+        deadline_floor_seconds=min(CoordinatorSettings().deadline_floor_seconds, cluster.segment_timeout_s),
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.coordination.workload_file import is_workload, read_workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.build import build_plan, describe
@@ -18,6 +17,7 @@ from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.pass_rows import check_rows, pass_rows
 from ttsvar_ray.job.policies import coordinator_settings
 from ttsvar_ray.job.workload import build_workload, is_gpu
+from ttsvar_ray.job.workload_file import is_workload, read_workload
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import PayloadSizes

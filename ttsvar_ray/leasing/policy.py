@@ -23,29 +23,29 @@ OPEN_ROUNDS = 2
 up its part, the others go on. Cells ask for no more than their workers need, so this bounds memory, too."""
 
 STRAGGLER_FACTOR = 3.0
-STRAGGLER_FLOOR_S = 30.0
+STRAGGLER_FLOOR_SECONDS = 30.0
 """A prompt straggles when it has been out this many times longer than prompts usually are, and this long."""
 
-_MEMORY = 0.05
+EMA_WEIGHT = 0.05
 """Weight of the newest prompt in the mean time that a prompt is out."""
 
 
 @dataclass(slots=True)
 class _Cell:
-    """What the desk knows of a cell.
+    """What the policy knows of a cell.
 
     Attributes:
         asked: most prompts it ever asked for at once.
         workers: that are up.
-        is_told: whether it was told that nothing is left, and asks no more.
+        was_told_last: whether it was told that nothing is left, and asks no more.
     """
 
     asked: int = 1
     workers: int = 0
-    is_told: bool = False
+    was_told_last: bool = False
 
 
-class LeaseDesk:
+class LeasePolicy:
     """Answers the cells' requests for prompts."""
 
     def __init__(self, ledger: LeaseLedger, *, rows_per_chunk: int) -> None:
@@ -59,7 +59,7 @@ class LeaseDesk:
         self._rows_per_chunk = rows_per_chunk
         self._cells: dict[str, _Cell] = {}
         self._requests: deque[tuple[str, int]] = deque()
-        self._usual_s: float | None = None
+        self._usual_seconds: float | None = None
 
     @property
     def limit(self) -> int:
@@ -67,9 +67,13 @@ class LeaseDesk:
         return max(OPEN_CHUNKS * self._rows_per_chunk, OPEN_ROUNDS * self._ledger.num_out)
 
     @property
-    def straggler_after_s(self) -> float | None:
+    def straggler_after_seconds(self) -> float | None:
         """Seconds after which a prompt that is out straggles; None before anything was finished."""
-        return None if self._usual_s is None else max(STRAGGLER_FLOOR_S, STRAGGLER_FACTOR * self._usual_s)
+        return (
+            None
+            if self._usual_seconds is None
+            else max(STRAGGLER_FLOOR_SECONDS, STRAGGLER_FACTOR * self._usual_seconds)
+        )
 
     def ask(self, cell_id: str, count: int) -> None:
         """Take in a cell's request for up to `count` prompts; `hand_out` answers it, maybe much later."""
@@ -83,8 +87,8 @@ class LeaseDesk:
 
     def delivered(self, seconds: float) -> None:
         """Take in how long a prompt was out before its outcome came."""
-        usual = seconds if self._usual_s is None else self._usual_s
-        self._usual_s = usual + _MEMORY * (seconds - usual)
+        usual = seconds if self._usual_seconds is None else self._usual_seconds
+        self._usual_seconds = usual + EMA_WEIGHT * (seconds - usual)
 
     def lose_cell(self, cell_id: str) -> int:
         """Forget a cell that is gone; return how many prompts of its came back."""
@@ -96,10 +100,10 @@ class LeaseDesk:
         """Return what to hand to which cell now, in order."""
         leases = self._answers(now)
         for cell_id, cell in self._cells.items():
-            if cell.is_told and cell.workers:
+            if cell.was_told_last and cell.workers:
                 lease = self._unasked(cell_id, cell, now)
                 if lease is not None:
-                    cell.is_told = lease.is_last
+                    cell.was_told_last = lease.is_last
                     leases.append((cell_id, lease))
         return leases
 
@@ -113,7 +117,7 @@ class LeaseDesk:
                 break
             self._requests.popleft()
             lease = self._ledger.lease(cell_id, min(asked, room), now=now)
-            self._cells[cell_id].is_told = lease.is_last
+            self._cells[cell_id].was_told_last = lease.is_last
             leases.append((cell_id, lease))
         return leases
 
@@ -123,7 +127,7 @@ class LeaseDesk:
             if 2 * held >= cell.asked:
                 return None
             return self._ledger.lease(cell_id, min(cell.asked - held, self._ledger.num_queued), now=now)
-        out_for = self.straggler_after_s
+        out_for = self.straggler_after_seconds
         if held or out_for is None:
             return None
         prompts = self._ledger.lease_again(cell_id, cell.asked, now=now, out_for=out_for)

@@ -1,7 +1,7 @@
 """A simulated cell: the real coordinator, which answers one event after the other and takes its time.
 
     worker --answer--> queue of the cell --handle--> orders --call_seconds--> worker
-                                            '--news--driver_seconds--> driver
+                                            '--update--driver_seconds--> driver
 
 Only the time that a decision takes is made up; what is decided is the coordinator's own doing.
 """
@@ -12,20 +12,64 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ttsvar_ray.coordination.actions import Abandon, Action, Emit, LeasePrompts, Refuse, Release, RunBatch
+from typing_extensions import assert_never
+
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import BatchDone, Event, PromptsLeased, Tick, WorkerJoined
+from ttsvar_ray.coordination.messages import (
+    Abandon,
+    Action,
+    BatchDone,
+    Emit,
+    Event,
+    LeasePrompts,
+    PromptsLeased,
+    Refuse,
+    Release,
+    RunBatch,
+    Tick,
+    WorkerJoined,
+)
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.simulation.clock import Clock
-from ttsvar_ray.simulation.histogram import LogHistogram
-from ttsvar_ray.simulation.reports import ReportMaker
-from ttsvar_ray.simulation.selections import CountedSelections
-from ttsvar_ray.simulation.settings import SimulationSettings
-from ttsvar_ray.simulation.time_account import Spent, TimeAccount
-from ttsvar_ray.simulation.traffic import Traffic
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.simulation.result import LogHistogram
+from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
+from ttsvar_ray.simulation.simulated_time import Clock, Spent, Utilization
+from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker, clusters
 from ttsvar_ray.simulation.workers import RunningBatch, SimulatedWorker
+
+
+class Traffic:
+    """Counts of micro-batches, trajectories, replays, and bytes by kind.
+
+    Attributes:
+        batches: micro-batches that were sent.
+        rows: trajectories in them.
+        replays: distinct parents whose bits were sent along, to be rebuilt.
+        bits_reported, feature_bytes: bytes to the coordinator.
+        bits_sent: bytes to workers, for replays.
+    """
+
+    def __init__(self, plan: Plan, workload: Workload, payload: PayloadSizes) -> None:
+        self.batches = 0
+        self.rows = 0
+        self.replays = 0
+        self.bits_reported = 0
+        self.bits_sent = 0
+        self.feature_bytes = 0
+        self._segment_bits = [load.tokens * payload.bits_per_token // 8 for load in workload.segments]
+        self._past_bits = [sum(self._segment_bits[:index]) for index in range(len(self._segment_bits))]
+        self._feature_bytes = [4 * payload.feature_dim * clusters(segment) for segment in plan.segments]
+
+    def sent(self, segment_index: int, rows: int, replayed: int) -> None:
+        """Count a micro-batch and the answer that it will get."""
+        self.batches += 1
+        self.rows += rows
+        self.replays += replayed
+        self.bits_sent += replayed * self._past_bits[segment_index]
+        self.bits_reported += rows * self._segment_bits[segment_index]
+        self.feature_bytes += rows * self._feature_bytes[segment_index]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,11 +79,10 @@ class World:
     settings: SimulationSettings
     workload: Workload
     clock: Clock
-    account: TimeAccount
+    utilization: Utilization
     traffic: Traffic
     reports: ReportMaker
     noise: random.Random
-    noise_mean: float
     noise_sigma: float
     latency: LogHistogram
     exhausted_at: float | None = None
@@ -48,7 +91,7 @@ class World:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class CellUpdate:
     """What a cell tells the driver after one event."""
 
     outcomes: tuple[PromptResult | PromptFailure, ...]
@@ -65,7 +108,7 @@ class SimulatedCell:
         coordinator: Coordinator,
         selections: CountedSelections,
         world: World,
-        tell_driver: Callable[[str, News], None],
+        tell_driver: Callable[[str, CellUpdate], None],
         replace_worker: Callable[[SimulatedWorker], None],
     ) -> None:
         """Start without workers.
@@ -75,39 +118,38 @@ class SimulatedCell:
             coordinator: of this cell alone.
             selections: what the coordinator selects with; tells how many a decision took.
             world: shared by all cells.
-            tell_driver: takes a cell's news.
+            tell_driver: takes a cell's update.
             replace_worker: ends a worker that the coordinator gave up.
         """
         self.cell_id = cell_id
         self.busy_seconds = 0.0
         self.decisions = 0
         self.waits = LogHistogram()
-        self.coordinator = coordinator
+        self._coordinator = coordinator
         self._selections = selections
         self._world = world
         self._tell_driver = tell_driver
         self._replace_worker = replace_worker
         self._free_at = 0.0
-        self._members: dict[str, SimulatedWorker] = {}
+        self._workers: dict[str, SimulatedWorker] = {}
         self._begun: dict[str, float] = {}
 
     @property
     def num_workers(self) -> int:
         """Workers that are up."""
-        return len(self._members)
+        return len(self._workers)
 
     def join(self, worker: SimulatedWorker) -> None:
         """Take in what a new worker says when it is ready."""
         settings = self._world.settings
-        self._members[worker.worker_id] = worker
-        joined = WorkerJoined(
-            worker_id=worker.worker_id, rows=settings.rows, memory_bytes=settings.memory_bytes
+        self._workers[worker.worker_id] = worker
+        worker.handled_at = self.handle(
+            WorkerJoined(worker_id=worker.worker_id, rows=settings.rows, memory_bytes=settings.memory_bytes)
         )
-        worker.handled_at = self.handle(joined)
 
     def leave(self, worker_id: str) -> None:
         """Send nothing more to a worker that is gone, though the coordinator does not know it yet."""
-        self._members.pop(worker_id, None)
+        self._workers.pop(worker_id, None)
 
     def handle(self, event: Event) -> float:
         """Let the coordinator take in an event that arrives now; return when its orders arrive."""
@@ -117,11 +159,10 @@ class SimulatedCell:
         self.waits.add(start - now)
         self.decisions += 1
         clusterings, resamplings = self._selections.clusterings, self._selections.resamplings
-        stopwatch = world.stopwatch
-        before = stopwatch() if stopwatch is not None else 0.0
-        actions = self.coordinator.handle(event)
-        if stopwatch is not None:
-            world.stopwatch_seconds += stopwatch() - before
+        before = world.stopwatch() if world.stopwatch is not None else 0.0
+        actions = self._coordinator.handle(event)
+        if world.stopwatch is not None:
+            world.stopwatch_seconds += world.stopwatch() - before
         shards = len(event.results) if isinstance(event, BatchDone) else 0
         # A look at the time comes from within: no message.
         message = 0.0 if isinstance(event, Tick) else costs.message_seconds
@@ -142,27 +183,31 @@ class SimulatedCell:
         lease_requests: list[int] = []
         world = self._world
         for action in actions:
-            if isinstance(action, RunBatch):
-                self._send(action, cause)
-            elif isinstance(action, Emit):
-                outcomes.append(action.outcome)
-                begun = self._begun.pop(action.outcome.prompt.key, None)
-                if begun is not None:
-                    world.latency.add(self._free_at - begun)
-            elif isinstance(action, LeasePrompts):
-                lease_requests.append(action.count)
-            elif isinstance(action, Abandon):
-                worker = self._members.get(action.worker_id)
-                if worker is not None:
-                    world.clock.at(self._free_at, self._abandon, worker, action.worker_id)
-            elif isinstance(action, Refuse):
-                raise ConfigurationError(f"simulation: {action.reason}")
-            else:
-                assert isinstance(action, Release)
+            match action:
+                case RunBatch():
+                    self._send(action, cause)
+                case Emit(outcome=outcome):
+                    outcomes.append(outcome)
+                    begun = self._begun.pop(outcome.prompt.key, None)
+                    if begun is not None:
+                        world.latency.add(self._free_at - begun)
+                case LeasePrompts(count=count):
+                    lease_requests.append(count)
+                case Abandon(worker_id=worker_id):
+                    worker = self._workers.get(worker_id)
+                    if worker is not None:
+                        world.clock.at(self._free_at, self._abandon, worker, worker_id)
+                case Refuse(reason=reason):
+                    raise ConfigurationError(f"simulation: {reason}")
+                case Release():
+                    # Memory is free at once.
+                    pass
+                case _:
+                    assert_never(action)
         if outcomes or lease_requests:
-            news = News(outcomes=tuple(outcomes), lease_requests=tuple(lease_requests))
+            update = CellUpdate(outcomes=tuple(outcomes), lease_requests=tuple(lease_requests))
             arrival = self._free_at + world.settings.driver_seconds
-            world.clock.at(arrival, self._tell_driver, self.cell_id, news)
+            world.clock.at(arrival, self._tell_driver, self.cell_id, update)
 
     def _abandon(self, worker: SimulatedWorker, worker_id: str) -> None:
         if worker.is_up and worker.worker_id == worker_id:
@@ -177,15 +222,16 @@ class SimulatedCell:
                 self._begun.setdefault(task.prompt.key, self._free_at)
         rows = sum(len(task.slots) for task in batch.tasks)
         replayed = sum(len(task.parent_bits) for task in batch.tasks)
-        world.traffic.sent(batch, segment_index, rows, replayed)
-        worker = self._members.get(batch.worker_id)
+        world.traffic.sent(segment_index, rows, replayed)
+        worker = self._workers.get(batch.worker_id)
         if worker is None:
             return
         predicted = world.workload.seconds(segment_index, rows, replayed)
         replay = world.workload.replay_seconds(segment_index, rows, replayed)
-        seconds = predicted * worker.slowness
+        seconds = predicted * worker.slowdown
         if world.noise_sigma:
-            seconds *= world.noise.lognormvariate(world.noise_mean, world.noise_sigma)
+            # A log-normal of mean 1.
+            seconds *= world.noise.lognormvariate(-(world.noise_sigma**2) / 2, world.noise_sigma)
         start = max(self._free_at + world.settings.call_seconds, worker.free_at)
         running = RunningBatch(
             batch=batch,
@@ -207,7 +253,7 @@ class SimulatedCell:
         reports = world.reports.answer(batch, useful / rows)
         is_present = bool(worker.running) and worker.running[0] is running
         if is_present:
-            worker.finish(world.account)
+            worker.finish(world.utilization)
         done = BatchDone(worker_id=batch.worker_id, batch_id=batch.batch_id, results=reports)
         handled_at = self.handle(done)
         if is_present:

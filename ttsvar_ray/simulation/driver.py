@@ -1,4 +1,4 @@
-"""The simulated driver: the real ledger and its desk lease prompts, take in outcomes and fill parts.
+"""The simulated driver: the real ledger and lease policy, outcomes, and the writer of parts.
 
 cell --requests, outcomes--> driver --prompts--> cell
                                '--whole part--> writer --written--> driver
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ttsvar_ray.coordination.events import PromptsLeased, PromptsWithdrawn
+from ttsvar_ray.coordination.messages import PromptsLeased, PromptsWithdrawn
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
-from ttsvar_ray.leasing.policy import LeaseDesk
+from ttsvar_ray.leasing.policy import LeasePolicy
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.simulation.cells import News, SimulatedCell, World
+from ttsvar_ray.simulation.cells import CellUpdate, SimulatedCell, World
 from ttsvar_ray.types import Prompt
 
 POLL_SECONDS = 1.0
@@ -36,7 +36,7 @@ class SimulatedDriver:
             rows_per_chunk=settings.rows_per_part,
             committed=(),
         )
-        self._desk = LeaseDesk(self.ledger, rows_per_chunk=settings.rows_per_part)
+        self._policy = LeasePolicy(self.ledger, rows_per_chunk=settings.rows_per_part)
         self.finished = 0
         self.failed = 0
         self.images = 0
@@ -61,14 +61,14 @@ class SimulatedDriver:
 
     def set_workers(self, cell_id: str, workers: int) -> None:
         """Take in how many workers a cell has."""
-        self._desk.set_workers(cell_id, workers)
+        self._policy.set_workers(cell_id, workers)
 
-    def take_in(self, cell_id: str, news: News) -> None:
-        """Take in a cell's news."""
-        for outcome in news.outcomes:
+    def take_in(self, cell_id: str, update: CellUpdate) -> None:
+        """Take in a cell's update."""
+        for outcome in update.outcomes:
             self._take_in_outcome(cell_id, outcome)
-        for count in news.lease_requests:
-            self._desk.ask(cell_id, count)
+        for count in update.lease_requests:
+            self._policy.ask(cell_id, count)
         self._hand_out()
 
     def _take_in_outcome(self, cell_id: str, outcome: PromptResult | PromptFailure) -> None:
@@ -78,7 +78,7 @@ class SimulatedDriver:
         if not receipt.is_new:
             return
         if receipt.leased_at is not None:
-            self._desk.delivered(self._world.clock.now - receipt.leased_at)
+            self._policy.delivered(self._world.clock.now - receipt.leased_at)
         self.finished += 1
         if isinstance(outcome, PromptResult):
             self.images += len(outcome.images)
@@ -110,7 +110,7 @@ class SimulatedDriver:
 
     def _hand_out(self) -> None:
         now = self._world.clock.now
-        for cell_id, lease in self._desk.hand_out(now):
+        for cell_id, lease in self._policy.hand_out(now):
             self._tell(cell_id, PromptsLeased(prompts=lease.prompts, is_last=lease.is_last))
         if self._world.exhausted_at is None and self.ledger.is_exhausted:
             self._world.exhausted_at = now

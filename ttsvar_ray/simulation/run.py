@@ -12,27 +12,23 @@ import random
 from collections.abc import Callable
 
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import Tick, WorkerLost
+from ttsvar_ray.coordination.messages import Tick, WorkerLost
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.selection import select
-from ttsvar_ray.simulation.cells import SimulatedCell, World
-from ttsvar_ray.simulation.clock import Clock
+from ttsvar_ray.simulation.cells import SimulatedCell, Traffic, World
 from ttsvar_ray.simulation.driver import SimulatedDriver
-from ttsvar_ray.simulation.histogram import LogHistogram
-from ttsvar_ray.simulation.reports import ReportMaker
 from ttsvar_ray.simulation.result import (
     BytesMoved,
     CoordinatorLoad,
     Latency,
+    LogHistogram,
     SimulationResult,
 )
-from ttsvar_ray.simulation.selections import CountedSelections, RandomSelections
 from ttsvar_ray.simulation.settings import SimulationSettings
-from ttsvar_ray.simulation.time_account import COMPUTING, Spent, TimeAccount
-from ttsvar_ray.simulation.traffic import Traffic
+from ttsvar_ray.simulation.simulated_time import COMPUTING, Clock, Spent, Utilization
+from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker
 from ttsvar_ray.simulation.workers import SimulatedWorker
 
 CHEAP_FEATURE_DIM = 1
@@ -83,24 +79,23 @@ class _Run:
         self._settings = settings
         self._coordinator = coordinator
         self._progress = progress
-        is_real = settings.selections == "real"
-        # A log-normal of mean 1: its relative deviation is sqrt(exp(sigma^2) - 1).
-        sigma = math.sqrt(math.log1p(settings.noise**2))
         self._world = World(
             settings=settings,
             workload=workload,
             clock=Clock(),
-            account=TimeAccount(),
+            utilization=Utilization(),
             traffic=Traffic(plan, workload, settings.payload),
             reports=ReportMaker(
                 plan,
                 seed=settings.seed,
-                feature_dim=settings.payload.feature_dim if is_real else CHEAP_FEATURE_DIM,
+                feature_dim=settings.payload.feature_dim
+                if settings.selections == "real"
+                else CHEAP_FEATURE_DIM,
                 most_rows=max(rows_by_segment(settings.rows, plan)),
             ),
             noise=random.Random(f"{settings.seed} noise"),
-            noise_mean=-(sigma**2) / 2,
-            noise_sigma=sigma,
+            # The relative deviation of a log-normal is sqrt(exp(sigma^2) - 1).
+            noise_sigma=math.sqrt(math.log1p(settings.noise**2)),
             latency=LogHistogram(),
             stopwatch=stopwatch,
         )
@@ -126,15 +121,14 @@ class _Run:
         exhausted_at = self._world.exhausted_at
         assert exhausted_at is not None
         for worker in self._workers:
-            worker.stop(end, self._world.account, exhausted_at)
+            worker.stop(end, self._world.utilization, exhausted_at)
         return self._summary(end, exhausted_at)
 
     # What happens by itself.
 
     def _make_cell(self, cell_id: str, index: int) -> SimulatedCell:
         settings = self._settings
-        chosen = RandomSelections(settings.seed + index) if settings.selections == "cheap" else select
-        selections = CountedSelections(chosen)
+        selections = CountedSelections(settings.seed + index if settings.selections == "cheap" else None)
         return SimulatedCell(
             cell_id,
             coordinator=Coordinator(
@@ -155,8 +149,8 @@ class _Run:
         chosen = random.Random(f"{settings.seed} stragglers")
         slow = set(chosen.sample(range(settings.gpus), round(settings.stragglers * settings.gpus)))
         return [
-            SimulatedWorker(place=place, slowness=settings.straggler_factor if place in slow else 1.0)
-            for place in range(settings.gpus)
+            SimulatedWorker(gpu=gpu, slowdown=settings.straggler_factor if gpu in slow else 1.0)
+            for gpu in range(settings.gpus)
         ]
 
     def _start(self) -> None:
@@ -177,35 +171,34 @@ class _Run:
         clock.at(clock.now + self._settings.tick_seconds, self._tick, cell)
 
     def _come_up(self, worker: SimulatedWorker) -> None:
-        settings, clock, account = self._settings, self._world.clock, self._world.account
-        absent = Spent.STARTING if worker.life == 0 else Spent.RESTARTING
-        account.add(absent, worker.idle_since, clock.now)
+        settings, clock, utilization = self._settings, self._world.clock, self._world.utilization
+        utilization.add(worker.absent, worker.idle_since, clock.now)
         worker.come_up(clock.now)
-        clock.at(clock.now + settings.call_seconds, self._join, worker, worker.life)
+        clock.at(clock.now + settings.call_seconds, self._join, worker, worker.incarnation)
         if settings.failures_per_gpu_hour:
             lifetime = self._faults.expovariate(settings.failures_per_gpu_hour / 3600.0)
-            clock.at(clock.now + lifetime, self._fail, worker, worker.life)
+            clock.at(clock.now + lifetime, self._fail, worker, worker.incarnation)
 
-    def _join(self, worker: SimulatedWorker, life: int) -> None:
-        if worker.is_up and worker.life == life:
+    def _join(self, worker: SimulatedWorker, incarnation: int) -> None:
+        if worker.is_up and worker.incarnation == incarnation:
             cell = self._cell_of(worker)
             cell.join(worker)
             self._driver.set_workers(cell.cell_id, cell.num_workers)
 
-    def _fail(self, worker: SimulatedWorker, life: int) -> None:
-        if worker.is_up and worker.life == life:
+    def _fail(self, worker: SimulatedWorker, incarnation: int) -> None:
+        if worker.is_up and worker.incarnation == incarnation:
             self._lose(worker)
 
     def _lose(self, worker: SimulatedWorker) -> None:
-        """End a worker with all that it holds; another one takes its place later."""
-        settings, clock, account = self._settings, self._world.clock, self._world.account
+        """End a worker with all that it holds; another one follows later."""
+        settings, clock, utilization = self._settings, self._world.clock, self._world.utilization
         self._workers_lost += 1
         cell = self._cell_of(worker)
         lost = WorkerLost(worker_id=worker.worker_id, reason="lost in the simulation")
         cell.leave(worker.worker_id)
         self._driver.set_workers(cell.cell_id, cell.num_workers)
         cause = Spent.OTHER_SHARDS if self._world.exhausted_at is None else Spent.TAIL
-        worker.go_down(clock.now, account, cause)
+        worker.go_down(clock.now, utilization, cause)
         # What the worker said before comes first.
         known_at = clock.now + max(settings.detection_seconds, settings.call_seconds)
         clock.at(known_at, cell.handle, lost)
@@ -224,7 +217,7 @@ class _Run:
         self._plan_node_loss(node)
 
     def _cell_of(self, worker: SimulatedWorker) -> SimulatedCell:
-        return self._cells[self._settings.cell_of(worker.place)]
+        return self._cells[self._settings.cell_of(worker.gpu)]
 
     # What it amounts to.
 
@@ -237,9 +230,9 @@ class _Run:
 
     def _summary(self, end: float, exhausted_at: float) -> SimulationResult:
         settings, world, driver = self._settings, self._world, self._driver
-        account, traffic = world.account, world.traffic
+        utilization, traffic = world.utilization, world.traffic
         # Useful was everything that was computed to its end; what nobody took in was not, after all.
-        account.turn(Spent.USEFUL, Spent.LOST, account.total(Spent.USEFUL) - driver.useful_seconds)
+        utilization.rebook(Spent.USEFUL, Spent.LOST, utilization.total(Spent.USEFUL) - driver.useful_seconds)
         paid = settings.gpus * end
         loads = [cell.busy_seconds / end for cell in self._cells]
         decisions = sum(cell.decisions for cell in self._cells)
@@ -259,10 +252,10 @@ class _Run:
             ideal_prompts_per_second=settings.gpus
             / seconds_per_prompt(self._plan, world.workload, rows=settings.rows),
             steady_prompts_per_second=between / steady if steady > 0 else math.nan,
-            utilisation=account.total(*COMPUTING) / paid,
-            goodput_utilisation=account.total(Spent.USEFUL) / paid,
-            steady_utilisation=account.share_within(self._steady_from, exhausted_at, COMPUTING),
-            seconds={spent.value: account.total(spent) for spent in Spent},
+            utilisation=utilization.total(*COMPUTING) / paid,
+            goodput_utilisation=utilization.total(Spent.USEFUL) / paid,
+            steady_utilisation=utilization.share_within(self._steady_from, exhausted_at, COMPUTING),
+            seconds={spent.value: utilization.total(spent) for spent in Spent},
             latency=Latency(
                 p50=world.latency.quantile(0.5), p95=world.latency.quantile(0.95), most=world.latency.largest
             ),
@@ -290,8 +283,8 @@ class _Run:
             measured_decision_seconds=(
                 world.stopwatch_seconds / decisions if world.stopwatch is not None else math.nan
             ),
-            bin_seconds=account.bin_seconds,
-            timeline=account.timeline(),
+            bin_seconds=utilization.bin_seconds,
+            timeline=utilization.timeline(),
         )
 
 

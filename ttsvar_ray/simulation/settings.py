@@ -1,13 +1,18 @@
-"""What is simulated: how many GPUs, how they behave, how long everything around them takes."""
+"""What is simulated: how many GPUs, how they behave, what everything around them takes; and variants."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.errors import ConfigurationError
+
+ONE_IN_A_HUNDRED = 0.01
+"""Losses per GPU and hour: one an hour in a hundred GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +151,9 @@ class SimulationSettings:
         """Coordinators of the run: as few as their most workers allow."""
         return -(-self.gpus // self.workers_per_cell)
 
-    def cell_of(self, place: int) -> int:
+    def cell_of(self, gpu: int) -> int:
         """Return which cell a worker belongs to; cells are as even as can be."""
-        return ((place + 1) * self.num_cells - 1) // self.gpus
+        return ((gpu + 1) * self.num_cells - 1) // self.gpus
 
 
 _AT_LEAST_ZERO = (
@@ -162,3 +167,53 @@ _AT_LEAST_ZERO = (
     "call_seconds",
     "driver_seconds",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One run of a comparison; `name` says what differs from the first."""
+
+    name: str
+    settings: SimulationSettings
+    coordinator: CoordinatorSettings
+
+
+def variants(settings: SimulationSettings, coordinator: CoordinatorSettings) -> Iterator[Variant]:
+    """Yield the run as it is, and then with one thing changed at a time."""
+    usual = settings.failures_per_gpu_hour or ONE_IN_A_HUNDRED
+    changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("as given", {}, {}),
+        ("no noise", {"noise": 0.0}, {}),
+        ("20 % noise", {"noise": 0.2}, {}),
+        ("no losses", {"failures_per_gpu_hour": 0.0}, {}),
+        *(
+            (f"{text} losses an hour per 100 GPUs", {"failures_per_gpu_hour": times * usual}, {})
+            for text, times in (
+                (f"{100 * usual:g}", 1),
+                (f"{1000 * usual:g}", 10),
+                (f"{10_000 * usual:g}", 100),
+            )
+        ),
+        (
+            f"one in ten nodes of {settings.gpus_per_node} lost an hour",
+            {"failures_per_node_hour": 0.1},
+            {},
+        ),
+        ("1 % stragglers, twice as slow", {"stragglers": 0.01}, {}),
+        ("5 % stragglers, twice as slow", {"stragglers": 0.05}, {}),
+        ("1 % stragglers, ten times as slow", {"stragglers": 0.01, "straggler_factor": 10.0}, {}),
+        *((f"spread {spread}", {}, {"spread": spread}) for spread in ("auto", 1, 2, 4)),
+        *(
+            (f"{workers} workers a cell", {"workers_per_cell": workers}, {})
+            for workers in (8, 16, 32, 64)
+            if workers <= settings.gpus
+        ),
+    ]
+    if math.isinf(settings.sink_bytes_per_second):
+        changes.append(("one writer of 1 GB/s", {"sink_bytes_per_second": 1e9}, {}))
+    seen: list[tuple[SimulationSettings, CoordinatorSettings]] = []
+    for name, of_settings, of_coordinator in changes:
+        changed = replace(settings, **of_settings), replace(coordinator, **of_coordinator)
+        if changed not in seen:
+            seen.append(changed)
+            yield Variant(name=name, settings=changed[0], coordinator=changed[1])

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ttsvar_ray.coordination.actions import RunBatch
-from ttsvar_ray.simulation.time_account import Spent, TimeAccount
+from ttsvar_ray.coordination.messages import RunBatch
+from ttsvar_ray.simulation.simulated_time import Spent, Utilization
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,12 +34,12 @@ class RunningBatch:
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedWorker:
-    """A place for a worker, and the worker that is there now.
+    """One GPU, and the worker that runs on it now.
 
     Attributes:
-        place: which GPU.
-        slowness: how many times longer it takes than predicted; 1 unless it is a straggler.
-        life: workers that were here before.
+        gpu: which one.
+        slowdown: how many times longer it takes than predicted; 1 unless it is a straggler.
+        incarnation: workers that were here before.
         is_up: whether there is one now.
         idle_since: end of its last micro-batch that was booked, or when it became ready.
         handled_at: when the coordinator had taken in its last answer and its next orders were on their
@@ -47,9 +47,9 @@ class SimulatedWorker:
         running: sent and not over, oldest first.
     """
 
-    place: int
-    slowness: float
-    life: int = 0
+    gpu: int
+    slowdown: float
+    incarnation: int = 0
     is_up: bool = False
     idle_since: float = 0.0
     handled_at: float | None = None
@@ -58,12 +58,17 @@ class SimulatedWorker:
     @property
     def worker_id(self) -> str:
         """Unique over the whole run."""
-        return f"gpu-{self.place}" if self.life == 0 else f"gpu-{self.place}.{self.life}"
+        return f"gpu-{self.gpu}" if self.incarnation == 0 else f"gpu-{self.gpu}.{self.incarnation}"
 
     @property
     def free_at(self) -> float:
         """When everything that was sent will be over."""
         return self.running[-1].end if self.running else self.idle_since
+
+    @property
+    def absent(self) -> Spent:
+        """What the time is booked as in which no worker is up."""
+        return Spent.STARTING if self.incarnation == 0 else Spent.RESTARTING
 
     def come_up(self, now: float) -> None:
         """Become ready, without state."""
@@ -73,62 +78,64 @@ class SimulatedWorker:
         self.idle_since = now
         self.handled_at = None
 
-    def finish(self, account: TimeAccount) -> None:
+    def finish(self, utilization: Utilization) -> None:
         """Book the oldest micro-batch, which is over."""
         done = self.running.popleft()
-        self._book_idle(account, done.start, done.cause)
+        self._book_idle(utilization, done.start, done.cause)
         turned = done.start + (done.end - done.start) * done.replay_share
-        account.add(Spent.REPLAY, done.start, turned)
-        account.add(Spent.USEFUL, turned, done.end)
+        utilization.add(Spent.REPLAY, done.start, turned)
+        utilization.add(Spent.USEFUL, turned, done.end)
         self.idle_since = done.end
 
-    def go_down(self, now: float, account: TimeAccount, cause: Spent) -> None:
-        """End with everything that was sent.
+    def go_down(self, now: float, utilization: Utilization, cause: Spent) -> None:
+        """End with everything that was sent; its computing is cut short.
 
         Args:
             now: the time.
-            account: to book to.
+            utilization: to book to.
             cause: of being idle, where nothing was sent.
         """
         while self.running and self.running[0].end <= now:
             # Its answer left in time.
-            self.finish(account)
+            self.finish(utilization)
         for batch in self.running:
             batch.is_lost = True
             start, end = min(batch.start, now), min(batch.end, now)
-            self._book_idle(account, start, batch.cause)
-            account.add(Spent.LOST, start, end)
+            self._book_idle(utilization, start, batch.cause)
+            utilization.add(Spent.LOST, start, end)
             self.idle_since = end
         self.running.clear()
-        self._book_idle(account, now, cause)
+        self._book_idle(utilization, now, cause)
         self.idle_since = now
         self.is_up = False
-        self.life += 1
+        self.incarnation += 1
 
-    def stop(self, now: float, account: TimeAccount, exhausted_at: float) -> None:
+    def stop(self, now: float, utilization: Utilization, exhausted_at: float) -> None:
         """Book the time until the end of the run.
 
         Args:
             now: the end.
-            account: to book to.
+            utilization: to book to.
             exhausted_at: when the last prompt was leased.
         """
         if self.running:
             # For prompts that another cell has finished meanwhile.
-            self.go_down(now, account, Spent.TAIL)
+            self.go_down(now, utilization, Spent.TAIL)
             return
         if not self.is_up:
-            account.add(Spent.STARTING if self.life == 0 else Spent.RESTARTING, self.idle_since, now)
+            utilization.add(
+                Spent.STARTING if self.incarnation == 0 else Spent.RESTARTING, self.idle_since, now
+            )
             return
-        self._book_idle(account, min(max(exhausted_at, self.idle_since), now), Spent.OTHER_SHARDS)
+        self._book_idle(utilization, min(max(exhausted_at, self.idle_since), now), Spent.OTHER_SHARDS)
         self.handled_at = self.idle_since
-        self._book_idle(account, now, Spent.TAIL)
+        self._book_idle(utilization, now, Spent.TAIL)
 
-    def _book_idle(self, account: TimeAccount, until: float, cause: Spent) -> None:
+    def _book_idle(self, utilization: Utilization, until: float, cause: Spent) -> None:
         """Book [idle_since, until]: first the wait for the coordinator's answer, then for `cause`."""
         if until <= self.idle_since:
             return
         decided = until if self.handled_at is None else min(until, max(self.idle_since, self.handled_at))
-        account.add(Spent.DECISION, self.idle_since, decided)
-        account.add(cause, decided, until)
+        utilization.add(Spent.DECISION, self.idle_since, decided)
+        utilization.add(cause, decided, until)
         self.idle_since = until

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.simulate import progress_lines
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.coordination.workload_file import write_workload
+from ttsvar_ray.job.workload_file import write_workload
 
 SMALL = ("--model", "infinity-2b", "--gpus", "4", "--prompts", "40", "--start-seconds", "0")
 

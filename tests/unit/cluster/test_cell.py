@@ -72,7 +72,7 @@ class Scene:
             cell_id="cell-0",
             plan=tts_var_plan(),
             run_seed=SEED,
-            settings=CoordinatorSettings(deadline_ceiling_s=100.0),
+            settings=CoordinatorSettings(deadline_ceiling_seconds=100.0),
             build_engine=TinyEngineBuilder(seed=SEED),
             layout=WorkerLayout(count=workers, cpus=1.0, gpus=0.0),
             actor_prefix="test-",

@@ -7,9 +7,15 @@ from collections.abc import Callable, Sequence
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.dummy_engine import FaultOf, reference_outcome
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import Emit, Release, RunBatch
-from ttsvar_ray.coordination.events import BatchDone
-from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardTask
+from ttsvar_ray.coordination.messages import (
+    BatchDone,
+    Emit,
+    FailureKind,
+    Release,
+    RunBatch,
+    SegmentReport,
+    ShardTask,
+)
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.strategy import compile_plan
@@ -184,6 +190,9 @@ def test_a_worker_that_claims_stale_state_without_needing_any_fails_the_prompt()
     cluster.check_finished()
     [outcome] = cluster.outcomes.values()
     assert isinstance(outcome, PromptFailure)
+    assert outcome.attempts == len(outcome.errors) == 3
+    assert all("injected stale" in error for error in outcome.errors)
+    assert [task.attempt for _, task in tasks(cluster)] == [1, 2, 3], "each attempt begins the segment anew"
 
 
 def test_out_of_memory_halves_the_batches_of_that_segment_for_good_and_frees_what_is_held() -> None:

@@ -12,9 +12,8 @@ import pytest
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.dummy_engine import FaultOf, reference_outcome
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.messages import FailureKind, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, RunBatch, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.tariff import byte_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload

@@ -8,9 +8,15 @@ import pytest
 
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import Emit, LeasePrompts, Release, RunBatch
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import PromptsLeased, WorkerJoined
+from ttsvar_ray.coordination.messages import (
+    Emit,
+    LeasePrompts,
+    PromptsLeased,
+    Release,
+    RunBatch,
+    WorkerJoined,
+)
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptResult

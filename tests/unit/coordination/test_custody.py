@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from tests.support.dummy_engine import DummyEngine
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import Release
 from ttsvar_ray.coordination.custody import Custody
 from ttsvar_ray.coordination.fleet import Fleet, Worker
 from ttsvar_ray.coordination.live_prompt import LivePrompt
-from ttsvar_ray.coordination.messages import SegmentReport
+from ttsvar_ray.coordination.messages import Release, SegmentReport
 from ttsvar_ray.coordination.placement import Seating
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.coordination.tariff import Tariff, byte_tariff, row_tariff

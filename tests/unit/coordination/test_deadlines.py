@@ -6,10 +6,9 @@ import pytest
 
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import Abandon, RunBatch
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.fleet import Batch, Fleet, Worker
-from ttsvar_ray.coordination.messages import ShardTask
+from ttsvar_ray.coordination.messages import Abandon, RunBatch, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import row_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
@@ -18,7 +17,9 @@ from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.strategy import compile_plan
 
 PLAN = compile_plan(scale_schedule=((1, 1), (2, 2)), strategy="best-of-n", n=4)
-SETTINGS = CoordinatorSettings(deadline_factor=5.0, deadline_floor_s=10.0, deadline_ceiling_s=600.0)
+SETTINGS = CoordinatorSettings(
+    deadline_factor=5.0, deadline_floor_seconds=10.0, deadline_ceiling_seconds=600.0
+)
 WORKLOAD = Workload(
     source="a test",
     segments=(SegmentLoad(tokens=5, batch_seconds=1.0, row_seconds=1.0, replay_seconds=2.0),),
@@ -122,7 +123,7 @@ def make_cluster(prompts: int, workers: int, *, max_attempts: int = 3) -> DummyC
         plan=PLAN,
         run_seed=0,
         settings=CoordinatorSettings(
-            deadline_floor_s=10.0, deadline_ceiling_s=60.0, max_attempts=max_attempts, spread=1
+            deadline_floor_seconds=10.0, deadline_ceiling_seconds=60.0, max_attempts=max_attempts, spread=1
         ),
         prompts=make_prompts(prompts),
     )
@@ -199,8 +200,8 @@ def test_a_prompt_that_hangs_every_worker_is_given_up() -> None:
     ("values", "name"),
     [
         ({"deadline_factor": 0.5}, "deadline_factor"),
-        ({"deadline_floor_s": 5.0, "deadline_ceiling_s": 1.0}, "deadline_floor_s"),
-        ({"deadline_floor_s": 0.0, "deadline_ceiling_s": 0.0}, "deadline_ceiling_s"),
+        ({"deadline_floor_seconds": 5.0, "deadline_ceiling_seconds": 1.0}, "deadline_floor_seconds"),
+        ({"deadline_floor_seconds": 0.0, "deadline_ceiling_seconds": 0.0}, "deadline_ceiling_seconds"),
         ({"batch_tokens": 0}, "batch_tokens"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import RunBatch
+from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.coordination.migration import Migration
 from ttsvar_ray.coordination.placement import Candidate, Seating
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
-from ttsvar_ray.coordination.actions import RunBatch
+from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptResult

@@ -17,10 +17,8 @@ from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
 from ttsvar_ray.cli.plan_report import job_report
 from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.coordination.actions import Refuse
 from ttsvar_ray.coordination.coordinator import Coordinator
-from ttsvar_ray.coordination.events import WorkerJoined
-from ttsvar_ray.coordination.messages import FailureKind, ShardFailure, ShardTask
+from ttsvar_ray.coordination.messages import FailureKind, Refuse, ShardFailure, ShardTask, WorkerJoined
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.costs import load_profile

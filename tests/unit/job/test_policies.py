@@ -22,4 +22,4 @@ def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
     settings = coordinator_settings(config)
     assert (settings.spread, settings.max_attempts, settings.keep) == (3, 5, "all")
     assert settings.batch_tokens == 9000
-    assert (settings.deadline_floor_s, settings.deadline_ceiling_s) == (12.0, 12.0)
+    assert (settings.deadline_floor_seconds, settings.deadline_ceiling_seconds) == (12.0, 12.0)

@@ -169,3 +169,5 @@ def test_no_rows_to_run_is_nothing_to_do() -> None:
 def test_rows_to_run_belong_to_their_chunk() -> None:
     with pytest.raises(ValueError, match=r"rows_to_run\[1\]: expected rows of that chunk, got 2"):
         ledger(6, 3, rows_to_run={1: (2, 4)})
+    book = ledger(6, 3, committed=(0, 1), rows_to_run={1: (3, 5)})
+    assert rows(book.lease("a", 9, now=0.0).prompts) == [3, 5], "a chunk's first and last row are its own"

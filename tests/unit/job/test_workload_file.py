@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
-from ttsvar_ray.coordination.workload_file import read_workload, write_workload
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.workload_file import read_workload, write_workload
 
 WORKLOAD = Workload(
     segments=(

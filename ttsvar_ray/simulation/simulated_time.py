@@ -1,10 +1,36 @@
-"""Where the workers' time went: by reason, in all and along the run, in constant memory."""
+"""Simulated time: what is due, and what the workers' seconds were spent on."""
 
 from __future__ import annotations
 
 import enum
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 MOST_BINS = 512
+
+
+class Clock:
+    """A queue of calls by time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+
+    def at(self, time: float, call: Callable[..., object], *arguments: Any) -> None:
+        """Let something happen at a time that is not over."""
+        assert time >= self.now, f"{time} is over, it is {self.now}"
+        heapq.heappush(self._due, (time, next(self._order), call, arguments))
+
+    def advance(self) -> bool:
+        """Let the next thing happen; return whether there was one."""
+        if not self._due:
+            return False
+        self.now, _, call, arguments = heapq.heappop(self._due)
+        call(*arguments)
+        return True
 
 
 class Spent(str, enum.Enum):
@@ -35,7 +61,7 @@ COMPUTING = (Spent.USEFUL, Spent.REPLAY, Spent.LOST)
 _INDEX = {spent: index for index, spent in enumerate(Spent)}
 
 
-class TimeAccount:
+class Utilization:
     """Sums of seconds by reason, and the same along the run in at most `MOST_BINS` bins of equal width.
 
     When the run outgrows the bins, neighbours are merged and the width doubles.
@@ -67,8 +93,8 @@ class TimeAccount:
         for between in range(first + 1, last):
             bins[between] += width
 
-    def turn(self, before: Spent, after: Spent, seconds: float) -> None:
-        """Book seconds elsewhere that were booked before; only in the totals, since when is not known."""
+    def rebook(self, before: Spent, after: Spent, seconds: float) -> None:
+        """Move seconds from one reason to another; only in the totals, since when is not known."""
         self._totals[_INDEX[before]] -= seconds
         self._totals[_INDEX[after]] += seconds
 

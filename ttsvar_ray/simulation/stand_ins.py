@@ -1,0 +1,169 @@
+"""What stands in for workers' answers and, if wished, for the search's selections.
+
+Answers are valid for the population that they are for, and as small as that allows. Which trajectories a
+selection keeps changes nothing about the time of a simulated run but how often siblings share a parent.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ttsvar_ray.coordination.messages import RunBatch, SegmentReport
+from ttsvar_ray.results import FinalImage, PackedBits
+from ttsvar_ray.search.plan import Plan, Segment, Selection
+from ttsvar_ray.search.selection import Select, SelectionOutcome, select
+from ttsvar_ray.types import Float32Array, SelectionKind
+
+_POOL_ROWS = 4096
+_BITS = b"\x00"
+_PATCHES = (8, 32)
+"""Patches and their width where the selection itself reduces them; real ones are larger."""
+
+_IMAGE = FinalImage(payload=b"", width=1, height=1, image_format="none")
+_NO_LABELS = np.empty(0, dtype=np.int64)
+_NO_WEIGHTS = np.empty(0)
+
+
+def clusters(segment: Segment) -> bool:
+    """Return whether a segment reports features."""
+    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+
+
+class CountedSelections:
+    """Selects with the search or at random, and counts what kinds of selections there were."""
+
+    def __init__(self, seed: int | None) -> None:
+        """Begin to count.
+
+        Args:
+            seed: of random ancestors (distinct ones in a clustering, weighted ones in a resampling) in place
+                of the search's; None: the search selects.
+        """
+        self.clusterings = 0
+        self.resamplings = 0
+        self._select: Select = select if seed is None else _RandomSelections(seed)
+
+    def __call__(
+        self,
+        plan: Plan,
+        selection: Selection,
+        *,
+        features: npt.NDArray[np.floating] | None,
+        reward_history: npt.NDArray[np.floating],
+        run_seed: int,
+        prompt_key: str,
+    ) -> SelectionOutcome:
+        """Select, and count; arguments as `search.selection.select`."""
+        if selection.kind is SelectionKind.CLUSTER:
+            self.clusterings += 1
+        else:
+            self.resamplings += 1
+        return self._select(
+            plan,
+            selection,
+            features=features,
+            reward_history=reward_history,
+            run_seed=run_seed,
+            prompt_key=prompt_key,
+        )
+
+
+class _RandomSelections:
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def __call__(
+        self,
+        plan: Plan,
+        selection: Selection,
+        *,
+        features: npt.NDArray[np.floating] | None,
+        reward_history: npt.NDArray[np.floating],
+        run_seed: int,
+        prompt_key: str,
+    ) -> SelectionOutcome:
+        population = plan.population_before[selection.scale_index]
+        if selection.kind is SelectionKind.CLUSTER:
+            ancestors = self._random.sample(range(population), selection.survivors)
+        else:
+            # The latest reward alone is the potential VALUE, the default.
+            weights = [math.exp(plan.lambda_ * float(rewards[-1])) for rewards in reward_history]
+            ancestors = self._random.choices(range(population), weights, k=selection.survivors)
+        return SelectionOutcome(
+            ancestor_index=np.array(sorted(ancestors), dtype=np.int64),
+            labels=_NO_LABELS,
+            log_weights=_NO_WEIGHTS,
+            ess=float("nan"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SegmentAnswers:
+    """What all reports of one segment have in common; `rewards` is the pool that theirs are taken from."""
+
+    clusters: bool
+    is_last: bool
+    bits: PackedBits
+    rewards: Float32Array
+
+
+class ReportMaker:
+    """Makes the reports of a plan's segments out of fixed pools of random numbers."""
+
+    def __init__(self, plan: Plan, *, seed: int, feature_dim: int, most_rows: int) -> None:
+        """Draw the pools.
+
+        Args:
+            plan: whose segments are reported.
+            seed: of the pools.
+            feature_dim: numbers of one image's features, where they arrive as one vector.
+            most_rows: most slots of one report.
+        """
+        random = np.random.default_rng(seed)
+        pool_rows = _POOL_ROWS + most_rows
+        shape = (feature_dim,) if plan.joint_component is None else _PATCHES
+        self._features = random.normal(size=(pool_rows, *shape)).astype(np.float32)
+        rewards = random.random((pool_rows, len(plan.scored_scales) * plan.reward_members), dtype=np.float32)
+        self._segments = tuple(
+            _SegmentAnswers(
+                clusters=clusters(segment),
+                is_last=segment.is_last,
+                bits=(_BITS,) * (segment.last_scale - segment.first_scale + 1),
+                rewards=rewards[:, : len(segment.scored_scales) * plan.reward_members],
+            )
+            for segment in plan.segments
+        )
+        self._next_row = 0
+
+    def answer(self, batch: RunBatch, row_seconds: float) -> tuple[SegmentReport, ...]:
+        """Return the report of each shard of a micro-batch.
+
+        Args:
+            batch: what was asked.
+            row_seconds: time of the micro-batch that each of its trajectories took part in to some use.
+        """
+        reports = []
+        for task in batch.tasks:
+            answers = self._segments[task.segment_index]
+            count = len(task.slots)
+            first = self._next_row
+            self._next_row = (first + count) % _POOL_ROWS
+            reports.append(
+                SegmentReport(
+                    prompt_key=task.prompt.key,
+                    attempt=task.attempt,
+                    segment_index=task.segment_index,
+                    slots=task.slots,
+                    features=self._features[first : first + count] if answers.clusters else None,
+                    rewards=answers.rewards[first : first + count],
+                    bits=(answers.bits,) * count,
+                    images=(_IMAGE,) * count if answers.is_last else (),
+                    seconds=row_seconds * count,
+                )
+            )
+        return tuple(reports)
