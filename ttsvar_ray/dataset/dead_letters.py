@@ -45,10 +45,10 @@ def write_letters(location: Location, letters: Sequence[dict[str, Any]]) -> None
 def read_letters(location: Location) -> list[dict[str, Any]]:
     """Return the dead letters of one chunk; none if there is no file."""
     try:
-        lines = location.read_text().splitlines()
+        with location.open() as file:
+            return [json.loads(line) for line in file]
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
 
 
 def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:

@@ -29,6 +29,7 @@ from ttsvar_ray.dataset import (
     writer,
 )
 from ttsvar_ray.dataset.card import write_card
+from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.errors import InputError, LostRowsError
 from ttsvar_ray.prompts import BadLine
 from ttsvar_ray.storage import locate
@@ -187,6 +188,14 @@ def test_dead_letters_tell_prompt_attempts_and_errors(tmp_path: Path) -> None:
         "columns": COLUMNS,
     }
     assert not layout.failed_part(1).is_file()
+
+
+def test_dead_letters_with_any_character_are_read_again(tmp_path: Path) -> None:
+    file = locate(tmp_path / "letters.jsonl")
+    letters = [{"row": 1, "prompt": "one\u2028two\x85three\x0bfour"}, {"row": 2}]
+    write_letters(file, letters)
+    assert read_letters(file) == letters
+    assert count_lines(file) == 2
 
 
 def test_a_repeated_chunk_replaces_its_dead_letters(tmp_path: Path) -> None:
