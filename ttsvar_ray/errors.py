@@ -46,6 +46,10 @@ class InterruptedRunError(TtsVarError):
     """The run stopped early in good order; the same command resumes it."""
 
 
+class LostLockError(InterruptedRunError):
+    """The run stopped because another one has its output folder, or may have; nothing was written over."""
+
+
 class RunFailedError(TtsVarError):
     """The cluster cannot finish a run; what is committed stays, and the same command goes on."""
 

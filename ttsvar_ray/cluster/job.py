@@ -121,6 +121,7 @@ def run_job(
         check_output(layout, manifest)
         carried = carried_columns(scan.column_types)
         with OutputLock(layout) as lock:
+            layout = lock.layout
             open_output(layout, manifest)
             if scan.bad_lines:
                 write_bad_lines(layout.bad_lines_file, bad_lines(source))

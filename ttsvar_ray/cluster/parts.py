@@ -33,16 +33,20 @@ class PartError(TtsVarError):
 class PartWriter:
     """Has the parts written, one at a time, by an actor on this machine: the output was checked here."""
 
-    def __init__(self, layout: OutputLayout, *, actor_prefix: str, notice: Callable[[str], None]) -> None:
+    def __init__(
+        self, layout: OutputLayout, *, lock_token: str, actor_prefix: str, notice: Callable[[str], None]
+    ) -> None:
         """Start the sink.
 
         Args:
             layout: of the output folder.
+            lock_token: of the lock on it, without which the sink changes nothing.
             actor_prefix: begins the name of the sink among the actors of the cluster.
             notice: tells people.
         """
         self._layout = layout
         self._root = layout.root
+        self._lock_token = lock_token
         self._prefix = actor_prefix
         self._lives = 0
         self._notice = notice
@@ -107,7 +111,7 @@ class PartWriter:
         name = f"{self._prefix}sink" + (f".{self._lives}" if self._lives else "")
         self._lives += 1
         options = SinkActor.options(scheduling_strategy=here, name=name)
-        return options.remote(self._root.uri, storage_environment())
+        return options.remote(self._root.uri, self._lock_token, storage_environment())
 
     def _revive(self, reason: str, first: tuple[WholeChunk, RowContext]) -> None:
         """Start another sink and hand it everything that the dead one had."""
@@ -115,6 +119,7 @@ class PartWriter:
         if self._deaths > MAX_SINK_DEATHS:
             raise PartError(f"the sink died {self._deaths} times in a row; the last time over {reason}")
         self._notice(f"the sink died ({reason}); another one writes what it had")
+        ray.kill(self._sink)  # One that cannot be reached may live all the same, and go on writing.
         for folder in (self._layout.data_folder, self._layout.trace_folder, self._layout.failed_folder):
             folder.remove_leftovers()
         waiting = [first, *self._writes.values()]

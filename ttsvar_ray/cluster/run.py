@@ -198,7 +198,9 @@ class Run:
                 actor_prefix=prefix,
             )
 
-        self.writer = PartWriter(self.layout, actor_prefix=prefix, notice=self._notice)
+        self.writer = PartWriter(
+            self.layout, lock_token=self.lock.token, actor_prefix=prefix, notice=self._notice
+        )
         # One cell sits beside the driver, whose node must live anyway; many share the work of many nodes.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self.cells = Cells(make_spec, len(shares), scheduling=here if len(shares) == 1 else "SPREAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, rewrite_chunk, write_chunk
+from ttsvar_ray.dataset import (
+    ChunkReport,
+    OutputLayout,
+    RowContext,
+    guarded,
+    rewrite_chunk,
+    write_chunk,
+)
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import PromptResult
 
@@ -29,15 +37,19 @@ class LostImages:
 class Sink:
     """Writes parts. A part appears under its final name only when whole: killing this actor is safe."""
 
-    def __init__(self, root: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: str, lock_token: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start.
 
         Args:
             root: path or URI of the output folder.
+            lock_token: of the lock on it: nothing is changed once another run has it; None trusts the caller.
             environment: variables that lead the driver to its storage; this process has those of its node.
         """
         os.environ.update(environment or {})
-        self._layout = OutputLayout(root)
+        layout = OutputLayout(root)
+        self._layout = layout if lock_token is None else guarded(layout, lock_token)
 
     def __repr__(self) -> str:
         return "sink"
@@ -51,7 +63,10 @@ class Sink:
             chunk: outcomes whose image payloads are bytes or object references.
             context: what all rows of the run have in common.
         """
-        start_fetching(chunk)
+        deadline = time.monotonic() + FETCH_TIMEOUT_S
+        absent = fetch_images(chunk)
+        if absent:
+            return LostImages(chunk_index=chunk.chunk_index, rows=absent, reason="they did not arrive")
         is_there = self._layout.data_part(chunk.chunk_index).is_file()
         write = rewrite_chunk if is_there else write_chunk
         try:
@@ -65,36 +80,42 @@ class Sink:
                 resolve=fetch,
             )
         except RayError as error:
-            lost = tuple(outcome.prompt.row for outcome in chunk.finished if not _is_whole(outcome))
+            lost = tuple(outcome.prompt.row for outcome in chunk.finished if not _is_whole(outcome, deadline))
             if not lost:
                 raise
             return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=type(error).__name__)
 
 
-def fetch(payload: Any) -> bytes:
+def fetch(payload: Any, timeout_s: float = FETCH_TIMEOUT_S) -> bytes:
     """Return the bytes of an image, wherever they are."""
     if isinstance(payload, ray.ObjectRef):
-        payload = ray.get(payload, timeout=FETCH_TIMEOUT_S)
+        payload = ray.get(payload, timeout=timeout_s)
     assert isinstance(payload, bytes), f"image payload: expected bytes, got {type(payload).__name__}"
     return payload
 
 
-def start_fetching(chunk: WholeChunk) -> None:
-    """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one."""
-    refs = [
-        kept.image.payload
+def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
+    """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one.
+
+    Returns:
+        Rows of which an image has neither arrived nor failed in `FETCH_TIMEOUT_S`, for all of them together.
+    """
+    row_of = {
+        kept.image.payload: outcome.prompt.row
         for outcome in chunk.finished
         for kept in outcome.images
         if isinstance(kept.image.payload, ray.ObjectRef)
-    ]
-    if refs:
-        ray.wait(refs, num_returns=len(refs), timeout=FETCH_TIMEOUT_S, fetch_local=True)
+    }
+    if not row_of:
+        return ()
+    _, absent = ray.wait(list(row_of), num_returns=len(row_of), timeout=FETCH_TIMEOUT_S, fetch_local=True)
+    return tuple(sorted({row_of[ref] for ref in absent}))
 
 
-def _is_whole(outcome: PromptResult) -> bool:
+def _is_whole(outcome: PromptResult, deadline: float) -> bool:
     try:
         for kept in outcome.images:
-            fetch(kept.image.payload)
+            fetch(kept.image.payload, timeout_s=max(0.0, deadline - time.monotonic()))
     except RayError:
         return False
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
 from ttsvar_ray.dataset.fresh import fresh_output
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.lock import OutputLock, guarded
 from ttsvar_ray.dataset.manifest import (
     RunManifest,
     check_output,
@@ -32,6 +32,7 @@ __all__ = [
     "data_schema",
     "failed_rows",
     "fresh_output",
+    "guarded",
     "open_output",
     "read_manifest",
     "rewrite_chunk",

@@ -1,12 +1,16 @@
 """One writer per output folder: a lock with an owner and a heartbeat.
 
-The owner gives a sign of life every few seconds. A lock is taken over, with a message, when its owner is a
-dead process of this machine, or when its heart has not beaten for a minute. Who wins when two runs reach for
-the same lock is up to the storage: see `local_lock`, `s3_lock` and `advisory_lock`.
+    owner    gives a sign of life every 10 s; stops by itself when none succeeded for 40 s
+    others   take the lock over when its owner's process is gone from here, or silent for 60 s
+    sink     looks whose the lock is right before each rename, put or deletion (`guarded`)
+
+So an owner stops before another may take over, and one that slept through both changes no file afterwards.
+Who wins when two runs reach for the same lock is up to the storage: see `lock_files` and `s3_lock`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import logging
 import os
@@ -14,22 +18,33 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from ttsvar_ray.dataset.advisory_lock import AdvisoryLock
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.local_lock import LocalLock
-from ttsvar_ray.dataset.lock_file import FoundLock, LockFile
+from ttsvar_ray.dataset.lock_files import AdvisoryLock, FoundLock, LocalLock, LockFile, owner_of
 from ttsvar_ray.dataset.s3_lock import S3Lock, has_s3_client
-from ttsvar_ray.errors import OutputError, StorageError
+from ttsvar_ray.errors import LostLockError, OutputError, StorageError
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
+STOP_AFTER_S = 40.0
 STALE_AFTER_S = 60.0
 
 _WATCH_S = 0.5
 """Between two looks at a lock whose owner may be dead."""
+
+_AGAIN_S = 0.05
+"""After another run was first."""
+
+_JOIN_S = 20.0
+"""How long the end of a run waits for a sign of life that is on its way."""
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 class OutputLock:
@@ -38,8 +53,8 @@ class OutputLock:
     Args:
         layout: the output folder, created if it is not there.
         heartbeat_s: seconds between two signs of life.
-        stale_after_s: seconds without one after which the owner counts as gone.
-        lock_file: how to hold it; None is what the storage does best.
+        stop_after_s: seconds since the last one that succeeded after which the owner stops.
+        stale_after_s: seconds without one after which others count the owner as gone.
     """
 
     def __init__(
@@ -47,15 +62,18 @@ class OutputLock:
         layout: OutputLayout,
         *,
         heartbeat_s: float = HEARTBEAT_S,
+        stop_after_s: float = STOP_AFTER_S,
         stale_after_s: float = STALE_AFTER_S,
-        lock_file: LockFile | None = None,
     ) -> None:
+        self.token = uuid.uuid4().hex
         self._layout = layout
-        self._file = lock_file or _lock_file_of(layout)
+        self._file = lock_file_of(layout, self.token)
         self._heartbeat_s = heartbeat_s
+        self._stop_after_s = stop_after_s
         self._stale_after_s = stale_after_s
         self._stop = threading.Event()
         self._lost = False
+        self._alive_at = 0.0
         self._thread = threading.Thread(target=self._beat, name="output-lock", daemon=True)
 
     def __enter__(self) -> OutputLock:
@@ -70,19 +88,31 @@ class OutputLock:
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_JOIN_S)
         try:
             self._file.release()
         except (OSError, StorageError) as problem:
             # The run is over; what stays behind is a lock that goes stale.
             logger.warning("output lock of %s: not removed (%s)", self._layout.root, problem)
 
+    @property
+    def layout(self) -> OutputLayout:
+        """The output folder, to be changed only while this lock is held."""
+        return guarded(self._layout, self.token)
+
     def check(self) -> None:
-        """Raise `OutputError` if another run took the folder over meanwhile."""
+        """Raise `LostLockError` if another run took the folder over meanwhile, or may have."""
         if self._lost:
-            raise OutputError(
+            raise LostLockError(
                 f"{self._layout.lock_file}: another run took this output folder over, because this one gave "
                 f"no sign of life for {self._stale_after_s:.0f} s; this run stops"
+            )
+        silence = _now() - self._alive_at
+        if silence > self._stop_after_s:
+            raise LostLockError(
+                f"{self._layout.lock_file}: no sign of life could be written for {silence:.0f} s, and after "
+                f"{self._stale_after_s:.0f} s another run may take this output folder over; this run stops, "
+                "and the same command goes on"
             )
 
     def _acquire(self) -> None:
@@ -93,39 +123,45 @@ class OutputLock:
         """
         self._layout.root.make_folder()
         first: FoundLock | None = None
-        started = time.monotonic()
+        since = 0.0
         while True:
             found = self._file.read()
-            reason = None if found is None else self._why_gone(found, time.monotonic() - started, first)
-            if found is None or reason is not None:
-                if self._file.claim(_owner(), found):
-                    if found is not None:
-                        logger.warning(
-                            "output %s: taking over the lock of %s: %s",
+            reason = None
+            if found is not None:
+                alive = is_alive(found.owner)
+                if (first is not None and found.beat != first.beat) or (
+                    alive and found.silence_s <= self._stale_after_s
+                ):
+                    self._refuse(found)
+                if first is None:
+                    since = time.monotonic()
+                reason = self._why_gone(found, alive, time.monotonic() - since)
+                if reason is None:
+                    if first is None:
+                        logger.info(
+                            "output %s: locked by %s; waiting for its next sign of life",
                             self._layout.root,
                             _name(found),
-                            reason,
                         )
-                    return
-                first, started = None, time.monotonic()
-                continue
-            if _lives_here(found) or (first is not None and found.beat != first.beat):
-                self._refuse(found)
-            if first is None:
-                first = found
-                logger.info(
-                    "output %s: locked by %s; waiting for its next sign of life",
-                    self._layout.root,
-                    _name(found),
-                )
-            time.sleep(min(_WATCH_S, self._heartbeat_s / 4))
+                    first = found
+                    time.sleep(min(_WATCH_S, self._heartbeat_s / 4))
+                    continue
+            asked_at = _now()
+            if self._file.claim(this_process(), found):
+                self._alive_at = asked_at
+                if found is not None:
+                    logger.warning(
+                        "output %s: taking over the lock of %s: %s", self._layout.root, _name(found), reason
+                    )
+                return
+            first = None
+            time.sleep(_AGAIN_S)
 
-    def _why_gone(self, found: FoundLock, watched_s: float, first: FoundLock | None) -> str | None:
-        if _died_here(found):
+    def _why_gone(self, found: FoundLock, alive: bool | None, watched_s: float) -> str | None:
+        if alive is False:
             return "that process is gone"
-        silence = found.silence_s
-        if first is not None and found.beat == first.beat:
-            silence = max(silence, watched_s)
+        # Of a process that lives only silence that was watched counts: a clock may have been set.
+        silence = watched_s if alive else max(found.silence_s, watched_s)
         return f"it gave no sign of life for {silence:.0f} s" if silence > self._stale_after_s else None
 
     def _refuse(self, found: FoundLock) -> None:
@@ -137,19 +173,39 @@ class OutputLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s) and not self._lost:
-            self._beat_once()
+            asked_at = _now()
+            try:
+                self._lost = not self._file.beat()
+            except Exception as error:  # noqa: BLE001 - whatever it is, `check` counts the time without a beat
+                logger.warning("output lock of %s: no heartbeat written (%s)", self._layout.root, error)
+            else:
+                self._alive_at = asked_at
 
-    def _beat_once(self) -> None:
+
+def guarded(layout: OutputLayout, token: str) -> OutputLayout:
+    """Return an output folder whose files change only while a lock is held.
+
+    Right before each rename, put and deletion it reads the lock, and raises `LostLockError` if it has another
+    token than the given one. What is left is the time between that look and the change itself.
+    """
+    lock_file = layout.lock_file
+
+    def look() -> None:
         try:
-            self._lost = not self._file.beat()
-        except (OSError, StorageError) as error:
-            # A storage that stalls for a moment is not a reason to stop; a takeover is.
-            logger.warning("output lock of %s: no heartbeat written (%s)", self._layout.root, error)
+            found = owner_of(lock_file.read_bytes()).get("token")
+        except FileNotFoundError:
+            found = None
+        if found != token:
+            raise LostLockError(
+                f"{lock_file}: another run took this output folder over; this run changes nothing there now"
+            )
+
+    return OutputLayout(dataclasses.replace(layout.root, before_change=look))
 
 
-def _lock_file_of(layout: OutputLayout) -> LockFile:
+def lock_file_of(layout: OutputLayout, token: str) -> LockFile:
+    """Return the best lock that the storage of an output folder can hold."""
     location = layout.lock_file
-    token = uuid.uuid4().hex
     if location.local_path is not None:
         return LocalLock(location.local_path, token)
     if location.scheme == "s3":
@@ -162,38 +218,51 @@ def _lock_file_of(layout: OutputLayout) -> LockFile:
     return AdvisoryLock(location, token)
 
 
-def _owner() -> dict[str, object]:
+def this_process() -> dict[str, Any]:
+    """Return what names this process among those of all machines, containers and times."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "boot": _BOOT.read_text().strip() if _BOOT.exists() else None,
+        "pid_namespace": _PID_NAMESPACE.stat().st_ino if _PID_NAMESPACE.exists() else None,
+        "process_started": _started(os.getpid()),
     }
 
 
-def _name(found: FoundLock) -> str:
-    owner = found.owner
-    return f"process {owner.get('pid')} on {owner.get('host')}, started {owner.get('started')}"
+def is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Return whether the process of an owner lives; None if it cannot be seen from here.
 
-
-def _died_here(found: FoundLock) -> bool:
-    pid = found.owner.get("pid")
-    return _is_of_this_host(found) and isinstance(pid, int) and not _is_alive(pid)
-
-
-def _lives_here(found: FoundLock) -> bool:
-    pid = found.owner.get("pid")
-    return _is_of_this_host(found) and isinstance(pid, int) and _is_alive(pid)
-
-
-def _is_of_this_host(found: FoundLock) -> bool:
-    return found.owner.get("host") == socket.gethostname()
-
-
-def _is_alive(pid: int) -> bool:
+    Host names and process numbers are not enough: containers share the first and repeat the second.
+    """
+    here, pid = this_process(), owner.get("pid")
+    seen = all(here[name] is not None and owner.get(name) == here[name] for name in ("boot", "pid_namespace"))
+    if not seen or not isinstance(pid, int):
+        return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    started = _started(pid)
+    return started is None or started == owner.get("process_started")
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process was started, in ticks since the machine was; None if that is not told."""
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _now() -> float:
+    """Return seconds that also pass while this machine is suspended, where such a clock is."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _name(found: FoundLock) -> str:
+    owner = found.owner
+    return f"process {owner.get('pid')} on {owner.get('host')}, started {owner.get('started')}"

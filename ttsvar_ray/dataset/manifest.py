@@ -174,15 +174,16 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
         OutputError: as `check_output`.
     """
     present = check_output(layout, manifest)
+    # First of all files: a folder without it would be refused as somebody's other files after a crash.
+    if present is None and not layout.run_file.create_text(json.dumps(manifest.to_json(), indent=2) + "\n"):
+        present = check_output(layout, manifest)
     for folder in (layout.data_folder, layout.trace_folder, layout.failed_folder):
         folder.make_folder()
         folder.remove_leftovers()
     layout.root.remove_leftovers()
-    if present is not None:
-        return present
-    write_card(layout.card_file)
-    layout.run_file.write_text(json.dumps(manifest.to_json(), indent=2) + "\n")
-    return manifest
+    if not layout.card_file.is_file():
+        write_card(layout.card_file)
+    return manifest if present is None else present
 
 
 def committed_chunks(layout: OutputLayout) -> frozenset[int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ttsvar_ray.dataset.lock_file import FoundLock, owner_of, to_text
+from ttsvar_ray.dataset.lock_files import FoundLock, owner_of, to_text
 from ttsvar_ray.errors import StorageError
 from ttsvar_ray.storage import Location
 
@@ -46,8 +46,9 @@ class S3Lock:
             except self._client.exceptions.NoSuchKey:
                 return None
             text = answer["Body"].read()
-        now = email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         written = answer["LastModified"]
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = email.utils.parsedate_to_datetime(date) if date else written
         return FoundLock(
             owner=owner_of(text),
             silence_s=(now - written).total_seconds(),
@@ -66,11 +67,17 @@ class S3Lock:
         return self._put({"IfMatch": self._etag})
 
     def release(self) -> None:
-        """Delete the object."""
+        """Delete the object, on condition that it is still ours where client and server know conditions."""
         found = self.read()
-        if found is not None and found.owner.get("token") == self._token:
-            with self._told():
-                self._client.delete_object(Bucket=self._bucket, Key=self._key)
+        if found is None or found.owner.get("token") != self._token:
+            return
+        condition = {"IfMatch": found.version} if self._deletes_on_condition() else {}
+        with self._told():
+            self._client.delete_object(Bucket=self._bucket, Key=self._key, **condition)
+
+    def _deletes_on_condition(self) -> bool:
+        shape = self._client.meta.service_model.operation_model("DeleteObject").input_shape
+        return "IfMatch" in shape.members
 
     def _put(self, condition: Mapping[str, str]) -> bool:
         from botocore.exceptions import ClientError
@@ -117,9 +124,10 @@ def _client_of(uri: str) -> Any:
         endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
     is_elsewhere = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
-        connect_timeout=10,
-        read_timeout=20,
-        retries={"mode": "standard", "total_max_attempts": 5},
+        # A sign of life that takes longer than the lock lives is none.
+        connect_timeout=3,
+        read_timeout=5,
+        retries={"mode": "standard", "total_max_attempts": 2},
         s3={"addressing_style": "path" if is_elsewhere else "auto"},
     )
     keys: dict[str, str] = {}

@@ -16,8 +16,8 @@ import io
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -53,6 +53,8 @@ class Location:
         base_uri, base_path: one place by both its names, so that any path below it has a URI; empty on this
             machine.
         query: of the URI, with its question mark.
+        before_change: called right before each rename, put and deletion here and below; what it raises
+            prevents them.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Location:
     base_uri: str = ""
     base_path: str = ""
     query: str = ""
+    before_change: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def __str__(self) -> str:
         return self.path if self.is_local else without_secrets(self.uri).partition("?")[0]
@@ -124,6 +127,7 @@ class Location:
 
     def open_arrow(self) -> Any:
         """Open for pyarrow, with random access; FileNotFoundError if it is not there."""
+        self._forget_listings()
         with self._told():
             return self.filesystem.open_input_file(self._place)
 
@@ -178,6 +182,7 @@ class Location:
 
     def delete(self) -> None:
         """Delete the file, if it is there."""
+        self.before_change()
         with self._told(), contextlib.suppress(FileNotFoundError):
             _remove(self)
 
@@ -207,12 +212,14 @@ class Location:
             with tempfile.TemporaryDirectory(prefix="ttsvar-upload-") as folder:
                 staged = Path(folder) / "staged"
                 yield staged
+                self.before_change()
                 with self._told():
                     self._publish(staged)
             return
         with self._temporary() as temporary:
             yield temporary
             _flush(temporary)
+            self.before_change()
             _rename(temporary, Path(self.path))
             _flush(Path(self.path).parent)
 
@@ -234,6 +241,7 @@ class Location:
         with self._temporary() as temporary:
             temporary.write_text(text, encoding="utf-8")
             _flush(temporary)
+            self.before_change()
             try:
                 _link(temporary, Path(self.path))
             except FileExistsError:
@@ -275,6 +283,7 @@ class Location:
         self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)
         temporary = self.beside(f".{self.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
         _upload(staged, temporary)
+        self.before_change()
         # Some of these file systems do not rename over a file; what is there must not be lost meanwhile.
         kept = self.beside(f".{self.name}{_KEPT}")
         if self.is_file():

@@ -20,6 +20,7 @@ from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import (
     InputError,
     InterruptedRunError,
+    LostLockError,
     LostRowsError,
     RunFailedError,
     TtsVarError,
@@ -139,6 +140,7 @@ def test_dead_letters_are_an_exit_code_of_their_own(
     [
         (InterruptedRunError("stopped by SIGTERM"), True, 75),
         (RunFailedError("no workers"), True, 75),
+        (LostLockError("taken over"), True, 75),
         (RunFailedError("no workers"), False, 75),
         (InputError("changed"), True, 1),
         (InputError("absent"), False, 2),

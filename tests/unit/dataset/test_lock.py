@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -10,19 +12,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.s3_server import S3Server
-from ttsvar_ray.dataset import OutputLayout, OutputLock
+from ttsvar_ray.dataset import OutputLayout, OutputLock, lock_files
 from ttsvar_ray.dataset import lock as lock_module
-from ttsvar_ray.dataset.advisory_lock import AdvisoryLock
-from ttsvar_ray.dataset.local_lock import LocalLock
-from ttsvar_ray.dataset.lock_file import LockFile
+from ttsvar_ray.dataset.lock_files import AdvisoryLock, LocalLock, LockFile
 from ttsvar_ray.dataset.s3_lock import S3Lock
-from ttsvar_ray.errors import OutputError, StorageError
+from ttsvar_ray.errors import LostLockError, OutputError, StorageError
 from ttsvar_ray.storage import locate
 
 BEATING = {"heartbeat_s": 0.1, "stale_after_s": 30.0}
@@ -62,7 +63,8 @@ def test_a_live_run_on_another_machine_keeps_others_out(
 ) -> None:
     with contextlib.ExitStack() as stack:
         with monkeypatch.context() as patch:
-            patch.setattr(socket, "gethostname", lambda: "elsewhere")
+            elsewhere = {**lock_module.this_process(), "host": "elsewhere", "boot": "another"}
+            patch.setattr(lock_module, "this_process", lambda: elsewhere)
             stack.enter_context(OutputLock(layout, **BEATING))
         with pytest.raises(OutputError, match=f"process {os.getpid()} on elsewhere"):
             OutputLock(layout, **BEATING).__enter__()
@@ -74,7 +76,7 @@ def test_the_lock_of_a_dead_process_is_taken_over_at_once(
     finished = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    leave_lock(layout, host=socket.gethostname(), pid=int(finished.stdout))
+    leave_lock(layout, **{**lock_module.this_process(), "pid": int(finished.stdout)})
     with OutputLock(layout):
         assert "that process is gone" in caplog.text
         with pytest.raises(OutputError, match=f"process {os.getpid()}"):
@@ -109,19 +111,19 @@ def test_an_old_lock_is_taken_over_without_waiting(tmp_path: Path) -> None:
 
 def test_the_heart_beats_and_a_lost_lock_is_noticed(layout: OutputLayout) -> None:
     with OutputLock(layout, heartbeat_s=0.05) as lock:
-        probe = lock_module._lock_file_of(layout)
+        probe = lock_module.lock_file_of(layout, uuid.uuid4().hex)
         first = beat_of(probe)
         wait_until(lambda: beat_of(probe) != first)
         # An advisory lock may be written over once more by a beat that was on its way.
         wait_until(lambda: layout.lock_file.write_text('{"token": "another"}') or is_lost(lock))
-        with pytest.raises(OutputError, match="another run took this output folder over"):
+        with pytest.raises(LostLockError, match="another run took this output folder over"):
             lock.check()
     assert layout.lock_file.is_file(), "the other run's lock must stay"
 
 
 def test_a_lock_is_claimed_as_it_was_found_or_not_at_all(layout: OutputLayout) -> None:
     layout.root.make_folder()
-    first, second, third = (lock_module._lock_file_of(layout) for _ in range(3))
+    first, second, third = (lock_module.lock_file_of(layout, uuid.uuid4().hex) for _ in range(3))
     assert first.read() is None
     assert first.claim({"host": "a"}, None)
     assert not second.claim({"host": "b"}, None)
@@ -180,7 +182,7 @@ def test_each_storage_is_locked_as_well_as_it_can(
     tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def kind(where: str) -> type:
-        return type(lock_module._lock_file_of(OutputLayout(where)))
+        return type(lock_module.lock_file_of(OutputLayout(where), "t"))
 
     assert kind(str(tmp_path)) is LocalLock
     assert kind("s3://bucket/x") is S3Lock
@@ -204,6 +206,158 @@ def test_a_bucket_that_is_not_there_is_told(s3: S3Server) -> None:
         OutputLock(OutputLayout("s3://absent/x")).__enter__()
 
 
+@pytest.mark.parametrize("error", [StorageError("the network is down"), KeyError("date")])
+def test_a_run_that_cannot_beat_stops_by_itself_before_others_may_take_over(
+    layout: OutputLayout, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with OutputLock(layout, heartbeat_s=0.02, stop_after_s=0.3) as lock:
+
+        def fail(self: object) -> bool:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(lock_module.lock_file_of(layout, "t")), "beat", fail)
+            wait_until(lambda: is_lost(lock))
+            with pytest.raises(LostLockError, match="no sign of life could be written for 0 s"):
+                lock.check()
+        wait_until(lambda: not is_lost(lock))
+
+
+def test_a_heartbeat_that_never_runs_is_noticed(layout: OutputLayout) -> None:
+    with OutputLock(layout, heartbeat_s=1e6, stop_after_s=1.0) as lock:
+        lock.check()
+        wait_until(lambda: is_lost(lock))
+
+
+def test_whoever_lost_the_lock_changes_no_file(layout: OutputLayout) -> None:
+    with OutputLock(layout) as first:
+        letters = first.layout.failed_part(0)
+        letters.write_text("of the first")
+        leave_lock(layout, host="elsewhere", pid=1)
+        (layout.failed_folder / ".part-00001.jsonl.1234.tmp").write_text("of the second")
+        for change in (
+            lambda: letters.write_text("of the first again"),
+            letters.delete,
+            first.layout.failed_folder.remove_leftovers,
+            lambda: first.layout.run_file.create_text("{}"),
+        ):
+            with pytest.raises(LostLockError, match="another run took this output folder over"):
+                change()
+        assert letters.read_text() == "of the first"
+        assert layout.failed_folder.names() == [".part-00001.jsonl.1234.tmp", "part-00000.jsonl"]
+        assert not layout.run_file.is_file()
+        layout.lock_file.delete()
+        with pytest.raises(LostLockError):
+            letters.delete()
+
+
+def test_processes_are_told_apart_by_more_than_their_numbers() -> None:
+    here = lock_module.this_process()
+    assert lock_module.is_alive(here) is True
+    assert lock_module.is_alive({**here, "process_started": here["process_started"] - 1}) is False
+    for elsewhere in ({"boot": "another"}, {"pid_namespace": 1}, {"boot": None}):
+        assert lock_module.is_alive({**here, **elsewhere}) is None
+    assert lock_module.is_alive({"host": here["host"], "pid": here["pid"]}) is None
+    assert lock_module.is_alive({}) is None
+
+
+@pytest.mark.parametrize("pid", [1, 2**22 + 1])
+def test_a_container_of_the_same_name_is_waited_for_and_neither_refused_nor_robbed(
+    layout: OutputLayout, caplog: pytest.LogCaptureFixture, pid: int
+) -> None:
+    leave_lock(layout, **{**lock_module.this_process(), "pid": pid, "pid_namespace": 1})
+    with OutputLock(layout, heartbeat_s=0.1, stale_after_s=0.3):
+        assert "it gave no sign of life for" in caplog.text
+        assert "that process is gone" not in caplog.text
+
+
+def test_a_clock_that_was_set_does_not_make_a_living_owner_silent(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    with OutputLock(layout, heartbeat_s=0.3) as lock:
+        os.utime(tmp_path / ".lock", (time.time() - 3600,) * 2)
+        with pytest.raises(OutputError, match="another run is writing here"):
+            OutputLock(layout, heartbeat_s=0.3).__enter__()
+        lock.check()
+
+
+def test_a_lock_is_never_written_through_a_link(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    private = tmp_path / "private"
+    private.write_text("mine")
+    os.utime(private, (0, 0))
+    (tmp_path / "out/.lock").symlink_to(private)
+    with pytest.raises(OutputError, match=r"\.lock: expected a lock, got a symbolic link; remove it"):
+        OutputLock(layout).__enter__()
+    assert not LocalLock(tmp_path / "out/.lock", "t").claim({}, None)
+    (tmp_path / "out/.lock").unlink()
+    (tmp_path / "out/.lock").symlink_to(tmp_path / "new")
+    assert not LocalLock(tmp_path / "out/.lock", "t").claim({}, None)
+    assert private.read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_waits_is_not_disturbed_when_the_owner_tidies_up(layout: OutputLayout) -> None:
+    leave_lock(layout, host="elsewhere", pid=1)
+    failed: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with OutputLock(layout, heartbeat_s=0.01, stale_after_s=1.0):
+                pass
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            failed.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while waiting.is_alive():
+        layout.root.remove_leftovers()
+    assert failed == []
+
+
+def test_nobody_takes_a_lock_over_while_it_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_files, "_GUARD_WAIT_S", 0.1)
+    owner, other = (LocalLock(tmp_path / ".lock", token) for token in "ab")
+    assert owner.claim({"host": "a"}, None)
+    found = other.read()
+    assert found is not None
+    is_ours = LocalLock._is_ours
+
+    def reach_in_between(self: LocalLock, descriptor: int) -> bool:
+        assert not other.claim({"host": "b"}, found)
+        return is_ours(self, descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLock, "_is_ours", reach_in_between)
+        owner.release()
+    assert other.claim({"host": "b"}, None)
+    owner.release()
+    assert other.beat()
+
+
+def test_a_file_system_without_flock_has_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    first, second = (LocalLock(tmp_path / ".lock", token) for token in "ab")
+    assert first.claim({}, None)
+    assert not second.claim({}, None)
+    assert second.claim({}, second.read())
+    assert not first.beat()
+    first.release()
+    assert second.beat()
+
+
+def test_a_sign_of_life_on_s3_cannot_outlast_the_lock(s3: S3Server) -> None:
+    config = S3Lock(locate(f"s3://{s3.new_bucket()}/x/.lock"), "t")._client.meta.config
+    one_try = config.connect_timeout + config.read_timeout
+    tries = config.retries["total_max_attempts"]
+    assert one_try * tries + lock_module.HEARTBEAT_S < lock_module.STOP_AFTER_S < lock_module.STALE_AFTER_S
+
+
 def beat_of(file: LockFile) -> object:
     found = file.read()
     return None if found is None else found.beat
@@ -212,7 +366,7 @@ def beat_of(file: LockFile) -> object:
 def is_lost(lock: OutputLock) -> bool:
     try:
         lock.check()
-    except OutputError:
+    except LostLockError:
         return True
     return False
 
