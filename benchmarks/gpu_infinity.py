@@ -28,16 +28,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
-from ttsvar_ray.config import load_config
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
 from ttsvar_ray.features.protocol import FeatureExtractor
-from ttsvar_ray.job.build import build_plan, describe
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
@@ -86,7 +85,8 @@ def measure(
     runs = []
     for n in populations:
         config = job(sizes.preset.name, resolution, n, name)
-        plan = build_plan(config)
+        resolved = resolve(config)
+        plan = resolved.plan
         engine = Engine(
             model=model,
             reward=reward,
@@ -95,7 +95,7 @@ def measure(
             run_seed=0,
             settings=EngineSettings(micro_batch_rows=config.engine.micro_batch_rows),
         )
-        shape = model_shape(config, describe(config), plan, on_gpu=device.type == "cuda")
+        shape = model_shape(config, resolved.description, plan, on_gpu=device.type == "cuda")
         planned = memory_plan(shape, plan, selector_decode="full")
         timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
         peak = max(run["peak_bytes"] for run in timed)
@@ -131,7 +131,7 @@ def deterministic(
         The rows of each segment's passes, whether all images of the prompt are the same bytes, how many of
         its parents were rebuilt from bits, and seconds alone.
     """
-    plan = build_plan(config)
+    plan = resolve(config).plan
     rows = tuple(DETERMINISTIC_ROWS[: len(plan.segments)])
 
     def images(count: int, engines: int) -> tuple[list[bytes], int]:

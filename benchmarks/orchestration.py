@@ -25,8 +25,7 @@ from typing import Any
 from benchmarks.diary import Diary, read_diaries
 from benchmarks.machine import cpu_name
 from benchmarks.sleeping_engine import SleepingEngineBuilder
-from ttsvar_ray.config import load_config
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
@@ -83,7 +82,8 @@ def in_process(job: SimulatedJob, prompts: int, log: Path) -> dict[str, Any]:
 
 def through_ray(job: SimulatedJob, prompts: int, workers: int, folder: Path) -> dict[str, Any]:
     """Run the work as a job on a Ray cluster of this machine."""
-    from ttsvar_ray.cluster.job import JobParts, run_job
+    from ttsvar_ray.cluster.job import run_job
+    from ttsvar_ray.job.runnable import JobParts
 
     source = folder / "prompts.txt"
     source.write_text("".join(f"prompt number {row}\n" for row in range(prompts)), encoding="utf-8")
@@ -106,7 +106,7 @@ def through_ray(job: SimulatedJob, prompts: int, workers: int, folder: Path) -> 
         parts = JobParts(
             plan=job.plan,
             build_engine=builder(job, log),
-            expect=lambda layout, resources: job.workload,
+            expect=lambda profile: job.workload,
         )
         summary = run_job(config, parts=parts)
     assert (summary.prompts, summary.failed) == (prompts, 0)

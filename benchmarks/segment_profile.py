@@ -21,7 +21,8 @@ from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.engine.engine import Engine
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.workload_file import write_workload
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.search.plan import Plan
@@ -184,8 +185,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     config = load_config(options.job, options.settings, needs_files=False)
-    plan = build_plan(config)
-    engine = build_engine(config, plan)
+    job = resolve(config)
+    plan, engine = job.plan, build_engine(job)
     texts = [f"a large red circle above a small blue square, number {index}" for index in range(16)]
     timings = measure(engine, plan, texts, rows=options.rows, repeats=options.repeats)
     source = (

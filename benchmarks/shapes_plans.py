@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.shapes_results import Method, job, load_pieces, piece_path, run_piece, token_forwards
 from benchmarks.statistics import estimate
-from ttsvar_ray.job.build import build_plan
+from ttsvar_ray.job.resolved import resolve
 
 
 def _candidate(
@@ -77,7 +77,7 @@ def main() -> None:
     for method in CANDIDATES:
         outcomes = load_pieces(options.work_dir, method, 0, shares).values()
         correct = np.array([float(outcome["correct"][0]) for outcome in outcomes])
-        cost = token_forwards(build_plan(job(method, options.model, 0)))
+        cost = token_forwards(resolve(job(method, options.model, 0)).plan)
         print(f"{method.name:36s} cost {cost:.2f}  accuracy {estimate(correct)}")
 
 

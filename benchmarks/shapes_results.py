@@ -28,10 +28,11 @@ from PIL import Image
 
 from benchmarks.shapes_flops import prompt_flops
 from benchmarks.statistics import Estimate, estimate, paired_difference
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.shapes.checker import check
@@ -93,11 +94,11 @@ def run_piece(arguments: tuple[Method, str, str, int, int, int, int, Path]) -> N
         if row % shares == share:
             prompts.append(Prompt(row=row, prompt_id=caption.text, ordinal=ordinal, text=caption.text))
     config = job(method, model, seed)
-    plan = build_plan(config)
+    resolved = resolve(config)
     results = {}
     settings = CoordinatorSettings(spread=1, keep="all", live_rows=200)
-    engine = build_engine(config, plan)
-    for outcome in run_local(prompts, plan=plan, engines=[engine], run_seed=seed, settings=settings):
+    engine = build_engine(resolved)
+    for outcome in run_local(prompts, plan=resolved.plan, engines=[engine], run_seed=seed, settings=settings):
         if isinstance(outcome, PromptFailure):
             raise RuntimeError(f"{outcome.prompt.text}: {outcome.errors[-1]}")
         verdicts = []
@@ -155,7 +156,7 @@ def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> li
             "kinds": by_kind,
         }
 
-    best_of_n = {size: build_plan(job(_best_of(size), model, 0)) for size in (1, 2, 4, 8)}
+    best_of_n = {size: resolve(job(_best_of(size), model, 0)).plan for size in (1, 2, 4, 8)}
     one_image = prompt_flops(best_of_n[1], model)
     rows = []
     for size, plan in best_of_n.items():
@@ -168,7 +169,7 @@ def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> li
         runs = [load_pieces(folder, method, rep, shares) for rep in range(repetitions)]
         correct = np.array([[float(r["correct"][0]) for r in run.values()] for run in runs]).mean(axis=0)
         rewards = np.array([[r["rewards"][0] for r in run.values()] for run in runs])
-        rows.append(row(method.name, build_plan(job(method, model, 0)), correct, rewards))
+        rows.append(row(method.name, resolve(job(method, model, 0)).plan, correct, rewards))
     return rows
 
 

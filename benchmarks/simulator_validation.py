@@ -31,12 +31,13 @@ from benchmarks.diary import read_diaries
 from benchmarks.machine import cpu_name
 from benchmarks.recording_engine import START_TIMEOUT_S, RecordingEngineBuilder
 from benchmarks.segment_profile import Timing, fit, mean_error, measure
-from ttsvar_ray.cluster.job import JobParts, run_job
-from ttsvar_ray.config import load_config
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.job import run_job
+from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.job.workload_file import write_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import (
@@ -81,7 +82,7 @@ def real_run(
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     log = folder / "log"
     builder = RecordingEngineBuilder(
-        build_engine=partial(build_engine, config, plan), log=log, workers=workers
+        build_engine=partial(build_engine, resolve(config)), log=log, workers=workers
     )
     load = os.getloadavg()[0]
     summary = run_job(config, parts=JobParts(plan=plan, build_engine=builder))
@@ -162,7 +163,7 @@ def profile(options: argparse.Namespace, workers: int) -> tuple[Workload, float]
         barrier = manager.Barrier(workers)
         with context.Pool(workers) as pool:
             found = pool.starmap(_measure, [(options.settings, options.profile_repeats, barrier)] * workers)
-    plan = build_plan(load_config(JOB, options.settings, needs_files=False))
+    plan = resolve(load_config(JOB, options.settings, needs_files=False)).plan
     timings = [[timing for each in found for timing in each[segment.index]] for segment in plan.segments]
     source = f"measured, {workers} at a time, one thread each, on {cpu_name()}: built-in model"
     workload = fit(plan, timings, source=source)
@@ -171,8 +172,8 @@ def profile(options: argparse.Namespace, workers: int) -> tuple[Workload, float]
 
 def _measure(settings: list[str], repeats: int, barrier: Any) -> list[list[Timing]]:
     config = load_config(JOB, settings, needs_files=False)
-    plan = build_plan(config)
-    engine = build_engine(config, plan)
+    job = resolve(config)
+    plan, engine = job.plan, build_engine(job)
     most = config.engine.micro_batch_rows
     rows = sorted({max(1, most // part) for part in (1, 2, 4, 8)})
     barrier.wait(timeout=START_TIMEOUT_S)
@@ -182,7 +183,7 @@ def _measure(settings: list[str], repeats: int, barrier: Any) -> list[list[Timin
 def compare(options: argparse.Namespace, workers: int) -> dict[str, Any]:
     """Run one number of workers several times, in reality and simulated."""
     config = load_config(JOB, options.settings, needs_files=False)
-    plan = build_plan(config)
+    plan = resolve(config).plan
     workload, error_of_lines = profile(options, workers)
     if options.profile_out is not None and workers == 1:
         write_workload(options.profile_out, workload)

@@ -63,6 +63,15 @@ class StorageError(TtsVarError):
 
 
 @contextlib.contextmanager
+def noting(problems: list[str]) -> Iterator[None]:
+    """Add what is wrong with settings to a list, so that all problems can be told at once."""
+    try:
+        yield
+    except ConfigurationError as error:
+        problems.extend(error.problems)
+
+
+@contextlib.contextmanager
 def reading_weights(where: object) -> Iterator[None]:
     """Turn what libraries raise over damaged files (cut short, no JSON, not tensors) into a CheckpointError.
 

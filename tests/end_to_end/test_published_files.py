@@ -20,7 +20,8 @@ from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD
@@ -124,14 +125,14 @@ def test_published_files_are_converted_and_generate_what_they_generate_as_they_a
     as_they_are = load_config(
         None, [f"model.name={beside}", *SETTINGS, "model.device=cpu"], needs_files=False
     )
-    plan = build_plan(as_they_are)
+    job = resolve(as_they_are)
     outcomes = run_local(
         [
             Prompt(row=index, prompt_id=row["prompt_id"], text=row["prompt"], ordinal=row["ordinal"])
             for index, row in enumerate(rows)
         ],
-        plan=plan,
-        engines=[build_engine(as_they_are, plan)],
+        plan=job.plan,
+        engines=[build_engine(job)],
         run_seed=as_they_are.seed,
         settings=CoordinatorSettings(),
     )

@@ -114,14 +114,14 @@ def test_what_cannot_be_had_is_explained_with_the_command_that_fetches_it(
 MODEL = """
 import sys
 from ttsvar_ray.config import load_config
-from ttsvar_ray.job.build import build_engine, build_plan
-from ttsvar_ray.job.weights import fetch_weights, pin_weights, weight_fingerprints
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
 config = load_config(None, ["model.name=hf:someone/small@main", "model.device=cpu"], needs_files=False)
-plan = build_plan(config)
-pinned = pin_weights(config)
-print(pinned.model.name, *sorted(set(weight_fingerprints(pinned, plan).values())))
+pinned = pin_weights(resolve(config))
+print(pinned.config.model.name, *sorted(set(fingerprints(pinned).values())))
 fetch_weights(pinned)
-print(build_engine(pinned, plan).model_name)
+print(build_engine(pinned).model_name)
 """
 
 

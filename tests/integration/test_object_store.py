@@ -16,10 +16,11 @@ import pytest
 from tests.support.plans import tts_var_plan
 from tests.support.s3_server import S3Server
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.job import JobParts, JobProgress, JobSummary, run_job
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, OutputError
+from ttsvar_ray.job.runnable import JobParts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

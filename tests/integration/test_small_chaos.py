@@ -15,8 +15,9 @@ from tests.support.chaos import Chaos, Driver, data_bytes, run_to_the_end, write
 from tests.support.chaos_driver import SEED
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.job import JobParts, run_job
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.job import run_job
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.job.runnable import JobParts
 
 PROMPTS = 60
 ROWS_PER_PART = 10

@@ -7,9 +7,10 @@ import sys
 
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.job import JobParts, run_job
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.job import run_job
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError
+from ttsvar_ray.job.runnable import JobParts
 
 SEED = 5
 TO_BE_CONTINUED = 75

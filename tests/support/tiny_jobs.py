@@ -9,8 +9,9 @@ from typing import Any
 
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.job import JobParts, JobProgress, JobSummary, run_job
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.job.runnable import JobParts
 
 PROMPTS = 22
 ROWS_PER_PART = 4

@@ -10,15 +10,16 @@ import sys
 sys.modules["ray"] = None  # an import of ray fails from here on
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.types import Prompt
 
 config = load_config(None, ["strategy.n=1", "output.path=unused"], needs_files=False)
-plan = build_plan(config)
+job = resolve(config)
 prompt = Prompt(row=0, prompt_id="a", ordinal=0, text="a red ring")
 (result,) = run_local(
-    [prompt], plan=plan, engines=[build_engine(config, plan)], run_seed=0, settings=CoordinatorSettings()
+    [prompt], plan=job.plan, engines=[build_engine(job)], run_seed=0, settings=CoordinatorSettings()
 )
 assert not [name for name in sys.modules if name.startswith("ray.")]
 print(result.images[0].image.width, len(result.trace))

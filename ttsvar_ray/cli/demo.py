@@ -35,10 +35,10 @@ def demo(
 
     console = Console(stderr=True)
     with errors_for_people(debug=debug):
-        from ttsvar_ray.cluster.paths import resolve_output
         from ttsvar_ray.cluster.session import is_submitted_job, ray_session
         from ttsvar_ray.config import load_config
         from ttsvar_ray.errors import OutputError
+        from ttsvar_ray.job.paths import resolve_output
         from ttsvar_ray.storage import is_uri
 
         config = load_config(job, options.overrides({"output.path": output}, settings))
@@ -73,11 +73,15 @@ def _is_done(job: JobConfig) -> bool:
 
 def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig, float]]:
     """Return the job and its baselines by label, each with its transformer FLOPs per prompt over raw's."""
-    from ttsvar_ray.cli.plan import transformer_cost
-    from ttsvar_ray.job.build import build_plan
+    from ttsvar_ray.cli.plan_report import job_report
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.job.resolved import resolve
 
     def flops(job: JobConfig) -> float:
-        return transformer_cost(job, build_plan(job)).transformer_flops
+        counted = job_report(resolve(job)).counted
+        if counted is None:
+            raise ConfigurationError(f"model {job.model.name!r}: the costs of its family are not counted")
+        return counted.cost.transformer_flops
 
     main = config.model_copy(update={"output": config.output.model_copy(update={"path": str(root)})})
     raw = _baseline(config, root, "raw", 1)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
-
-if TYPE_CHECKING:
-    from ttsvar_ray.config import JobConfig
-    from ttsvar_ray.costs import PlanCost
-    from ttsvar_ray.search.plan import Plan
 
 
 def plan(
@@ -64,7 +59,7 @@ def plan(
 
         from ttsvar_ray.cli.plan_report import job_report
         from ttsvar_ray.config import load_config
-        from ttsvar_ray.job.build import build_plan
+        from ttsvar_ray.job.resolved import resolve
 
         flags = {
             "model.name": model,
@@ -76,21 +71,5 @@ def plan(
             "engine.selector_decode": selector_decode,
         }
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
-        compiled = build_plan(config)
-        report = job_report(config, compiled, text_tokens=text_tokens, profile=profile)
+        report = job_report(resolve(config), text_tokens=text_tokens, profile=profile)
         typer.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
-
-
-def transformer_cost(config: JobConfig, compiled: Plan) -> PlanCost:
-    """Count what one prompt costs a job, part by part.
-
-    Raises:
-        ConfigurationError: a model whose costs are not counted.
-    """
-    from ttsvar_ray.cli.plan_report import job_shape
-    from ttsvar_ray.costs import plan_cost
-    from ttsvar_ray.job.build import describe
-
-    shape = job_shape(config, describe(config), compiled, text_tokens=32, profile=None)
-    components = shape.component_flops(config.engine.selector_decode, shape.transformer.text_length)
-    return plan_cost(compiled, shape.transformer, components)

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.cli.units import bytes_text, flops_text
-from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, ModelShape, PlanCost, load_profile, plan_cost
 from ttsvar_ray.costs.memory import transformer_parameters
-from ttsvar_ray.job.build import describe
-from ttsvar_ray.job.footprint import has_counted_costs, model_shape
+from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, model_shape
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
-from ttsvar_ray.job.pass_rows import check_rows, pass_rows
+from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.job.workload import is_gpu, workload_of
-from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
@@ -29,25 +26,17 @@ _PLAN_HEADER = ("scale", "grid", "tokens", "population", "selection", "survivors
 _COST_HEADER = ("FLOPs", "share", "KV cache")
 
 
-def job_shape(
-    config: JobConfig,
-    description: ModelDescription,
-    compiled: Plan,
-    *,
-    text_tokens: int,
-    profile: DeviceProfile | None,
-) -> ModelShape:
+def _shape(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> ModelShape:
     """Return the sizes of a job's networks where it would run: on the profile's device, if one is given."""
-    device = config.model.device
+    model, device = job.config.model, job.config.model.device
     if profile is not None:
         on_gpu = is_gpu(profile)
     else:
         # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
         on_gpu = device.startswith("cuda") or (
-            device == "auto"
-            and (config.model.name in published_names() or resolve_device(device).type == "cuda")
+            device == "auto" and (model.name in published_names() or resolve_device(device).type == "cuda")
         )
-    return model_shape(config, description, compiled, on_gpu=on_gpu, text_tokens=text_tokens)
+    return model_shape(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +60,17 @@ class CountedCosts:
 class JobReport:
     """A job's plan, and its costs where they are counted."""
 
-    config: JobConfig
-    plan: Plan
+    job: ResolvedJob
     counted: CountedCosts | None
+
+    @property
+    def plan(self) -> Plan:
+        """What is done to each prompt."""
+        return self.job.plan
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        lines = [_headline(self.config, self.plan), "", *_table(self), "", _demand_line(self)]
+        lines = [_headline(self.job), "", *_table(self), "", _demand_line(self)]
         history = history_demand(self.plan)
         if history.scores:
             lines.append(
@@ -92,9 +85,9 @@ class JobReport:
         """Return the report for programs; bytes and FLOPs are plain numbers."""
         rows = describe_plan(self.plan)
         report: dict[str, Any] = {
-            "model": self.config.model.name,
+            "model": self.job.config.model.name,
             "strategy": self.plan.strategy,
-            "n": self.config.strategy.n,
+            "n": self.job.config.strategy.n,
             "scales": [_row_json(row) for row in rows],
         }
         if self.counted is None:
@@ -157,7 +150,9 @@ class JobReport:
         return ["", line]
 
 
-def job_report(config: JobConfig, compiled: Plan, *, text_tokens: int, profile: str | None) -> JobReport:
+def job_report(
+    job: ResolvedJob, *, text_tokens: int = TYPICAL_TEXT_TOKENS, profile: str | None = None
+) -> JobReport:
     """Return what there is to say about a job.
 
     Args:
@@ -168,20 +163,18 @@ def job_report(config: JobConfig, compiled: Plan, *, text_tokens: int, profile: 
         ConfigurationError: an unknown profile, or a reward whose costs are not known.
     """
     device = None if profile is None else load_profile(profile)
-    check_rows(config, compiled)
-    description = describe(config)
-    if not has_counted_costs(description):
-        return JobReport(config=config, plan=compiled, counted=None)
-    shape = job_shape(config, description, compiled, text_tokens=text_tokens, profile=device)
-    size = config.engine.selector_decode
+    if not has_counted_costs(job.description):
+        return JobReport(job=job, counted=None)
+    shape = _shape(job, text_tokens=text_tokens, profile=device)
+    size = job.config.engine.selector_decode
     components = shape.component_flops(size, shape.transformer.text_length)
     counted = CountedCosts(
         shape=shape,
-        cost=plan_cost(compiled, shape.transformer, components),
-        memory=memory_plan(shape, compiled, selector_decode=size, pass_rows=pass_rows(config, compiled)),
-        workload=None if device is None else workload_of(shape, compiled, device, config),
+        cost=plan_cost(job.plan, shape.transformer, components),
+        memory=memory_plan(shape, job.plan, selector_decode=size, pass_rows=job.pass_rows),
+        workload=None if device is None else workload_of(job, shape, device),
     )
-    return JobReport(config=config, plan=compiled, counted=counted)
+    return JobReport(job=job, counted=counted)
 
 
 def _parameters(shape: ModelShape) -> dict[str, int]:
@@ -194,7 +187,8 @@ def _parameters(shape: ModelShape) -> dict[str, int]:
     }
 
 
-def _headline(config: JobConfig, compiled: Plan) -> str:
+def _headline(job: ResolvedJob) -> str:
+    config, compiled = job.config, job.plan
     head = (
         f"model {config.model.name}, strategy {compiled.strategy}, n {config.strategy.n}, "
         f"plan {config.strategy.plan}"
@@ -204,7 +198,7 @@ def _headline(config: JobConfig, compiled: Plan) -> str:
             f", potential {compiled.potential.value}, lambda {compiled.lambda_:g}, "
             f"{compiled.scheme.value} resampling"
         )
-    rows = pass_rows(config, compiled)
+    rows = job.pass_rows
     if rows is not None:
         head += f"; deterministic, passes of {', '.join(map(str, rows))} rows by segment, counted as full"
     return head

@@ -18,12 +18,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from ttsvar_ray.cluster.expectations import expected_workload
-from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
-from ttsvar_ray.cluster.run import JobParts, Run
+from ttsvar_ray.cluster.run import Run
 from ttsvar_ray.cluster.session import is_submitted_job
-from ttsvar_ray.config.sections import JobConfig, content_digest
+from ttsvar_ray.config import JobConfig, content_digest
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -37,8 +35,9 @@ from ttsvar_ray.dataset import (
     open_output,
     write_bad_lines,
 )
-from ttsvar_ray.job.build import build_engine, build_plan, check_parts
-from ttsvar_ray.job.weights import fetch_weights, pin_weights, weight_fingerprints
+from ttsvar_ray.job.paths import resolve_output
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts.read import (
     bad_lines,
@@ -49,7 +48,7 @@ from ttsvar_ray.prompts.read import (
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource
 from ttsvar_ray.storage import is_uri
 
-__all__ = ["JobParts", "JobProgress", "JobSummary", "run_job"]
+__all__ = ["JobProgress", "JobSummary", "run_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,25 +84,15 @@ def run_job(
         LostRowsError: in the end a prompt has neither images nor a dead letter, or both.
     """
     started = time.monotonic()
-    fingerprints: Callable[[], dict[str, str]] = dict
-    fetch: Callable[[], None] | None = None
     if parts is None:
-        plan = build_plan(config)
-        check_parts(config, plan)
-        pinned = pin_weights(config)
-        fingerprints, fetch = partial(weight_fingerprints, pinned, plan), partial(fetch_weights, pinned)
-        parts = JobParts(
-            plan=plan,
-            build_engine=partial(build_engine, with_absolute_inputs(pinned), plan),
-            expect=partial(expected_workload, config, plan),
-        )
+        parts = job_parts(resolve(config, needs_parts=True))
     root = resolve_output(config.output.path, submitted=is_submitted_job())
     is_relative = not is_uri(config.output.path) and not Path(config.output.path).is_absolute()
     if is_relative and is_submitted_job():
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
     with _prompt_source(config) as source:
         scan = scan_prompts(source)
-        content = {**config.content(), **fingerprints()}
+        content = {**config.content(), **parts.fingerprints()}
         manifest = RunManifest(
             config=config.resolved(),
             content=content,
@@ -154,8 +143,7 @@ def run_job(
                 - sum(len(rows) for rows in rows_to_run.values()),
             )
             if not ledger.is_done:
-                if fetch is not None:
-                    fetch()
+                parts.fetch()
                 run.execute()
             return run.summary(started)
 

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 
 import ray
 
+from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError
 
 DEFAULT_CPUS_BESIDE_GPU = 1.0
+
+ACCELERATOR_TYPE = "accelerator_type:"
+"""Begins the name of the resource by which Ray says what kind of GPU a node has."""
+
+USUAL_GPU = "h100"
+"""Rates for a GPU of a kind that has no profile: proportions between segments matter, and are corrected by
+what is observed; bytes do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +102,26 @@ def lay_out_workers(
             "model.device, or set cluster.workers to wait for nodes that will join"
         )
     return WorkerLayout(count=fit if workers is None else workers, cpus=cpus_each, gpus=gpus_each)
+
+
+def profile_name(layout: WorkerLayout, resources: Mapping[str, float]) -> str:
+    """Return the cost profile of the workers' device.
+
+    Args:
+        layout: the workers.
+        resources: Ray's totals of the cluster.
+    """
+    if not layout.gpus:
+        return "cpu"
+    kinds = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
+    names = device_names()
+    known = [
+        name
+        for kind in sorted(kinds)
+        for name in names
+        if name == kind.lower() or name.startswith(f"{kind.lower()}-")
+    ]
+    return known[0] if known else USUAL_GPU
 
 
 def divide_workers(workers: int, per_cell: int) -> list[range]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -40,13 +40,14 @@ from ttsvar_ray.cluster.resources import (
     describe_resources,
     divide_workers,
     lay_out_workers,
+    profile_name,
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.tally import Tally
 from ttsvar_ray.cluster.waiting import reason_of
-from ttsvar_ray.cluster.worker import EngineBuilder, WorkerInfo
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.cluster.worker import WorkerInfo
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.dataset import (
     ChunkReport,
@@ -57,12 +58,12 @@ from ttsvar_ray.dataset import (
     summarise_output,
 )
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
-from ttsvar_ray.job.policies import coordinator_settings
+from ttsvar_ray.job.resolved import coordinator_settings
+from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
 from ttsvar_ray.leasing.policy import LeasePolicy
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.search.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +72,6 @@ POLL_S = 1.0
 
 COMMIT_TIMEOUT_S = 600.0
 """How long an ending run waits for parts that are being written, where nobody presses it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobParts:
-    """What a job runs: a plan, and how a worker builds its engine for it.
-
-    Attributes:
-        expect: what the plan costs on the workers that a cluster of some resources makes, if that is known.
-    """
-
-    plan: Plan
-    build_engine: EngineBuilder
-    expect: Callable[[WorkerLayout, Mapping[str, float]], Workload | None] = lambda layout, resources: None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +125,7 @@ class Run:
                 threads=self.config.engine.threads,
             )
             with demanded(layout, resources):
-                self._start_actors(layout, self.parts.expect(layout, resources))
+                self._start_actors(layout, self.parts.expect(profile_name(layout, resources)))
                 try:
                     self._loop(stop)
                 except (ObjectStoreFullError, OutOfDiskError) as error:

@@ -14,6 +14,7 @@ from ttsvar_ray.config.sections import (
     RewardConfig,
     SamplingConfig,
     StrategyConfig,
+    content_digest,
     flatten,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "RewardConfig",
     "SamplingConfig",
     "StrategyConfig",
+    "content_digest",
     "flatten",
     "load_config",
     "option_names",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -38,6 +39,20 @@ _Positive = Annotated[_Number, Field(gt=0)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """Marks a setting that says where weights are.
+
+    Attributes:
+        or_name: whether it may be a name instead.
+    """
+
+    or_name: bool = False
+
+
+_Weights = Annotated[_Text | None, WeightFiles()]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
@@ -45,17 +60,17 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """Which model draws, where and in which number format."""
 
-    name: _Text = Field(
+    name: Annotated[_Text, WeightFiles(or_name=True)] = Field(
         default="shapes",
         description='"shapes" (built in), a published name such as "infinity-2b", a model directory, or '
         '"hf:OWNER/NAME[@REVISION]" of one',
     )
-    path: _Text | None = Field(
+    path: _Weights = Field(
         default=None,
         description="of a published name: folder with its published files, or hf:OWNER/NAME[@REVISION]; "
         "None: where they were published",
     )
-    text_encoder: _Text | None = Field(
+    text_encoder: _Weights = Field(
         default=None, description="folder or hf:OWNER/NAME[@REVISION]; None: the model's own"
     )
     resolution: Literal["0.06M", "0.25M", "0.60M", "1M"] | None = Field(
@@ -128,8 +143,8 @@ class RewardConfig(_Section):
     name: _Text = Field(
         default="auto", description='"auto" (the model\'s own), the name of a reward, or "ensemble"'
     )
-    path: _Text | None = Field(default=None, description="directory of the reward's files")
-    members: dict[_Text, _Text | None] | None = Field(
+    path: _Weights = Field(default=None, description="directory of the reward's files")
+    members: Annotated[dict[_Text, _Text | None] | None, WeightFiles()] = Field(
         default=None,
         description="of an ensemble: the name of each reward, and the directory of its files",
     )
@@ -179,7 +194,7 @@ class FeaturesConfig(_Section):
         default="auto", description='"auto" (the model\'s own), "pca", "pca_all", "pool" or "inception"'
     )
     pca_sign: Literal["deterministic", "published"] = "deterministic"
-    backbone: _Text | None = Field(default=None, description="file or directory of the extractor's weights")
+    backbone: _Weights = Field(default=None, description="file or directory of the extractor's weights")
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
         description="image to pixels as published (PIL), or faster as tensors on the network's device",
@@ -279,6 +294,15 @@ class JobConfig(_Section):
     output: OutputConfig = OutputConfig()
     # A column of the output holds it: 64 bits.
     seed: Annotated[_Integer, Field(ge=-(2**63), lt=2**63)] = 0
+
+    def weight_files(self) -> Iterator[tuple[str, str, WeightFiles]]:
+        """Yield section, key and mark of every setting that says where weights are."""
+        for name, section in self:
+            if isinstance(section, BaseModel):
+                for key, field in type(section).model_fields.items():
+                    for mark in field.metadata:
+                        if isinstance(mark, WeightFiles):
+                            yield name, key, mark
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting as JSON values, under the names a job file uses."""

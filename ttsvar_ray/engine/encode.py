@@ -15,6 +15,11 @@ from ttsvar_ray.types import UInt8Array
 
 IMAGE_FORMATS = ("png", "webp", "jpeg")
 
+DEFAULT_QUALITY = 95
+"""Of webp and jpeg."""
+ENCODE_THREADS = 2
+"""Image files that an engine writes at a time."""
+
 _PNG_LEVEL = 6
 _WEBP_METHOD = 4
 _FULL_CHROMA = 0

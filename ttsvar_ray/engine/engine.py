@@ -22,7 +22,7 @@ import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import rows_by_segment
-from ttsvar_ray.engine.encode import ImageEncoder
+from ttsvar_ray.engine.encode import DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
 from ttsvar_ray.engine.faults import describe, free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.micro_batch import Row, form_micro_batches, rows_of
 from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
@@ -62,8 +62,8 @@ class EngineSettings:
     selector_decode: str = "full"
     nonfinite: str = "error"
     image_format: str = "png"
-    quality: int = 95
-    encode_threads: int = 2
+    quality: int = DEFAULT_QUALITY
+    encode_threads: int = ENCODE_THREADS
     memory_bytes: int | None = None
 
 

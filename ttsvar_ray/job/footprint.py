@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import ModelShape, TransformerShape
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import T5_XL, EncoderShape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import ModelShape
 from ttsvar_ray.costs.seconds import JUDGE_ROWS
 from ttsvar_ray.job.footprint import has_counted_costs, model_shape

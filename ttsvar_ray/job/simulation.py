@@ -6,19 +6,16 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.build import build_plan, describe
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.memory_plan import memory_plan
-from ttsvar_ray.job.pass_rows import check_rows, pass_rows
-from ttsvar_ray.job.policies import coordinator_settings
+from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
-from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import PayloadSizes
 
@@ -62,9 +59,8 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
             or a workload of another plan.
         CheckpointError: a model directory that cannot be read.
     """
-    plan = build_plan(config)
-    check_rows(config, plan)
-    description = describe(config)
+    job = resolve(config)
+    plan, description = job.plan, job.description
     given = config.engine.memory_gb
     memory_bytes = None if given is None else int(given * 1e9)
     if _is_workload_file(profile):
@@ -76,11 +72,11 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
             )
     else:
         device = load_profile(profile)
-        workload = build_workload(config, plan, device)
+        workload = build_workload(job, device)
         if is_gpu(device):
-            left = _bytes_left(config, description, plan, device)
+            left = _bytes_left(job, device)
             memory_bytes = left if memory_bytes is None else min(memory_bytes, left)
-    fixed = pass_rows(config, plan)
+    fixed = job.pass_rows
     if fixed is not None:
         # A measured workload knows of no passes that are filled up.
         loads = zip(workload.segments, fixed, strict=True)
@@ -89,7 +85,7 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
     return SimulatedJob(
         plan=plan,
         workload=workload,
-        coordinator=coordinator_settings(config),
+        coordinator=job.coordinator_settings,
         rows=config.engine.micro_batch_rows,
         memory_bytes=memory_bytes,
         rows_per_part=config.output.rows_per_part,
@@ -114,13 +110,13 @@ def _is_workload_file(profile: str) -> bool:
         return False
 
 
-def _bytes_left(config: JobConfig, description: ModelDescription, plan: Plan, device: DeviceProfile) -> int:
-    shape = model_shape(config, description, plan, on_gpu=True)
+def _bytes_left(job: ResolvedJob, device: DeviceProfile) -> int:
+    shape = model_shape(job.config, job.description, job.plan, on_gpu=True)
     memory = memory_plan(
         shape,
-        plan,
-        selector_decode=config.engine.selector_decode,
-        pass_rows=pass_rows(config, plan),
+        job.plan,
+        selector_decode=job.config.engine.selector_decode,
+        pass_rows=job.pass_rows,
     )
     left = memory.room(device.memory_bytes)
     if left < 1:

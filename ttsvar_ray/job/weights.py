@@ -1,37 +1,34 @@
-"""Which weights a job computes with: pinned before it starts, and recorded for its later sittings."""
+"""Which weights a job computes with: pinned before it starts, and recorded for its later sessions."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from ttsvar_ray.config.sections import JobConfig
-from ttsvar_ray.job.build import (
-    describe,
-    model_choice,
-    needs_features,
-    resolve_extractor,
-    resolve_rewards,
-)
+from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
-from ttsvar_ray.models.registry import fetch_model, pin_model
+from ttsvar_ray.models.registry import describe_model, fetch_model, pin_model
 from ttsvar_ray.models.weight_source import fingerprint_path
-from ttsvar_ray.search.plan import Plan
 
 
-def pin_weights(config: JobConfig) -> JobConfig:
-    """Return the settings with each repository of the hub at the commit it stands for now.
+def pin_weights(job: ResolvedJob) -> ResolvedJob:
+    """Return the job with each repository of the hub at the commit it stands for now.
 
     For building engines: workers that start at other times, on other machines, then load the same weights.
 
     Raises:
         CheckpointError: a repository whose commit cannot be found out.
     """
-    pinned = pin_model(model_choice(config))
+    choice = model_choice(job.config)
+    pinned = pin_model(choice)
+    if pinned == choice:
+        return job
     names = {"name": pinned.name, "path": pinned.path, "text_encoder": pinned.text_encoder}
-    return config.model_copy(update={"model": config.model.model_copy(update=names)})
+    config = job.config.model_copy(update={"model": job.config.model.model_copy(update=names)})
+    return dataclasses.replace(job, config=config, description=describe_model(pinned))
 
 
-def fetch_weights(config: JobConfig) -> None:
+def fetch_weights(job: ResolvedJob) -> None:
     """Bring the model's weights to this machine where they are in a repository of the hub.
 
     Workers fetch for themselves too, where they do not share a cache with this machine. Doing it here first
@@ -40,10 +37,10 @@ def fetch_weights(config: JobConfig) -> None:
     Raises:
         CheckpointError: the hub cannot be reached, or a file is missing.
     """
-    fetch_model(model_choice(config))
+    fetch_model(model_choice(job.config))
 
 
-def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
+def fingerprints(job: ResolvedJob) -> dict[str, str]:
     """Return what tells a job's weights from others, by a name for each: `{"weights.transformer": ...}`.
 
     Files are sampled, not read whole; see `WeightSource.fingerprint`.
@@ -51,22 +48,21 @@ def weight_fingerprints(config: JobConfig, plan: Plan) -> dict[str, str]:
     Raises:
         CheckpointError: weights that are not there.
     """
-    description = describe(config)
+    description, model = job.description, job.config.model.name
     found = {f"weights.{part}": weights.fingerprint() for part, weights in description.weights.items()}
 
     def add(name: str, path: Path | None) -> None:
         if path is None:
             return
         own = path in (description.reward_path, description.backbone_path)
-        if own and is_hub_reference(config.model.name):
+        if own and is_hub_reference(model):
             # In the same commit as the model, and perhaps not fetched yet.
-            found[name] = str(HubRepository.parse(config.model.name).pinned())
+            found[name] = str(HubRepository.parse(model).pinned())
         else:
             found[name] = fingerprint_path(path)
 
-    for reward in resolve_rewards(config, description):
+    for reward in job.rewards:
         add(f"weights.reward.{reward.name}", reward.path)
-    if needs_features(plan):
-        extractor = resolve_extractor(config, description)
-        add(f"weights.features.{extractor.name}", extractor.path)
+    if job.extractor is not None:
+        add(f"weights.features.{job.extractor.name}", job.extractor.path)
     return found

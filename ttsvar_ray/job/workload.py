@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 
-from ttsvar_ray.config.sections import JobConfig
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload, rows_by_segment
-from ttsvar_ray.costs import DeviceProfile, ModelShape, scale_costs
+from ttsvar_ray.costs import DeviceProfile, ModelShape, load_profile, scale_costs
 from ttsvar_ray.costs.memory import conditioning_bytes, state_bytes, step_bytes
 from ttsvar_ray.costs.seconds import (
     Line,
@@ -18,17 +18,31 @@ from ttsvar_ray.costs.seconds import (
     text_seconds,
 )
 from ttsvar_ray.costs.shape import ScaleCost
-from ttsvar_ray.job.build import describe
+from ttsvar_ray.engine.encode import ENCODE_THREADS
+from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import model_shape
-from ttsvar_ray.job.pass_rows import pass_rows
-from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.search.plan import Segment
 from ttsvar_ray.types import SelectionKind
 
-ENCODE_THREADS = 2
-"""Image files that an engine writes at a time."""
+logger = logging.getLogger(__name__)
 
 
-def build_workload(config: JobConfig, plan: Plan, profile: DeviceProfile) -> Workload:
+def expected_workload(job: ResolvedJob, profile: str) -> Workload | None:
+    """Return what the coordinators of a job may expect of workers on a device, None where nobody has counted.
+
+    Args:
+        job: the job.
+        profile: name of the device's profile.
+    """
+    try:
+        return build_workload(job, load_profile(profile))
+    except ConfigurationError as error:
+        logger.info("work is placed by rows alone: %s", error)
+        return None
+
+
+def build_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload:
     """Return the loads of a plan's segments on a kind of device.
 
     Seconds are estimates from rates; bytes are counted. A prompt's text is held once per worker and
@@ -36,15 +50,14 @@ def build_workload(config: JobConfig, plan: Plan, profile: DeviceProfile) -> Wor
     somewhat more than this says.
 
     Args:
-        config: the job.
-        plan: `build_plan(config)`.
+        job: the job.
         profile: the device; every profile but "cpu" is a GPU.
 
     Raises:
         ConfigurationError: a model family or a reward whose costs are not counted.
     """
-    model = model_shape(config, describe(config), plan, on_gpu=is_gpu(profile))
-    return workload_of(model, plan, profile, config)
+    model = model_shape(job.config, job.description, job.plan, on_gpu=is_gpu(profile))
+    return workload_of(job, model, profile)
 
 
 def is_gpu(profile: DeviceProfile) -> bool:
@@ -52,12 +65,13 @@ def is_gpu(profile: DeviceProfile) -> bool:
     return not profile.name.startswith("cpu")
 
 
-def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: JobConfig) -> Workload:
+def workload_of(job: ResolvedJob, model: ModelShape, profile: DeviceProfile) -> Workload:
     """Return the loads of a plan's segments for known sizes; see `build_workload`."""
     padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
+    plan, selector_decode = job.plan, job.config.engine.selector_decode
     costs = scale_costs(plan.scale_schedule, padded)
-    most = rows_by_segment(config.engine.micro_batch_rows, plan)
-    fixed = pass_rows(config, plan)
+    most = rows_by_segment(job.config.engine.micro_batch_rows, plan)
+    fixed = job.pass_rows
     lines = [
         scale_line(model, costs[scale], profile, rows)
         for segment, rows in zip(plan.segments, most, strict=True)
@@ -68,7 +82,13 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
             time += Line(0.0, text_seconds(model, profile) / segment.population)
-        time += _images(model, segment, profile, config)
+        time += _images(
+            model,
+            segment,
+            profile,
+            selector_decode=selector_decode,
+            image_format=job.config.output.image_format,
+        )
         # Of one parent; a pass that is filled up has the rows that its scales had before.
         replay = sum(
             lines[scale].fixed + (1 if fixed is None else fixed[one.index]) * lines[scale].per_row
@@ -84,7 +104,7 @@ def workload_of(model: ModelShape, plan: Plan, profile: DeviceProfile, config: J
                     costs,
                     segment,
                     rows=segment.population if fixed is None else fixed[segment.index],
-                    selector_decode=config.engine.selector_decode,
+                    selector_decode=selector_decode,
                 ),
                 batch_seconds=time.fixed,
                 row_seconds=time.per_row,
@@ -141,11 +161,13 @@ def _clusters(segment: Segment) -> bool:
     return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
 
 
-def _images(model: ModelShape, segment: Segment, profile: DeviceProfile, config: JobConfig) -> Line:
+def _images(
+    model: ModelShape, segment: Segment, profile: DeviceProfile, *, selector_decode: str, image_format: str
+) -> Line:
     """Return the time of the images that a segment decodes, judges and writes."""
     time = Line()
     for scale in _scales(segment):
-        size = _decoded_size(segment, scale, config.engine.selector_decode)
+        size = _decoded_size(segment, scale, selector_decode)
         if size is None:
             continue
         final = segment.is_last and scale == segment.last_scale
@@ -171,7 +193,7 @@ def _images(model: ModelShape, segment: Segment, profile: DeviceProfile, config:
         if embedded:
             time += judge_line(model.extractor, pixels, profile, padded=is_gpu(profile))
         if final:
-            written = encode_file_seconds(config.output.image_format, pixels, profile)
+            written = encode_file_seconds(image_format, pixels, profile)
             time += Line(0.0, written / ENCODE_THREADS)
     return time
 

@@ -211,6 +211,19 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return names[dtype]
 
 
+def check_top_k(description: ModelDescription, top_k: int | None) -> None:
+    """Refuse a top-k for a model that would not read it.
+
+    Raises:
+        ConfigurationError: it draws bits.
+    """
+    if top_k is not None and description.sampling.top_k is None:
+        raise ConfigurationError(
+            f"sampling.top_k: model {description.name!r} draws bits of two values each, which top-k never "
+            "changes; remove it"
+        )
+
+
 def load_model(
     model: str | ModelChoice,
     *,
@@ -248,11 +261,7 @@ def load_model(
         top_p=own.top_p if top_p is None else float(top_p),
         top_k=own.top_k if top_k is None else top_k,
     )
-    if top_k is not None and own.top_k is None:
-        raise ConfigurationError(
-            f"sampling.top_k: model {description.name!r} draws bits of two values each, which top-k never "
-            "changes; remove it"
-        )
+    check_top_k(description, top_k)
     target = resolve_device(device)
     load = FAMILIES[description.family]()
     with reading_weights(f"model {choice.path or choice.name}"):

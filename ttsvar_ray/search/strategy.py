@@ -56,6 +56,14 @@ _RESAMPLING_READS = frozenset({"potential", "lambda", "scheme"})
 _CLUSTERING_READS = frozenset({"cluster_restarts"})
 
 
+def settings_read_by(strategy: Strategy) -> frozenset[str]:
+    """Return the settings that plans of a strategy may read; which of them one reads, its selections say."""
+    read = _READS[strategy]
+    if "resample_scales" in read:
+        read |= _RESAMPLING_READS
+    return read | _CLUSTERING_READS if "cluster_scales" in read else read
+
+
 def compile_plan(
     *,
     scale_schedule: ScaleSchedule,

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from ttsvar_ray.cluster.demand import bundles, fits
-from ttsvar_ray.cluster.expectations import profile_name
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
     describe_resources,
     divide_workers,
     lay_out_workers,
+    profile_name,
 )
 from ttsvar_ray.errors import ConfigurationError
 

@@ -17,9 +17,10 @@ from ttsvar_ray.costs import TransformerShape, scale_costs
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.memory import conditioning_bytes, step_bytes
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.job.build import build_engine, build_plan, describe
+from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.conditioning import Conditioning
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.resolutions import published_resolution
@@ -134,10 +135,11 @@ def test_decoding_takes_what_is_counted(
 
 def test_a_whole_prompt_takes_what_is_planned() -> None:
     config = load_config(None, ["model.device=cpu"], needs_files=False)
-    plan = build_plan(config)
-    engine = build_engine(config, plan)
+    job = resolve(config)
+    plan = job.plan
+    engine = build_engine(job)
     planned = memory_plan(
-        model_shape(config, describe(config), plan, on_gpu=False), plan, selector_decode="full"
+        model_shape(config, job.description, plan, on_gpu=False), plan, selector_decode="full"
     )
     prompt = Prompt(row=0, prompt_id="a", ordinal=0, text="a red ring")
     live = peak_live_bytes(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.prompts import make_prompts
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.search.plan import Plan
 
@@ -27,11 +28,12 @@ def search(
             "seed": SEED,
         }
     )
-    plan: Plan = build_plan(config)
+    job = resolve(config)
+    plan: Plan = job.plan
     outcomes = run_local(
         make_prompts(prompts),
         plan=plan,
-        engines=[build_engine(config, plan) for _ in range(engines)],
+        engines=[build_engine(job) for _ in range(engines)],
         run_seed=SEED,
         settings=CoordinatorSettings(spread=spread, keep="all"),
     )

@@ -25,9 +25,10 @@ from ttsvar_ray.costs import load_profile
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.build import build_engine, build_plan, check_parts, describe
+from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.job.workload import build_workload
 from ttsvar_ray.results import PromptResult
@@ -166,11 +167,11 @@ def shapes_job(*settings: str) -> JobConfig:
 
 
 def built_in(config: JobConfig, engines: int) -> dict[str, object]:
-    plan = build_plan(config)
+    job = resolve(config)
     outcomes = run_local(
         make_prompts(2),
-        plan=plan,
-        engines=[build_engine(config, plan) for _ in range(engines)],
+        plan=job.plan,
+        engines=[build_engine(job) for _ in range(engines)],
         run_seed=config.seed,
         settings=CoordinatorSettings(spread=engines, keep="all"),
     )
@@ -194,8 +195,8 @@ FIXED = ("engine.deterministic=true", "engine.micro_batch_rows=[32, 32, 16, 8, 4
 
 def test_costs_are_those_of_full_passes() -> None:
     config, free = two_b(*FIXED), two_b("engine.micro_batch_rows=[32, 32, 16, 8, 4]")
-    plan, device = build_plan(config), load_profile("h200")
-    fixed, loose = build_workload(config, plan, device), build_workload(free, plan, device)
+    job, device = resolve(config), load_profile("h200")
+    fixed, loose = build_workload(job, device), build_workload(resolve(free), device)
     for index, rows in enumerate((32, 32, 16, 8, 4)):
         assert fixed.segments[index].pass_rows == rows
         full = loose.seconds(index, rows)
@@ -205,7 +206,8 @@ def test_costs_are_those_of_full_passes() -> None:
     assert fixed.seconds(3, 8, 8) == fixed.seconds(3, 8, 1), "parents are rebuilt in one pass"
     assert fixed.seconds(3, 8, 1) > loose.seconds(3, 8, 1)
 
-    model = model_shape(config, describe(config), plan, on_gpu=True)
+    plan = job.plan
+    model = model_shape(config, job.description, plan, on_gpu=True)
     sizes = {"selector_decode": "full"}
     padded = memory_plan(model, plan, pass_rows=(32, 32, 16, 8, 4), **sizes)
     usual = memory_plan(model, plan, **sizes)
@@ -215,8 +217,7 @@ def test_costs_are_those_of_full_passes() -> None:
 
 
 def test_a_plan_says_how_large_its_passes_are() -> None:
-    config = two_b(*FIXED)
-    report = job_report(config, build_plan(config), text_tokens=32, profile=None)
+    report = job_report(resolve(two_b(*FIXED)))
     assert "deterministic, passes of 32, 32, 16, 8, 4 rows by segment" in report.lines()[0]
 
 
@@ -255,12 +256,12 @@ def test_a_worker_too_small_for_its_passes_is_told_so() -> None:
 def test_settings_that_do_not_go_together_are_named(settings: list[str], said: str) -> None:
     config = shapes_job(*settings)
     with pytest.raises(ConfigurationError, match=said):
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
 
 
 def test_rising_numbers_are_fine_where_nothing_is_filled_up() -> None:
     config = shapes_job("engine.micro_batch_rows=[4, 4, 8, 2, 2]")
-    check_parts(config, build_plan(config))
+    resolve(config, needs_parts=True)
 
 
 def test_a_simulation_pays_for_passes_that_are_not_full() -> None:

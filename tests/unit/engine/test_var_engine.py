@@ -12,7 +12,8 @@ from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.build import build_engine, build_plan, check_parts
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.var.config import PRESETS
 from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.results import PromptFailure, PromptResult
@@ -35,15 +36,15 @@ def job(tmp_path: Path) -> list[str]:
 
 def test_class_names_become_images_and_other_prompts_one_failure_each(job: list[str]) -> None:
     config = load_config(None, job)
-    plan = build_plan(config)
-    check_parts(config, plan)
+    job = resolve(config, needs_parts=True)
+    plan = job.plan
     texts = ["thing 2", "6", "a poem about things"]
     prompts = [Prompt(row=row, prompt_id=f"p{row}", ordinal=0, text=text) for row, text in enumerate(texts)]
     outcomes = list(
         run_local(
             prompts,
             plan=plan,
-            engines=[build_engine(config, plan)],
+            engines=[build_engine(job)],
             run_seed=config.seed,
             settings=CoordinatorSettings(keep="all"),
         )
@@ -61,12 +62,12 @@ def test_class_names_become_images_and_other_prompts_one_failure_each(job: list[
 def test_top_k_is_refused_before_weights_are_touched_where_nothing_reads_it(job: list[str]) -> None:
     config = load_config(None, [*FILES, "model.name=shapes", "sampling.top_k=5"])
     with pytest.raises(ConfigurationError, match=r"sampling\.top_k: .*remove it"):
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
     config = load_config(None, [*job, "sampling.top_k=5"])
-    check_parts(config, build_plan(config))
+    resolve(config, needs_parts=True)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_plans_of_published_models_compile(name: str) -> None:
-    plan = build_plan(load_config(None, [*FILES, f"model.name={name}", "strategy.n=2"]))
+    plan = resolve(load_config(None, [*FILES, f"model.name={name}", "strategy.n=2"])).plan
     assert [segment.population for segment in plan.segments] == [16, 12, 8, 4, 2]

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from tests.support.published_infinity import TINY, write_published
-from ttsvar_ray.config import load_config
-from ttsvar_ray.config.sections import JobConfig, content_digest
+from ttsvar_ray.config import JobConfig, content_digest, load_config
 from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, open_output
 from ttsvar_ray.errors import CheckpointError, OutputError
-from ttsvar_ray.job.build import build_plan
-from ttsvar_ray.job.weights import pin_weights, weight_fingerprints
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.weights import fingerprints, pin_weights
 from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.infinity.presets import PRESETS
 
@@ -32,7 +31,7 @@ def settings(*overrides: str) -> JobConfig:
 
 
 def manifest(config: JobConfig) -> RunManifest:
-    content = {**config.content(), **weight_fingerprints(config, build_plan(config))}
+    content = {**config.content(), **fingerprints(resolve(config))}
     return RunManifest(
         config=config.resolved(),
         content=content,
@@ -69,7 +68,7 @@ def test_a_run_goes_on_with_the_same_weights_from_anywhere_and_with_no_others(tm
 def test_weights_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
     config = settings(f"model.path={tmp_path}", f"model.text_encoder={tmp_path}")
     with pytest.raises(CheckpointError, match=r"infinity_tiny\.pth: no such file"):
-        weight_fingerprints(config, build_plan(config))
+        fingerprints(resolve(config))
 
 
 def test_repositories_are_pinned_and_stand_for_themselves(
@@ -81,17 +80,18 @@ def test_repositories_are_pinned_and_stand_for_themselves(
         ["model.name=infinity-2b", "strategy.name=best-of-n", "reward.name=constant"],
         needs_files=False,
     )
-    pinned = pin_weights(config)
+    job = pin_weights(resolve(config))
+    pinned = job.config
     assert pinned.model.path == f"hf:FoundationVision/Infinity@{COMMIT}"
     assert pinned.model.text_encoder == f"hf:google/flan-t5-xl@{COMMIT}"
     assert pinned.digest() == config.digest()
-    assert weight_fingerprints(pinned, build_plan(pinned)) == {
+    assert fingerprints(job) == {
         "weights.transformer": f"hf:FoundationVision/Infinity@{COMMIT} infinity_2b_reg.pth",
         "weights.tokenizer": f"hf:FoundationVision/Infinity@{COMMIT} infinity_vae_d32reg.pth",
         "weights.text_encoder": f"hf:google/flan-t5-xl@{COMMIT}",
     }
     local = settings("model.path=/weights", "model.text_encoder=hf:someone/t5")
-    assert pin_weights(local).model.path == "/weights"
-    assert pin_weights(local).model.text_encoder == f"hf:someone/t5@{COMMIT}"
-    shapes = load_config(None, [], needs_files=False)
-    assert pin_weights(shapes) == shapes
+    kept = pin_weights(resolve(local)).config.model
+    assert (kept.path, kept.text_encoder) == ("/weights", f"hf:someone/t5@{COMMIT}")
+    shapes = resolve(load_config(None, [], needs_files=False))
+    assert pin_weights(shapes) is shapes

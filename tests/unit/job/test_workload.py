@@ -11,10 +11,10 @@ from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import load_profile
 from ttsvar_ray.costs.seconds import chord
-from ttsvar_ray.job.build import build_plan, describe
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.memory import RESERVED_SHARE, available_bytes, trajectory_bytes
 from ttsvar_ray.job.memory_plan import CONTEXT_BYTES, memory_plan
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.workload import build_workload
 
 
@@ -23,7 +23,7 @@ def job(*settings: str) -> JobConfig:
 
 
 def workload(config: JobConfig, profile: str = "h200") -> Workload:
-    return build_workload(config, build_plan(config), load_profile(profile))
+    return build_workload(resolve(config), load_profile(profile))
 
 
 def test_segments_of_infinity_2b() -> None:
@@ -82,7 +82,8 @@ def test_only_a_setting_limits_a_cpu() -> None:
     assert available_bytes("cpu") is None
     assert available_bytes("cpu", memory_gb=1.5) == 1_500_000_000
     config = load_config(None, ["engine.memory_gb=2"], needs_files=False)
-    assert trajectory_bytes(config, describe(config), build_plan(config), "cpu") == 2_000_000_000
+    resolved = resolve(config)
+    assert trajectory_bytes(config, resolved.description, resolved.plan, "cpu") == 2_000_000_000
 
 
 def test_a_gpu_gives_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,8 +103,9 @@ def test_a_gpu_gives_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_fits_grows_with_the_device() -> None:
     config = job()
-    plan = build_plan(config)
-    shape = model_shape(config, describe(config), plan, on_gpu=True)
+    resolved = resolve(config)
+    plan = resolved.plan
+    shape = model_shape(config, resolved.description, plan, on_gpu=True)
     memory = memory_plan(shape, plan, selector_decode="full")
     under_way = [memory.prompts_under_way(size * 1e9) for size in (12, 24, 40, 80, 141)]
     assert under_way == sorted(under_way)

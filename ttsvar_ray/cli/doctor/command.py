@@ -73,7 +73,7 @@ def examine(config: JobConfig | None, weights: Path) -> list[Finding]:
     from ttsvar_ray.cli.doctor.self_test import check_built_in_model
     from ttsvar_ray.cli.doctor.software import check_software
     from ttsvar_ray.cli.doctor.weights import MODELS, check_hub, check_job_paths, check_judges, check_models
-    from ttsvar_ray.job.build import model_choice
+    from ttsvar_ray.job.resolved import model_choice
     from ttsvar_ray.models.choice import ModelChoice
 
     folders = {**_output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}

@@ -14,18 +14,19 @@ def check_built_in_model() -> list[Finding]:
     from ttsvar_ray.config import load_config
     from ttsvar_ray.coordination.settings import CoordinatorSettings
     from ttsvar_ray.engine.local import run_local
-    from ttsvar_ray.job.build import build_engine, build_plan
+    from ttsvar_ray.job.build import build_engine
+    from ttsvar_ray.job.resolved import resolve
     from ttsvar_ray.results import PromptFailure
     from ttsvar_ray.types import Prompt
 
     started = time.monotonic()
     config = load_config(None, ["model.device=cpu", "strategy.name=raw"], needs_files=False)
-    plan = build_plan(config)
+    job = resolve(config)
     prompt = Prompt(row=0, prompt_id="doctor", ordinal=0, text="a red ring")
     (result,) = run_local(
         [prompt],
-        plan=plan,
-        engines=[build_engine(config, plan)],
+        plan=job.plan,
+        engines=[build_engine(job)],
         run_seed=config.seed,
         settings=CoordinatorSettings(),
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.cluster.paths import resolve_output, with_absolute_inputs
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.job.paths import resolve_output, with_absolute_inputs
 
 
 def test_a_submitted_job_does_not_write_into_the_copy_that_ray_deletes(

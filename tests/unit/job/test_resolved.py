@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.job.build import (
-    build_panel,
-    build_plan,
-    check_parts,
-    describe,
-    needs_features,
-    resolve_rewards,
-)
+from ttsvar_ray.job.build import build_panel
+from ttsvar_ray.job.resolved import coordinator_settings, resolve
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import PotentialKind, RewardCombination, SelectionKind
@@ -45,18 +39,18 @@ def config_for(model: str, **sections: Any) -> JobConfig:
 
 
 def selections(config: JobConfig) -> list[tuple[int, SelectionKind]]:
-    return [(s.scale_index, s.kind) for s in build_plan(config).selections]
+    return [(s.scale_index, s.kind) for s in resolve(config).plan.selections]
 
 
 def test_the_models_own_plan_is_the_default(tmp_path: Path) -> None:
-    plan = build_plan(config_for(model_directory(tmp_path), strategy={"n": 2}))
+    plan = resolve(config_for(model_directory(tmp_path), strategy={"n": 2})).plan
     assert plan.survivors_after == tuple(2 * k for k in OWN_PLAN["batch_schedule"])  # type: ignore[attr-defined]
     assert [s.scale_index for s in plan.selections] == [4, 8, 11]
     assert (plan.potential, plan.lambda_) == (PotentialKind.MAX, 3.0)
 
 
 def test_the_published_plan_ignores_the_models_own(tmp_path: Path) -> None:
-    plan = build_plan(config_for(model_directory(tmp_path), strategy={"plan": "published"}))
+    plan = resolve(config_for(model_directory(tmp_path), strategy={"plan": "published"})).plan
     assert plan.survivors_after == (8, 8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1)
     assert [s.scale_index for s in plan.selections] == [2, 5, 6, 9]
     assert (plan.potential, plan.lambda_) == (PotentialKind.VALUE, 10.0)
@@ -64,7 +58,7 @@ def test_the_published_plan_ignores_the_models_own(tmp_path: Path) -> None:
 
 def test_the_job_wins_over_the_model(tmp_path: Path) -> None:
     strategy = {"lambda": 1.5, "resample_scales": [9], "potential": "value"}
-    plan = build_plan(config_for(model_directory(tmp_path), strategy=strategy))
+    plan = resolve(config_for(model_directory(tmp_path), strategy=strategy)).plan
     assert plan.lambda_ == 1.5
     assert [s.scale_index for s in plan.selections] == [4, 9]
     assert plan.survivors_after[0] == 8, "the model's batch schedule belongs to its own selections"
@@ -76,20 +70,34 @@ def test_the_job_wins_over_the_model(tmp_path: Path) -> None:
 def test_other_strategies_take_what_they_read(tmp_path: Path, name: str, n: int, scales: list[int]) -> None:
     config = config_for(model_directory(tmp_path), strategy={"name": name, "n": n})
     assert [scale for scale, _ in selections(config)] == scales
-    assert build_plan(config).survivors_after == (n,) * 13
-    assert not needs_features(build_plan(config))
+    assert resolve(config).plan.survivors_after == (n,) * 13
+    assert resolve(config).extractor is None
+
+
+def test_problems_of_the_plan_and_of_the_parts_come_together(tmp_path: Path) -> None:
+    config = config_for(
+        model_directory(tmp_path),
+        strategy={"batch_schedule": [1, 2]},
+        reward={"name": "beauty"},
+        engine={"deterministic": True},
+        cluster={"batch_tokens": 100},
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(config, needs_parts=True)
+    settings = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert settings == ["strategy.batch_schedule", "reward.name", "cluster.batch_tokens"]
 
 
 def test_problems_name_the_setting(tmp_path: Path) -> None:
     config = config_for(model_directory(tmp_path), strategy={"batch_schedule": [1, 2]})
     with pytest.raises(ConfigurationError, match=r"strategy\.batch_schedule"):
-        build_plan(config)
+        resolve(config)
 
 
 def test_an_unknown_key_in_the_models_plan_is_refused(tmp_path: Path) -> None:
     model = model_directory(tmp_path, plan={"lamda": 3})
     with pytest.raises(CheckpointError, match="lamda"):
-        build_plan(config_for(model))
+        resolve(config_for(model))
 
 
 def test_all_problems_of_the_parts_come_at_once(tmp_path: Path) -> None:
@@ -100,7 +108,7 @@ def test_all_problems_of_the_parts_come_at_once(tmp_path: Path) -> None:
         sampling={"guidance": [1.0, 2.0]},
     )
     with pytest.raises(ConfigurationError) as caught:
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
     problems = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
     assert "reward.name" in problems and "'beauty'" in problems
@@ -111,9 +119,9 @@ def test_all_problems_of_the_parts_come_at_once(tmp_path: Path) -> None:
 def test_a_model_without_reward_needs_one_named(tmp_path: Path) -> None:
     config = config_for(model_directory(tmp_path, reward={}))
     with pytest.raises(ConfigurationError, match=r"reward\.name.*brings no reward"):
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
     named = config_for(model_directory(tmp_path, reward={}), reward={"name": "constant"})
-    check_parts(named, build_plan(named))
+    resolve(named, needs_parts=True)
 
 
 @pytest.mark.parametrize(("extractor", "file"), [("inception", "inception_v3_google"), ("pca", "DINOv2")])
@@ -124,13 +132,13 @@ def test_an_extractor_without_files_is_refused_before_anything_is_loaded(
     model = "shapes" if extractor == "inception" else model_directory(tmp_path, features={})
     config = config_for(model, features={"extractor": extractor})
     with pytest.raises(ConfigurationError, match=rf"features\.backbone: expected .*{file}"):
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
 
 
 def test_a_joint_extractor_is_part_of_the_plan() -> None:
-    assert build_plan(config_for("shapes")).joint_component is None
+    assert resolve(config_for("shapes")).plan.joint_component is None
     joint = config_for("shapes", features={"extractor": "pca_all", "pca_sign": "published"})
-    assert build_plan(joint).joint_component is ComponentSign.PUBLISHED
+    assert resolve(joint).plan.joint_component is ComponentSign.PUBLISHED
 
 
 def ensemble(**reward: Any) -> dict[str, Any]:
@@ -138,22 +146,19 @@ def ensemble(**reward: Any) -> dict[str, Any]:
 
 
 def test_an_ensemble_is_part_of_the_plan() -> None:
-    assert build_plan(config_for("shapes")).combination is None
+    assert resolve(config_for("shapes")).plan.combination is None
     config = config_for("shapes", reward=ensemble())
-    plan = build_plan(config)
-    check_parts(config, plan)
+    plan = resolve(config, needs_parts=True).plan
     assert (plan.reward_members, plan.combination) == (2, RewardCombination.SOFTMAX)
-    rescaled = build_plan(config_for("shapes", reward=ensemble(combine="z-score")))
+    rescaled = resolve(config_for("shapes", reward=ensemble(combine="z-score"))).plan
     assert rescaled.combination is RewardCombination.Z_SCORE
 
 
 def test_an_ensemble_is_the_same_in_any_order() -> None:
     config = config_for("shapes", reward=ensemble())
     turned = config_for("shapes", reward=ensemble(members={"constant": None, "shapes": None}))
-    parts = [part.name for part in resolve_rewards(config, describe(config))]
-    assert (
-        parts == ["constant", "shapes"] == [part.name for part in resolve_rewards(turned, describe(turned))]
-    )
+    for each in (config, turned):
+        assert [part.name for part in resolve(each).rewards] == ["constant", "shapes"]
     assert config.digest() == turned.digest()
     assert config.digest() != config_for("shapes", reward=ensemble(combine="z-score")).digest()
 
@@ -162,7 +167,7 @@ def test_all_problems_of_an_ensembles_members_come_at_once(tmp_path: Path) -> No
     members = {"beauty": None, "hps-v2.1": str(tmp_path / "nothing"), "shapes": None}
     config = config_for("shapes", reward=ensemble(members=members))
     with pytest.raises(ConfigurationError) as caught:
-        check_parts(config, build_plan(config))
+        resolve(config, needs_parts=True)
     first, second = caught.value.problems
     assert "reward.members: expected rewards among image-reward" in first and "got 'beauty'" in first
     assert second.startswith("reward.members: hps-v2.1: expected the files of the weights")
@@ -170,21 +175,40 @@ def test_all_problems_of_an_ensembles_members_come_at_once(tmp_path: Path) -> No
 
 def test_a_panel_has_the_members_and_says_how_they_are_combined() -> None:
     config = config_for("shapes", reward=ensemble(combine="z-score"))
-    panel = build_panel(config, describe(config), device="cpu")
+    panel = build_panel(resolve(config), device="cpu")
     assert [member.name for member in panel.members] == ["constant", "shapes"]
     assert panel.name == "z-score(constant, shapes)"
-    alone = build_panel(config_for("shapes"), describe(config), device="cpu")
+    alone = build_panel(resolve(config_for("shapes")), device="cpu")
     assert alone.name == "shapes"
 
 
 def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
     shutil.copy(__file__, tmp_path / "something.py")
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        build_plan(config_for(str(tmp_path)))
+        resolve(config_for(str(tmp_path)))
 
 
 def test_a_stand_in_reward_is_refused_where_gains_are_weighed() -> None:
     config = config_for("shapes", strategy={"potential": "diff"}, reward={"nonfinite": "worst"})
     with pytest.raises(ConfigurationError, match=r"reward\.nonfinite: expected 'error'"):
-        check_parts(config, build_plan(config))
-    check_parts(config_for("shapes", reward={"nonfinite": "worst"}), build_plan(config_for("shapes")))
+        resolve(config, needs_parts=True)
+    resolve(config_for("shapes", reward={"nonfinite": "worst"}), needs_parts=True)
+
+
+def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
+    config = JobConfig.model_validate(
+        {
+            "cluster": {
+                "spread": 3,
+                "max_attempts": 5,
+                "batch_tokens": 9000,
+                "segment_timeout_s": 12.0,
+            },
+            "output": {"keep": "all", "path": "out"},
+            "prompts": {"path": "prompts.txt"},
+        }
+    )
+    settings = coordinator_settings(config)
+    assert (settings.spread, settings.max_attempts, settings.keep) == (3, 5, "all")
+    assert settings.batch_tokens == 9000
+    assert (settings.deadline_floor_seconds, settings.deadline_ceiling_seconds) == (12.0, 12.0)

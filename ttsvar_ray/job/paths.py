@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config import JobConfig
 from ttsvar_ray.models.hub import is_hub_reference
 from ttsvar_ray.models.registry import BUILT_IN, published_names
 from ttsvar_ray.storage import is_uri
@@ -37,20 +38,15 @@ def with_absolute_inputs(config: JobConfig) -> JobConfig:
             return path
         return str(Path(path).expanduser().absolute())
 
-    model = config.model
-    model_paths = {"path": absolute(model.path), "text_encoder": absolute(model.text_encoder)}
-    if model.name != BUILT_IN and model.name not in published_names():
-        model_paths["name"] = absolute(model.name)
-    members = config.reward.members
-    return config.model_copy(
-        update={
-            "model": model.model_copy(update=model_paths),
-            "reward": config.reward.model_copy(
-                update={
-                    "path": absolute(config.reward.path),
-                    "members": members and {name: absolute(path) for name, path in members.items()},
-                }
-            ),
-            "features": config.features.model_copy(update={"backbone": absolute(config.features.backbone)}),
-        }
-    )
+    sections: dict[str, Any] = {}
+    for name, key, mark in config.weight_files():
+        section = sections.get(name, getattr(config, name))
+        value = getattr(section, key)
+        if mark.or_name and (value == BUILT_IN or value in published_names()):
+            continue
+        if isinstance(value, dict):
+            value = {member: absolute(path) for member, path in value.items()}
+        else:
+            value = absolute(value)
+        sections[name] = section.model_copy(update={key: value})
+    return config.model_copy(update=sections)

@@ -1,0 +1,108 @@
+"""Which reward judges a job's images and which extractor sees them: names, and where their weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttsvar_ray.config import FeaturesConfig, RewardConfig
+from ttsvar_ray.errors import ConfigurationError, noting
+from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, PATCH_EXTRACTORS, expected_backbone
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.rewards.registry import REWARD_NAMES
+from ttsvar_ray.search.principal_component import ComponentSign
+from ttsvar_ray.types import RewardCombination
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPart:
+    """A reward or an extractor: its name in the registry, and the files of its weights."""
+
+    name: str
+    path: Path | None
+
+
+def resolve_rewards(section: RewardConfig, description: ModelDescription) -> tuple[NamedPart, ...]:
+    """Return which rewards judge a job's images: its own choice, or the model's; several in an ensemble.
+
+    An ensemble's members are in the order of their names, so that the order in a job file means nothing.
+
+    Raises:
+        ConfigurationError: with every unknown name, and every path where nothing is.
+    """
+    if section.members is not None:
+        problems: list[str] = []
+        found: list[NamedPart] = []
+        for name, path in sorted(section.members.items()):
+            with noting(problems):
+                found.append(_named_reward("reward.members", name, path, description))
+        if problems:
+            raise ConfigurationError(problems)
+        return tuple(found)
+    name = section.name
+    if name == "auto":
+        if description.reward_name is None:
+            raise ConfigurationError(
+                f"reward.name: model {description.name!r} brings no reward of its own; expected one of "
+                f"{', '.join(REWARD_NAMES)}, or ensemble, got 'auto'"
+            )
+        name = description.reward_name
+    return (_named_reward("reward", name, section.path, description),)
+
+
+def _named_reward(setting: str, name: str, path: str | None, description: ModelDescription) -> NamedPart:
+    inside = setting == "reward.members"
+    if name not in REWARD_NAMES:
+        choices = ", ".join(REWARD_NAMES)
+        expected = f"rewards among {choices}" if inside else f"auto, ensemble or one of {choices}"
+        raise ConfigurationError(f"{setting if inside else 'reward.name'}: expected {expected}, got {name!r}")
+    own = description.reward_path if name == description.reward_name else None
+    where = f"reward.members: {name}" if inside else "reward.path"
+    return NamedPart(name=name, path=_existing(where, path, own))
+
+
+def combination(section: RewardConfig) -> RewardCombination | None:
+    """Return how the members of a job's ensemble become one; None without an ensemble."""
+    if section.members is None:
+        return None
+    return section.combine or RewardCombination.SOFTMAX
+
+
+def resolve_extractor(section: FeaturesConfig, description: ModelDescription) -> NamedPart:
+    """Return which feature extractor a job uses: its own choice, or the model's.
+
+    Raises:
+        ConfigurationError: an unknown name, or no network for it.
+    """
+    name = section.extractor
+    if name == "auto":
+        if description.extractor is None:
+            raise ConfigurationError(
+                f"features.extractor: model {description.name!r} brings none of its own; expected one of "
+                f"{', '.join(EXTRACTOR_NAMES)}, got 'auto'"
+            )
+        name = description.extractor
+    if name not in EXTRACTOR_NAMES:
+        raise ConfigurationError(
+            f"features.extractor: expected auto or one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}"
+        )
+    own = description.backbone_path if name in PATCH_EXTRACTORS else None
+    path = _existing("features.backbone", section.backbone, own)
+    if path is None:
+        raise ConfigurationError(f"features.backbone: expected {expected_backbone(name)}, got nothing")
+    return NamedPart(name=name, path=path)
+
+
+def joint_component(section: FeaturesConfig, description: ModelDescription) -> ComponentSign | None:
+    """Return how the selection reduces features over the whole population; None where it does not."""
+    name = (description.extractor or "auto") if section.extractor == "auto" else section.extractor
+    return ComponentSign(section.pca_sign) if name == JOINT_EXTRACTOR else None
+
+
+def _existing(setting: str, given: str | None, own: Path | None) -> Path | None:
+    if given is None:
+        return own
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise ConfigurationError(f"{setting}: expected the files of the weights, found nothing at {path}")
+    return path

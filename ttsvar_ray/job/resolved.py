@@ -1,0 +1,234 @@
+"""A job, understood once: from settings to a plan and to everything else that they mean.
+
+Comes in: a valid `JobConfig`. Goes out: a `ResolvedJob`, which is handed on to whatever runs, prints or
+simulates the job. What a setting leaves open ("auto", None) is filled in here from the model's own
+config.json, and nowhere else. No weights are read and no device is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import rows_by_segment
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, noting
+from ttsvar_ray.job.parts import (
+    NamedPart,
+    combination,
+    joint_component,
+    resolve_extractor,
+    resolve_rewards,
+)
+from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.registry import check_top_k, describe_model
+from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.strategy import Strategy, compile_plan, settings_read_by
+from ttsvar_ray.types import PotentialKind, SelectionKind
+
+_MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
+"""Settings that a model's own plan may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedJob:
+    """What a job's settings mean.
+
+    Attributes:
+        config: the settings, as they were given.
+        description: of the model.
+        plan: what is done to each prompt.
+    """
+
+    config: JobConfig
+    description: ModelDescription
+    plan: Plan
+
+    @cached_property
+    def rewards(self) -> tuple[NamedPart, ...]:
+        """What judges the images: one reward, or the members of an ensemble.
+
+        Raises:
+            ConfigurationError: an unknown name, or a path where nothing is.
+        """
+        return resolve_rewards(self.config.reward, self.description)
+
+    @cached_property
+    def extractor(self) -> NamedPart | None:
+        """What makes features; None where nothing in the plan reads them.
+
+        Raises:
+            ConfigurationError: an unknown name, or a path where nothing is.
+        """
+        return resolve_extractor(self.config.features, self.description) if _clusters(self.plan) else None
+
+    @property
+    def pass_rows(self) -> tuple[int, ...] | None:
+        """Rows that every forward pass of a segment has; None where they are as many as come."""
+        engine = self.config.engine
+        return rows_by_segment(engine.micro_batch_rows, self.plan) if engine.deterministic else None
+
+    @property
+    def coordinator_settings(self) -> CoordinatorSettings:
+        """What every cell of the job, and its simulation, goes by."""
+        return coordinator_settings(self.config)
+
+
+def resolve(config: JobConfig, *, needs_parts: bool = False) -> ResolvedJob:
+    """Understand a job's settings.
+
+    Args:
+        config: the settings.
+        needs_parts: also find what is wrong with the reward, the features and the sampling, and whether
+            their files are there; not for looking at plans.
+
+    Raises:
+        ConfigurationError: with every problem.
+        CheckpointError: a model directory that cannot be read.
+    """
+    description = describe_model(model_choice(config))
+    problems: list[str] = []
+    plan: Plan | None = None
+    with noting(problems):
+        plan = _build_plan(config, description)
+        _check_rows(config, plan)
+    if needs_parts:
+        _check_parts(config, description, plan, problems)
+    if problems or plan is None:
+        raise ConfigurationError(problems)
+    return ResolvedJob(config=config, description=description, plan=plan)
+
+
+def model_choice(config: JobConfig) -> ModelChoice:
+    """Return which model a job wants."""
+    section = config.model
+    return ModelChoice(
+        name=section.name,
+        path=section.path,
+        text_encoder=section.text_encoder,
+        resolution=section.resolution,
+        aspect_ratio=section.aspect_ratio,
+        positive_prompt=section.positive_prompt,
+    )
+
+
+def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
+    """Return the policies of a job's coordinators, also of one whose parts are not in the settings."""
+    cluster = config.cluster
+    return CoordinatorSettings(
+        spread=cluster.spread,
+        max_attempts=cluster.max_attempts,
+        keep=config.output.keep,
+        batch_tokens=cluster.batch_tokens,
+        deadline_ceiling_seconds=cluster.segment_timeout_s,
+        deadline_floor_seconds=min(CoordinatorSettings().deadline_floor_seconds, cluster.segment_timeout_s),
+    )
+
+
+def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
+    """Compile the plan.
+
+    Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
+    (`published`). A model's batch schedule belongs to its selections: where the job names selection
+    scales, it is not used.
+    """
+    strategy = config.strategy
+    settings = _own_plan(description, Strategy(strategy.name)) if strategy.plan == "model" else {}
+    given = {
+        "batch_schedule": strategy.batch_schedule,
+        "cluster_scales": strategy.cluster_scales,
+        "resample_scales": strategy.resample_scales,
+        "potential": strategy.potential,
+        "lambda": strategy.lambda_,
+    }
+    if strategy.cluster_scales is not None or strategy.resample_scales is not None:
+        settings.pop("batch_schedule", None)
+    settings |= {name: value for name, value in given.items() if value is not None}
+    try:
+        plan = compile_plan(
+            scale_schedule=description.scale_schedule,
+            strategy=strategy.name,
+            n=strategy.n,
+            batch_schedule=settings.get("batch_schedule"),
+            cluster_scales=settings.get("cluster_scales"),
+            resample_scales=settings.get("resample_scales"),
+            potential=settings.get("potential"),
+            lambda_=settings.get("lambda"),
+            scheme=strategy.scheme,
+            cluster_restarts=strategy.cluster_restarts,
+            joint_component=joint_component(config.features, description),
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError([f"strategy.{problem}" for problem in error.problems]) from None
+    members = config.reward.members
+    if members is None:
+        return plan
+    return replace(plan, reward_members=len(members), combination=combination(config.reward))
+
+
+def _own_plan(description: ModelDescription, strategy: Strategy) -> dict[str, Any]:
+    """Return those of a model's own search settings that the strategy reads."""
+    unknown = sorted(set(description.plan) - {*_MODEL_PLAN})
+    if unknown:
+        raise CheckpointError(
+            f"{description.source}: plan: unknown key {unknown[0]!r}; known keys: {', '.join(_MODEL_PLAN)}"
+        )
+    read = settings_read_by(strategy)
+    return {name: value for name, value in description.plan.items() if name in read and value is not None}
+
+
+def _check_parts(
+    config: JobConfig, description: ModelDescription, plan: Plan | None, problems: list[str]
+) -> None:
+    """Find what is wrong with a job's reward, features and sampling without loading anything."""
+    with noting(problems):
+        resolve_rewards(config.reward, description)
+    with noting(problems):
+        if plan is not None and _clusters(plan):
+            resolve_extractor(config.features, description)
+    for name in ("guidance", "temperature"):
+        value = getattr(config.sampling, name)
+        with noting(problems):
+            if value is not None:
+                per_scale(name, value, description.num_scales)
+    with noting(problems):
+        check_top_k(description, config.sampling.top_k)
+    # The stand-in for a reward that is not a number is the lowest one: the next score would be a huge gain.
+    if plan is not None and plan.potential is PotentialKind.DIFF and config.reward.nonfinite == "worst":
+        problems.append(
+            "reward.nonfinite: expected 'error' with strategy.potential diff, got 'worst': a trajectory "
+            "that once had no reward would gain without limit at its next one; set it, or another potential"
+        )
+    if config.engine.deterministic and config.cluster.batch_tokens is not None:
+        problems.append(
+            "cluster.batch_tokens: expected none with engine.deterministic, whose passes are always full, "
+            f"got {config.cluster.batch_tokens}; remove it and lower engine.micro_batch_rows"
+        )
+
+
+def _check_rows(config: JobConfig, plan: Plan) -> None:
+    """Refuse micro-batches that are not one number per segment, or that rise in a deterministic job."""
+    setting, rows = "engine.micro_batch_rows", config.engine.micro_batch_rows
+    if isinstance(rows, int):
+        return
+    scales = ", ".join(f"{segment.first_scale}-{segment.last_scale}" for segment in plan.segments)
+    if len(rows) != len(plan.segments):
+        raise ConfigurationError(
+            f"{setting}: expected one number, or one for each of the plan's {len(plan.segments)} segments "
+            f"(scales {scales}), got {len(rows)}"
+        )
+    if config.engine.deterministic and any(later > earlier for earlier, later in itertools.pairwise(rows)):
+        raise ConfigurationError(
+            f"{setting}: expected numbers that never rise with engine.deterministic, got {list(rows)}: what "
+            "a segment goes on from may have to be rebuilt in the passes of the segments before; lower the "
+            "later ones"
+        )
+
+
+def _clusters(plan: Plan) -> bool:
+    return any(selection.kind is SelectionKind.CLUSTER for selection in plan.selections)

@@ -1,0 +1,63 @@
+"""What a driver needs of a job: made of a resolved one, or by hand for models and rewards of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.job.paths import with_absolute_inputs
+from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
+from ttsvar_ray.job.workload import expected_workload
+from ttsvar_ray.search.plan import Plan
+
+if TYPE_CHECKING:
+    from ttsvar_ray.engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobParts:
+    """What a job runs.
+
+    Attributes:
+        plan: what is done to each prompt.
+        build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
+            weights.
+        expect: what the plan costs on a device, by the name of its profile, if that is known.
+        fingerprints: what tells the job's code and weights from others, by a name for each.
+        fetch: brings weights to this machine.
+    """
+
+    plan: Plan
+    build_engine: Callable[[], Engine]
+    expect: Callable[[str], Workload | None] = lambda profile: None
+    fingerprints: Callable[[], dict[str, str]] = dict
+    fetch: Callable[[], None] = lambda: None
+
+
+def job_parts(job: ResolvedJob) -> JobParts:
+    """Return what a driver needs of a job, with all weights at the commits they stand for now.
+
+    Raises:
+        CheckpointError: a repository whose commit cannot be found out.
+    """
+    pinned = pin_weights(job)
+    return JobParts(
+        plan=job.plan,
+        build_engine=partial(_build_on_worker, with_absolute_inputs(pinned.config), job.plan),
+        expect=partial(expected_workload, job),
+        fingerprints=partial(fingerprints, pinned),
+        fetch=partial(fetch_weights, pinned),
+    )
+
+
+def _build_on_worker(config: JobConfig, plan: Plan) -> Engine:
+    """Build an engine where the model's files may lie elsewhere than on the driver's machine."""
+    from ttsvar_ray.job.build import build_engine
+
+    return build_engine(dataclasses.replace(resolve(config), plan=plan))
