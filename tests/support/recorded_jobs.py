@@ -24,7 +24,8 @@ from tests.support.var import load_case
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.job.build import build_engine, build_plan
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.types import Prompt
@@ -77,12 +78,12 @@ def digests() -> dict[str, str]:
 def _digest(settings: list[str], texts: tuple[str, ...]) -> str:
     files = ["prompts.path=unread.txt", "output.path=unwritten"]
     config = load_config(None, [*files, "model.device=cpu", "engine.threads=1", "seed=7", *settings])
-    plan = build_plan(config)
+    job = resolve(config)
     prompts = [Prompt(row=row, prompt_id=f"p{row}", ordinal=0, text=text) for row, text in enumerate(texts)]
     outcomes = run_local(
         prompts,
-        plan=plan,
-        engines=[build_engine(config, plan)],
+        plan=job.plan,
+        engines=[build_engine(job)],
         run_seed=config.seed,
         settings=CoordinatorSettings(keep="all"),
     )
