@@ -276,10 +276,11 @@ class AdvisoryLock:
 
     def _now(self) -> float:
         """Return the time of a fresh object beside it: both are the server's."""
-        # Not named as leftovers are: the owner of the output removes those.
-        probe = self._location.beside(f".probe.{uuid.uuid4().hex[:8]}")
+        probe = self._location.beside(f".probe.{uuid.uuid4().hex[:8]}.tmp")
         probe.write_text("")
         try:
             return probe.modified() or 0.0
+        except FileNotFoundError:  # The owner of the output has just tidied up.
+            return 0.0
         finally:
             probe.delete()

@@ -274,7 +274,7 @@ class Location:
         try:
             yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            _discard(temporary)
 
     def _publish(self, staged: Path) -> None:
         if self.scheme in _VISIBLE_WHEN_CLOSED:
@@ -372,6 +372,10 @@ def _rename(temporary: Path, final: Path) -> None:
 
 def _link(temporary: Path, final: Path) -> None:
     os.link(temporary, final)
+
+
+def _discard(temporary: Path) -> None:
+    temporary.unlink(missing_ok=True)
 
 
 def _remove(file: Location) -> None:

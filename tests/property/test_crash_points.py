@@ -1,0 +1,325 @@
+"""Runs that are killed at any step of the storage lose nothing and write nothing twice.
+
+A trial is a small job: several runs of it, each with random failures and now and then `--retry-failed`, each
+killed at a random step of what it does to the storage. A step is the moment before or after a file is
+flushed, renamed, linked, deleted, moved or uploaded, and before or after the lock is taken or released: of
+parts, traces, dead letters, bad lines, run.json, the card and the lock. Then one run is left alone, and its
+output must be that of a job that was never disturbed, byte for byte.
+
+`TTSVAR_CRASHES=100000` runs so many trials on each of three storages; in pieces with
+`TTSVAR_CRASHES_FROM=<first seed>`: each piece runs the seeds from there up to `TTSVAR_CRASHES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from ttsvar_ray.cluster.sink import Sink
+from ttsvar_ray.dataset import (
+    ChunkReport,
+    OutputLayout,
+    OutputLock,
+    RowContext,
+    RunManifest,
+    carried_columns,
+    check_output,
+    committed_chunks,
+    failed_rows,
+    lock,
+    lock_files,
+    open_output,
+    summarise_output,
+    summary,
+    write_bad_lines,
+)
+from ttsvar_ray.leasing.ledger import LeaseLedger
+from ttsvar_ray.prompts import BadLine
+from ttsvar_ray.results import (
+    FinalImage,
+    PromptFailure,
+    PromptResult,
+    ResultImage,
+    SelectionRecord,
+)
+from ttsvar_ray.storage import Location, location
+from ttsvar_ray.types import ColumnType, Prompt
+
+FIRST = int(os.environ.get("TTSVAR_CRASHES_FROM", "0"))
+TRIALS = int(os.environ.get("TTSVAR_CRASHES", "120"))
+
+MOST_STEPS = 90
+"""About as many as a run of the largest job takes."""
+
+MANIFEST: dict[str, Any] = {
+    "config": {},
+    "content": {"seed": 1},
+    "config_digest": "c",
+    "prompts_path": "p.jsonl",
+    "prompts_digest": "d",
+    "bad_lines": 1,
+    "column_types": {"tag": ColumnType.INT64},
+    "seed": 1,
+    "created": "now",
+    "versions": {},
+}
+CONTEXT = RowContext(
+    model="tiny",
+    strategy="none",
+    seed=1,
+    reward_name="none",
+    carried=carried_columns({"tag": ColumnType.INT64}),
+)
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class MovingFileSystem(MemoryFileSystem):
+    """A store as sftp and its kind: half an upload can be seen, and no move goes over a file."""
+
+    protocol = "moving"
+    store: dict[str, Any] = {}  # noqa: RUF012 - shared by all instances, as its base class has it
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        if target in self.store:
+            raise OSError(f"{target} exists")
+        self.store[target] = self.store.pop(source)
+
+
+fsspec.register_implementation("moving", MovingFileSystem, clobber=True)
+
+
+class Process:
+    """Counts the steps that a run takes on the storage, and dies at one of them; then it changes nothing.
+
+    Attributes:
+        number: which run it is, so that the next one knows that it is dead.
+        left: steps until it dies; None lives on.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.left: int | None = None
+        self.is_dead = False
+
+    def begin(self, dies_after: int | None) -> None:
+        self.number += 1
+        self.left, self.is_dead = dies_after, False
+
+    def step(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            self.is_dead = self.is_dead or self.left < 0
+        if self.is_dead:
+            raise Killed
+
+    def around(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        def stepwise(*given: Any) -> Any:
+            self.step()
+            done = change(*given)
+            self.step()
+            return done
+
+        return stepwise
+
+    def flush(self, path: Path) -> None:
+        """Take the place of flushing: what was not flushed when a process dies may be half there."""
+        try:
+            self.step()
+        except Killed:
+            if path.suffix == ".tmp" and path.exists():
+                os.truncate(path, path.stat().st_size // 2)
+            raise
+
+    def upload(self, upload: Callable[[Path, Location], None]) -> Callable[[Path, Location], None]:
+        def stepwise(staged: Path, target: Location) -> None:
+            try:
+                self.step()
+            except Killed:
+                if target.scheme == "moving":
+                    half = staged.read_bytes()[: staged.stat().st_size // 2]
+                    target.fsspec.pipe_file(target.path, half)
+                raise
+            upload(staged, target)
+            self.step()
+
+        return stepwise
+
+    def discard(self, temporary: Path) -> None:
+        if not self.is_dead:
+            temporary.unlink(missing_ok=True)
+
+
+class OneThread:
+    """A pool of threads without threads, which would take most of the time here."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        pass
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    map = staticmethod(map)
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+    process = Process()
+    for name in ("_rename", "_link", "_remove", "_move"):
+        monkeypatch.setattr(location, name, process.around(getattr(location, name)))
+    monkeypatch.setattr(location, "_flush", process.flush)
+    monkeypatch.setattr(location, "_upload", process.upload(location._upload))
+    monkeypatch.setattr(location, "_discard", process.discard)
+    monkeypatch.setattr(lock_files, "_create", process.around(lock_files._create))
+    monkeypatch.setattr(lock_files.LocalLock, "release", process.around(lock_files.LocalLock.release))
+    monkeypatch.setattr(lock_files.AdvisoryLock.__init__, "__kwdefaults__", {"settle_s": 0.0})
+    monkeypatch.setattr(summary, "ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr(lock, "this_process", lambda: {"number": process.number})
+    monkeypatch.setattr(lock, "is_alive", lambda owner: owner.get("number") == process.number)
+    return process
+
+
+def make_prompts(count: int) -> list[Prompt]:
+    return [
+        Prompt(
+            row=row,
+            prompt_id=f"p{row}",
+            ordinal=0,
+            text=f"number {row}\u2028",
+            columns=MappingProxyType({"tag": row}),
+        )
+        for row in range(count)
+    ]
+
+
+def done(prompt: Prompt) -> PromptResult:
+    image = FinalImage(payload=f"image {prompt.row}".encode(), width=1, height=1, image_format="png")
+    kept = ResultImage(
+        rank=0, image=image, reward=prompt.row, reward_history=(), lineage=(0,), bits=(), member_rewards=()
+    )
+    trace = (SelectionRecord(prompt_key=prompt.key, scale_index=2, kind="cluster", ancestor_index=(0,)),)
+    return PromptResult(prompt=prompt, images=(kept,), trace=trace, attempts=1, seconds=0.1)
+
+
+def run(
+    where: str,
+    prompts: list[Prompt],
+    rows_per_chunk: int,
+    *,
+    fails: Callable[[Prompt], bool] = lambda prompt: False,
+    retry_failed: bool = False,
+) -> None:
+    """Do to an output folder what a job does, with outcomes out of nothing."""
+    layout = OutputLayout(where)
+    manifest = RunManifest(**MANIFEST, prompt_count=len(prompts))
+    check_output(layout, manifest)
+    with OutputLock(layout, heartbeat_s=1e6) as held:
+        layout = held.layout
+        open_output(layout, manifest)
+        write_bad_lines(layout.bad_lines_file, [BadLine(line=1, reason="blank", excerpt="")])
+        committed = committed_chunks(layout)
+        given_up = failed_rows(layout, committed)
+        ledger = LeaseLedger(
+            prompts,
+            prompt_count=len(prompts),
+            rows_per_chunk=rows_per_chunk,
+            committed=committed,
+            rows_to_run=given_up if retry_failed else {},
+        )
+        sink = Sink(where, held.token)
+        while not ledger.is_done:
+            for prompt in ledger.lease("cell", 2, now=0.0).prompts:
+                outcome = (
+                    PromptFailure(prompt=prompt, attempts=1, errors=("no",))
+                    if fails(prompt)
+                    else done(prompt)
+                )
+                whole = ledger.add("cell", outcome).whole
+                if whole is not None:
+                    assert isinstance(sink.write(whole, CONTEXT), ChunkReport)
+                    ledger.commit(whole.chunk_index)
+        summarise_output(layout, [ledger.rows(index) for index in range(ledger.num_chunks)])
+
+
+def files(where: str) -> dict[str, bytes]:
+    layout = OutputLayout(where)
+    folders = {"": layout.root, "data/": layout.data_folder, "trace/": layout.trace_folder}
+    folders["failed/"] = layout.failed_folder
+    return {
+        f"{prefix}{name}": (folder / name).read_bytes()
+        for prefix, folder in folders.items()
+        for name in folder.names()
+        if prefix or name not in ("data", "trace", "failed")
+    }
+
+
+@contextlib.contextmanager
+def new_output(kind: str, folder: Path, seed: int) -> Iterator[str]:
+    if kind == "local":
+        yield str(folder / "out")
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        return
+    yield f"{kind}://out-{seed}/run"
+    filesystem = fsspec.filesystem(kind)
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+def one_trial(kind: str, folder: Path, seed: int, process: Process, expected: dict[Any, Any]) -> None:
+    draw = random.Random(seed)
+    prompts, rows_per_chunk = make_prompts(draw.randint(1, 5)), draw.randint(1, 3)
+    case = (len(prompts), rows_per_chunk)
+    if case not in expected:
+        with new_output(kind, folder, seed) as where:
+            process.begin(None)
+            run(where, prompts, rows_per_chunk)
+            expected[case] = files(where)
+    with new_output(kind, folder, seed) as where:
+        for _ in range(draw.randint(1, 4)):
+            rate = draw.choice((0.0, 0.3, 1.0))
+            process.begin(draw.randrange(MOST_STEPS))
+            with contextlib.suppress(Killed):
+                run(
+                    where,
+                    prompts,
+                    rows_per_chunk,
+                    fails=lambda prompt, rate=rate: draw.random() < rate,
+                    retry_failed=draw.random() < 0.6,
+                )
+        process.begin(None)
+        run(where, prompts, rows_per_chunk, retry_failed=True)
+        assert files(where) == expected[case], f"seed {seed} on {kind}"
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kind", ["local", "memory", "moving"])
+def test_runs_that_are_killed_anywhere_lose_nothing_and_double_nothing(
+    kind: str, tmp_path: Path, process: Process
+) -> None:
+    memory = Path("/dev/shm")  # noqa: S108 - files in memory, in a folder of this process
+    folder = memory / f"ttsvar-{os.getpid()}" if memory.is_dir() else tmp_path
+    folder.mkdir(exist_ok=True)
+    expected: dict[Any, Any] = {}
+    try:
+        for seed in range(FIRST, TRIALS):
+            one_trial(kind, folder, seed, process, expected)
+    finally:
+        if folder != tmp_path:
+            shutil.rmtree(folder)
