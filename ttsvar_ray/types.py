@@ -15,7 +15,7 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 UInt8Array = npt.NDArray[np.uint8]
-UInt64Array = npt.NDArray[np.uint64]
+UInt32Array = npt.NDArray[np.uint32]
 
 ScaleSchedule = tuple[tuple[int, int], ...]
 """(height, width) in tokens of each scale, coarse to fine."""

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ttsvar_ray.prompts.external_sort import CAPACITY, ExternalSort
-from ttsvar_ray.types import UInt64Array
+from ttsvar_ray.types import UInt32Array
+
+_DIGEST_BYTES = 16
+_PARTS = 32
+_YIELDED_AT_A_TIME = 1 << 16
 
 
 def prompt_id_of(text: str) -> str:
@@ -24,63 +27,47 @@ def prompt_id_of(text: str) -> str:
 class Ordinals:
     """Which occurrence of its id each row is: 0 for the first, 1 for the second, ...
 
-    Two passes over the prompt set: `observe` every id, then iterate. Only rows that are not a first
-    occurrence are kept, sorted by row, and on disk if they are many: memory does not grow with the set.
-
-    Ids are compared by 64 bits of their digest. Two ids that share them (three chances in a million among
-    ten million ids) count as one: the later one starts at ordinal 1, and keys stay unique.
+    Two passes over the prompt set: `observe` every id, then iterate. Ids are held as digests of 16 bytes and
+    no longer than until the first iteration; then 4 bytes a prompt remain. Two ids that share a digest would
+    count as one: among ten million ids the chance is 1e-25.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity = capacity
-        self._occurrences = ExternalSort(capacity)
-        self._repeats: ExternalSort | None = None
-        self._rows = 0
+    def __init__(self) -> None:
+        self._digests = bytearray()
+        self._ordinals: UInt32Array | None = None
 
     def observe(self, prompt_id: str) -> None:
         """Take in the id of the next row."""
-        digest = hashlib.blake2b(prompt_id.encode(), digest_size=8).digest()
-        self._occurrences.add(int.from_bytes(digest, "little"), self._rows)
-        self._rows += 1
+        self._digests += hashlib.blake2b(prompt_id.encode(), digest_size=_DIGEST_BYTES).digest()
 
     def __iter__(self) -> Iterator[int]:
         """Yield the ordinal of every row, in order; may be done several times."""
-        if self._repeats is None:
-            self._repeats = _repeats(self._occurrences, self._capacity)
-            self._occurrences = ExternalSort(0)
-        row = 0
-        for rows, ordinals in self._repeats.blocks():
-            for repeated, ordinal in zip(rows, ordinals, strict=True):
-                while row < int(repeated):
-                    yield 0
-                    row += 1
-                yield int(ordinal)
-                row += 1
-        while row < self._rows:
-            yield 0
-            row += 1
+        if self._ordinals is None:
+            self._ordinals = _occurrences(self._digests)
+            self._digests = bytearray()
+        for start in range(0, len(self._ordinals), _YIELDED_AT_A_TIME):
+            yield from self._ordinals[start : start + _YIELDED_AT_A_TIME].tolist()
 
 
-def _repeats(occurrences: ExternalSort, capacity: int) -> ExternalSort:
-    """Return (row, ordinal) of all rows whose ordinal is not 0."""
-    repeats = ExternalSort(capacity)
-    last_digest, last_count = -1, 0
-    for digests, rows in occurrences.blocks():
-        if not len(digests):
+def _occurrences(digests: bytearray) -> UInt32Array:
+    """Return how many rows with the same digest stand before each row, [rows].
+
+    Rows are sorted in parts, by the last bits of their digests, so that the whole is in memory once only.
+    """
+    words = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+    part = np.frombuffer(digests, dtype=np.uint8)[::_DIGEST_BYTES] % _PARTS
+    ordinals = np.zeros(len(words), dtype=np.uint32)
+    for number in range(_PARTS):
+        rows = np.flatnonzero(part == number)
+        if not len(rows):
             continue
-        ordinals = _rank_in_group(digests)
-        continued = digests == last_digest if last_digest >= 0 else np.zeros(len(digests), bool)
-        ordinals[continued] += last_count
-        for position in np.flatnonzero(ordinals):
-            repeats.add(int(rows[position]), int(ordinals[position]))
-        last_digest, last_count = int(digests[-1]), int(ordinals[-1]) + 1
-    return repeats
-
-
-def _rank_in_group(keys: UInt64Array) -> UInt64Array:
-    """Return how many equal keys stand before each of sorted keys."""
-    positions = np.arange(len(keys), dtype=np.uint64)
-    is_first = np.empty(len(keys), bool)
-    is_first[0] = True
-    np.not_equal(keys[1:], keys[:-1], out=is_first[1:])
-    return positions - np.maximum.accumulate(np.where(is_first, positions, np.uint64(0)))
+        first, second = words[rows].T
+        order = np.lexsort((second, first))  # Stable: equal digests stay in the order of rows.
+        first, second = first[order], second[order]
+        is_new = np.ones(len(rows), bool)
+        is_new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+        positions = np.arange(len(rows))
+        rank = positions - np.maximum.accumulate(np.where(is_new, positions, 0))
+        repeated = rank > 0
+        ordinals[rows[order[repeated]]] = rank[repeated]
+    return ordinals
