@@ -67,4 +67,8 @@ class SquarePixels:
             levels = resized if on_cpu else resized.round_().clamp_(0, 255)
         pixels = levels.float() / 255.0
         shape = (1, 3, 1, 1)
-        return (pixels - pixels.new_tensor(self.mean).view(shape)) / pixels.new_tensor(self.std).view(shape)
+        normalised = (pixels - pixels.new_tensor(self.mean).view(shape)) / pixels.new_tensor(self.std).view(
+            shape
+        )
+        # Convolutions round by how their input lies in memory: as in the other mode, channels first.
+        return normalised.contiguous()

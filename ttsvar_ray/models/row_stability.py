@@ -2,8 +2,9 @@
 
 The CPU matmul kernels change their summation order when a matrix has very few rows (facts measured on
 MKL and oneDNN: below 4 rows with one thread, below 12 with two), and convolutions when the batch holds one
-image. Both are avoided by padding with zeros, which costs nothing where it matters: few rows are cheap.
-On other devices, and when gradients are recorded, nothing is padded.
+image, or lies in memory in another order: channels first and channels last have kernels of their own. Rows
+are padded, which costs nothing where it matters (few rows are cheap), and images are brought into one order.
+On other devices, and when gradients are recorded, nothing is changed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ class StableLinear(nn.Linear):
 
 
 def pad_images(images: Tensor) -> Tensor:
-    """Return [max(B, 2), ...]: repeat the only image when a CPU convolution would see just one."""
-    if images.shape[0] >= MIN_CONV_IMAGES or not _pads(images):
+    """Return images [B, C, H, W] as a CPU convolution computes each alike, in any batch.
+
+    A lone image is doubled, so the result may have more rows than its argument; and the numbers lie in memory
+    channels first, row by row, whatever made them.
+    """
+    if not _pads(images):
         return images
-    return images.expand(MIN_CONV_IMAGES, *images.shape[1:]).contiguous()
+    if images.shape[0] < MIN_CONV_IMAGES:
+        images = images.expand(MIN_CONV_IMAGES, *images.shape[1:])
+    # Two steps: an axis of length 1 may keep any stride in `contiguous`, and a convolution looks at strides.
+    return images.contiguous().flatten().view(images.shape)

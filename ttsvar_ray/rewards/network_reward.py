@@ -109,7 +109,8 @@ class NetworkReward(ABC):
             pixels = torch.cat([pixels, pixels[-1:].expand(wanted - rows, -1, -1, -1)])
             contents = [*contents, *[contents[-1]] * (wanted - rows)]
         with torch.inference_mode():
-            scores = self._forward(pixels.to(self.device, self.dtype), contents)
+            # Convolutions round by how their input lies in memory, so it always lies channels first.
+            scores = self._forward(pixels.to(self.device, self.dtype).contiguous(), contents)
         result: Float32Array = scores[:rows].float().cpu().numpy()
         return result
 

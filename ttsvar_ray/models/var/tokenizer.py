@@ -216,13 +216,13 @@ class Codebook(nn.Module):
             schedule: of the model.
         """
         height, width = schedule[scale_index]
-        fresh = self.embedding(tokens).float().transpose(1, 2).unflatten(2, (height, width))
+        rows = tokens.shape[0]
+        fresh = pad_images(self.embedding(tokens).float().transpose(1, 2).unflatten(2, (height, width)))
         if scale_index < len(schedule) - 1:
             fresh = F.interpolate(fresh, size=schedule[-1], mode="bicubic")
         smoother = self.quant_resi.of_scale(scale_index, len(schedule))
-        smooth = smoother(pad_images(fresh))[: fresh.shape[0]]
         part = self.config.smoothing
-        return summed + (1 - part) * fresh + part * smooth
+        return summed + (1 - part) * fresh[:rows] + part * smoother(pad_images(fresh))[:rows]
 
 
 class VqDecoder(nn.Module):
