@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,34 @@ def test_workers_spread_micro_batches_and_cells_do_not_change_a_byte(
     summary = job(prompts_file, tmp_path / "out", rows=rows, cluster=cluster)
     assert data_bytes(tmp_path / "out") == expected
     assert summary.notices == ()
+
+
+def test_shards_share_a_prompt_set_and_together_are_the_data_set(
+    expected: dict[str, bytes], prompts_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with prompts_file.open() as stream:
+        lines = stream.read().splitlines()
+    with_bad_line = tmp_path / prompts_file.name
+    with_bad_line.write_text("\n".join([*lines, "{"]) + "\n")
+    summaries = [
+        job(with_bad_line, output, cluster={"workers": 1, "shard": f"{index}/4"}) for index in range(4)
+    ]
+    assert sum(summary.prompts for summary in summaries) == PROMPTS
+    assert [summary.bad_lines for summary in summaries] == [1, 0, 0, 0]
+    folders = [output / f"shard-{index}-of-4" for index in range(4)]
+    made = [data_bytes(folder) for folder in folders]
+    assert [sorted(parts) for parts in made][1:] == [
+        ["part-00001.parquet", "part-00005.parquet"],
+        ["part-00002.parquet"],
+        ["part-00003.parquet"],
+    ]
+    assert {name: content for parts in made for name, content in parts.items()} == expected
+    for folder in folders:
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+    whole = job(with_bad_line, output, cluster={"workers": 1})
+    assert (whole.prompts, whole.prompts_resumed, whole.bad_lines) == (PROMPTS, PROMPTS, 1)
+    assert data_bytes(output) == expected
 
 
 def test_a_worker_that_dies_is_replaced_and_nothing_changes(

@@ -56,6 +56,15 @@ def generate(
         str | None,
         typer.Option("--spread", help='Workers that share one prompt, or "auto".', metavar="K"),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            help="Make only shard i of n (0/8 to 7/8) of the data set, in DIR/shard-i-of-n: for several runs "
+            "that share one prompt set.",
+            metavar="i/n",
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option("--address", help="Ray cluster; by default this machine or RAY_ADDRESS.", metavar="A"),
@@ -77,6 +86,7 @@ def generate(
         "seed": seed,
         "cluster.workers": workers,
         "cluster.spread": int(spread) if spread is not None and spread.isdecimal() else spread,
+        "cluster.shard": shard,
         "cluster.address": address,
     }
     from rich.console import Console

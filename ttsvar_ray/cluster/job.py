@@ -21,7 +21,7 @@ from pathlib import Path
 from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.run import Run
 from ttsvar_ray.cluster.session import is_submitted_job
-from ttsvar_ray.config import JobConfig, content_digest
+from ttsvar_ray.config import JobConfig, Shard, content_digest
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -86,7 +86,8 @@ def run_job(
     started = time.monotonic()
     if parts is None:
         parts = job_parts(resolve(config, needs_parts=True))
-    root = resolve_output(config.output.path, submitted=is_submitted_job())
+    shard = config.cluster.shard or Shard(index=0, count=1)
+    root = resolve_output(config.output.path, submitted=is_submitted_job(), shard=config.cluster.shard)
     is_relative = not is_uri(config.output.path) and not Path(config.output.path).is_absolute()
     if is_relative and is_submitted_job():
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
@@ -112,7 +113,7 @@ def run_job(
         with OutputLock(layout) as lock:
             layout = lock.layout
             open_output(layout, manifest)
-            if scan.bad_lines:
+            if scan.bad_lines and shard.index == 0:
                 write_bad_lines(layout.bad_lines_file, bad_lines(source))
             committed = committed_chunks(layout)
             given_up = failed_rows(layout, committed)
@@ -123,7 +124,10 @@ def run_job(
                 rows_per_chunk=config.output.rows_per_part,
                 committed=committed,
                 rows_to_run=rows_to_run,
+                shard=(shard.index, shard.count),
             )
+            if not ledger.chunks:
+                logger.warning("shard %s has no part: there are fewer parts than shards", shard)
             run = Run(
                 config=config,
                 parts=parts,
@@ -139,7 +143,7 @@ def run_job(
                     carried=carried,
                     bits=config.output.bits,
                 ),
-                prompts_resumed=sum(len(ledger.rows(chunk)) for chunk in committed)
+                prompts_resumed=sum(len(ledger.rows(chunk)) for chunk in committed if chunk in ledger.chunks)
                 - sum(len(rows) for rows in rows_to_run.values()),
             )
             if not ledger.is_done:

@@ -97,7 +97,8 @@ class Run:
 
     def __post_init__(self) -> None:
         cluster = self.config.cluster
-        self.tally = Tally(prompts_total=self.scan.count, prompts_resumed=self.prompts_resumed)
+        total = sum(len(self.ledger.rows(chunk)) for chunk in self.ledger.chunks)
+        self.tally = Tally(prompts_total=total, prompts_resumed=self.prompts_resumed)
         self.desk = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
@@ -145,8 +146,9 @@ class Run:
         Raises:
             LostRowsError: it is not every prompt once.
         """
-        chunks = [self.ledger.rows(index) for index in range(self.ledger.num_chunks)]
-        on_disk = summarise_output(self.layout, chunks)
+        on_disk = summarise_output(
+            self.layout, {index: self.ledger.rows(index) for index in self.ledger.chunks}
+        )
         return JobSummary(
             output=str(self.layout.root),
             prompts=on_disk.prompts,
@@ -308,7 +310,7 @@ class Run:
     def _go_on(self, what: str) -> str:
         parts = len(committed_chunks(self.layout))
         return (
-            f"{what}. {parts} of {self.ledger.num_chunks} parts are committed in {self.layout.root}; "
+            f"{what}. {parts} of {len(self.ledger.chunks)} parts are committed in {self.layout.root}; "
             "the same command goes on from there"
         )
 

@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     model_validator,
 )
 
@@ -223,11 +224,48 @@ class EngineConfig(_Section):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several runs that share a prompt set: part k of the data set is made by shard k mod `count`."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def folder(self) -> str:
+        """Its own folder in the output's."""
+        return f"shard-{self.index}-of-{self.count}"
+
+
+def _read_shard(value: Any) -> Any:
+    """Read `i/n`."""
+    if value is None or isinstance(value, Shard):
+        return value
+    index, slash, count = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(
+            f"expected i/n with i from 0 to n-1, such as 0/8 for the first of eight, got {value!r}"
+        )
+    return Shard(int(index), int(count))
+
+
+def _shard_text(shard: Shard | None) -> str | None:
+    return None if shard is None else str(shard)
+
+
 class ClusterConfig(_Section):
     """How the job uses a Ray cluster. Never changes what is generated."""
 
     workers: _Count | None = Field(default=None, description="None: one per GPU, or per CPU without GPUs")
     spread: _Count | Literal["auto"] = Field(default="auto", description="workers that share one prompt")
+    shard: Annotated[Shard | None, BeforeValidator(_read_shard), PlainSerializer(_shard_text)] = Field(
+        default=None,
+        description="i/n: this run makes every n-th part from part i on, in a folder of its own below the "
+        "output; the same prompt set and settings for all n",
+    )
     address: _Text | None = Field(
         default=None, description="None: RAY_ADDRESS, else a cluster of this machine"
     )

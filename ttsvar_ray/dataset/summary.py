@@ -48,12 +48,12 @@ class OutputSummary:
     mean_reward: float
 
 
-def summarise_output(layout: OutputLayout, chunks: Sequence[range] = ()) -> OutputSummary:
+def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = None) -> OutputSummary:
     """Count what is there, from the parts' footers, a few at a time.
 
     Args:
         layout: the output folder.
-        chunks: the rows of each chunk, if every one of them must be there by now.
+        chunks: the rows of each chunk that must be there by now, whole.
 
     Raises:
         LostRowsError: a row of `chunks` has neither images nor a dead letter, or both.
@@ -69,7 +69,7 @@ def summarise_output(layout: OutputLayout, chunks: Sequence[range] = ()) -> Outp
     for index, count in zip(letters, map_files(count_lines, letters.values()), strict=True):
         failed += count
         accounted[index] = accounted.get(index, 0) + count
-    wrong = {index: rows for index, rows in enumerate(chunks) if accounted.get(index, 0) != len(rows)}
+    wrong = {index: rows for index, rows in (chunks or {}).items() if accounted.get(index, 0) != len(rows)}
     if wrong:
         raise LostRowsError(_lost(layout, wrong))
     return OutputSummary(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import JobConfig, Shard
 from ttsvar_ray.models.hub import is_hub_reference
 from ttsvar_ray.models.registry import BUILT_IN, published_names
 from ttsvar_ray.storage import is_uri
 
 
-def resolve_output(path: str, *, submitted: bool) -> str:
+def resolve_output(path: str, *, submitted: bool, shard: Shard | None = None) -> str:
     """Return the output folder as an absolute path, or the URI that it is.
 
     Args:
@@ -19,7 +19,10 @@ def resolve_output(path: str, *, submitted: bool) -> str:
         submitted: whether this is the entry point of `ray job submit`. Its working directory is a copy that
             Ray deletes with the session, so that a relative path would lose the output: there it is taken
             from the home folder of the user that runs the cluster.
+        shard: of a prompt set that several runs share: each writes to a folder of its own inside.
     """
+    if shard is not None:
+        path = f"{path.rstrip('/')}/{shard.folder}"
     if is_uri(path):
         return path
     given = Path(path).expanduser()

@@ -107,6 +107,7 @@ class LeaseLedger:
         rows_per_chunk: int,
         committed: Collection[int],
         rows_to_run: Mapping[int, Collection[int]] | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         """Start.
 
@@ -116,10 +117,12 @@ class LeaseLedger:
             rows_per_chunk: prompts in one chunk; the last one may have fewer.
             committed: chunks that are written already and do not run.
             rows_to_run: chunks of which these rows run and no others, even if they are committed.
+            shard: (i, n): only every n-th chunk runs, from chunk i on; the others are another run's.
         """
         self._rows_per_chunk = rows_per_chunk
         self._prompt_count = prompt_count
         self._committed = frozenset(committed)
+        self._shard_index, self._shard_count = shard
         self._rows_to_run = {chunk: frozenset(rows) for chunk, rows in (rows_to_run or {}).items()}
         for chunk, rows in self._rows_to_run.items():
             strangers = sorted(rows.difference(self.rows(chunk)))
@@ -136,9 +139,9 @@ class LeaseLedger:
         self._late = 0
 
     @property
-    def num_chunks(self) -> int:
-        """Chunks of the whole prompt set."""
-        return -(-self._prompt_count // self._rows_per_chunk)
+    def chunks(self) -> range:
+        """The chunks that are this run's: of the whole prompt set, or of its shard."""
+        return range(self._shard_index, -(-self._prompt_count // self._rows_per_chunk), self._shard_count)
 
     @property
     def is_exhausted(self) -> bool:
@@ -275,6 +278,8 @@ class LeaseLedger:
 
     def _is_to_run(self, row: int) -> bool:
         chunk = row // self._rows_per_chunk
+        if chunk % self._shard_count != self._shard_index:
+            return False
         rows = self._rows_to_run.get(chunk)
         return row in rows if rows is not None else chunk not in self._committed
 

@@ -77,7 +77,7 @@ def test_a_chunk_that_failed_as_a_whole_is_retried_without_losing_a_row(
     with pytest.raises(KeyboardInterrupt), killed_at(step, monkeypatch):
         write(layout, *again)
     left = failed_rows(layout, {0}).get(0, ())
-    summary = summarise_output(layout, [range(3)])
+    summary = summarise_output(layout, {0: range(3)})
     assert summary.prompts + len(left) == len(PROMPTS)
     if left:
         write(layout, *(done(row) for row in left))

@@ -91,6 +91,7 @@ def test_the_option_list_is_pinned() -> None:
         "engine.memory_gb",
         "cluster.workers",
         "cluster.spread",
+        "cluster.shard",
         "cluster.address",
         "cluster.gpus_per_worker",
         "cluster.cpus_per_worker",
@@ -270,3 +271,12 @@ def test_resolved_settings_make_the_same_job_again(tmp_path: Path) -> None:
     )
     path = job(tmp_path, yaml.safe_dump(config.resolved()))
     assert load_config(path, [], needs_files=False) == config
+
+
+def test_a_shard_is_written_as_index_and_count() -> None:
+    config = load_config(None, ["cluster.shard=2/8"], needs_files=False)
+    assert str(config.cluster.shard) == config.resolved()["cluster"]["shard"] == "2/8"
+    assert load_config(None, ["cluster.shard=0/1"], needs_files=False).digest() == config.digest()
+    for wrong in ("8/8", "1", "1/0", "a/b", "-1/2"):
+        with pytest.raises(ConfigurationError, match=r"^cluster.shard: expected i/n with i from 0 to n-1"):
+            load_config(None, [f"cluster.shard={wrong}"], needs_files=False)

@@ -233,10 +233,10 @@ def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
 
 def test_a_summary_names_rows_that_are_in_neither_place_or_in_both(tmp_path: Path) -> None:
     layout = write_two_chunks(tmp_path)
-    chunks = [range(3), range(3, 5)]
+    chunks = {0: range(3), 1: range(3, 5)}
     assert summarise_output(layout, chunks) == summarise_output(layout)
     with pytest.raises(LostRowsError, match=r"part-00002\.parquet: neither .* for rows 5, 6\nDelete these"):
-        summarise_output(layout, [*chunks, range(5, 7)])
+        summarise_output(layout, {**chunks, 2: range(5, 7)})
     letter = layout.failed_part(0).read_text()
     layout.failed_part(0).write_text(letter + letter.replace('"row": 1', '"row": 2'))
     with pytest.raises(LostRowsError) as doubled:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import JobConfig, Shard
 from ttsvar_ray.job.paths import resolve_output, with_absolute_inputs
 
 
@@ -21,6 +21,12 @@ def test_a_submitted_job_does_not_write_into_the_copy_that_ray_deletes(
     for submitted in (False, True):
         assert resolve_output("/data/x", submitted=submitted) == "/data/x"
         assert resolve_output("s3://bucket/x", submitted=submitted) == "s3://bucket/x"
+
+
+def test_a_shard_writes_to_a_folder_of_its_own() -> None:
+    shard = Shard(2, 8)
+    assert resolve_output("/data/x/", submitted=False, shard=shard) == "/data/x/shard-2-of-8"
+    assert resolve_output("s3://bucket/x", submitted=True, shard=shard) == "s3://bucket/x/shard-2-of-8"
 
 
 def test_weights_are_found_from_any_working_directory(

@@ -50,6 +50,24 @@ def test_prompts_are_leased_in_order_past_what_is_committed() -> None:
     assert list(book.rows(4)) == [8]
 
 
+def test_a_shard_is_every_so_many_chunks_and_no_other_row() -> None:
+    shards = [
+        LeaseLedger(
+            make_prompts(9),
+            prompt_count=9,
+            rows_per_chunk=2,
+            committed={3},
+            rows_to_run={1: (2,)},
+            shard=(i, 3),
+        )
+        for i in range(3)
+    ]
+    assert [list(book.chunks) for book in shards] == [[0, 3], [1, 4], [2]]
+    assert [rows(book.lease("a", 9, now=0.0).prompts) for book in shards] == [[0, 1], [2, 8], [4, 5]]
+    beyond = LeaseLedger([], prompt_count=9, rows_per_chunk=2, committed=(), shard=(6, 8))
+    assert not beyond.chunks and beyond.is_done
+
+
 def test_columns_stay_here_and_come_back_with_the_outcome() -> None:
     book = ledger(2, 2)
     prompts = book.lease("a", 5, now=0.0).prompts
