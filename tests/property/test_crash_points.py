@@ -35,12 +35,12 @@ from ttsvar_ray.dataset import (
     carried_columns,
     check_output,
     committed_chunks,
+    contents,
     failed_rows,
     lock,
     lock_files,
     open_output,
     summarise_output,
-    summary,
     write_bad_lines,
 )
 from ttsvar_ray.leasing.ledger import LeaseLedger
@@ -190,7 +190,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     monkeypatch.setattr(lock_files, "_create", process.around(lock_files._create))
     monkeypatch.setattr(lock_files.LocalLock, "release", process.around(lock_files.LocalLock.release))
     monkeypatch.setattr(lock_files.AdvisoryLock.__init__, "__kwdefaults__", {"settle_s": 0.0})
-    monkeypatch.setattr(summary, "ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr(contents, "ThreadPoolExecutor", OneThread)
     monkeypatch.setattr(lock, "this_process", lambda: {"number": process.number})
     monkeypatch.setattr(lock, "is_alive", lambda owner: owner.get("number") == process.number)
     return process
@@ -255,7 +255,7 @@ def run(
                 if whole is not None:
                     assert isinstance(sink.write(whole, CONTEXT), ChunkReport)
                     ledger.commit(whole.chunk_index)
-        summarise_output(layout, [ledger.rows(index) for index in range(ledger.num_chunks)])
+        summarise_output(layout, {index: ledger.rows(index) for index in range(ledger.num_chunks)})
 
 
 def files(where: str) -> dict[str, bytes]:

@@ -16,7 +16,6 @@ from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
     guarded,
-    rewrite_chunk,
     write_chunk,
 )
 from ttsvar_ray.leasing.ledger import WholeChunk
@@ -67,10 +66,8 @@ class Sink:
         absent = fetch_images(chunk)
         if absent:
             return LostImages(chunk_index=chunk.chunk_index, rows=absent, reason="they did not arrive")
-        is_there = self._layout.data_part(chunk.chunk_index).is_file()
-        write = rewrite_chunk if is_there else write_chunk
         try:
-            return write(
+            return write_chunk(
                 self._layout,
                 chunk.chunk_index,
                 rows=chunk.rows,

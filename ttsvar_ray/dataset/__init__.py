@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+from ttsvar_ray.dataset.contents import OutputSummary, committed_chunks, failed_rows, summarise_output
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
-from ttsvar_ray.dataset.fresh import fresh_output
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock, guarded
-from ttsvar_ray.dataset.manifest import (
-    RunManifest,
-    check_output,
-    committed_chunks,
-    open_output,
-    read_manifest,
-)
-from ttsvar_ray.dataset.rerun import failed_rows, rewrite_chunk
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema, trace_schema
-from ttsvar_ray.dataset.summary import OutputSummary, summarise_output
 from ttsvar_ray.dataset.writer import ChunkReport, RowContext, write_chunk, write_part
 
 __all__ = [
@@ -35,7 +28,6 @@ __all__ = [
     "guarded",
     "open_output",
     "read_manifest",
-    "rewrite_chunk",
     "summarise_output",
     "trace_schema",
     "write_bad_lines",

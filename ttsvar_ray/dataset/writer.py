@@ -1,31 +1,40 @@
 """Chunks of outcomes to Parquet parts.
 
-Invariant: `data/part-N.parquet` exists exactly if chunk N is whole. Trace and dead letters are
-written before it, so that what it vouches for is there.
+Invariant: `data/part-N.parquet` exists exactly if chunk N is whole.
+
+    a new part          dead letters, trace, part: what the part vouches for is there
+    a part is there     trace, part, dead letters: a row is always in the part or has a letter
+
+A part is replaced as a whole, so that at any moment it holds the rows from before or those and the new ones.
+A prompt whose row is in the part is done, whatever a dead letter says; `failed_rows` removes letters that a
+killed rewrite left behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.dead_letters import write_failed_part
+from ttsvar_ray.dataset.contents import PartTotals
+from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt, KeptImage
 from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
-from ttsvar_ray.dataset.totals import PartTotals
-from ttsvar_ray.dataset.trace import write_trace_part
-from ttsvar_ray.errors import LostRowsError
+from ttsvar_ray.dataset.trace import merge_trace_part, write_trace_part
+from ttsvar_ray.errors import LostRowsError, OutputError
 from ttsvar_ray.storage import Location
 
 ROW_GROUP_BYTES = 96_000_000
 """Image bytes in one row group: readers fetch whole groups, and the common viewer refuses 300 MB."""
 
 ROW_GROUP_ROWS = 10_000
+
+_ROWS_READ_AT_A_TIME = 16
 
 _SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
@@ -70,27 +79,42 @@ def write_chunk(
     context: RowContext,
     resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> ChunkReport:
-    """Write one chunk: dead letters, trace, then the part that commits it.
+    """Write what became of the prompts of a chunk, or put it into the part that is there.
+
+    A part that was rewritten is what it would be, byte for byte, if its prompts had not failed before.
 
     Args:
         layout: the output folder.
         chunk_index: names the files.
         rows: the rows of the prompt set that this chunk is made of.
-        finished, failed: every prompt of `rows` once, in any order.
+        finished, failed: every prompt of `rows` once, in any order; where the part is there, those that ran
+            again.
         context: what all rows of the run have in common.
         resolve: turns the payload of an image into its bytes, one image at a time.
 
     Raises:
-        LostRowsError: a row of `rows` is missing, comes twice or is of another chunk.
+        LostRowsError: a row is missing, comes twice or is of another chunk.
+        OutputError: the part that is there is damaged, or has other columns than this version writes.
     """
-    found = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
-    if found != list(rows):
-        raise LostRowsError(f"chunk {chunk_index}: expected each of {rows} once, got rows {found}")
+    part, trace, letters = (
+        place(chunk_index) for place in (layout.data_part, layout.trace_part, layout.failed_part)
+    )
+    is_there = part.is_file()
+    ran = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
+    if len(set(ran)) != len(ran) or not set(ran) <= set(rows) or (len(ran) < len(rows) and not is_there):
+        some = "rows of " if is_there else "each row of "
+        raise LostRowsError(f"chunk {chunk_index}: expected {some}{rows} once, got rows {ran}")
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
-    write_failed_part(layout.failed_part(chunk_index), failed)
-    write_trace_part(layout.trace_part(chunk_index), ordered)
-    part = layout.data_part(chunk_index)
-    images = write_part(part, ordered, context=context, resolve=resolve)
+    images = 0
+    if is_there:
+        merge_trace_part(trace, ordered, replaced=ran)
+        if ordered:
+            images = _rewrite_part(part, ordered, context=context, resolve=resolve)
+        replace_letters(letters, failed, ran=ran)
+    else:
+        write_failed_part(letters, failed)
+        write_trace_part(trace, ordered)
+        images = write_part(part, ordered, context=context, resolve=resolve)
     return ChunkReport(
         chunk_index=chunk_index,
         prompts=len(finished),
@@ -111,15 +135,39 @@ def write_part(
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
     """
-    return write_rows(location, part_rows(finished, context, resolve), part_schema(context))
+    return _write_rows(
+        location, _part_rows(finished, context, resolve), data_schema(context.carried, bits=context.bits)
+    )
 
 
-def part_schema(context: RowContext) -> pa.Schema:
-    """Return the schema of the parts of a run."""
-    return data_schema(context.carried, bits=context.bits)
+def _rewrite_part(
+    part: Location,
+    finished: Sequence[FinishedPrompt],
+    *,
+    context: RowContext,
+    resolve: Callable[[Any], bytes],
+) -> int:
+    """Replace a part by one with its rows and those of prompts that ran again, in prompt order."""
+    schema = data_schema(context.carried, bits=context.bits)
+    present = _present_rows(part, schema, without={outcome.prompt.row for outcome in finished})
+    merged = heapq.merge(
+        present, _part_rows(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
+    )
+    return _write_rows(part, merged, schema)
 
 
-def write_rows(location: Location, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
+def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]) -> Iterator[dict[str, Any]]:
+    with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
+        if not parquet.schema_arrow.equals(schema):
+            raise OutputError(
+                f"{part}: expected the columns that this version writes, got those of another version; "
+                "delete the part to have its prompts generated again"
+            )
+        for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
+            yield from (row for row in batch.to_pylist() if row["row"] not in without)
+
+
+def _write_rows(location: Location, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
     """Write rows, in the order given, as one Parquet part, atomically; return how many.
 
     The bytes depend on the rows and on nothing else: not on where they come from.
@@ -173,7 +221,7 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
         yield group
 
 
-def part_rows(
+def _part_rows(
     finished: Iterable[FinishedPrompt], context: RowContext, resolve: Callable[[Any], bytes]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of finished prompts, best image of each first, fetching one image at a time."""

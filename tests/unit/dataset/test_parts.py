@@ -20,15 +20,16 @@ from ttsvar_ray.dataset import (
     CarriedColumn,
     OutputLayout,
     RowContext,
+    RunManifest,
     carried_columns,
     data_schema,
+    open_output,
     summarise_output,
     trace_schema,
     write_bad_lines,
     write_chunk,
     writer,
 )
-from ttsvar_ray.dataset.card import write_card
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.errors import InputError, LostRowsError
 from ttsvar_ray.prompts import BadLine
@@ -110,9 +111,19 @@ def test_datasets_opens_the_parts_with_pictures(tmp_path: Path) -> None:
 
 
 def test_the_whole_folder_opens_through_its_card(tmp_path: Path) -> None:
+    manifest = RunManifest(
+        config={},
+        content={},
+        config_digest="c",
+        prompts_path="p.txt",
+        prompts_digest="d",
+        prompt_count=5,
+        bad_lines=0,
+        column_types={},
+        seed=7,
+    )
+    open_output(OutputLayout(tmp_path / "out"), manifest)
     layout = write_two_chunks(tmp_path / "out")
-    layout.run_file.write_text("{}")
-    write_card(layout.card_file)
     rows = datasets.load_dataset(str(layout.root), split="train", cache_dir=str(tmp_path / "c"))
     assert [row["row"] for row in rows] == [0, 0, 2, 3, 4]
     assert isinstance(rows[0]["image"], Image.Image)
@@ -157,7 +168,7 @@ def test_a_chunk_that_lost_or_doubled_a_prompt_is_never_written(tmp_path: Path) 
         ([result(0), result(1), result(1)], []),
         ([result(0), result(1)], [failure(1)]),
     ):
-        with pytest.raises(LostRowsError, match=r"expected each of range\(0, 2\) once"):
+        with pytest.raises(LostRowsError, match=r"expected each row of range\(0, 2\) once"):
             write_chunk(layout, 0, rows=range(2), finished=finished, failed=failed, context=CONTEXT)
     assert layout.data_parts() == {}
 

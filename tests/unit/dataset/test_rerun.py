@@ -16,8 +16,6 @@ from ttsvar_ray.dataset import (
     RowContext,
     carried_columns,
     failed_rows,
-    rerun,
-    rewrite_chunk,
     summarise_output,
     write_chunk,
     writer,
@@ -75,7 +73,7 @@ def files(layout: OutputLayout) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def _several_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "ROW_GROUP_ROWS", 5)
-    monkeypatch.setattr(rerun, "_ROWS_READ_AT_A_TIME", 3)
+    monkeypatch.setattr(writer, "_ROWS_READ_AT_A_TIME", 3)
 
 
 def test_the_part_is_what_it_would_be_without_failures(make: Callable[[str], OutputLayout]) -> None:
@@ -83,7 +81,7 @@ def test_the_part_is_what_it_would_be_without_failures(make: Callable[[str], Out
     write_chunk(plain, 1, rows=ROWS, finished=[done(row) for row in ROWS], failed=[], context=CONTEXT)
     write_with_failures(repaired)
     assert failed_rows(repaired, {1}) == {1: AGAIN}
-    report = rewrite_chunk(
+    report = write_chunk(
         repaired, 1, rows=ROWS, finished=[done(row) for row in reversed(AGAIN)], failed=[], context=CONTEXT
     )
     assert (report.prompts, report.failed, report.images) == (3, 0, 12)
@@ -96,17 +94,17 @@ def test_in_several_retries_too_and_what_still_fails_stays_a_dead_letter(tmp_pat
     plain, repaired = OutputLayout(tmp_path / "plain"), OutputLayout(tmp_path / "repaired")
     write_chunk(plain, 1, rows=ROWS, finished=[done(row) for row in ROWS], failed=[], context=CONTEXT)
     write_with_failures(repaired)
-    rewrite_chunk(repaired, 1, rows=ROWS, finished=[done(6)], failed=[lost(9), lost(5)], context=CONTEXT)
+    write_chunk(repaired, 1, rows=ROWS, finished=[done(6)], failed=[lost(9), lost(5)], context=CONTEXT)
     assert failed_rows(repaired, {1}) == {1: (5, 9)}
     assert summarise_output(repaired).failed == 2
     before = files(repaired)
-    rewrite_chunk(repaired, 1, rows=ROWS, finished=[], failed=[lost(5), lost(9)], context=CONTEXT)
+    write_chunk(repaired, 1, rows=ROWS, finished=[], failed=[lost(5), lost(9)], context=CONTEXT)
     assert files(repaired) == before
-    rewrite_chunk(repaired, 1, rows=ROWS, finished=[done(5), done(9)], failed=[], context=CONTEXT)
+    write_chunk(repaired, 1, rows=ROWS, finished=[done(5), done(9)], failed=[], context=CONTEXT)
     assert files(repaired) == files(plain)
 
 
-@pytest.mark.parametrize("killed_before", ["write_rows", "replace_letters"])
+@pytest.mark.parametrize("killed_before", ["_write_rows", "replace_letters"])
 def test_a_retry_that_is_killed_loses_nothing(
     make: Callable[[str], OutputLayout], monkeypatch: pytest.MonkeyPatch, killed_before: str
 ) -> None:
@@ -119,16 +117,14 @@ def test_a_retry_that_is_killed_loses_nothing(
         raise KeyboardInterrupt
 
     def retry(rows: tuple[int, ...]) -> None:
-        rewrite_chunk(
-            repaired, 1, rows=ROWS, finished=[done(row) for row in rows], failed=[], context=CONTEXT
-        )
+        write_chunk(repaired, 1, rows=ROWS, finished=[done(row) for row in rows], failed=[], context=CONTEXT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rerun, killed_before, die)
+        patch.setattr(writer, killed_before, die)
         with pytest.raises(KeyboardInterrupt):
             retry(AGAIN)
     kept = files(repaired)
-    if killed_before == "write_rows":
+    if killed_before == "_write_rows":
         assert kept["data/part-00001.parquet"] == before["data/part-00001.parquet"]
         assert failed_rows(repaired, {1}) == {1: AGAIN}
         retry(AGAIN)
@@ -146,7 +142,7 @@ def test_letters_that_say_so_are_left_alone(tmp_path: Path) -> None:
     letters[1]["retry"] = False
     layout.failed_part(1).write_text("".join(json.dumps(letter) + "\n" for letter in letters))
     assert failed_rows(layout, {1}) == {1: (5, 9)}
-    rewrite_chunk(layout, 1, rows=ROWS, finished=[done(5), done(9)], failed=[], context=CONTEXT)
+    write_chunk(layout, 1, rows=ROWS, finished=[done(5), done(9)], failed=[], context=CONTEXT)
     (left,) = [json.loads(line) for line in layout.failed_part(1).read_text().splitlines()]
     assert (left["row"], left["retry"]) == (6, False)
     assert failed_rows(layout, {1}) == {}
@@ -165,7 +161,7 @@ def test_parts_that_cannot_be_merged_are_told(tmp_path: Path) -> None:
     part = tmp_path / "data/part-00001.parquet"
     pq.write_table(pq.read_table(part).drop_columns(["bits"]), part)
     with pytest.raises(OutputError, match="expected the columns that this version writes"):
-        rewrite_chunk(layout, 1, rows=ROWS, finished=[done(5)], failed=[], context=CONTEXT)
+        write_chunk(layout, 1, rows=ROWS, finished=[done(5)], failed=[], context=CONTEXT)
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(OutputError, match="not a whole Parquet file"):
         failed_rows(layout, {1})
@@ -176,4 +172,4 @@ def test_rows_of_another_chunk_are_never_merged(tmp_path: Path) -> None:
     write_with_failures(layout)
     for finished in ([done(3)], [done(5), done(5)]):
         with pytest.raises(LostRowsError, match="chunk 1"):
-            rewrite_chunk(layout, 1, rows=ROWS, finished=finished, failed=[], context=CONTEXT)
+            write_chunk(layout, 1, rows=ROWS, finished=finished, failed=[], context=CONTEXT)

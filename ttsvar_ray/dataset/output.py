@@ -1,0 +1,149 @@
+"""An output folder is a new run's, or goes on with the same run, or is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.errors import OutputError
+
+logger = logging.getLogger(__name__)
+
+_MOST_NEIGHBOURS = 999
+
+_CARD = """---
+configs:
+- config_name: images
+  default: true
+  data_files: data/*.parquet
+- config_name: trace
+  data_files: trace/*.parquet
+---
+# Images generated with ttsvar_ray
+
+```python
+import datasets
+
+images = datasets.load_dataset("path/to/this/folder", split="train")
+images[0]["prompt"], images[0]["image"]
+```
+
+One row per kept image; `image_rank` 0 is the best image of its prompt by `reward`. `run.json` holds
+the settings, the prompt set's digest and the versions. `failed/` holds prompts without an image.
+"""
+"""The data set card: tells `datasets` which files of an output folder are which table."""
+
+
+def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | None:
+    """Say whether a run may write to a folder, changing nothing.
+
+    Returns:
+        The manifest of the run that it would continue, or None for a new one.
+
+    Raises:
+        OutputError: the folder is another run's, or somebody's other files.
+    """
+    root = layout.root
+    if root.is_file():
+        raise OutputError(f"{root}: expected a folder for the output, got a file")
+    present = read_manifest(layout)
+    if present is not None:
+        differences = [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]
+        if differences:
+            lines = "\n".join(f"  {line}" for line in differences)
+            raise OutputError(
+                f"{root}: this folder holds a run with other settings:\n{lines}\n"
+                "Choose another --output folder, add --force-new to have a new folder beside this one, or go "
+                "back to those settings to continue that run."
+            )
+        return present
+    foreign = [name for name in root.names() if not name.startswith(".")]
+    if foreign:
+        shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise OutputError(
+            f"{root}: expected a new or empty folder, or one with a run.json to continue; it holds {shown}"
+        )
+    return None
+
+
+def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
+    """Create an output folder, or continue one of the same settings and prompts; needs the lock.
+
+    Returns:
+        The manifest on disk: the given one, or the one of the run that is continued.
+
+    Raises:
+        OutputError: as `check_output`.
+    """
+    present = check_output(layout, manifest)
+    # First of all files: a folder without it would be refused as somebody's other files after a crash.
+    if present is None and not layout.run_file.create_text(json.dumps(manifest.to_json(), indent=2) + "\n"):
+        present = check_output(layout, manifest)
+    for folder in (layout.data_folder, layout.trace_folder, layout.failed_folder):
+        folder.make_folder()
+        folder.remove_leftovers()
+    layout.root.remove_leftovers()
+    if not layout.card_file.is_file():
+        layout.card_file.write_text(_CARD)
+    return manifest if present is None else present
+
+
+def fresh_output(layout: OutputLayout, manifest: RunManifest) -> OutputLayout:
+    """Return the first of OUTPUT, OUTPUT-2, OUTPUT-3, ... that this run may write to; nothing is deleted.
+
+    That is a folder that is new or empty, or holds this very run, which it then continues: so the same
+    command goes on after an interruption.
+
+    Raises:
+        OutputError: there is none in reach.
+    """
+    for number in range(1, _MOST_NEIGHBOURS + 1):
+        candidate = layout if number == 1 else OutputLayout(layout.root.neighbour(f"-{number}"))
+        if _is_free(candidate, manifest):
+            if number > 1:
+                logger.warning(
+                    "output %s holds something else; this run writes to %s", layout.root, candidate.root
+                )
+            return candidate
+    raise OutputError(
+        f"{layout.root}: expected a free folder among it and {_MOST_NEIGHBOURS - 1} numbered ones beside it, "
+        "found none; choose another --output folder"
+    )
+
+
+def _is_free(layout: OutputLayout, manifest: RunManifest) -> bool:
+    try:
+        check_output(layout, manifest)
+    except OutputError:
+        return False
+    return True
+
+
+def _setting_differences(present: RunManifest, wanted: RunManifest) -> list[str]:
+    if present.config_digest == wanted.config_digest:
+        return []
+    keys = list(dict.fromkeys([*present.content, *wanted.content]))
+    return [
+        f"{key}: {_word(present.content, key)} in the folder, {_word(wanted.content, key)} now"
+        for key in keys
+        if _word(present.content, key) != _word(wanted.content, key)
+    ]
+
+
+def _prompt_differences(present: RunManifest, wanted: RunManifest) -> list[str]:
+    if present.prompts_digest == wanted.prompts_digest:
+        return []
+    return [f"prompts: {_prompt_set(present)} in the folder, {_prompt_set(wanted)} now"]
+
+
+def _prompt_set(manifest: RunManifest) -> str:
+    digest = manifest.prompts_digest[:12]
+    return f"{manifest.prompt_count} of {manifest.prompts_path} (digest {digest})"
+
+
+def _word(content: Mapping[str, Any], key: str) -> str:
+    return json.dumps(content[key]) if key in content else "absent"
