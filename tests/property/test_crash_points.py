@@ -255,7 +255,7 @@ def run(
                 if whole is not None:
                     assert isinstance(sink.write(whole, CONTEXT), ChunkReport)
                     ledger.commit(whole.chunk_index)
-        summarise_output(layout, {index: ledger.rows(index) for index in range(ledger.num_chunks)})
+        summarise_output(layout, {index: ledger.rows(index) for index in ledger.chunks})
 
 
 def files(where: str) -> dict[str, bytes]:
