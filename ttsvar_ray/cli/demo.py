@@ -113,15 +113,17 @@ def _report(jobs: dict[str, tuple[JobConfig, float]], root: Path) -> None:
         judge_output,
         save_sheet,
     )
+    from ttsvar_ray.cli.show import table_lines
 
     judged = {label: judge_output(Path(job.output.path)) for label, (job, _) in jobs.items()}
     own = next(iter(judged))
     save_sheet(judged[own], root / SHEET_NAME, title=f"{own}: {accuracy_words(judged[own])}")
-    lines = ["", "strategy         FLOPs   accuracy          mean reward"]
+    rows = []
     for label in sorted(jobs, key=lambda name: jobs[name][1]):
         share, error = accuracy(judged[label])
         reward = sum(image.reward for image in judged[label]) / len(judged[label])
-        lines.append(f"{label:<15} {jobs[label][1]:>5.2f}x   {share:.3f} +- {error:.3f}   {reward:>11.4f}")
+        rows.append((label, f"{jobs[label][1]:.2f}x", f"{share:.3f} +- {error:.3f}", f"{reward:.4f}"))
+    lines = ["", *table_lines(("strategy", "FLOPs", "accuracy", "mean reward"), rows)]
     lines += ["", f"{own} by kind of prompt:", *accuracy_lines(judged[own])]
     lines += [
         "",

@@ -131,7 +131,7 @@ def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
         summary: of the job.
         judge_shapes: whether the built-in world's checker can judge its images.
     """
-    from ttsvar_ray.cli.progress import duration
+    from ttsvar_ray.cli.show import duration
 
     resumed = f" ({summary.prompts_resumed} of them before)" if summary.prompts_resumed else ""
     rate = "" if math.isnan(summary.images_per_second) else f", {summary.images_per_second:.2f} images/s"

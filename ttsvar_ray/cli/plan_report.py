@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttsvar_ray.cli.units import bytes_text, flops_text
+from ttsvar_ray.cli.show import bytes_text, flops_text, table_lines
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, ModelShape, PlanCost, load_profile, plan_cost
 from ttsvar_ray.costs.memory import transformer_parameters
@@ -205,7 +204,7 @@ def _headline(job: ResolvedJob) -> str:
 
 
 def _table(report: JobReport) -> list[str]:
-    table = [_PLAN_HEADER + (_COST_HEADER if report.counted else ())]
+    rows = []
     costs = report.counted.cost if report.counted else None
     for index, row in enumerate(describe_plan(report.plan)):
         cells: tuple[str, ...] = (
@@ -221,14 +220,8 @@ def _table(report: JobReport) -> list[str]:
         if costs is not None:
             scale = costs.scales[index]
             cells += (flops_text(scale.flops), f"{costs.shares[index]:.1%}", bytes_text(scale.kv_bytes))
-        table.append(cells)
-    return columns(table)
-
-
-def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return rows of cells as lines with right-aligned columns."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        rows.append(cells)
+    return table_lines(_PLAN_HEADER + (_COST_HEADER if report.counted else ()), rows, texts=0)
 
 
 def _row_json(row: ScaleRow) -> dict[str, Any]:
@@ -275,12 +268,11 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
     memory = counted.memory
     precision = "bfloat16" if counted.shape.transformer.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
-    stages = [("memory beside the weights", "all at once", "one at a time", "kept")]
-    stages += [
+    stages = [
         (stage.name, bytes_text(stage.taken), bytes_text(stage.least), bytes_text(stage.kept))
         for stage in memory.stages
     ]
-    fits = [("device", "free for trajectories", "prompts under way", "side by side")]
+    fits = []
     for size in DEVICE_SIZES_GB:
         room = memory.room(size * 1e9)
         fits.append(
@@ -298,11 +290,11 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
     return [
         f"weights ({precision} blocks): {bytes_text(memory.weight_bytes)} = {weights}",
         "",
-        *columns(stages),
+        *table_lines(("memory beside the weights", "all at once", "one at a time", "kept"), stages, texts=0),
         "",
         peak,
         "",
-        *columns(fits),
+        *table_lines(("device", "free for trajectories", "prompts under way", "side by side"), fits, texts=0),
     ]
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 
+from ttsvar_ray.cli.show import duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -114,14 +116,3 @@ def _details(state: JobState) -> str:
     if left and state.prompts_done:
         words.append(f"left {duration(left * state.seconds / state.prompts_done)}")
     return "  ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """Return "45 s", "3 min 20 s", "5 h 10 min" or "3 d 4 h"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if whole >= size:
-            return f"{whole // size} {name} {whole % size // small} {small_name}"
-    return f"{whole // 60} min {whole % 60} s"

@@ -12,6 +12,7 @@ import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
+from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
     from ttsvar_ray.types import UInt8Array
@@ -115,12 +116,13 @@ def accuracy_words(judged: list[JudgedImage]) -> str:
 
 def accuracy_lines(judged: list[JudgedImage]) -> list[str]:
     """Return the accuracy by kind of caption and over all prompts."""
-    lines = ["kind            right  of  accuracy"]
-    for kind in dict.fromkeys(image.kind for image in judged):
-        group = [image for image in judged if image.kind == kind]
-        right = sum(image.correct for image in group)
-        lines.append(f"{kind:<15} {right:>5} {len(group):>3}     {right / len(group):.3f}")
-    share, error = accuracy(judged)
-    right = sum(image.correct for image in judged)
-    lines.append(f"{'all':<15} {right:>5} {len(judged):>3}     {share:.3f} (standard error {error:.3f})")
-    return lines
+    kinds = dict.fromkeys(image.kind for image in judged)
+    groups = {kind: [image.correct for image in judged if image.kind == kind] for kind in kinds}
+    groups["all"] = [image.correct for image in judged]
+    rows = [
+        (kind, f"{sum(right)}", f"{len(right)}", f"{sum(right) / len(right):.3f}")
+        for kind, right in groups.items()
+    ]
+    *lines, last = table_lines(("kind", "right", "of", "accuracy"), rows)
+    _, error = accuracy(judged)
+    return [*lines, f"{last} (standard error {error:.3f})"]

@@ -12,6 +12,7 @@ import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
+from ttsvar_ray.cli.show import duration
 
 if TYPE_CHECKING:
     from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -201,16 +202,10 @@ def progress_lines(
         left = (prompts - finished) * each
         tell(
             f"{finished:,} of {prompts:,} prompts simulated, {1000 * each:.2f} s for 1,000; "
-            f"about {_duration(left)} left"
+            f"about {duration(left)} left"
         )
 
     return progress
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _write_json(path: Path, first: SimulationResult, results: dict[str, SimulationResult]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.cli.units import bytes_text
+from ttsvar_ray.cli.show import bytes_text, duration, table_lines
 
 if TYPE_CHECKING:
     from ttsvar_ray.simulation import SimulationResult
@@ -30,11 +30,11 @@ def result_lines(result: SimulationResult) -> list[str]:
         f"to some use; {result.steady_utilisation:.2%} between start and tail"
     )
     lines = [head, speed, use, "", "GPU time"]
-    width = max(len(reason) for reason in result.seconds)
-    lines += [
-        f"  {reason.ljust(width)}  {abs(seconds) / paid:8.3%}  {duration(abs(seconds))}"
+    shares = [
+        (f"  {reason}", f"{abs(seconds) / paid:.3%}", duration(abs(seconds)))
         for reason, seconds in result.seconds.items()
     ]
+    lines += table_lines(("", "", ""), shares)
     lines += [
         "",
         (
@@ -77,33 +77,18 @@ _COLUMNS = ("", "prompts/s", "utilisation", "goodput", "steady", "p50 s", "p95 s
 
 def comparison_lines(results: Mapping[str, SimulationResult]) -> list[str]:
     """Return several runs as one table."""
-    table = [_COLUMNS]
-    for name, result in results.items():
-        table.append(
-            (
-                name,
-                f"{result.prompts_per_second:.4g}",
-                f"{result.utilisation:.2%}",
-                f"{result.goodput_utilisation:.2%}",
-                f"{result.steady_utilisation:.2%}",
-                f"{result.latency.p50:.3g}",
-                f"{result.latency.p95:.3g}",
-                f"{abs(result.seconds['lost']):.4g}",
-                f"{result.replays}",
-            )
+    rows = [
+        (
+            name,
+            f"{result.prompts_per_second:.4g}",
+            f"{result.utilisation:.2%}",
+            f"{result.goodput_utilisation:.2%}",
+            f"{result.steady_utilisation:.2%}",
+            f"{result.latency.p50:.3g}",
+            f"{result.latency.p95:.3g}",
+            f"{abs(result.seconds['lost']):.4g}",
+            f"{result.replays}",
         )
-    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
+        for name, result in results.items()
     ]
-
-
-def duration(seconds: float) -> str:
-    """Return seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+    return table_lines(_COLUMNS, rows)

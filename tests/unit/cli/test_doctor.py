@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ttsvar_ray.cli.doctor.command import _output_folder
-from ttsvar_ray.cli.doctor.finding import Finding, Mark, run_check
+from ttsvar_ray.cli.doctor import can_run, output_folder, show, verdict
+from ttsvar_ray.cli.doctor.checks import (
+    Finding,
+    Mark,
+    check_disk,
+    check_ray,
+    cpu_limit,
+    memory_limit,
+    run_check,
+)
 from ttsvar_ray.cli.doctor.judges import JUDGES
-from ttsvar_ray.cli.doctor.machine import check_disk, cpu_limit, memory_limit
-from ttsvar_ray.cli.doctor.ray_cluster import check_ray
-from ttsvar_ray.cli.doctor.screen import can_run, show, verdict
 from ttsvar_ray.cli.doctor.weights import check_judges, check_models
 from ttsvar_ray.config import load_config
 from ttsvar_ray.models.choice import ModelChoice
@@ -158,6 +163,6 @@ def test_the_screen_shows_commands(terminal: bool) -> None:
 
 def test_of_an_object_store_the_disk_that_matters_is_where_parts_are_made() -> None:
     config = load_config(None, ["output.path=s3://bucket/run"], needs_files=False)
-    assert list(_output_folder(config)) == ["parts before upload"]
+    assert list(output_folder(config)) == ["parts before upload"]
     config = load_config(None, ["output.path=out"], needs_files=False)
-    assert _output_folder(config) == {"output": Path("out")}
+    assert output_folder(config) == {"output": Path("out")}

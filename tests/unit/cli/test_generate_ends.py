@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.progress import ProgressReporter, duration, progress_line
+from ttsvar_ray.cli.progress import ProgressReporter, progress_line
+from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.config import JobConfig
@@ -201,7 +202,14 @@ def test_a_terminal_gets_a_bar_that_is_closed() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (18600, "5 h 10 min"), (273600, "3 d 4 h")],
+    [
+        (0, "0 s"),
+        (0.42, "0.42 s"),
+        (59.4, "59 s"),
+        (200, "3 min 20 s"),
+        (18600, "5 h 10 min"),
+        (273600, "3 d 4 h"),
+    ],
 )
 def test_durations_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words

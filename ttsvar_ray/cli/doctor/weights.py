@@ -5,15 +5,14 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
-from ttsvar_ray.cli.doctor.finding import Finding, Mark
+from ttsvar_ray.cli.doctor.checks import Finding, Mark
 from ttsvar_ray.cli.doctor.judges import JUDGES, Fetch, Judge
-from ttsvar_ray.cli.units import bytes_text
+from ttsvar_ray.cli.show import bytes_text
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.models.weight_source import WeightSource
 
-AREA = "weights"
 MODELS = ("infinity-2b", "infinity-8b", "infinity-8b-512", "var-d30")
 """Published models that are looked for without being asked for."""
 
@@ -28,7 +27,7 @@ def check_hub() -> list[Finding]:
     held = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     offline = "offline mode is on: nothing will be fetched" if constants.HF_HUB_OFFLINE else "may fetch"
     text = f"cache {cache} ({held} models), {offline}"
-    return [Finding(area=AREA, name="hub", mark=Mark.OK, text=text)]
+    return [Finding(name="hub", mark=Mark.OK, text=text)]
 
 
 def check_models(choices: list[ModelChoice]) -> list[Finding]:
@@ -52,7 +51,6 @@ def check_models(choices: list[ModelChoice]) -> list[Finding]:
         commands = [repository.download_command(wanted) for repository, wanted in patterns.items()]
         findings.append(
             Finding(
-                area=AREA,
                 name=description.name,
                 mark=Mark.MISSING if absent else Mark.OK,
                 text=", ".join(absent) if absent else f"complete, {bytes_text(held)}",
@@ -86,7 +84,6 @@ def check_job_paths(paths: dict[str, str | None]) -> list[Finding]:
         there = Path(value).expanduser().exists()
         findings.append(
             Finding(
-                area=AREA,
                 name=setting,
                 mark=Mark.OK if there else Mark.MISSING,
                 text=value if there else f"{value}: nothing there",
@@ -130,10 +127,9 @@ def _judge(judge: Judge, folder: Path) -> Finding:
     note = f"; {judge.note}" if judge.note else ""
     if not missing:
         text = f"{folder}; {judge.setting}={_named_path(judge, folder)}{note}"
-        return Finding(area=AREA, name=judge.name, mark=Mark.OK, text=text)
+        return Finding(name=judge.name, mark=Mark.OK, text=text)
     names = ", ".join(str(Path(fetch.folder) / name) for fetch in missing for name in _absent(fetch, folder))
     return Finding(
-        area=AREA,
         name=judge.name,
         mark=Mark.MISSING,
         text=f"{folder}: no {names}{note}",

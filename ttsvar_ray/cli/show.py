@@ -1,0 +1,73 @@
+"""How commands show tables, sizes and times to people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    Rows = Iterable[Sequence[Text | str]]
+
+_AS_WIDE_AS_NEEDED = 10_000
+
+
+def table(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> Table:
+    """Return a rich table: its first `texts` columns are aligned left, the others (numbers) right.
+
+    Where it does not fit, the last of the texts is folded. Strings are taken as they are, without markup.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, pad_edge=False, show_header=any(headings))
+    for index, heading in enumerate(headings):
+        justify: Literal["left", "right"] = "left" if index < texts else "right"
+        result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=index != texts - 1)
+    for row in rows:
+        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return result
+
+
+def table_lines(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> list[str]:
+    """Return the lines of a table, as plain text and never folded."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=_AS_WIDE_AS_NEEDED, color_system=None)
+    with console.capture() as captured:
+        console.print(table(headings, rows, texts=texts))
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def duration(seconds: float) -> str:
+    """Return "0.12 s", "45 s", "3 min 20 s", "5 h 10 min" or "3 d 4 h"."""
+    if 0 < seconds < 9.95:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            return f"{whole // size:,} {name} {whole % size // small} {small_name}"
+    return f"{whole // 60} min {whole % 60} s"
+
+
+def bytes_text(count: float) -> str:
+    """Return "3.4 GB"."""
+    return _with_unit(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def flops_text(count: float) -> str:
+    """Return "116 TFLOP"."""
+    return _with_unit(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+
+
+def _with_unit(count: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} {units[-1]}"
