@@ -40,10 +40,11 @@ from ttsvar_ray.coordination.messages import (
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import FinalImage, PromptResult
+from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.selection import Select, SelectionOutcome, select
+from ttsvar_ray.search.selection import Select, select
 from ttsvar_ray.search.strategy import compile_plan
-from ttsvar_ray.types import Prompt, SelectionKind
+from ttsvar_ray.types import Prompt
 
 SIDES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 FEATURE_DIM = 256
@@ -111,7 +112,7 @@ class Answers:
     def answer(self, task: ShardTask, seconds: float) -> SegmentReport:
         """Return what a worker would report."""
         segment = self._plan.segments[task.segment_index]
-        clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+        has_features = Signal.FEATURES in segment.reads
         picked = [(task.prompt.row * 7919 + slot * 31 + task.segment_index) % 509 for slot in task.slots]
         image = FinalImage(payload=b"", width=1024, height=1024, image_format="png")
         return SegmentReport(
@@ -119,7 +120,7 @@ class Answers:
             attempt=task.attempt,
             segment_index=task.segment_index,
             slots=task.slots,
-            features=self._features[picked] if clusters else None,
+            features=self._features[picked] if has_features else None,
             rewards=self._rewards[picked, : len(segment.scored_scales)],
             bits=(self._bits[segment.first_scale : segment.last_scale + 1],) * len(task.slots),
             images=(image,) * len(task.slots) if segment.is_last else (),
@@ -229,7 +230,7 @@ class Timed:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def __call__(self, *args: Any, **kwargs: Any) -> SelectionOutcome:
+    def __call__(self, *args: Any, **kwargs: Any) -> Choice:
         started = time.thread_time()
         try:
             return select(*args, **kwargs)

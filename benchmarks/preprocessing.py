@@ -28,7 +28,7 @@ from ttsvar_ray.rewards.aesthetic_reward import load_aesthetic_v25
 from ttsvar_ray.rewards.pixel_recipe import Fit, PixelRecipe
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rewards.verify import load_recorded_image_reward
-from ttsvar_ray.search.clustering import cluster_survivors
+from ttsvar_ray.search.operators.cluster import cluster_survivors
 from ttsvar_ray.shapes.captions import sample_caption, sample_scene_for
 from ttsvar_ray.shapes.render import render_batch
 from ttsvar_ray.types import Preprocessing, UInt8Array
@@ -137,7 +137,9 @@ def built_in() -> dict[str, Any]:
             scores[side].append(rewards[side].score(images, [caption.text] * POPULATION))
             features[side].append(extractors[side].extract(images))
         same_best += int(scores[0][-1].argmax() == scores[1][-1].argmax())
-        kept = [cluster_survivors(features[side][-1], SURVIVORS, seed=0)[0] for side in range(2)]
+        kept = [
+            cluster_survivors(features[side][-1], SURVIVORS, np.random.default_rng(0))[0] for side in range(2)
+        ]
         same_survivors += int(np.array_equal(*kept))
     return {
         "populations": POPULATIONS,

@@ -20,8 +20,8 @@ from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFa
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.results import FinalImage
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.types import SelectionKind
 
 FEATURE_DIM = 256
 
@@ -110,14 +110,16 @@ class SleepingEngine:
             )
         segments.setdefault(segment.index, set()).update(task.slots)
         count = len(task.slots)
-        clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+        has_features = Signal.FEATURES in segment.reads
         image = FinalImage(payload=self._image, width=1024, height=1024, image_format="png")
         return SegmentReport(
             prompt_key=task.prompt.key,
             attempt=task.attempt,
             segment_index=segment.index,
             slots=task.slots,
-            features=self._random.normal(size=(count, FEATURE_DIM)).astype(np.float32) if clusters else None,
+            features=self._random.normal(size=(count, FEATURE_DIM)).astype(np.float32)
+            if has_features
+            else None,
             rewards=self._random.random((count, len(segment.scored_scales)), dtype=np.float32),
             bits=(self._bits[segment.index],) * count,
             images=(image,) * count if segment.is_last else (),

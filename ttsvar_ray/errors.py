@@ -58,6 +58,10 @@ class FeatureError(TtsVarError, ValueError):
     """Features that are NaN or infinite, so that distances between images mean nothing."""
 
 
+class SelectionError(TtsVarError):
+    """A selection operator that fails, or that chooses what cannot be: too few, slots that are not there."""
+
+
 class StorageError(TtsVarError):
     """A path or URI that no storage here can open, or a storage that refused or failed."""
 

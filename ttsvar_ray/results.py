@@ -49,10 +49,10 @@ class SelectionRecord:
     """What one selection saw and decided: a row of the trace table.
 
     Attributes:
+        kind: name of the operator.
         ancestor_index: slots in the population before, one per survivor.
-        rewards, log_weights: [population] for resampling, empty for clustering.
-        ess: effective sample size of the weights, NaN for clustering.
-        labels: cluster of each trajectory, empty for resampling.
+        rewards: [population] of its scale, where the operator reads rewards; else empty.
+        numbers: what the operator wrote down, by name: one number, or one per trajectory.
         placement: worker of each survivor; `moved` counts survivors replayed on another worker,
             `reason` says why.
     """
@@ -62,9 +62,7 @@ class SelectionRecord:
     kind: str
     ancestor_index: tuple[int, ...]
     rewards: tuple[float, ...] = ()
-    log_weights: tuple[float, ...] = ()
-    ess: float = float("nan")
-    labels: tuple[int, ...] = ()
+    numbers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     placement: tuple[str, ...] = ()
     moved: int = 0
     reason: str = ""

@@ -6,29 +6,17 @@ time. Two places that ask for the same name draw the same numbers, on any machin
 
 from __future__ import annotations
 
-import enum
 import hashlib
 
 import numpy as np
 
 from ttsvar_ray.types import Float32Array
 
-
-class Purpose(str, enum.Enum):
-    """What a stream is for; part of its name."""
-
-    BITS = "bits"
-    RESAMPLE = "resample"
-    CLUSTER = "cluster"
-
-
 POPULATION_SLOT = -1
 """The slot of streams that belong to a whole population, not to one trajectory."""
 
 
-def stream(
-    run_seed: int, prompt_key: str, scale_index: int, slot: int, purpose: Purpose
-) -> np.random.Generator:
+def stream(run_seed: int, prompt_key: str, scale_index: int, slot: int, purpose: str) -> np.random.Generator:
     """Return the generator of one named stream.
 
     Args:
@@ -36,22 +24,22 @@ def stream(
         prompt_key: `Prompt.key`.
         scale_index: 0-based scale, or -1 for streams that belong to no scale.
         slot: place in the population, or `POPULATION_SLOT`.
-        purpose: what the numbers are for.
+        purpose: what the numbers are for: "bits", or the name of a selection operator.
 
     Returns:
         A fresh Philox generator: equal names give equal sequences.
     """
-    name = f"{run_seed}\x1f{prompt_key}\x1f{scale_index}\x1f{slot}\x1f{purpose.value}"
+    name = f"{run_seed}\x1f{prompt_key}\x1f{scale_index}\x1f{slot}\x1f{purpose}"
     digest = hashlib.blake2b(name.encode(), digest_size=16, person=b"ttsvar-stream").digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def bit_uniforms(run_seed: int, prompt_key: str, scale_index: int, slot: int, count: int) -> Float32Array:
     """Return float32 [count] uniforms in [0, 1) that decide the bits of one trajectory at one scale."""
-    generator = stream(run_seed, prompt_key, scale_index, slot, Purpose.BITS)
+    generator = stream(run_seed, prompt_key, scale_index, slot, "bits")
     return generator.random(count, dtype=np.float32)
 
 
-def integer_seed(run_seed: int, prompt_key: str, scale_index: int, slot: int, purpose: Purpose) -> int:
-    """Return a 31-bit seed from a named stream, for libraries that take an integer seed."""
-    return int(stream(run_seed, prompt_key, scale_index, slot, purpose).integers(0, 2**31 - 1))
+def selection_stream(run_seed: int, prompt_key: str, scale_index: int, operator: str) -> np.random.Generator:
+    """Return the stream of one selection: the operator's name is its purpose."""
+    return stream(run_seed, prompt_key, scale_index, POPULATION_SLOT, operator)

@@ -21,13 +21,6 @@ ScaleSchedule = tuple[tuple[int, int], ...]
 """(height, width) in tokens of each scale, coarse to fine."""
 
 
-class SelectionKind(str, enum.Enum):
-    """How a population becomes its survivors."""
-
-    CLUSTER = "cluster"
-    RESAMPLE = "resample"
-
-
 class PotentialKind(str, enum.Enum):
     """How a reward history becomes a potential (TTS-VAR section 3.3)."""
 

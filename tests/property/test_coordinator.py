@@ -30,8 +30,9 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.tariff import byte_tariff
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan, Selection
-from ttsvar_ray.search.selection import SelectionOutcome, select
+from ttsvar_ray.search.selection import select
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import PotentialKind
 
@@ -74,9 +75,9 @@ MOST_FAILURES = 5
 @pytest.fixture(autouse=True, scope="module")
 def _remembered_selections() -> Iterator[None]:
     """Compute each selection once: schedules differ in order, not in what a selection sees."""
-    memory: dict[Any, SelectionOutcome] = {}
+    memory: dict[Any, Choice] = {}
 
-    def remembered(plan: Plan, selection: Selection, **seen: Any) -> SelectionOutcome:
+    def remembered(plan: Plan, selection: Selection, **seen: Any) -> Choice:
         features = seen["features"]
         key = (
             plan,

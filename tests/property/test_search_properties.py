@@ -12,14 +12,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ttsvar_ray.search.clustering import cluster_survivors
 from ttsvar_ray.search.describe import describe, history_demand, selector_demand
-from ttsvar_ray.search.lineage import compose, trace
-from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.loop import Past, Seen, search
+from ttsvar_ray.search.operators.cluster import cluster_survivors
+from ttsvar_ray.search.operators.resample import Resample
+from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.resampling import effective_sample_size, resample
-from ttsvar_ray.search.selection import rank_images, select
 from ttsvar_ray.search.strategy import compile_plan
-from ttsvar_ray.types import Float64Array, PotentialKind, ResamplingScheme, SelectionKind
+from ttsvar_ray.types import Float64Array, Int64Array, PotentialKind, ResamplingScheme
 
 LOG_WEIGHTS = arrays.arrays(np.float64, st.integers(1, 12), elements=st.floats(-50.0, 50.0))
 SCHEMES = st.sampled_from(list(ResamplingScheme))
@@ -63,43 +63,38 @@ def plans(draw: st.DrawFn) -> Plan:
 def test_any_valid_plan_runs(plan: Plan, seed: int) -> None:
     """Algorithm 1 with random pictures: every population, history and lineage has its planned size."""
     generator = np.random.default_rng(seed)
-    histories = np.empty((plan.segments[0].population, 0))
-    ancestor_indices = []
     scales: list[int] = []
-    for segment in plan.segments:
-        scales += range(segment.first_scale, segment.last_scale + 1)
-        assert len(histories) == segment.population == plan.population_before[segment.last_scale]
-        for _ in segment.scored_scales:
-            rewards = generator.normal(size=(segment.population, 1))
-            histories = np.concatenate([histories, rewards], axis=1)
-        if segment.selection is None:
-            break
-        outcome = select(
-            plan,
-            segment.selection,
-            features=generator.integers(0, 3, size=(segment.population, 2)).astype(np.float32),
-            reward_history=histories,
-            run_seed=seed,
-            prompt_key="prompt#0",
-        )
-        assert outcome.ancestor_index.shape == (segment.selection.survivors,)
-        if segment.selection.kind is SelectionKind.CLUSTER:
-            assert len(set(outcome.ancestor_index.tolist())) == segment.selection.survivors
-        else:
-            assert 1.0 - 1e-9 <= outcome.ess <= segment.population + 1e-9
-        ancestor_indices.append(outcome.ancestor_index)
-        histories = histories[outcome.ancestor_index]
+    ancestors: list[Int64Array] = []
+    rewards: list[Float64Array] = []
+
+    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
+        scales.extend(range(segment.first_scale, segment.last_scale + 1))
+        assert len(ancestor_index) == segment.population == plan.population_before[segment.last_scale]
+        ancestors.append(ancestor_index)
+        rewards.append(generator.normal(size=(segment.population, len(segment.scored_scales), 1)))
+        features = generator.integers(0, 3, size=(segment.population, 2)).astype(np.float32)
+        return Seen(scores=rewards[-1], features=features)
+
+    found = search(plan, run_segment, run_seed=seed, prompt_key="prompt#0")
+
     assert scales == list(range(plan.num_scales))
     assert plan.segments[-1].is_last
-    assert histories.shape == (
-        plan.survivors_after[-1],
-        len(plan.scored_scales),
-    )
-    assert sorted(rank_images(histories[:, -1]).tolist()) == list(range(plan.survivors_after[-1]))
-    assert trace(ancestor_indices, plan.survivors_after[-1]).shape == (
-        len(plan.segments),
-        plan.survivors_after[-1],
-    )
+    for selection, choice in zip(plan.selections, found.choices, strict=True):
+        assert choice.ancestor_index.shape == (selection.survivors,)
+        if not selection.operator.repeats:
+            assert len(set(choice.ancestor_index.tolist())) == selection.survivors
+        else:
+            population = plan.population_before[selection.scale_index]
+            assert 1.0 - 1e-9 <= float(choice.numbers["ess"]) <= population + 1e-9  # type: ignore[arg-type]
+    finished, lineage = plan.survivors_after[-1], found.past.lineage
+    assert found.past.reward_history.shape == (finished, len(plan.scored_scales))
+    assert sorted(found.ranking.tolist()) == list(range(finished))
+    assert lineage.shape == (finished, len(plan.segments))
+    np.testing.assert_array_equal(lineage[:, -1], np.arange(finished))
+    for later in range(1, len(plan.segments)):
+        np.testing.assert_array_equal(lineage[:, later - 1], ancestors[later][lineage[:, later]])
+    seen = [rewards[segment][lineage[:, segment], :, 0] for segment in range(len(plan.segments))]
+    np.testing.assert_array_equal(found.past.reward_history, np.concatenate(seen, axis=1))
 
 
 @given(plan=plans())
@@ -110,7 +105,8 @@ def test_tables_agree_with_the_plan(plan: Plan) -> None:
     assert demand.scores >= plan.survivors_after[-1]
     assert 0 <= history.decodes <= history.scores
     assert history.embeddings == 0
-    if plan.potential is PotentialKind.VALUE:
+    potentials = [s.operator.potential for s in plan.selections if isinstance(s.operator, Resample)]
+    if all(potential is PotentialKind.VALUE for potential in potentials):
         assert history.scores == 0
 
 
@@ -121,7 +117,7 @@ def test_the_published_plan_scales_to_any_model(num_scales: int, n: int, strateg
     plan = compile_plan(scale_schedule=((1, 1),) * num_scales, strategy=strategy, n=n)
 
     scales = [selection.scale_index for selection in plan.selections]
-    kinds = [selection.kind.value for selection in plan.selections]
+    kinds = [selection.operator.name for selection in plan.selections]
     assert scales[0] >= 1
     assert scales[-1] <= num_scales - 2
     assert kinds == sorted(kinds)  # clusterings come before resamplings
@@ -197,20 +193,17 @@ def test_equal_weights_are_uniform(scheme: ResamplingScheme) -> None:
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(1, 9), min_size=2, max_size=6))
-def test_lineage_composes(data: st.DataObject, sizes: list[int]) -> None:
-    ancestor_indices = [
-        np.array(data.draw(st.lists(st.integers(0, before - 1), min_size=after, max_size=after)))
-        for before, after in itertools.pairwise(sizes)
-    ]
-    lineage = trace(ancestor_indices, sizes[-1])
-    assert lineage.shape == (len(sizes), sizes[-1])
-    np.testing.assert_array_equal(lineage[-1], np.arange(sizes[-1]))
-    for row, ancestor_index in enumerate(ancestor_indices):
-        np.testing.assert_array_equal(lineage[row], ancestor_index[lineage[row + 1]])
-    folded = ancestor_indices[0]
-    for ancestor_index in ancestor_indices[1:]:
-        folded = compose(folded, ancestor_index)
-    np.testing.assert_array_equal(lineage[0], folded)
+def test_lineages_compose(data: st.DataObject, sizes: list[int]) -> None:
+    plan = compile_plan(scale_schedule=((1, 1),), strategy="raw")
+    past = Past.empty(sizes[0]).grown(np.arange(sizes[0]), np.empty((sizes[0], 0, 1)), plan)
+    folded = np.arange(sizes[0])
+    for before, after in itertools.pairwise(sizes):
+        chosen = data.draw(st.lists(st.integers(0, before - 1), min_size=after, max_size=after))
+        past = past.grown(np.array(chosen), np.empty((after, 0, 1)), plan)
+        folded = folded[chosen]
+    assert past.lineage.shape == (sizes[-1], len(sizes))
+    np.testing.assert_array_equal(past.lineage[:, 0], folded)
+    np.testing.assert_array_equal(past.lineage[:, -1], np.arange(sizes[-1]))
 
 
 @settings(deadline=None, max_examples=60)
@@ -228,7 +221,9 @@ def test_clustering_always_returns_distinct_slots_and_keeps_distinct_images(
     survivors = data.draw(st.integers(1, len(features)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ancestor_index, labels = cluster_survivors(features, survivors, seed=data.draw(st.integers(0, 99)))
+        ancestor_index, labels = cluster_survivors(
+            features, survivors, np.random.default_rng(data.draw(st.integers(0, 99)))
+        )
     assert ancestor_index.shape == (survivors,)
     assert labels.shape == (len(features),)
     assert (np.diff(ancestor_index) > 0).all()

@@ -15,9 +15,10 @@ import numpy as np
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.results import FinalImage, PackedBits
+from ttsvar_ray.search.loop import Seen, search
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.search.selection import rank_images, select
-from ttsvar_ray.types import SelectionKind
+from ttsvar_ray.types import Int64Array
 
 FEATURE_DIM = 3
 
@@ -146,38 +147,29 @@ def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> list[tuple[
     Returns:
         For each final image by rank: (payload, reward, reward history, lineage, bits).
     """
-    members: list[PackedBits] = []
-    lineages: list[tuple[int, ...]] = []
-    parents: list[int] = []
-    for segment in plan.segments:
-        past = [members[parent] for parent in parents] if parents else [()] * segment.population
-        lines = [lineages[parent] for parent in parents] if parents else [()] * segment.population
-        members = [_run_trajectory(segment, run_seed, prompt_key, s, p) for s, p in enumerate(past)]
-        lineages = [(*line, slot) for slot, line in enumerate(lines)]
-        history = np.array([_history(plan, bits) for bits in members])
-        if segment.selection is not None:
-            outcome = select(
-                plan,
-                segment.selection,
-                features=np.array([features_of(bits) for bits in members], dtype=np.float32),
-                reward_history=history,
-                run_seed=run_seed,
-                prompt_key=prompt_key,
-            )
-            parents = [int(slot) for slot in outcome.ancestor_index]
+    members: list[PackedBits] = [()] * plan.population_before[0]
+
+    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
+        past = [members[ancestor] for ancestor in ancestor_index.tolist()]
+        members[:] = [_run_trajectory(segment, run_seed, prompt_key, s, p) for s, p in enumerate(past)]
+        rewards = [[reward_of(bits[: scale + 1]) for scale in segment.scored_scales] for bits in members]
+        shape = (segment.population, len(segment.scored_scales), 1)
+        return Seen(
+            scores=np.array(rewards, dtype=np.float32).reshape(shape),
+            features=np.array([features_of(bits) for bits in members], dtype=np.float32),
+        )
+
+    found = search(plan, run_segment, run_seed=run_seed, prompt_key=prompt_key)
     return [
-        (image_of(members[slot]).payload, *_row(plan, members[slot]), lineages[slot], members[slot])
-        for slot in rank_images(history[:, -1])
+        (
+            image_of(members[slot]).payload,
+            float(found.past.reward_history[slot, -1]),
+            tuple(found.past.reward_history[slot].tolist()),
+            tuple(found.past.lineage[slot].tolist()),
+            members[slot],
+        )
+        for slot in found.ranking.tolist()
     ]
-
-
-def _row(plan: Plan, bits: PackedBits) -> tuple[float, tuple[float, ...]]:
-    history = _history(plan, bits)
-    return history[-1], tuple(history)
-
-
-def _history(plan: Plan, bits: PackedBits) -> list[float]:
-    return [reward_of(bits[: scale + 1]) for scale in plan.scored_scales if scale < len(bits)]
 
 
 def _run_trajectory(
@@ -190,14 +182,14 @@ def _run_trajectory(
 
 
 def _report(segment: Segment, task: ShardTask, finished: Sequence[PackedBits]) -> SegmentReport:
-    clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+    has_features = Signal.FEATURES in segment.reads
     rewards = [[reward_of(bits[: scale + 1]) for scale in segment.scored_scales] for bits in finished]
     return SegmentReport(
         prompt_key=task.prompt.key,
         attempt=task.attempt,
         segment_index=segment.index,
         slots=task.slots,
-        features=np.array([features_of(bits) for bits in finished], np.float32) if clusters else None,
+        features=np.array([features_of(bits) for bits in finished], np.float32) if has_features else None,
         rewards=np.array(rewards, np.float32).reshape(len(finished), len(segment.scored_scales)),
         bits=tuple(bits[segment.first_scale :] for bits in finished),
         images=tuple(image_of(bits) for bits in finished) if segment.is_last else (),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tests.support.tiny_model import TINY_SCHEDULE
+from ttsvar_ray.search.operators.cluster import Cluster
+from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.plan import Plan, Selection
-from ttsvar_ray.types import SelectionKind
 
 
 def tts_var_plan(n: int = 1) -> Plan:
@@ -15,12 +16,11 @@ def tts_var_plan(n: int = 1) -> Plan:
         scale_schedule=TINY_SCHEDULE,
         survivors_after=survivors,
         selections=(
-            Selection(scale_index=2, kind=SelectionKind.CLUSTER, survivors=survivors[2]),
-            Selection(scale_index=5, kind=SelectionKind.CLUSTER, survivors=survivors[5]),
-            Selection(scale_index=6, kind=SelectionKind.RESAMPLE, survivors=survivors[6]),
-            Selection(scale_index=9, kind=SelectionKind.RESAMPLE, survivors=survivors[9]),
+            Selection(scale_index=2, operator=Cluster(), survivors=survivors[2]),
+            Selection(scale_index=5, operator=Cluster(), survivors=survivors[5]),
+            Selection(scale_index=6, operator=Resample(), survivors=survivors[6]),
+            Selection(scale_index=9, operator=Resample(), survivors=survivors[9]),
         ),
-        scored_scales=(6, 9, 12),
     )
 
 
@@ -31,5 +31,4 @@ def raw_plan(n: int = 1) -> Plan:
         scale_schedule=TINY_SCHEDULE,
         survivors_after=(n,) * 13,
         selections=(),
-        scored_scales=(12,),
     )

@@ -16,6 +16,7 @@ from ttsvar_ray.job.workload import is_gpu, workload_of
 from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
+from ttsvar_ray.search.operators.protocol import Operator
 from ttsvar_ray.search.plan import Plan
 
 DEVICE_SIZES_GB = (24, 40, 80, 141)
@@ -69,12 +70,13 @@ class JobReport:
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        lines = [_headline(self.job), "", *_table(self), "", _demand_line(self)]
+        lines = [_headline(self.job), *_operator_lines(self.plan), "", *_table(self), ""]
+        lines.append(_demand_line(self))
         history = history_demand(self.plan)
         if history.scores:
             lines.append(
-                f"potential {self.plan.potential.value} needs rewards at every scale: {history.decodes} of "
-                f"the decoded and {history.scores} of the scored images are for it alone"
+                f"selections need rewards of other scales than their own: {history.decodes} of the decoded "
+                f"and {history.scores} of the scored images are for those alone"
             )
         if self.counted is None:
             return [*lines, "costs of this family of models are not counted"]
@@ -192,15 +194,22 @@ def _headline(job: ResolvedJob) -> str:
         f"model {config.model.name}, strategy {compiled.strategy}, n {config.strategy.n}, "
         f"plan {config.strategy.plan}"
     )
-    if any(selection.kind.value == "resample" for selection in compiled.selections):
-        head += (
-            f", potential {compiled.potential.value}, lambda {compiled.lambda_:g}, "
-            f"{compiled.scheme.value} resampling"
-        )
     rows = job.pass_rows
     if rows is not None:
         head += f"; deterministic, passes of {', '.join(map(str, rows))} rows by segment, counted as full"
     return head
+
+
+def _operator_lines(compiled: Plan) -> list[str]:
+    """Return a line for each operator that stands at some scale, with its options."""
+    scales: dict[Operator, list[int]] = {}
+    for selection in compiled.selections:
+        scales.setdefault(selection.operator, []).append(selection.scale_index)
+    return [
+        f"{operator.name} at {' and '.join(map(str, where))}"
+        + (f": {operator.describe()}" if operator.describe() else "")
+        for operator, where in scales.items()
+    ]
 
 
 def _table(report: JobReport) -> list[str]:
@@ -212,7 +221,7 @@ def _table(report: JobReport) -> list[str]:
             f"{row.height}x{row.width}",
             str(row.tokens),
             str(row.population),
-            row.selection.value if row.selection is not None else "-",
+            row.selection or "-",
             str(row.survivors),
             str(row.decodes or "-"),
             str(row.population) if row.scored else "-",
@@ -230,7 +239,7 @@ def _row_json(row: ScaleRow) -> dict[str, Any]:
         "grid": [row.height, row.width],
         "tokens": row.tokens,
         "population": row.population,
-        "selection": None if row.selection is None else row.selection.value,
+        "selection": row.selection,
         "survivors": row.survivors,
         "decoded": row.decodes,
         "scored": row.scored,

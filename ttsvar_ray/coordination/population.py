@@ -8,43 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
-from ttsvar_ray.results import FinalImage, PackedBits, PromptResult, ResultImage, SelectionRecord
-from ttsvar_ray.search.ensemble import combine
+from ttsvar_ray.results import PackedBits, PromptResult, ResultImage, SelectionRecord
+from ttsvar_ray.search.loop import Past
+from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.search.selection import Select, SelectionOutcome, rank_images, select
-from ttsvar_ray.types import Float32Array, Prompt, SelectionKind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trajectory:
-    """One member of the population before the last selection, and how it came to be.
-
-    Attributes:
-        bits: one entry per finished scale.
-        rewards: of this trajectory's lineage, one per finished scored scale; those of an ensemble are
-            combined over the population of their scale.
-        lineage: its ancestor's slot in the population of each finished segment, its own slot last.
-    """
-
-    bits: PackedBits = ()
-    rewards: tuple[float, ...] = ()
-    lineage: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Reported:
-    """One slot's part of a report; `rewards` holds the members' scores of each scored scale."""
-
-    features: Float32Array | None
-    rewards: tuple[float, ...]
-    bits: PackedBits
-    image: FinalImage | None
+from ttsvar_ray.search.selection import Select, rank_images, select
+from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
 
 class Population:
@@ -59,9 +33,12 @@ class Population:
         self._run_seed = run_seed
         self._select: Select = select if selections is None else selections
         self._segment = plan.segments[0]
-        self._parents: tuple[Trajectory, ...] = ()
+        # Of the population before: the past, and the bits of all finished scales.
+        self._past = Past.empty(self._segment.population)
+        self._bits: tuple[PackedBits, ...] = ((),) * self._segment.population
         self._parent_slots: tuple[int, ...] = ()
-        self._reported: dict[int, _Reported] = {}
+        # Each slot's report, and its row there.
+        self._reported: dict[int, tuple[SegmentReport, int]] = {}
         self._seconds = 0.0
         self._counters: Counter[str] = Counter()
 
@@ -87,7 +64,7 @@ class Population:
 
     def task(self, slots: Sequence[int], *, attempt: int, held_parents: Container[int]) -> ShardTask:
         """Return the task that runs `slots`, with the bits of every parent not in `held_parents`."""
-        parent_slots = tuple(self._parent_slots[slot] for slot in slots) if self._parents else ()
+        parent_slots = tuple(self._parent_slots[slot] for slot in slots) if self._parent_slots else ()
         return ShardTask(
             prompt=self.prompt,
             attempt=attempt,
@@ -95,7 +72,7 @@ class Population:
             slots=tuple(slots),
             parent_slots=parent_slots,
             parent_bits={
-                parent: self._parents[parent].bits
+                parent: self._bits[parent]
                 for parent in sorted(set(parent_slots))
                 if parent not in held_parents
             },
@@ -112,12 +89,7 @@ class Population:
             return complaint
         for row, slot in enumerate(report.slots):
             assert slot not in self._reported, f"slot {slot} of {self.prompt.key} reported twice"
-            self._reported[slot] = _Reported(
-                features=None if report.features is None else report.features[row],
-                rewards=tuple(float(reward) for reward in report.rewards[row]),
-                bits=report.bits[row],
-                image=report.images[row] if self._segment.is_last else None,
-            )
+            self._reported[slot] = (report, row)
         self._seconds += report.seconds
         self._counters.update(report.counters)
         return None
@@ -129,24 +101,23 @@ class Population:
             What was decided; its placement is still open.
 
         Raises:
-            FeatureError, RewardError: the population cannot be compared; another try would see the
-                same numbers.
+            FeatureError, RewardError, SelectionError: the population cannot be compared; another try would
+                see the same numbers.
         """
         assert self.is_complete
         selection = self._segment.selection
         assert selection is not None
-        trajectories = self._trajectories()
-        features = [self._reported[slot].features for slot in range(self._segment.population)]
-        outcome = self._select(
+        past = self._past_now()
+        choice = self._select(
             self._plan,
             selection,
-            features=np.stack([f for f in features if f is not None]) if features[0] is not None else None,
-            reward_history=np.array([t.rewards for t in trajectories], dtype=np.float64),
+            features=self._features(),
+            reward_history=past.reward_history,
             run_seed=self._run_seed,
             prompt_key=self.prompt.key,
         )
-        record = self._record(outcome, trajectories)
-        self._parents = trajectories
+        record = self._record(choice, past)
+        self._past, self._bits = past, self._bits_now()
         self._parent_slots = record.ancestor_index
         self._reported = {}
         self._segment = self._plan.segments[self._segment.index + 1]
@@ -161,73 +132,79 @@ class Population:
         """
         assert self.is_complete
         assert self._segment.is_last
-        trajectories = self._trajectories()
-        ranking = rank_images([trajectory.rewards[-1] for trajectory in trajectories])
+        past, bits = self._past_now(), self._bits_now()
+        ranking = rank_images(past.reward_history[:, -1])
         kept = ranking[:1] if keep == "best" else ranking
+        images = []
+        for rank, slot in enumerate(kept.tolist()):
+            report, row = self._reported[slot]
+            history = tuple(past.reward_history[slot].tolist())
+            images.append(
+                ResultImage(
+                    rank=rank,
+                    image=report.images[row],
+                    reward=history[-1],
+                    reward_history=history,
+                    member_rewards=tuple(report.rewards[row, -self._plan.reward_members :].tolist()),
+                    lineage=tuple(past.lineage[slot].tolist()),
+                    bits=bits[slot],
+                )
+            )
         return PromptResult(
             prompt=self.prompt,
-            images=tuple(self._image(rank, int(slot), trajectories) for rank, slot in enumerate(kept)),
+            images=tuple(images),
             trace=tuple(self.trace),
             attempts=attempts,
             seconds=self._seconds,
             counters=dict(sorted(self._counters.items())),
         )
 
-    def _trajectories(self) -> tuple[Trajectory, ...]:
-        """Return the members of this segment's population with their whole past, in slot order.
+    def _past_now(self) -> Past:
+        """Return the past of this segment's population, its own rewards included.
 
         Raises:
             RewardError: a member of an ensemble gave no number.
         """
-        rewards = self._combined_rewards()
-        members = []
-        for slot in range(self._segment.population):
-            past = self._parents[self._parent_slots[slot]] if self._parents else Trajectory()
-            now = self._reported[slot]
-            members.append(
-                Trajectory(
-                    bits=past.bits + now.bits,
-                    rewards=past.rewards + rewards[slot],
-                    lineage=(*past.lineage, slot),
-                )
-            )
-        return tuple(members)
-
-    def _combined_rewards(self) -> list[tuple[float, ...]]:
-        """Return, in slot order, one reward per scored scale of this segment."""
-        population, scales = self._segment.population, len(self._segment.scored_scales)
-        members = self._plan.reward_members
-        scores = np.array([self._reported[slot].rewards for slot in range(population)], dtype=np.float64)
-        scores = scores.reshape(population, scales, members)
-        combined = [combine(scores[:, scale], self._plan.combination) for scale in range(scales)]
-        return [tuple(float(rewards[slot]) for rewards in combined) for slot in range(population)]
-
-    def _image(self, rank: int, slot: int, trajectories: Sequence[Trajectory]) -> ResultImage:
-        image = self._reported[slot].image
-        assert image is not None, "the last segment reports one image a slot"
-        return ResultImage(
-            rank=rank,
-            image=image,
-            reward=trajectories[slot].rewards[-1],
-            reward_history=trajectories[slot].rewards,
-            member_rewards=self._reported[slot].rewards[-self._plan.reward_members :],
-            lineage=trajectories[slot].lineage,
-            bits=trajectories[slot].bits,
+        shape = (self._segment.population, len(self._segment.scored_scales), self._plan.reward_members)
+        scores = [report.rewards[row] for report, row in self._in_slot_order()]
+        return self._past.grown(
+            self._ancestor_index(), np.array(scores, dtype=np.float64).reshape(shape), self._plan
         )
 
-    def _record(self, outcome: SelectionOutcome, trajectories: Sequence[Trajectory]) -> SelectionRecord:
+    def _ancestor_index(self) -> Int64Array:
+        """Return each slot's ancestor in the population before; of the first one, itself."""
+        return np.array(self._parent_slots or range(self._segment.population), dtype=np.int64)
+
+    def _bits_now(self) -> tuple[PackedBits, ...]:
+        ancestors = self._ancestor_index().tolist()
+        reports = zip(ancestors, self._in_slot_order(), strict=True)
+        return tuple(self._bits[ancestor] + report.bits[row] for ancestor, (report, row) in reports)
+
+    def _features(self) -> Float32Array | None:
+        if Signal.FEATURES not in self._segment.reads:
+            return None
+        features = [
+            report.features[row] for report, row in self._in_slot_order() if report.features is not None
+        ]
+        return np.stack(features)
+
+    def _in_slot_order(self) -> list[tuple[SegmentReport, int]]:
+        return [self._reported[slot] for slot in range(self._segment.population)]
+
+    def _record(self, choice: Choice, past: Past) -> SelectionRecord:
         selection = self._segment.selection
         assert selection is not None
-        resamples = selection.kind is SelectionKind.RESAMPLE
+        reads_rewards = Signal.REWARDS in selection.operator.reads
         return SelectionRecord(
             prompt_key=self.prompt.key,
             scale_index=selection.scale_index,
-            kind=selection.kind.value,
-            ancestor_index=tuple(int(slot) for slot in outcome.ancestor_index),
-            rewards=tuple(t.rewards[-1] for t in trajectories) if resamples else (),
-            log_weights=tuple(float(weight) for weight in outcome.log_weights),
-            ess=outcome.ess,
-            labels=tuple(int(label) for label in outcome.labels),
+            kind=selection.operator.name,
+            ancestor_index=tuple(choice.ancestor_index.tolist()),
+            rewards=tuple(past.reward_history[:, -1].tolist()) if reads_rewards else (),
+            numbers={
+                name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
+                for name, value in choice.numbers.items()
+            },
         )
 
     def _complaint(self, report: SegmentReport) -> str | None:
@@ -235,7 +212,7 @@ class Population:
         segment = self._segment
         count = len(report.slots)
         scales = segment.last_scale - segment.first_scale + 1
-        clusters = segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+        needs_features = Signal.FEATURES in segment.reads
         features = None if report.features is None else len(report.features)
         expected = (count, len(segment.scored_scales) * self._plan.reward_members)
         problem = None
@@ -243,7 +220,7 @@ class Population:
             problem = f"rewards of shape {expected}, got {report.rewards.shape}"
         elif len(report.bits) != count or any(len(bits) != scales for bits in report.bits):
             problem = f"bits of {count} slots and {scales} scales, got {[len(b) for b in report.bits]}"
-        elif clusters and features != count:
+        elif needs_features and features != count:
             problem = f"features of {count} slots, got {features}"
         elif segment.is_last and len(report.images) != count:
             problem = f"{count} images, got {len(report.images)}"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
-from ttsvar_ray.dataset.outcomes import GivenUpPrompt
+from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.storage import Location
 
 
@@ -21,13 +21,13 @@ class UnusableLine(Protocol):
     def excerpt(self) -> str: ...
 
 
-def write_failed_part(location: Location, failed: Sequence[GivenUpPrompt]) -> None:
+def write_failed_part(location: Location, failed: Sequence[PromptFailure]) -> None:
     """Write the given-up prompts of one chunk, or remove what an unfinished try of it left."""
     ordered = sorted(failed, key=lambda outcome: outcome.prompt.row)
     write_letters(location, [_letter(outcome) for outcome in ordered])
 
 
-def replace_letters(location: Location, failed: Sequence[GivenUpPrompt], *, ran: Collection[int]) -> None:
+def replace_letters(location: Location, failed: Sequence[PromptFailure], *, ran: Collection[int]) -> None:
     """Write what became of rows that ran again; the letters of other rows stay."""
     kept = [letter for letter in read_letters(location) if letter["row"] not in ran]
     letters = [*kept, *(_letter(outcome) for outcome in failed)]
@@ -65,7 +65,7 @@ def count_lines(location: Location) -> int:
         return 0
 
 
-def _letter(outcome: GivenUpPrompt) -> dict[str, Any]:
+def _letter(outcome: PromptFailure) -> dict[str, Any]:
     prompt = outcome.prompt
     return {
         "row": prompt.row,

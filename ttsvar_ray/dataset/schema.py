@@ -112,27 +112,6 @@ def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool) -> pa.Schema:
     return pa.schema(fields).with_metadata({b"huggingface": metadata.encode()})
 
 
-def trace_schema() -> pa.Schema:
-    """Return the schema of the trace parts: one row per selection."""
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("prompt_id", pa.string()),
-            ("ordinal", pa.int32()),
-            ("scale_index", pa.int32()),
-            ("kind", pa.string()),
-            ("ancestor_index", pa.list_(pa.int32())),
-            ("rewards", pa.list_(pa.float32())),
-            ("log_weights", pa.list_(pa.float64())),
-            ("ess", pa.float64()),
-            ("labels", pa.list_(pa.int32())),
-            ("placement", pa.list_(pa.string())),
-            ("moved", pa.int32()),
-            ("reason", pa.string()),
-        ]
-    )
-
-
 def _feature(kind: pa.DataType) -> dict[str, str] | None:
     """Return the Hugging Face feature of a column, or None for lists.
 

@@ -1,38 +1,79 @@
-"""The trace table: one row per selection of a search, for reports."""
+"""The trace table: one row per selection of a search, for reports. Its columns are stated here, once."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.outcomes import FinishedPrompt
-from ttsvar_ray.dataset.schema import trace_schema
+from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.storage import Location
+from ttsvar_ray.types import Prompt
+
+_COLUMN_OF_NUMBERS = ("log_weights", "ess", "labels")
+"""Numbers of the operators "resample" and "cluster" that have a column; all others are in `numbers`."""
+
+_COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]], ...] = (
+    ("row", pa.int64(), lambda prompt, record: prompt.row),
+    ("prompt_id", pa.string(), lambda prompt, record: prompt.prompt_id),
+    ("ordinal", pa.int32(), lambda prompt, record: prompt.ordinal),
+    ("scale_index", pa.int32(), lambda prompt, record: record.scale_index),
+    ("kind", pa.string(), lambda prompt, record: record.kind),
+    ("ancestor_index", pa.list_(pa.int32()), lambda prompt, record: record.ancestor_index),
+    ("rewards", pa.list_(pa.float32()), lambda prompt, record: record.rewards),
+    ("log_weights", pa.list_(pa.float64()), lambda prompt, record: record.numbers.get("log_weights", ())),
+    ("ess", pa.float64(), lambda prompt, record: record.numbers.get("ess", (float("nan"),))[0]),
+    (
+        "labels",
+        pa.list_(pa.int32()),
+        lambda prompt, record: [int(label) for label in record.numbers.get("labels", ())],
+    ),
+    ("placement", pa.list_(pa.string()), lambda prompt, record: record.placement),
+    ("moved", pa.int32(), lambda prompt, record: record.moved),
+    ("reason", pa.string(), lambda prompt, record: record.reason),
+    (
+        # A list of pairs: `datasets` reads no arrow maps.
+        "numbers",
+        pa.list_(pa.struct([("name", pa.string()), ("values", pa.list_(pa.float64()))])),
+        lambda prompt, record: [
+            {"name": name, "values": values}
+            for name, values in sorted(record.numbers.items())
+            if name not in _COLUMN_OF_NUMBERS
+        ],
+    ),
+)
 
 
-def write_trace_part(location: Location, finished: Iterable[FinishedPrompt]) -> None:
+def trace_schema() -> pa.Schema:
+    """Return the schema of the trace parts: one row per selection."""
+    return pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
+
+
+def write_trace_part(location: Location, finished: Iterable[PromptResult]) -> None:
     """Write the selections of these prompts, in the order given, atomically."""
     _write(location, _table(finished))
 
 
 def merge_trace_part(
-    location: Location, finished: Iterable[FinishedPrompt], *, replaced: Collection[int]
+    location: Location, finished: Iterable[PromptResult], *, replaced: Collection[int]
 ) -> None:
     """Put the selections of prompts that ran again into the trace of their chunk, in prompt order.
 
     Args:
-        location: the trace as it is.
+        location: the trace as it is; one of an earlier version may lack columns, which are empty then.
         finished: what is new.
         replaced: rows whose selections, of a try that was cut short, are dropped.
     """
     with location.open_arrow() as file:
         present = pq.read_table(file)
+    for name, kind, _ in _COLUMNS:
+        if name not in present.column_names:
+            present = present.append_column(name, pa.nulls(len(present), kind))
     kept = present.filter(pc.invert(pc.is_in(present["row"], pa.array(list(replaced), pa.int64()))))
-    merged = pa.concat_tables([kept.cast(trace_schema()), _table(finished)])
+    merged = pa.concat_tables([kept.select(trace_schema().names).cast(trace_schema()), _table(finished)])
     _write(location, merged.take(pc.sort_indices(merged["row"])))
 
 
@@ -41,23 +82,9 @@ def _write(location: Location, table: Any) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _table(finished: Iterable[FinishedPrompt]) -> Any:
+def _table(finished: Iterable[PromptResult]) -> Any:
     rows = [
-        {
-            "row": outcome.prompt.row,
-            "prompt_id": outcome.prompt.prompt_id,
-            "ordinal": outcome.prompt.ordinal,
-            "scale_index": record.scale_index,
-            "kind": record.kind,
-            "ancestor_index": list(record.ancestor_index),
-            "rewards": list(record.rewards),
-            "log_weights": list(record.log_weights),
-            "ess": record.ess,
-            "labels": list(record.labels),
-            "placement": list(record.placement),
-            "moved": record.moved,
-            "reason": record.reason,
-        }
+        {name: value(outcome.prompt, record) for name, _, value in _COLUMNS}
         for outcome in finished
         for record in outcome.trace
     ]

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from ttsvar_ray.dataset.contents import PartTotals
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.outcomes import FinishedPrompt, GivenUpPrompt, KeptImage
 from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
 from ttsvar_ray.dataset.trace import merge_trace_part, write_trace_part
 from ttsvar_ray.errors import LostRowsError, OutputError
+from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.storage import Location
 
 ROW_GROUP_BYTES = 96_000_000
@@ -74,8 +74,8 @@ def write_chunk(
     chunk_index: int,
     *,
     rows: range,
-    finished: Sequence[FinishedPrompt],
-    failed: Sequence[GivenUpPrompt],
+    finished: Sequence[PromptResult],
+    failed: Sequence[PromptFailure],
     context: RowContext,
     resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> ChunkReport:
@@ -126,7 +126,7 @@ def write_chunk(
 
 def write_part(
     location: Location,
-    finished: Iterable[FinishedPrompt],
+    finished: Iterable[PromptResult],
     *,
     context: RowContext,
     resolve: Callable[[Any], bytes] = payload_bytes,
@@ -142,7 +142,7 @@ def write_part(
 
 def _rewrite_part(
     part: Location,
-    finished: Sequence[FinishedPrompt],
+    finished: Sequence[PromptResult],
     *,
     context: RowContext,
     resolve: Callable[[Any], bytes],
@@ -222,7 +222,7 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def _part_rows(
-    finished: Iterable[FinishedPrompt], context: RowContext, resolve: Callable[[Any], bytes]
+    finished: Iterable[PromptResult], context: RowContext, resolve: Callable[[Any], bytes]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of finished prompts, best image of each first, fetching one image at a time."""
     for outcome in finished:
@@ -231,7 +231,7 @@ def _part_rows(
 
 
 def _row(
-    outcome: FinishedPrompt, kept: KeptImage, context: RowContext, resolve: Callable[[Any], bytes]
+    outcome: PromptResult, kept: ResultImage, context: RowContext, resolve: Callable[[Any], bytes]
 ) -> dict[str, Any]:
     prompt, image = outcome.prompt, kept.image
     name = f"{prompt.row:08d}-{kept.rank}.{_SUFFIXES[image.image_format]}"

@@ -2,7 +2,7 @@
 
     tasks --pack--> micro-batch --+-- start, gather held parents, or replay missing ones
                                   +-- advance each scale of the segment with named uniforms
-                                  +-- decode only where something looks: scored scales, a clustering
+                                  +-- decode only where something looks: scored scales, features
                                   +-- pack bits; in the last segment encode the images
     reports, one per task <-------+
 
@@ -33,8 +33,9 @@ from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.types import WORST_REWARD, SelectionKind
+from ttsvar_ray.types import WORST_REWARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class Engine:
         Args:
             model: the generator; its scale schedule must be the plan's.
             reward: scores decoded images; a panel where the plan combines several.
-            extractor: turns decoded images into vectors to cluster; None where the plan clusters nowhere.
+            extractor: turns decoded images into features; None where no selection of the plan reads any.
             plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
             settings: see `EngineSettings`.
@@ -106,8 +107,8 @@ class Engine:
                 f"plan: made for scales {plan.scale_schedule}, but model {model.name!r} has "
                 f"{model.scale_schedule}; compile the plan for this model"
             )
-        if extractor is None and any(s.kind is SelectionKind.CLUSTER for s in plan.selections):
-            raise ValueError("extractor: expected one, because the plan clusters; got None")
+        if extractor is None and Signal.FEATURES in plan.reads:
+            raise ValueError("extractor: expected one, because the plan's selections read features; got None")
         self.plan = plan
         self.settings = settings
         self.model_name = model.name
@@ -252,14 +253,13 @@ class Engine:
             images = self._encode(outcomes) if segment.is_last else ()
         except (RewardError, OSError, ValueError) as error:
             return _failure(task, FailureKind.PROMPT, describe(error))
-        clusters = outcomes[0].features is not None
         bits: tuple[PackedBits, ...] = tuple(outcome.bits for outcome in outcomes)
         return SegmentReport(
             prompt_key=task.prompt.key,
             attempt=task.attempt,
             segment_index=task.segment_index,
             slots=task.slots,
-            features=np.stack([o.features for o in outcomes]) if clusters else None,  # type: ignore[misc]
+            features=None if outcomes[0].features is None else np.stack([o.features for o in outcomes]),  # type: ignore[misc]
             rewards=rewards,
             bits=bits,
             images=images,

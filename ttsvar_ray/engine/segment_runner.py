@@ -19,8 +19,9 @@ from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.rewards.panel import RewardPanel
 from ttsvar_ray.rng import bit_uniforms
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
-from ttsvar_ray.types import Float32Array, Int64Array, SelectionKind, UInt8Array
+from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class RowOutcome:
     Attributes:
         rewards: one per scored scale of the segment and member of the panel, the members side by side; may
             be NaN or infinite.
-        features: float32 [feature_dim], or [num_patches, width], where the segment ends in a clustering.
+        features: float32 [feature_dim], or [num_patches, width], where the segment's selection reads them.
         bits: packed, of this segment's scales.
         image: uint8 RGB [height, width, 3] in the last segment.
     """
@@ -118,9 +119,9 @@ class SegmentRunner:
         for scale_index in range(segment.first_scale, segment.last_scale + 1):
             state = self._model.advance(state, self._uniforms(rows, scale_index, len(everyone)))
             ends = scale_index == segment.last_scale
-            clusters = ends and not segment.is_last and _clusters(segment)
+            embedded = ends and Signal.FEATURES in segment.reads
             scored = scale_index in segment.scored_scales
-            if not (scored or clusters or (ends and segment.is_last)):
+            if not (scored or embedded or (ends and segment.is_last)):
                 continue
             final = ends and segment.is_last
             # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What judges
@@ -131,8 +132,8 @@ class SegmentRunner:
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
                 if final:
                     _count_cut_texts(rows, scores.cut_texts, counters)
-            if clusters:
-                assert self._extractor is not None, "a plan that clusters has an extractor"
+            if embedded:
+                assert self._extractor is not None, "a plan that reads features has an extractor"
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
 
         packed = self._pack_segment(segment, state)
@@ -261,7 +262,3 @@ def _count_cut_texts(rows: Sequence[Row], cut_texts: Int64Array, counters: dict[
     for row, cut in zip(rows, cut_texts, strict=True):
         if row.slot == 0 and cut:
             counters.setdefault(row.task_index, Counter())["reward_texts_truncated"] += int(cut)
-
-
-def _clusters(segment: Segment) -> bool:
-    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER

@@ -21,8 +21,8 @@ from ttsvar_ray.costs.judges import (
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.types import SelectionKind
 
 TYPICAL_TEXT_TOKENS = 32
 
@@ -73,7 +73,6 @@ def model_shape(
         max_scales=sizes.max_scales,
     )
     text_encoder = _text_encoder(description, sizes)
-    clusters = any(selection.kind is SelectionKind.CLUSTER for selection in plan.selections)
     return ModelShape(
         name=description.name,
         schedule=plan.scale_schedule,
@@ -83,7 +82,7 @@ def model_shape(
         text_encoder=text_encoder,
         text_encoder_bytes=text_encoder.weight_bytes(2 if narrow and on_gpu else 4),
         reward=_reward(config, description),
-        extractor=_extractor(config, description) if clusters else NOTHING,
+        extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NOTHING,
         reward_element_bytes=2 if config.reward.dtype == "bfloat16" else 4,
     )
 

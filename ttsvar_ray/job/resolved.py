@@ -27,9 +27,10 @@ from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import Strategy, compile_plan, settings_read_by
-from ttsvar_ray.types import PotentialKind, SelectionKind
+from ttsvar_ray.types import PotentialKind
 
 _MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
 """Settings that a model's own plan may have."""
@@ -65,7 +66,11 @@ class ResolvedJob:
         Raises:
             ConfigurationError: an unknown name, or a path where nothing is.
         """
-        return resolve_extractor(self.config.features, self.description) if _clusters(self.plan) else None
+        return (
+            resolve_extractor(self.config.features, self.description)
+            if Signal.FEATURES in self.plan.reads
+            else None
+        )
 
     @property
     def pass_rows(self) -> tuple[int, ...] | None:
@@ -189,7 +194,7 @@ def _check_parts(
     with noting(problems):
         resolve_rewards(config.reward, description)
     with noting(problems):
-        if plan is not None and _clusters(plan):
+        if plan is not None and Signal.FEATURES in plan.reads:
             resolve_extractor(config.features, description)
     for name in ("guidance", "temperature"):
         value = getattr(config.sampling, name)
@@ -199,7 +204,9 @@ def _check_parts(
     with noting(problems):
         check_top_k(description, config.sampling.top_k)
     # The stand-in for a reward that is not a number is the lowest one: the next score would be a huge gain.
-    if plan is not None and plan.potential is PotentialKind.DIFF and config.reward.nonfinite == "worst":
+    selections = () if plan is None else plan.selections
+    potentials = [getattr(selection.operator, "potential", None) for selection in selections]
+    if PotentialKind.DIFF in potentials and config.reward.nonfinite == "worst":
         problems.append(
             "reward.nonfinite: expected 'error' with strategy.potential diff, got 'worst': a trajectory "
             "that once had no reward would gain without limit at its next one; set it, or another potential"
@@ -228,7 +235,3 @@ def _check_rows(config: JobConfig, plan: Plan) -> None:
             "a segment goes on from may have to be rebuilt in the passes of the segments before; lower the "
             "later ones"
         )
-
-
-def _clusters(plan: Plan) -> bool:
-    return any(selection.kind is SelectionKind.CLUSTER for selection in plan.selections)

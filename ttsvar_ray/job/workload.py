@@ -22,8 +22,8 @@ from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import model_shape
 from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
-from ttsvar_ray.types import SelectionKind
 
 logger = logging.getLogger(__name__)
 
@@ -153,12 +153,10 @@ def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | N
     """Return at which size images are decoded after a scale, None where they are not."""
     if scale == segment.last_scale and segment.is_last:
         return "full"
-    looked_at = scale in segment.scored_scales or (scale == segment.last_scale and _clusters(segment))
+    looked_at = scale in segment.scored_scales or (
+        scale == segment.last_scale and Signal.FEATURES in segment.reads
+    )
     return selector_decode if looked_at else None
-
-
-def _clusters(segment: Segment) -> bool:
-    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
 
 
 def _images(
@@ -172,7 +170,7 @@ def _images(
             continue
         final = segment.is_last and scale == segment.last_scale
         scored = scale in segment.scored_scales
-        embedded = not segment.is_last and scale == segment.last_scale and _clusters(segment)
+        embedded = scale == segment.last_scale and Signal.FEATURES in segment.reads
         time += decode_line(
             model,
             size,

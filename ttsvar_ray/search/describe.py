@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.potentials import scored_scales
-from ttsvar_ray.types import PotentialKind, SelectionKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +15,9 @@ class ScaleRow:
     Attributes:
         height, width: the token grid.
         population: trajectories that run this scale.
-        selection: what happens after it, None for nothing.
+        selection: name of the operator after it, None for none.
         survivors: trajectories that remain after it.
-        scored, clustered: whether its images are scored, or embedded and clustered.
+        scored, embedded: whether a selection or the end sees their rewards, and their features.
         decodes: images decoded after it, each once however many selectors look at it.
     """
 
@@ -27,10 +25,10 @@ class ScaleRow:
     height: int
     width: int
     population: int
-    selection: SelectionKind | None
+    selection: str | None
     survivors: int
     scored: bool
-    clustered: bool
+    embedded: bool
     decodes: int
 
     @property
@@ -50,22 +48,23 @@ class SelectorDemand:
 
 def describe(plan: Plan) -> tuple[ScaleRow, ...]:
     """Return one row per scale, coarse to fine."""
-    kinds = {selection.scale_index: selection.kind for selection in plan.selections}
+    operators = {selection.scale_index: selection.operator for selection in plan.selections}
     rows: list[ScaleRow] = []
     for scale, (height, width) in enumerate(plan.scale_schedule):
+        operator = operators.get(scale)
         scored = scale in plan.scored_scales
-        clustered = kinds.get(scale) is SelectionKind.CLUSTER
+        embedded = operator is not None and Signal.FEATURES in operator.reads
         rows.append(
             ScaleRow(
                 scale_index=scale,
                 height=height,
                 width=width,
                 population=plan.population_before[scale],
-                selection=kinds.get(scale),
+                selection=None if operator is None else operator.name,
                 survivors=plan.survivors_after[scale],
                 scored=scored,
-                clustered=clustered,
-                decodes=plan.population_before[scale] if scored or clustered else 0,
+                embedded=embedded,
+                decodes=plan.population_before[scale] if scored or embedded else 0,
             )
         )
     return tuple(rows)
@@ -76,25 +75,22 @@ def selector_demand(plan: Plan) -> SelectorDemand:
     rows = describe(plan)
     return SelectorDemand(
         decodes=sum(row.decodes for row in rows),
-        embeddings=sum(row.population for row in rows if row.clustered),
+        embeddings=sum(row.population for row in rows if row.embedded),
         scores=sum(row.population for row in rows if row.scored),
     )
 
 
 def history_demand(plan: Plan) -> SelectorDemand:
-    """Return what the plan's potential asks for beyond VALUE, for one prompt.
+    """Return what the plan decodes and scores for histories alone, for one prompt.
 
-    Zero for VALUE; for DIFF, MAX and SUM the decodes and scores at scales that only their history reads.
+    That is at scales where no operator selects by rewards: none for the potential VALUE; DIFF, MAX and SUM
+    read earlier scores, too.
     """
-    resample_scales = [s.scale_index for s in plan.selections if s.kind is SelectionKind.RESAMPLE]
-    value_plan = dataclasses.replace(
-        plan,
-        potential=PotentialKind.VALUE,
-        scored_scales=scored_scales(plan.num_scales, resample_scales, PotentialKind.VALUE),
-    )
-    demand, plain = selector_demand(plan), selector_demand(value_plan)
+    own = {s.scale_index for s in plan.selections if Signal.REWARDS in s.operator.reads}
+    own.add(plan.num_scales - 1)
+    rows = [row for row in describe(plan) if row.scored and row.scale_index not in own]
     return SelectorDemand(
-        decodes=demand.decodes - plain.decodes,
-        embeddings=demand.embeddings - plain.embeddings,
-        scores=demand.scores - plain.scores,
+        decodes=sum(row.decodes for row in rows if not row.embedded),
+        embeddings=0,
+        scores=sum(row.population for row in rows),
     )

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.principal_component import ComponentSign
-from ttsvar_ray.types import (
-    PotentialKind,
-    ResamplingScheme,
-    RewardCombination,
-    ScaleSchedule,
-    SelectionKind,
-)
+from ttsvar_ray.types import RewardCombination, ScaleSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +15,7 @@ class Selection:
     """An operator population -> survivors after one scale."""
 
     scale_index: int
-    kind: SelectionKind
+    operator: Operator
     survivors: int
 
 
@@ -40,6 +35,11 @@ class Segment:
         """Whether the final images come out of this segment."""
         return self.selection is None
 
+    @property
+    def reads(self) -> frozenset[Signal]:
+        """What its selection reads; of the last segment, nothing."""
+        return frozenset() if self.selection is None else self.selection.operator.reads
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -51,29 +51,23 @@ class Plan:
     Attributes:
         survivors_after: trajectories that remain after scale k's selection.
         selections: in ascending scale order, at most one a scale, never at the last scale.
-        scored_scales: scales after which every live trajectory is decoded and scored; always
-            includes the last one.
-        potential, lambda_, scheme: how rewards become survivors.
-        cluster_restarts: k-means n_init.
         reward_members, combination: how many rewards score each image, and how their scores become one;
             a single reward needs no combination.
-        joint_component: None where features arrive as one vector per image; else they are patches, and the
-            clustering sees them along the first principal direction of all patches of the population, of
+        joint_component: None where features arrive as one vector per image; else they are patches, and
+            operators see them along the first principal direction of all patches of the population, of
             this sign.
+        scored_scales: scales after which every live trajectory is decoded and scored: those whose rewards
+            an operator needs, and the last one, where the best image is chosen.
     """
 
     strategy: str
     scale_schedule: ScaleSchedule
     survivors_after: tuple[int, ...]
     selections: tuple[Selection, ...]
-    scored_scales: tuple[int, ...]
-    potential: PotentialKind = PotentialKind.VALUE
-    lambda_: float = 10.0
-    scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
-    cluster_restarts: int = 10
     reward_members: int = 1
     combination: RewardCombination | None = None
     joint_component: ComponentSign | None = None
+    scored_scales: tuple[int, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1
@@ -84,8 +78,9 @@ class Plan:
         assert scales == sorted(set(scales))
         assert all(0 <= scale < last for scale in scales)
         assert all(self.survivors_after[s.scale_index] == s.survivors for s in self.selections)
-        assert list(self.scored_scales) == sorted(set(self.scored_scales))
-        assert last in self.scored_scales
+        scored = {scale for s in self.selections for scale in s.operator.scored_scales(s.scale_index)}
+        assert all(0 <= scale < last for scale in scored)
+        object.__setattr__(self, "scored_scales", (*sorted(scored), last))
         assert self.reward_members >= 1
         assert (self.combination is None) == (self.reward_members == 1)
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
@@ -96,6 +91,11 @@ class Plan:
     def num_scales(self) -> int:
         """Scales of the model."""
         return len(self.scale_schedule)
+
+    @property
+    def reads(self) -> frozenset[Signal]:
+        """What its selections read, any of them."""
+        return frozenset().union(*(segment.reads for segment in self.segments))
 
     @property
     def population_before(self) -> tuple[int, ...]:

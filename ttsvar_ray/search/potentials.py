@@ -16,8 +16,6 @@ reads, and the history follows its trajectory through every selection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,19 +23,15 @@ from ttsvar_ray.errors import RewardError
 from ttsvar_ray.types import Float64Array, PotentialKind
 
 
-def scored_scales(num_scales: int, resample_scales: Sequence[int], kind: PotentialKind) -> tuple[int, ...]:
-    """Return the scales whose images must be decoded and scored, ascending.
+def scales_read(kind: PotentialKind, scale_index: int) -> tuple[int, ...]:
+    """Return the scales whose rewards a potential reads for a selection after one scale, ascending.
 
-    The last scale is always scored: the final choice is by reward. Beyond it, VALUE reads the
-    resampling scales; DIFF also the scale before each of them; MAX and SUM every scale up to the
-    last resampling (a later score could change no selection).
+    VALUE reads that scale; DIFF also the one before; MAX and SUM every scale up to it.
     """
-    needed = {num_scales - 1, *resample_scales}
-    if resample_scales and kind is PotentialKind.DIFF:
-        needed |= {scale - 1 for scale in resample_scales if scale > 0}
-    if resample_scales and kind in (PotentialKind.MAX, PotentialKind.SUM):
-        needed |= set(range(max(resample_scales) + 1))
-    return tuple(sorted(needed))
+    if kind is PotentialKind.VALUE:
+        return (scale_index,)
+    first = max(scale_index - 1, 0) if kind is PotentialKind.DIFF else 0
+    return tuple(range(first, scale_index + 1))
 
 
 def log_potentials(
@@ -46,9 +40,8 @@ def log_potentials(
     """Return lambda times the potential of each trajectory, in log space.
 
     Args:
-        reward_history: [population, scored_so_far], one column per scored scale in ascending order,
-            the last one of the resampling scale itself; at least one column. A single column under
-            DIFF is the first score of all, taken as it is.
+        reward_history: [population, scales], finite, one column for each of `scales_read`. A single column
+            under DIFF is the score of scale 0, taken as it is.
         kind: which potential.
         lambda_: sharpness, >= 0; 0 makes all trajectories equally likely.
 
@@ -56,21 +49,15 @@ def log_potentials(
         float64 [population] log weights, not normalised, all finite.
 
     Raises:
-        RewardError: a reward, or lambda times a potential, is NaN or infinite.
+        RewardError: lambda times a potential is NaN or infinite.
 
     Source: TTS-VAR section 3, potential scores; lambda = 10 in its experiments.
     Differs: the published code forms exp(lambda * J) without a shift, so that a large reward
         overflows, and one NaN makes every other trajectory equally likely.
     """
     history = np.asarray(reward_history, dtype=np.float64)
-    assert history.ndim == 2, f"expected [population, scored_so_far], got {history.shape}"
-    assert history.shape[1] >= 1, "expected the score of the resampling scale, got no scores"
-    if not np.isfinite(history).all():
-        slots = np.flatnonzero(~np.isfinite(history).all(axis=1)).tolist()
-        raise RewardError(
-            f"reward_history: expected finite rewards, got NaN or infinity in slots {slots}; fix the reward "
-            f"model, or set reward.nonfinite to 'worst' to let such images lose."
-        )
+    assert history.ndim == 2, f"expected [population, scales], got {history.shape}"
+    assert history.shape[1] >= 1, "expected the score of the selection scale, got no scores"
     if kind is PotentialKind.VALUE or history.shape[1] == 1:
         potential = history[:, -1]
     elif kind is PotentialKind.DIFF:

@@ -12,35 +12,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ttsvar_ray.types import SelectionKind
-
 PUBLISHED_NUM_SCALES = 13
 PUBLISHED_POPULATION = 8
 PUBLISHED_SELECTIONS = (
-    (2, SelectionKind.CLUSTER),
-    (5, SelectionKind.CLUSTER),
-    (6, SelectionKind.RESAMPLE),
-    (9, SelectionKind.RESAMPLE),
+    (2, "cluster"),
+    (5, "cluster"),
+    (6, "resample"),
+    (9, "resample"),
 )
-DEFAULT_LAMBDA = 10.0
-DEFAULT_CLUSTER_RESTARTS = 10
 FEWEST_SCALES = 3
 """The fewest scales with one strictly between the first and the last."""
 _KEPT_FIRST = (3, 0, 2, 1)
 """Positions in `PUBLISHED_SELECTIONS`, in the order in which a short schedule keeps them."""
 
 
-def published_selections(num_scales: int) -> tuple[tuple[int, SelectionKind], ...]:
-    """Return the published selections as (scale, kind), scaled to num_scales >= 3 scales."""
+def published_selections(num_scales: int) -> tuple[tuple[int, str], ...]:
+    """Return the published selections as (scale, operator), scaled to num_scales >= 3 scales."""
     assert num_scales >= FEWEST_SCALES
     chosen = sorted(_KEPT_FIRST[: num_scales - 2])
-    selections: list[tuple[int, SelectionKind]] = []
+    selections: list[tuple[int, str]] = []
     for rank, position in enumerate(chosen):
-        published_scale, kind = PUBLISHED_SELECTIONS[position]
+        published_scale, operator = PUBLISHED_SELECTIONS[position]
         wanted = _round_half_up(published_scale * (num_scales - 1) / (PUBLISHED_NUM_SCALES - 1))
         earliest = selections[-1][0] + 1 if selections else 1
         latest = num_scales - 1 - (len(chosen) - rank)  # leaves a scale for each later selection
-        selections.append((min(max(wanted, earliest), latest), kind))
+        selections.append((min(max(wanted, earliest), latest), operator))
     return tuple(selections)
 
 

@@ -1,43 +1,18 @@
-"""One selection over a whole population, and the final ranking: pure functions of what was seen.
-
-Algorithm 1 of TTS-VAR (arXiv 2507.18537), the two branches inside its loop over scales: cluster at
-coarse scales, resample at fine ones; and, after the loop, the best image by reward.
-"""
+"""One selection over a whole population, and the final ranking: pure functions of what was seen."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ttsvar_ray.errors import RewardError
-from ttsvar_ray.rng import POPULATION_SLOT, Purpose, integer_seed, stream
-from ttsvar_ray.search.clustering import cluster_survivors, refuse_not_finite
+from ttsvar_ray.errors import RewardError, SelectionError, TtsVarError
+from ttsvar_ray.rng import selection_stream
+from ttsvar_ray.search.operators.protocol import Choice, Evidence, Signal
 from ttsvar_ray.search.plan import Plan, Selection
-from ttsvar_ray.search.potentials import log_potentials
 from ttsvar_ray.search.principal_component import first_component_of_all
-from ttsvar_ray.search.resampling import effective_sample_size, resample
-from ttsvar_ray.types import Float64Array, Int64Array, SelectionKind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SelectionOutcome:
-    """What a selection decided, and the numbers behind it.
-
-    Attributes:
-        ancestor_index: int64 [survivors] slots in the population before, ascending; distinct after
-            a clustering, possibly repeated after a resampling.
-        labels: int64 [population] cluster of each trajectory, empty after a resampling.
-        log_weights: float64 [population] lambda times the potential, empty after a clustering.
-        ess: effective sample size of the weights, NaN after a clustering.
-    """
-
-    ancestor_index: Int64Array
-    labels: Int64Array
-    log_weights: Float64Array
-    ess: float
+from ttsvar_ray.types import Float64Array, Int64Array
 
 
 class Select(Protocol):
@@ -52,7 +27,7 @@ class Select(Protocol):
         reward_history: npt.NDArray[np.floating],
         run_seed: int,
         prompt_key: str,
-    ) -> SelectionOutcome:
+    ) -> Choice:
         """Choose the survivors of a whole population."""
 
 
@@ -60,56 +35,122 @@ def select(
     plan: Plan,
     selection: Selection,
     *,
-    features: npt.NDArray[np.float32] | None,
+    features: npt.NDArray[np.floating] | None,
     reward_history: npt.NDArray[np.floating],
     run_seed: int,
     prompt_key: str,
-) -> SelectionOutcome:
+) -> Choice:
     """Choose the survivors of a whole population.
 
-    The same arguments give the same survivors on any worker: all chance comes from the streams named
-    by (run_seed, prompt_key, scale, purpose).
+    The same arguments give the same survivors on any worker: all chance comes from the stream named
+    by (run_seed, prompt_key, scale, operator).
 
     Args:
         plan: the plan that `selection` belongs to.
         selection: which of its selections.
         features: [population, feature_dim] in slot order, or [population, num_patches, width] where the plan
-            has a `joint_component`; needed for a clustering, else not read.
+            has a `joint_component`; needed where the operator reads features, else not looked at.
         reward_history: [population, scored scales up to this one] in slot order, each row the
-            rewards of that trajectory's lineage; needed for a resampling, else not read.
+            rewards of that trajectory's lineage; not looked at where the operator reads no rewards.
         run_seed: seed of the run.
         prompt_key: `Prompt.key`.
 
+    Returns:
+        int64 `ancestor_index` in ascending order; `numbers` of float64 arrays.
+
     Raises:
-        FeatureError: a feature is NaN or infinite.
-        RewardError: a reward is NaN or infinite.
+        FeatureError, RewardError: a feature or a reward is NaN or infinite.
+        SelectionError: the operator fails, or chooses what cannot be.
     """
-    scale_index = selection.scale_index
+    operator, scale_index = selection.operator, selection.scale_index
     population = plan.population_before[scale_index]
-    if selection.kind is SelectionKind.CLUSTER:
-        assert features is not None
-        assert len(features) == population
-        if plan.joint_component is not None:
-            refuse_not_finite(features)
-            features = first_component_of_all(features, plan.joint_component)
-        seed = integer_seed(run_seed, prompt_key, scale_index, POPULATION_SLOT, Purpose.CLUSTER)
-        ancestor_index, labels = cluster_survivors(features, selection.survivors, seed, plan.cluster_restarts)
-        return SelectionOutcome(
-            ancestor_index=ancestor_index,
-            labels=labels,
-            log_weights=np.empty(0),
-            ess=float("nan"),
-        )
-    seen = sum(scale <= scale_index for scale in plan.scored_scales)
-    assert reward_history.shape == (population, seen), f"{reward_history.shape} != {(population, seen)}"
-    log_weights = log_potentials(reward_history, plan.potential, plan.lambda_)
-    generator = stream(run_seed, prompt_key, scale_index, POPULATION_SLOT, Purpose.RESAMPLE)
-    return SelectionOutcome(
-        ancestor_index=resample(log_weights, selection.survivors, generator, plan.scheme),
-        labels=np.empty(0, dtype=np.int64),
-        log_weights=log_weights,
-        ess=effective_sample_size(log_weights),
+    evidence = Evidence(
+        population=population,
+        features=_features_seen(plan, features, population) if Signal.FEATURES in operator.reads else None,
+        reward_history=_rewards_seen(plan, selection, reward_history)
+        if Signal.REWARDS in operator.reads
+        else None,
     )
+    rng = selection_stream(run_seed, prompt_key, scale_index, operator.name)
+    try:
+        choice = operator.select(evidence, selection.survivors, rng)
+    except TtsVarError:
+        raise
+    except Exception as error:
+        said = (str(error).strip() or "no more is known").splitlines()[0]
+        raise _fault(selection, f"failed ({type(error).__name__}: {said})") from error
+    return _checked(choice, selection, population)
+
+
+def _features_seen(
+    plan: Plan, features: npt.NDArray[np.floating] | None, population: int
+) -> npt.NDArray[np.floating]:
+    assert features is not None
+    assert len(features) == population
+    if plan.joint_component is None:
+        return features
+    Evidence(population=population, features=features)  # a patch that is no number would spoil all images
+    return first_component_of_all(features, plan.joint_component)
+
+
+def _rewards_seen(plan: Plan, selection: Selection, reward_history: npt.NDArray[np.floating]) -> Float64Array:
+    """Return the columns that the operator asked for, of those that any operator did."""
+    scored = [scale for scale in plan.scored_scales if scale <= selection.scale_index]
+    expected = (plan.population_before[selection.scale_index], len(scored))
+    assert reward_history.shape == expected, f"{reward_history.shape} != {expected}"
+    wanted = selection.operator.scored_scales(selection.scale_index)
+    return np.asarray(reward_history, dtype=np.float64)[:, [scored.index(scale) for scale in wanted]]
+
+
+def _checked(choice: Choice, selection: Selection, population: int) -> Choice:
+    """Return a choice with sorted ancestors and numbers as arrays, if it is one.
+
+    Raises:
+        SelectionError: it is none.
+    """
+    if not isinstance(choice, Choice):
+        raise _fault(selection, f"expected a Choice, got {type(choice).__name__}")
+    ancestors = np.asarray(choice.ancestor_index)
+    if ancestors.shape != (selection.survivors,) or ancestors.dtype.kind not in "iu":
+        raise _fault(
+            selection,
+            f"ancestor_index: expected {selection.survivors} whole numbers, got {ancestors.dtype} of shape "
+            f"{ancestors.shape}",
+        )
+    if ancestors.min() < 0 or ancestors.max() >= population:
+        raise _fault(
+            selection,
+            f"ancestor_index: expected slots from 0 to {population - 1}, got {ancestors.tolist()}",
+        )
+    if not selection.operator.repeats and len(set(ancestors.tolist())) < len(ancestors):
+        raise _fault(
+            selection,
+            f"ancestor_index: expected distinct slots, because `repeats` is False, got {ancestors.tolist()}",
+        )
+    return Choice(
+        ancestor_index=np.sort(ancestors).astype(np.int64),
+        numbers={name: _number(name, value, selection, population) for name, value in choice.numbers.items()},
+    )
+
+
+def _number(name: str, value: npt.ArrayLike, selection: Selection, population: int) -> Float64Array:
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise _fault(selection, f"numbers[{name!r}]: expected numbers, got {value!r}") from None
+    if numbers.shape not in ((), (population,)):
+        raise _fault(
+            selection,
+            f"numbers[{name!r}]: expected one number or one for each of {population} trajectories, got shape "
+            f"{numbers.shape}",
+        )
+    if not np.isfinite(numbers).all():
+        raise _fault(selection, f"numbers[{name!r}]: expected finite numbers, got NaN or infinity")
+    return numbers
+
+
+def _fault(selection: Selection, problem: str) -> SelectionError:
+    return SelectionError(f"operator {selection.operator.name} at scale {selection.scale_index}: {problem}")
 
 
 def rank_images(rewards: npt.ArrayLike) -> Int64Array:

@@ -3,38 +3,30 @@
 raw          one trajectory, no selection
 best-of-n    n trajectories to the end, the best by reward
 importance   n trajectories throughout, resampled with replacement at fine scales
-tts-var      many coarse trajectories, few fine ones: clustering, then resampling
+tts-var      many coarse trajectories, few fine ones: clustering, then resampling; or any operators
 """
 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.search.operators.options import make_operator, option_problems
+from ttsvar_ray.search.operators.protocol import Operator, Signal
+from ttsvar_ray.search.operators.registry import operator_class
 from ttsvar_ray.search.plan import Plan, Selection
-from ttsvar_ray.search.potentials import scored_scales
-from ttsvar_ray.search.presets import (
-    DEFAULT_CLUSTER_RESTARTS,
-    DEFAULT_LAMBDA,
-    FEWEST_SCALES,
-    default_batch_schedule,
-    published_selections,
-)
+from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
+    SelectionScale,
     batch_schedule_problems,
     is_whole_number,
     selection_scale_problems,
 )
-from ttsvar_ray.types import (
-    PotentialKind,
-    ResamplingScheme,
-    ScaleSchedule,
-    SelectionKind,
-)
+from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule
 
 
 class Strategy(str, enum.Enum):
@@ -46,22 +38,71 @@ class Strategy(str, enum.Enum):
     TTS_VAR = "tts-var"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionSetting:
+    """Which operator stands at a scale.
+
+    Attributes:
+        operator: its name, the import path of one's own, or the operator itself.
+        options: of an operator that is named; those that are missing come from the settings of all
+            selections (`potential`, `lambda_`, `scheme`, `cluster_restarts`) or are its defaults.
+    """
+
+    scale: int
+    operator: str | Operator
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 _READS = {
     Strategy.RAW: frozenset[str](),
     Strategy.BEST_OF_N: frozenset[str](),
     Strategy.IMPORTANCE: frozenset({"resample_scales"}),
-    Strategy.TTS_VAR: frozenset({"batch_schedule", "cluster_scales", "resample_scales"}),
+    Strategy.TTS_VAR: frozenset({"batch_schedule", "cluster_scales", "resample_scales", "selections"}),
 }
-_RESAMPLING_READS = frozenset({"potential", "lambda", "scheme"})
-_CLUSTERING_READS = frozenset({"cluster_restarts"})
+_SHARED = {
+    "resample": {"potential": "potential", "lambda": "lambda", "scheme": "scheme"},
+    "cluster": {"restarts": "cluster_restarts"},
+}
+"""Options that one setting gives to all selections by an operator: the setting of each."""
+_NOUNS = {"cluster": "clustering", "resample": "resampling"}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Wanted:
+    """A selection on its way from settings to the plan."""
+
+    where: str
+    scale: int
+    setting: str
+    operator: type[Operator] | Operator | None
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return "" if self.operator is None else self.operator.name
+
+    @property
+    def scale_setting(self) -> SelectionScale:
+        noun = _NOUNS.get(self.name, self.name)
+        remedy = (
+            f"remove {self.where if self.setting == 'selections' else f'{self.scale} from {self.setting}'}"
+        )
+        return SelectionScale(
+            where=self.where,
+            scale=self.scale,
+            noun=noun,
+            must_drop=self.operator is not None and not self.operator.repeats,
+            remedy=remedy,
+        )
 
 
 def settings_read_by(strategy: Strategy) -> frozenset[str]:
     """Return the settings that plans of a strategy may read; which of them one reads, its selections say."""
     read = _READS[strategy]
-    if "resample_scales" in read:
-        read |= _RESAMPLING_READS
-    return read | _CLUSTERING_READS if "cluster_scales" in read else read
+    for name, settings in _SHARED.items():
+        if f"{name}_scales" in read:
+            read |= set(settings.values())
+    return read
 
 
 def compile_plan(
@@ -72,6 +113,7 @@ def compile_plan(
     batch_schedule: Sequence[int] | None = None,
     cluster_scales: Sequence[int] | None = None,
     resample_scales: Sequence[int] | None = None,
+    selections: Sequence[SelectionSetting] | None = None,
     potential: PotentialKind | str | None = None,
     lambda_: float | None = None,
     scheme: ResamplingScheme | str | None = None,
@@ -91,12 +133,13 @@ def compile_plan(
             the published 8 8 6 6 6 4 2 2 2 1 1 1 1; for other selections, equal steps from 8 to 1.
         cluster_scales, resample_scales: selection scales; by default the published ones, scaled to
             the model's number of scales. An empty list means none.
-        potential: value (default), diff, max or sum.
-        lambda_: sharpness of the potential, >= 0, by default 10.
-        scheme: multinomial (default), systematic or stratified.
-        cluster_restarts: k-means restarts, >= 1, by default 10.
+        selections: all selections of the plan, in place of those two (tts-var).
+        potential: of resampling: value (default), diff, max or sum.
+        lambda_: of resampling: sharpness of the potential, >= 0, by default 10.
+        scheme: of resampling: multinomial (default), systematic or stratified.
+        cluster_restarts: of clustering: k-means restarts, >= 1, by default 10.
         joint_component: how the extractor's features are reduced (`Plan.joint_component`); not read by a
-            plan that clusters nowhere.
+            plan whose selections read no features.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -107,104 +150,158 @@ def compile_plan(
         at a scale without a selection.
     """
     problems = _scale_schedule_problems(scale_schedule)
-    name = _member(Strategy, "strategy", strategy, problems)
-    potential_kind = _member(PotentialKind, "potential", potential, problems, PotentialKind.VALUE)
-    scheme_kind = _member(ResamplingScheme, "scheme", scheme, problems, ResamplingScheme.MULTINOMIAL)
-    problems += _number_problems(n, lambda_, cluster_restarts)
+    try:
+        name = Strategy(strategy)
+    except ValueError:
+        names = ", ".join(member.value for member in Strategy)
+        problems.append(f"strategy: expected one of {names}, got {strategy!r}; choose one of them.")
+        name = None
+    if not is_whole_number(n) or n < 1:
+        problems.append(f"n: expected a whole number of at least 1, got {n!r}; correct it.")
+    shared = {
+        "potential": potential,
+        "lambda": lambda_,
+        "scheme": scheme,
+        "cluster_restarts": cluster_restarts,
+    }
+    problems += _shared_problems(shared)
     if not scale_schedule or name is None:
         raise ConfigurationError(problems)
 
     num_scales = len(scale_schedule)
-    clusters, resamples = _selection_scales(name, num_scales, cluster_scales, resample_scales)
-    problems += _missing_selections(name, num_scales, n, clusters or resamples)
     given = {
         "batch_schedule": batch_schedule,
         "cluster_scales": cluster_scales,
         "resample_scales": resample_scales,
-        "potential": potential,
-        "lambda": lambda_,
-        "scheme": None if scheme_kind is ResamplingScheme.MULTINOMIAL else scheme,
-        "cluster_restarts": None if cluster_restarts == DEFAULT_CLUSTER_RESTARTS else cluster_restarts,
+        "selections": selections,
     }
-    readable = (
-        _READS[name]
-        | (_RESAMPLING_READS if resamples else set())
-        | (_CLUSTERING_READS if clusters else set())
-    )
-    problems += _unread_settings(name, given, readable)
-    problems += selection_scale_problems(num_scales, clusters, resamples)
+    wanted = _wanted(name, num_scales, cluster_scales, resample_scales, selections, problems)
+    problems += _missing_selections(name, num_scales, n, bool(wanted))
+    problems += _unread_settings(name, given, shared, wanted)
+    scales = [one.scale_setting for one in wanted]
+    problems += selection_scale_problems(num_scales, scales)
     if batch_schedule is not None and name is Strategy.TTS_VAR:
-        problems += batch_schedule_problems(num_scales, batch_schedule, clusters, resamples)
+        problems += batch_schedule_problems(num_scales, batch_schedule, scales)
+    operators = {} if problems else _make_operators(wanted, shared, problems)
     if problems:
         raise ConfigurationError(problems)
-    assert potential_kind is not None
-    assert scheme_kind is not None
 
     if name is not Strategy.TTS_VAR:
         schedule = (1,) * num_scales
     elif batch_schedule is not None:
         schedule = tuple(int(entry) for entry in batch_schedule)
     else:
-        schedule = default_batch_schedule(num_scales, (*clusters, *resamples))
+        schedule = default_batch_schedule(num_scales, operators)
     survivors_after = tuple(entry * int(n) for entry in schedule)
-    kinds = {int(scale): SelectionKind.CLUSTER for scale in clusters}
-    kinds |= {int(scale): SelectionKind.RESAMPLE for scale in resamples}
-    return Plan(
+    plan = Plan(
         strategy=name.value,
         scale_schedule=tuple((int(height), int(width)) for height, width in scale_schedule),
         survivors_after=survivors_after,
         selections=tuple(
-            Selection(scale_index=scale, kind=kinds[scale], survivors=survivors_after[scale])
-            for scale in sorted(kinds)
+            Selection(scale_index=scale, operator=operators[scale], survivors=survivors_after[scale])
+            for scale in sorted(operators)
         ),
-        scored_scales=scored_scales(num_scales, resamples, potential_kind),
-        potential=potential_kind,
-        lambda_=DEFAULT_LAMBDA if lambda_ is None else float(lambda_),
-        scheme=scheme_kind,
-        cluster_restarts=int(cluster_restarts or DEFAULT_CLUSTER_RESTARTS),
-        joint_component=joint_component if clusters else None,
     )
+    reads_features = Signal.FEATURES in plan.reads
+    return replace(plan, joint_component=joint_component) if reads_features else plan
 
 
-def _selection_scales(
+def _wanted(
     strategy: Strategy,
     num_scales: int,
     cluster_scales: Sequence[int] | None,
     resample_scales: Sequence[int] | None,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return (cluster scales, resample scales): the caller's where given, else the preset's."""
-    if strategy in (Strategy.RAW, Strategy.BEST_OF_N):
-        return (), ()
-    preset = published_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
-    clusters = tuple(scale for scale, kind in preset if kind is SelectionKind.CLUSTER)
-    resamples = tuple(scale for scale, kind in preset if kind is SelectionKind.RESAMPLE)
-    if strategy is Strategy.IMPORTANCE:
-        clusters = ()
-    elif cluster_scales is not None:
-        clusters = tuple(cluster_scales)
-    if resample_scales is not None:
-        resamples = tuple(resample_scales)
-    return clusters, resamples
-
-
-_Member = TypeVar("_Member", bound=enum.Enum)
-
-
-def _member(
-    kind: type[_Member],
-    setting: str,
-    value: object,
+    selections: Sequence[SelectionSetting] | None,
     problems: list[str],
-    default: _Member | None = None,
-) -> _Member | None:
-    if value is None and default is not None:
-        return default
-    try:
-        return kind(value)
-    except ValueError:
-        names = ", ".join(str(member.value) for member in kind)
-        problems.append(f"{setting}: expected one of {names}, got {value!r}; choose one of them.")
-        return None
+) -> list[_Wanted]:
+    """Return the selections: the caller's where given, else the preset's."""
+    if strategy in (Strategy.RAW, Strategy.BEST_OF_N):
+        return []
+    if selections is not None and strategy is Strategy.TTS_VAR:
+        both = [
+            f"{key}_scales"
+            for key, value in (("cluster", cluster_scales), ("resample", resample_scales))
+            if value
+        ]
+        if both:
+            problems.append(
+                f"selections: expected all selections of the plan there, got {' and '.join(both)} beside it; "
+                "name those scales in selections, or remove it."
+            )
+        return [_read_setting(index, one, problems) for index, one in enumerate(selections)]
+    preset = published_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
+    chosen = {"cluster": cluster_scales, "resample": resample_scales}
+    if strategy is Strategy.IMPORTANCE:
+        chosen["cluster"] = ()
+    wanted = []
+    for name, given in chosen.items():
+        operator = operator_class(name, setting=name)
+        scales = [scale for scale, published in preset if published == name] if given is None else given
+        wanted += [
+            _Wanted(
+                where=f"{name}_scales[{position}]",
+                scale=scale,
+                setting=f"{name}_scales",
+                operator=operator,
+                options={},
+            )
+            for position, scale in enumerate(scales)
+        ]
+    return wanted
+
+
+def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) -> _Wanted:
+    where = f"selections[{index}]"
+    operator: type[Operator] | Operator | None = None
+    if isinstance(setting.operator, str):
+        try:
+            operator = operator_class(setting.operator, setting=f"{where}.operator")
+            problems += option_problems(
+                operator, setting.options, named=lambda option: f"{where}.options.{option}"
+            )
+        except ConfigurationError as error:
+            problems += error.problems
+    else:
+        operator = setting.operator
+        if setting.options:
+            problems.append(f"{where}.options: expected none for an operator that is made already.")
+    return _Wanted(
+        where=where, scale=setting.scale, setting="selections", operator=operator, options=setting.options
+    )
+
+
+def _shared_problems(shared: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for name, settings in _SHARED.items():
+        given = {option: shared[key] for option, key in settings.items() if shared[key] is not None}
+        problems += option_problems(operator_class(name, setting=name), given, named=settings.__getitem__)
+    return problems
+
+
+def _make_operators(
+    wanted: Sequence[_Wanted], shared: Mapping[str, Any], problems: list[str]
+) -> dict[int, Operator]:
+    """Return the operator at each scale."""
+    operators: dict[int, Operator] = {}
+    for one in wanted:
+        operator = one.operator
+        assert operator is not None
+        try:
+            if isinstance(operator, type):
+                settings = _SHARED.get(operator.name, {})
+                given = {option: shared[key] for option, key in settings.items() if shared[key] is not None}
+                operator = make_operator(operator, {**given, **one.options}, setting=one.where)
+            scored = operator.scored_scales(int(one.scale))
+            if not all(is_whole_number(scale) and 0 <= scale <= one.scale for scale in scored):
+                raise ConfigurationError(
+                    f"{one.where}: operator {operator.name}: scored_scales: expected scales from 0 to "
+                    f"{one.scale}, got {scored!r}"
+                )
+        except ConfigurationError as error:
+            problems += error.problems
+        else:
+            operators[int(one.scale)] = operator
+    return operators
 
 
 def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
@@ -218,29 +315,10 @@ def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
     ]
 
 
-def _number_problems(n: int, lambda_: float | None, cluster_restarts: int | None) -> list[str]:
-    problems: list[str] = []
-    if not is_whole_number(n) or n < 1:
-        problems.append(f"n: expected a whole number of at least 1, got {n!r}; correct it.")
-    if lambda_ is not None and (
-        isinstance(lambda_, (bool, str)) or not math.isfinite(lambda_) or lambda_ < 0
-    ):
-        problems.append(
-            f"lambda: expected a finite number of at least 0, got {lambda_!r}; 10 is the published value."
-        )
-    if cluster_restarts is not None and (not is_whole_number(cluster_restarts) or cluster_restarts < 1):
-        problems.append(
-            f"cluster_restarts: expected a whole number of at least 1, got {cluster_restarts!r}; correct it."
-        )
-    return problems
-
-
-def _missing_selections(
-    strategy: Strategy, num_scales: int, n: int, selection_scales: Sequence[int]
-) -> list[str]:
+def _missing_selections(strategy: Strategy, num_scales: int, n: int, has_selections: bool) -> list[str]:
     if strategy is Strategy.RAW and is_whole_number(n) and n > 1:
         return [f"n: expected 1 (raw draws one image a prompt), got {n}; lower it or use strategy best-of-n."]
-    if strategy in (Strategy.RAW, Strategy.BEST_OF_N) or selection_scales:
+    if strategy in (Strategy.RAW, Strategy.BEST_OF_N) or has_selections:
         return []
     if num_scales < FEWEST_SCALES:
         problem = f"selects between the first and the last scale, and the model has only {num_scales}"
@@ -249,11 +327,20 @@ def _missing_selections(
     return [f"strategy: {strategy.value} {problem}; use that strategy, or add a scale to resample_scales."]
 
 
-def _unread_settings(strategy: Strategy, given: Mapping[str, object], readable: Collection[str]) -> list[str]:
+def _unread_settings(
+    strategy: Strategy, given: Mapping[str, Any], shared: Mapping[str, Any], wanted: Collection[_Wanted]
+) -> list[str]:
     """Refuse settings that would change nothing: they are misunderstandings."""
+    readable = set(_READS[strategy])
+    for one in wanted:
+        if isinstance(one.operator, type):
+            settings = _SHARED.get(one.name, {})
+            readable |= {key for option, key in settings.items() if option not in one.options}
+    defaults = {"scheme": ResamplingScheme.MULTINOMIAL, "cluster_restarts": 10}
+    told = {**given, **{key: value for key, value in shared.items() if value != defaults.get(key)}}
     return [
         f"{setting}: this {strategy.value} plan would not read it, got {value}; remove it, or use a strategy "
         f"or selection scales that do."
-        for setting, value in given.items()
+        for setting, value in told.items()
         if value is not None and value not in ((), []) and setting not in readable
     ]

@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionScale:
+    """A scale that settings name for a selection.
+
+    Attributes:
+        where: the setting, `cluster_scales[0]`.
+        scale: as written, whatever it is.
+        noun: what stands there, for messages.
+        must_drop: whether it makes sense only where a trajectory is dropped.
+        remedy: how to take it away again.
+    """
+
+    where: str
+    scale: int
+    noun: str
+    must_drop: bool
+    remedy: str
 
 
 def is_whole_number(value: object) -> bool:
@@ -11,50 +31,45 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def selection_scale_problems(
-    num_scales: int, cluster_scales: Sequence[int], resample_scales: Sequence[int]
-) -> list[str]:
+def selection_scale_problems(num_scales: int, selections: Sequence[SelectionScale]) -> list[str]:
     """Return what is wrong with the selection scales: range, repetition, two selections at one scale."""
     problems: list[str] = []
-    for name, scales in (
-        ("cluster_scales", cluster_scales),
-        ("resample_scales", resample_scales),
-    ):
-        lowest = 1 if name == "cluster_scales" else 0
-        for position, scale in enumerate(scales):
-            where = f"{name}[{position}]"
-            if not is_whole_number(scale):
-                problems.append(f"{where}: expected a scale index, got {scale!r}; use a whole number.")
-            elif scale == num_scales - 1:
-                problems.append(
-                    f"{where}: scale {scale} is the last scale, where the best image is chosen by reward; "
-                    f"a selection there would choose twice: use a scale below {scale}."
-                )
-            elif not 0 <= scale < num_scales:
-                problems.append(
-                    f"{where}: expected a scale from {lowest} to {num_scales - 2} "
-                    f"(the model has {num_scales} scales), got {scale}; correct or remove it."
-                )
-            elif scale < lowest:
-                problems.append(
-                    f"{where}: clustering at scale 0 cannot drop anything, because batch_schedule[0] is the "
-                    f"population both before and after it; use scale 1 or later."
-                )
-            elif scale in scales[:position]:
-                problems.append(f"{where}: scale {scale} is listed twice; remove one.")
-    problems += [
-        f"cluster_scales and resample_scales: both name scale {scale}, and a scale has at most one "
-        f"selection; remove it from one of them."
-        for scale in sorted({s for s in cluster_scales if is_whole_number(s)} & set(resample_scales))
-    ]
+    seen: dict[int, str] = {}
+    for selection in selections:
+        scale, where = selection.scale, selection.where
+        setting = where.partition("[")[0]
+        lowest = 1 if selection.must_drop else 0
+        if not is_whole_number(scale):
+            problems.append(f"{where}: expected a scale index, got {scale!r}; use a whole number.")
+            continue
+        if scale == num_scales - 1:
+            problems.append(
+                f"{where}: scale {scale} is the last scale, where the best image is chosen by reward; "
+                f"a selection there would choose twice: use a scale below {scale}."
+            )
+        elif not 0 <= scale < num_scales:
+            problems.append(
+                f"{where}: expected a scale from {lowest} to {num_scales - 2} "
+                f"(the model has {num_scales} scales), got {scale}; correct or remove it."
+            )
+        elif scale < lowest:
+            problems.append(
+                f"{where}: {selection.noun} at scale 0 cannot drop anything, because batch_schedule[0] is "
+                f"the population both before and after it; use scale 1 or later."
+            )
+        elif seen.get(scale) == setting:
+            problems.append(f"{where}: scale {scale} is listed twice; remove one.")
+        elif scale in seen:
+            problems.append(
+                f"{seen[scale]} and {setting}: both name scale {scale}, and a scale has at most one "
+                f"selection; remove it from one of them."
+            )
+        seen.setdefault(scale, setting)
     return problems
 
 
 def batch_schedule_problems(
-    num_scales: int,
-    batch_schedule: Sequence[int],
-    cluster_scales: Sequence[int],
-    resample_scales: Sequence[int],
+    num_scales: int, batch_schedule: Sequence[int], selections: Sequence[SelectionScale]
 ) -> list[str]:
     """Return what is wrong with a schedule of survivors.
 
@@ -74,7 +89,7 @@ def batch_schedule_problems(
     if unusable:
         return unusable
     problems: list[str] = []
-    selection_scales = {*cluster_scales, *resample_scales}
+    at = {selection.scale: selection for selection in selections}
     for scale in range(1, num_scales):
         before, after = batch_schedule[scale - 1], batch_schedule[scale]
         if after > before:
@@ -82,15 +97,15 @@ def batch_schedule_problems(
                 f"batch_schedule[{scale}]: expected at most {before} (population before scale {scale}), "
                 f"got {after}; a population never grows: lower it, or raise the entries before it."
             )
-        elif after < before and scale not in selection_scales:
+        elif after < before and scale not in at:
             problems.append(
                 f"batch_schedule[{scale}]: expected {before} (no selection at scale {scale} could drop any), "
                 f"got {after}; raise it to {before} or add a selection at scale {scale}."
             )
-        elif after == before and scale in cluster_scales:
+        elif after == before and scale in at and at[scale].must_drop:
             problems.append(
-                f"batch_schedule[{scale}]: expected fewer than {before} (population before the clustering at "
-                f"scale {scale}), got {after}; clustering into as many would drop nothing: lower it or "
-                f"remove {scale} from cluster_scales."
+                f"batch_schedule[{scale}]: expected fewer than {before} (population before the "
+                f"{at[scale].noun} at scale {scale}), got {after}; {at[scale].noun} into as many would drop "
+                f"nothing: lower it or {at[scale].remedy}."
             )
     return problems

@@ -32,11 +32,12 @@ from ttsvar_ray.coordination.messages import (
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.result import LogHistogram
 from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
 from ttsvar_ray.simulation.simulated_time import Clock, Spent, Utilization
-from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker, clusters
+from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker
 from ttsvar_ray.simulation.workers import RunningBatch, SimulatedWorker
 
 
@@ -60,7 +61,9 @@ class Traffic:
         self.feature_bytes = 0
         self._segment_bits = [load.tokens * payload.bits_per_token // 8 for load in workload.segments]
         self._past_bits = [sum(self._segment_bits[:index]) for index in range(len(self._segment_bits))]
-        self._feature_bytes = [4 * payload.feature_dim * clusters(segment) for segment in plan.segments]
+        self._feature_bytes = [
+            4 * payload.feature_dim * (Signal.FEATURES in segment.reads) for segment in plan.segments
+        ]
 
     def sent(self, segment_index: int, rows: int, replayed: int) -> None:
         """Count a micro-batch and the answer that it will get."""
@@ -158,7 +161,7 @@ class SimulatedCell:
         start = max(now, self._free_at)
         self.waits.add(start - now)
         self.decisions += 1
-        clusterings, resamplings = self._selections.clusterings, self._selections.resamplings
+        with_features, others = self._selections.with_features, self._selections.others
         before = world.stopwatch() if world.stopwatch is not None else 0.0
         actions = self._coordinator.handle(event)
         if world.stopwatch is not None:
@@ -169,8 +172,8 @@ class SimulatedCell:
         seconds = (
             message
             + shards * costs.shard_seconds
-            + (self._selections.clusterings - clusterings) * costs.cluster_seconds
-            + (self._selections.resamplings - resamplings) * costs.resample_seconds
+            + (self._selections.with_features - with_features) * costs.cluster_seconds
+            + (self._selections.others - others) * costs.resample_seconds
         )
         self.busy_seconds += seconds
         self._free_at = start + seconds

@@ -85,7 +85,7 @@ class BytesMoved:
     Attributes:
         bits_reported: tokens that workers reported.
         bits_sent: tokens sent along to rebuild parents elsewhere.
-        features: what clusterings look at.
+        features: what selections look at.
         images: final images that are kept.
     """
 

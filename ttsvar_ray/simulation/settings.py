@@ -26,7 +26,8 @@ class CoordinatorCosts:
     Attributes:
         message_seconds: to take in one event and send what follows from it.
         shard_seconds: for each shard that an event reports, beyond the message.
-        cluster_seconds, resample_seconds: for each selection over a whole population.
+        cluster_seconds, resample_seconds: for each selection over a whole population that reads features, and
+            for each other one.
     """
 
     message_seconds: float = 5e-3

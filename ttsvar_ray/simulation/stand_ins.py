@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from ttsvar_ray.coordination.messages import RunBatch, SegmentReport
 from ttsvar_ray.results import FinalImage, PackedBits
-from ttsvar_ray.search.plan import Plan, Segment, Selection
-from ttsvar_ray.search.selection import Select, SelectionOutcome, select
-from ttsvar_ray.types import Float32Array, SelectionKind
+from ttsvar_ray.search.operators.protocol import Choice, Signal
+from ttsvar_ray.search.plan import Plan, Selection
+from ttsvar_ray.search.selection import Select, select
+from ttsvar_ray.types import Float32Array
 
 _POOL_ROWS = 4096
 _BITS = b"\x00"
@@ -25,27 +26,21 @@ _PATCHES = (8, 32)
 """Patches and their width where the selection itself reduces them; real ones are larger."""
 
 _IMAGE = FinalImage(payload=b"", width=1, height=1, image_format="none")
-_NO_LABELS = np.empty(0, dtype=np.int64)
-_NO_WEIGHTS = np.empty(0)
-
-
-def clusters(segment: Segment) -> bool:
-    """Return whether a segment reports features."""
-    return segment.selection is not None and segment.selection.kind is SelectionKind.CLUSTER
+_PUBLISHED_LAMBDA = 10.0
 
 
 class CountedSelections:
-    """Selects with the search or at random, and counts what kinds of selections there were."""
+    """Selects with the search or at random, and counts the selections that read features, and the others."""
 
     def __init__(self, seed: int | None) -> None:
         """Begin to count.
 
         Args:
-            seed: of random ancestors (distinct ones in a clustering, weighted ones in a resampling) in place
-                of the search's; None: the search selects.
+            seed: of random ancestors in place of the search's (distinct ones, or drawn by rewards where an
+                operator may repeat them); None: the search selects.
         """
-        self.clusterings = 0
-        self.resamplings = 0
+        self.with_features = 0
+        self.others = 0
         self._select: Select = select if seed is None else _RandomSelections(seed)
 
     def __call__(
@@ -57,12 +52,12 @@ class CountedSelections:
         reward_history: npt.NDArray[np.floating],
         run_seed: int,
         prompt_key: str,
-    ) -> SelectionOutcome:
+    ) -> Choice:
         """Select, and count; arguments as `search.selection.select`."""
-        if selection.kind is SelectionKind.CLUSTER:
-            self.clusterings += 1
+        if Signal.FEATURES in selection.operator.reads:
+            self.with_features += 1
         else:
-            self.resamplings += 1
+            self.others += 1
         return self._select(
             plan,
             selection,
@@ -86,27 +81,25 @@ class _RandomSelections:
         reward_history: npt.NDArray[np.floating],
         run_seed: int,
         prompt_key: str,
-    ) -> SelectionOutcome:
-        population = plan.population_before[selection.scale_index]
-        if selection.kind is SelectionKind.CLUSTER:
-            ancestors = self._random.sample(range(population), selection.survivors)
+    ) -> Choice:
+        slots, operator = range(plan.population_before[selection.scale_index]), selection.operator
+        if not operator.repeats:
+            ancestors = self._random.sample(slots, selection.survivors)
+        elif Signal.REWARDS not in operator.reads:
+            ancestors = self._random.choices(slots, k=selection.survivors)
         else:
             # The latest reward alone is the potential VALUE, the default.
-            weights = [math.exp(plan.lambda_ * float(rewards[-1])) for rewards in reward_history]
-            ancestors = self._random.choices(range(population), weights, k=selection.survivors)
-        return SelectionOutcome(
-            ancestor_index=np.array(sorted(ancestors), dtype=np.int64),
-            labels=_NO_LABELS,
-            log_weights=_NO_WEIGHTS,
-            ess=float("nan"),
-        )
+            sharpness = getattr(operator, "lambda_", _PUBLISHED_LAMBDA)
+            weights = [math.exp(sharpness * float(rewards[-1])) for rewards in reward_history]
+            ancestors = self._random.choices(slots, weights, k=selection.survivors)
+        return Choice(ancestor_index=np.array(sorted(ancestors), dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SegmentAnswers:
     """What all reports of one segment have in common; `rewards` is the pool that theirs are taken from."""
 
-    clusters: bool
+    has_features: bool
     is_last: bool
     bits: PackedBits
     rewards: Float32Array
@@ -131,7 +124,7 @@ class ReportMaker:
         rewards = random.random((pool_rows, len(plan.scored_scales) * plan.reward_members), dtype=np.float32)
         self._segments = tuple(
             _SegmentAnswers(
-                clusters=clusters(segment),
+                has_features=Signal.FEATURES in segment.reads,
                 is_last=segment.is_last,
                 bits=(_BITS,) * (segment.last_scale - segment.first_scale + 1),
                 rewards=rewards[:, : len(segment.scored_scales) * plan.reward_members],
@@ -159,7 +152,7 @@ class ReportMaker:
                     attempt=task.attempt,
                     segment_index=task.segment_index,
                     slots=task.slots,
-                    features=self._features[first : first + count] if answers.clusters else None,
+                    features=self._features[first : first + count] if answers.has_features else None,
                     rewards=answers.rewards[first : first + count],
                     bits=(answers.bits,) * count,
                     images=(_IMAGE,) * count if answers.is_last else (),

@@ -94,14 +94,14 @@ def test_records_say_what_each_kind_of_selection_saw() -> None:
 
     assert (clustering.kind, clustering.scale_index) == ("cluster", 1)
     assert len(clustering.ancestor_index) == 4
-    assert len(clustering.labels) == 6
-    assert clustering.rewards == clustering.log_weights == ()
-    assert np.isnan(clustering.ess)
+    assert len(clustering.numbers["labels"]) == 6
+    assert clustering.rewards == ()
+    assert set(clustering.numbers) == {"labels"}
     assert (resampling.kind, resampling.scale_index) == ("resample", 2)
-    assert len(resampling.rewards) == len(resampling.log_weights) == 4
-    assert np.allclose(resampling.log_weights, np.array(resampling.rewards) * PLAN.lambda_)
-    assert 1.0 <= resampling.ess <= 4.0
-    assert resampling.labels == ()
+    assert len(resampling.rewards) == len(resampling.numbers["log_weights"]) == 4
+    assert np.allclose(resampling.numbers["log_weights"], np.array(resampling.rewards) * 10.0)
+    assert 1.0 <= resampling.numbers["ess"][0] <= 4.0
+    assert set(resampling.numbers) == {"log_weights", "ess"}
 
 
 def test_a_task_carries_each_missing_parent_once() -> None:

@@ -225,6 +225,8 @@ def test_the_trace_has_a_row_per_selection(tmp_path: Path) -> None:
     assert (first["row"], first["scale_index"], first["kind"], first["ess"]) == (0, 6, "resample", 1.5)
     assert first["ancestor_index"] == [0, 0]
     assert first["rewards"] == [1.0, 2.0]
+    assert (first["log_weights"], first["labels"]) == ([-0.5, -1.5], [])
+    assert first["numbers"] == [{"name": "novelty", "values": [0.25, 0.75]}]
     assert first["placement"] == ["w0", "w1"]
 
 

@@ -81,7 +81,7 @@ def test_spread_and_packing_do_not_change_an_ensembles_choices(
         found = {}
         for key, outcome in outcomes.items():
             assert isinstance(outcome, PromptResult)
-            trace = [(r.ancestor_index, r.rewards, r.log_weights) for r in outcome.trace]
+            trace = [(r.ancestor_index, r.rewards, r.numbers.get("log_weights")) for r in outcome.trace]
             found[key] = (outcome.images, trace, outcome.counters.get("reward_texts_truncated"))
         return found
 

@@ -14,8 +14,9 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.build import build_panel
 from ttsvar_ray.job.resolved import coordinator_settings, resolve
 from ttsvar_ray.models.registry import model_path
+from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.principal_component import ComponentSign
-from ttsvar_ray.types import PotentialKind, RewardCombination, SelectionKind
+from ttsvar_ray.types import PotentialKind, RewardCombination
 
 OWN_PLAN = {
     "batch_schedule": [6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 1, 1],
@@ -38,28 +39,28 @@ def config_for(model: str, **sections: Any) -> JobConfig:
     return JobConfig.model_validate({"model": {"name": model, "device": "cpu"}, **sections})
 
 
-def selections(config: JobConfig) -> list[tuple[int, SelectionKind]]:
-    return [(s.scale_index, s.kind) for s in resolve(config).plan.selections]
+def selections(config: JobConfig) -> list[tuple[int, str]]:
+    return [(s.scale_index, s.operator.name) for s in resolve(config).plan.selections]
 
 
 def test_the_models_own_plan_is_the_default(tmp_path: Path) -> None:
     plan = resolve(config_for(model_directory(tmp_path), strategy={"n": 2})).plan
     assert plan.survivors_after == tuple(2 * k for k in OWN_PLAN["batch_schedule"])  # type: ignore[attr-defined]
     assert [s.scale_index for s in plan.selections] == [4, 8, 11]
-    assert (plan.potential, plan.lambda_) == (PotentialKind.MAX, 3.0)
+    assert plan.selections[-1].operator == Resample(potential=PotentialKind.MAX, lambda_=3.0)
 
 
 def test_the_published_plan_ignores_the_models_own(tmp_path: Path) -> None:
     plan = resolve(config_for(model_directory(tmp_path), strategy={"plan": "published"})).plan
     assert plan.survivors_after == (8, 8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1)
     assert [s.scale_index for s in plan.selections] == [2, 5, 6, 9]
-    assert (plan.potential, plan.lambda_) == (PotentialKind.VALUE, 10.0)
+    assert plan.selections[-1].operator == Resample(potential=PotentialKind.VALUE, lambda_=10.0)
 
 
 def test_the_job_wins_over_the_model(tmp_path: Path) -> None:
     strategy = {"lambda": 1.5, "resample_scales": [9], "potential": "value"}
     plan = resolve(config_for(model_directory(tmp_path), strategy=strategy)).plan
-    assert plan.lambda_ == 1.5
+    assert plan.selections[-1].operator == Resample(lambda_=1.5)
     assert [s.scale_index for s in plan.selections] == [4, 9]
     assert plan.survivors_after[0] == 8, "the model's batch schedule belongs to its own selections"
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.errors import FeatureError
-from ttsvar_ray.search.clustering import cluster_survivors
+from ttsvar_ray.search.operators.cluster import cluster_survivors
+from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
-from ttsvar_ray.search.selection import SelectionOutcome, select
+from ttsvar_ray.search.selection import select
 from ttsvar_ray.search.strategy import compile_plan
 
 SCHEDULE = tuple((side, side) for side in range(1, 14))
@@ -23,7 +24,7 @@ def plan(sign: ComponentSign | None = ComponentSign.DETERMINISTIC) -> Plan:
     return compile_plan(scale_schedule=SCHEDULE, joint_component=sign)
 
 
-def choose(features: np.ndarray, of: Plan) -> SelectionOutcome:
+def choose(features: np.ndarray, of: Plan) -> Choice:
     return select(
         of,
         of.selections[0],
@@ -48,7 +49,7 @@ def test_the_selection_clusters_along_one_direction_of_all_patches(sign: Compone
     joint = choose(features, plan(sign))
     reduced = choose(got, plan(None))
     np.testing.assert_array_equal(joint.ancestor_index, reduced.ancestor_index)
-    np.testing.assert_array_equal(joint.labels, reduced.labels)
+    np.testing.assert_array_equal(joint.numbers["labels"], reduced.numbers["labels"])
 
 
 def test_the_joint_direction_is_not_each_images_own() -> None:
@@ -72,7 +73,7 @@ def test_identical_images_get_identical_features_and_distinct_slots() -> None:
     features = np.repeat(patches(1), 8, axis=0)
     joint = first_component_of_all(features, ComponentSign.DETERMINISTIC)
     assert (joint == joint[0]).all()
-    survivors = cluster_survivors(joint, 6, seed=0)[0]
+    survivors = cluster_survivors(joint, 6, np.random.default_rng(0))[0]
     assert survivors.tolist() == [0, 1, 2, 3, 4, 5]
     outcome = choose(features, plan())
     assert outcome.ancestor_index.tolist() == [0, 1, 2, 3, 4, 5]
@@ -85,7 +86,7 @@ def test_patches_that_are_not_finite_are_refused_by_slot() -> None:
         choose(features, plan())
 
 
-def test_a_plan_without_clustering_reduces_nothing() -> None:
+def test_a_plan_that_reads_no_features_reduces_nothing() -> None:
     assert compile_plan(scale_schedule=SCHEDULE, strategy="raw", joint_component=None).joint_component is None
     resampling = compile_plan(
         scale_schedule=SCHEDULE, strategy="importance", n=4, joint_component=ComponentSign.PUBLISHED

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.search.potentials import log_potentials, scored_scales
+from ttsvar_ray.search.operators.protocol import Evidence
+from ttsvar_ray.search.potentials import log_potentials, scales_read
 from ttsvar_ray.types import PotentialKind
 
 HISTORY = np.array([[0.5, -1.0, 0.25], [2.0, 1.0, -0.5]], dtype=np.float32)
@@ -36,12 +37,11 @@ def test_lambda_zero_makes_all_equal(kind: PotentialKind) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", list(PotentialKind))
-def test_a_reward_that_is_not_finite_is_refused_by_slot(kind: PotentialKind, bad: float) -> None:
-    history = HISTORY.copy()
+def test_a_reward_that_is_not_finite_is_refused_by_slot(bad: float) -> None:
+    history = HISTORY.astype(np.float64)
     history[1, 0] = bad
     with pytest.raises(RewardError, match=r"in slots \[1\]"):
-        log_potentials(history, kind, 10.0)
+        Evidence(population=2, reward_history=history)
 
 
 def test_an_overflowing_weight_is_refused() -> None:
@@ -53,6 +53,17 @@ def test_huge_rewards_do_not_overflow() -> None:
     assert np.isfinite(log_potentials(np.array([[800.0], [900.0]]), PotentialKind.VALUE, 10.0)).all()
 
 
-@pytest.mark.parametrize("kind", list(PotentialKind))
-def test_without_resampling_only_the_last_scale_is_scored(kind: PotentialKind) -> None:
-    assert scored_scales(13, (), kind) == (12,)
+@pytest.mark.parametrize(
+    ("kind", "first", "later"),
+    [
+        (PotentialKind.VALUE, (0,), (4,)),
+        (PotentialKind.DIFF, (0,), (3, 4)),
+        (PotentialKind.MAX, (0,), (0, 1, 2, 3, 4)),
+        (PotentialKind.SUM, (0,), (0, 1, 2, 3, 4)),
+    ],
+)
+def test_scales_that_a_potential_reads(
+    kind: PotentialKind, first: tuple[int, ...], later: tuple[int, ...]
+) -> None:
+    assert scales_read(kind, 0) == first
+    assert scales_read(kind, 4) == later

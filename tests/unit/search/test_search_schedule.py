@@ -6,9 +6,11 @@ import pytest
 
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.describe import SelectorDemand, describe, history_demand, selector_demand
+from ttsvar_ray.search.operators.cluster import Cluster
+from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan
-from ttsvar_ray.types import PotentialKind, SelectionKind
+from ttsvar_ray.types import PotentialKind
 
 INFINITY_1M = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
 PUBLISHED = (8, 8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1)
@@ -25,14 +27,15 @@ def test_default_plan_is_the_published_one() -> None:
 
     assert plan.strategy == "tts-var"
     assert plan.survivors_after == PUBLISHED
-    assert [(s.scale_index, s.kind.value, s.survivors) for s in plan.selections] == [
+    assert [(s.scale_index, s.operator.name, s.survivors) for s in plan.selections] == [
         (2, "cluster", 6),
         (5, "cluster", 4),
         (6, "resample", 2),
         (9, "resample", 1),
     ]
     assert plan.scored_scales == (6, 9, 12)
-    assert (plan.potential, plan.lambda_) == (PotentialKind.VALUE, 10.0)
+    assert [s.operator for s in plan.selections] == [Cluster(), Cluster(), Resample(), Resample()]
+    assert Resample() == Resample(potential=PotentialKind.VALUE, lambda_=10.0)
 
 
 def test_effective_batches_are_those_measured_in_the_published_loop() -> None:
@@ -88,7 +91,7 @@ def test_table_and_demand_of_the_published_plan() -> None:
 
     assert [row.tokens for row in rows] == [h * w for h, w in INFINITY_1M]
     assert [row.decodes for row in rows] == [0, 0, 8, 0, 0, 6, 4, 0, 0, 2, 0, 0, 1]
-    assert [row.selection for row in rows if row.clustered] == [SelectionKind.CLUSTER] * 2
+    assert [row.selection for row in rows if row.embedded] == ["cluster"] * 2
     assert selector_demand(plan) == SelectorDemand(decodes=21, embeddings=14, scores=7)
 
 
@@ -108,11 +111,11 @@ def test_importance_keeps_the_population_and_resamples_where_the_paper_does() ->
     plan = compile_plan(scale_schedule=INFINITY_1M, strategy="importance", n=4, lambda_=3)
 
     assert plan.survivors_after == (4,) * 13
-    assert [(s.scale_index, s.kind, s.survivors) for s in plan.selections] == [
-        (6, SelectionKind.RESAMPLE, 4),
-        (9, SelectionKind.RESAMPLE, 4),
+    assert [(s.scale_index, s.operator.name, s.survivors) for s in plan.selections] == [
+        (6, "resample", 4),
+        (9, "resample", 4),
     ]
-    assert plan.lambda_ == 3.0
+    assert plan.selections[0].operator == Resample(lambda_=3.0)
 
 
 def test_resampling_at_scale_zero_reweights_without_shrinking() -> None:
@@ -186,17 +189,17 @@ def test_all_problems_come_at_once() -> None:
 
     starts = [problem.split(":")[0] for problem in problems]
     assert starts == [
-        "potential",
-        "scheme",
         "n",
+        "potential",
         "lambda",
+        "scheme",
         "cluster_restarts",
         "cluster_scales[0]",
         "cluster_scales[2]",
         "cluster_scales[3]",
+        "cluster_scales and resample_scales",
         "resample_scales[1]",
         "resample_scales[2]",
-        "cluster_scales and resample_scales",
         "batch_schedule",
     ]
     assert "expected 13 entries (one a scale), got 3; add 10." in problems[-1]
@@ -256,5 +259,4 @@ def test_a_plan_built_around_the_compiler_is_guarded() -> None:
             scale_schedule=INFINITY_1M,
             survivors_after=PUBLISHED,
             selections=(),
-            scored_scales=(12,),
         )

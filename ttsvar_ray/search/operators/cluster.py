@@ -7,15 +7,15 @@ to its centre.
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
-from ttsvar_ray.errors import FeatureError
-from ttsvar_ray.search.k_means import fast_labels
+from ttsvar_ray.search.k_means import k_means
+from ttsvar_ray.search.operators.options import option
+from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.types import Float64Array, Int64Array
 
 _TIE = 1e-9
@@ -23,10 +23,34 @@ _TIE = 1e-9
 members of a pair are equally far from their mean, and rounding must not choose between them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster(Operator):
+    """Keeps the most central member of each of as many clusters as there are survivors.
+
+    Attributes:
+        restarts: k-means runs, of which the tightest counts.
+    """
+
+    name: ClassVar[str] = "cluster"
+    reads: ClassVar[frozenset[Signal]] = frozenset({Signal.FEATURES})
+
+    restarts: int = option(10, least=1)
+
+    def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
+        """Cluster the features; the trace gets each trajectory's cluster as `labels`."""
+        assert evidence.features is not None
+        ancestor_index, labels = cluster_survivors(evidence.features, count, rng, self.restarts)
+        return Choice(ancestor_index=ancestor_index, numbers={"labels": labels})
+
+    def describe(self) -> str:
+        """Return how often k-means starts."""
+        return f"best of {self.restarts} k-means"
+
+
 def cluster_survivors(
     features: npt.NDArray[np.floating],
     num_survivors: int,
-    seed: int,
+    rng: np.random.Generator,
     restarts: int = 10,
 ) -> tuple[Int64Array, Int64Array]:
     """Return one representative of each of num_survivors clusters.
@@ -37,26 +61,28 @@ def cluster_survivors(
     survivors are always num_survivors distinct slots.
 
     Args:
-        features: [population, feature_dim].
+        features: [population, feature_dim], finite.
         num_survivors: from 1 to the population (then all survive, each its own cluster).
-        seed: 31-bit seed of k-means++, from the named stream of this selection.
-        restarts: k-means runs, of which the tightest counts (scikit-learn's n_init).
+        rng: the named stream of this selection.
+        restarts: k-means runs, of which the tightest counts.
 
     Returns:
         ancestor_index: int64 [num_survivors] distinct slots, ascending.
         labels: int64 [population] cluster of each trajectory; clusters are numbered by ascending
             representative.
 
-    Raises:
-        FeatureError: a feature is NaN or infinite.
-
-    Differs: the published code leaves n_init to the scikit-learn version (10 or 1), fixes the seed at 0
-        for all prompts, orders survivors by cluster number, and stops with an error on coinciding images.
+    Differs: the published code leaves the number of k-means runs to the scikit-learn version (10 or 1), fixes
+        the seed at 0 for all prompts, orders survivors by cluster number, and stops with an error on
+        coinciding images.
     """
     points = _normalised(features)
     population = len(points)
     assert 1 <= num_survivors <= population, f"{num_survivors} survivors of {population}"
-    labels = _cluster(points, num_survivors, seed, restarts)
+    distinct, group = np.unique(points, axis=0, return_inverse=True)
+    if len(distinct) <= num_survivors:
+        labels = group.reshape(-1).astype(np.int64)
+    else:
+        labels = k_means(points, num_survivors, rng, restarts)
     clusters = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     representatives = {_nearest_to_mean(points, members): members for members in clusters}
     numbered = np.empty(population, dtype=np.int64)
@@ -66,51 +92,13 @@ def cluster_survivors(
     return np.array(sorted(kept), dtype=np.int64), numbered
 
 
-def refuse_not_finite(features: npt.NDArray[np.floating]) -> None:
-    """Raise FeatureError if any slot of [population, ...] holds NaN or infinity."""
-    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
-    if not finite.all():
-        raise FeatureError(
-            f"features: expected finite numbers, got NaN or infinity in slots "
-            f"{np.flatnonzero(~finite).tolist()}; check the feature extractor and its dtype."
-        )
-
-
 def _normalised(features: npt.NDArray[np.floating]) -> Float64Array:
     """Return float64 points scaled to at most 1: clusters are the same, and squares cannot overflow."""
     points = np.asarray(features, dtype=np.float64)
     assert points.ndim == 2, f"expected [population, feature_dim], got {points.shape}"
     assert points.size, "expected at least one trajectory and one feature"
-    refuse_not_finite(points)
     largest = np.abs(points).max()
     return points / largest if largest > 0.0 else points
-
-
-def _cluster(points: Float64Array, num_clusters: int, seed: int, restarts: int) -> Int64Array:
-    # Adding zero makes one zero of two: equal points have equal bytes.
-    if len({point.tobytes() for point in points + 0.0}) < len(points):
-        distinct, group = np.unique(points, axis=0, return_inverse=True)
-        if len(distinct) <= num_clusters:
-            return group.reshape(-1).astype(np.int64)
-    elif len(points) <= num_clusters:
-        return np.arange(len(points), dtype=np.int64)
-    labels = fast_labels(points, num_clusters, seed, restarts)
-    return labels if labels is not None else _cluster_slowly(points, num_clusters, seed, restarts)
-
-
-def _cluster_slowly(points: Float64Array, num_clusters: int, seed: int, restarts: int) -> Int64Array:
-    """Let scikit-learn decide, where rounding does."""
-    k_means = KMeans(
-        num_clusters,
-        init="k-means++",
-        n_init=restarts,
-        random_state=seed,
-        algorithm="lloyd",
-    )
-    with warnings.catch_warnings():
-        # points a rounding error apart may leave a cluster empty; the fill rule deals with it
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return np.asarray(k_means.fit_predict(points), dtype=np.int64)
 
 
 def _nearest_to_mean(points: Float64Array, members: Int64Array) -> int:

@@ -1,0 +1,78 @@
+"""Operators by name: those of this package, and a user's own by import path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.own_code import is_own, load_own, require_callables
+from ttsvar_ray.search.operators.protocol import Operator, Signal
+
+OPERATORS = {
+    "cluster": "ttsvar_ray.search.operators.cluster:Cluster",
+    "resample": "ttsvar_ray.search.operators.resample:Resample",
+}
+
+
+def operator_class(name: str, *, setting: str) -> type[Operator]:
+    """Return the operator of a name, or a user's own.
+
+    Args:
+        name: one of `OPERATORS`, or `package.module:Name`.
+        setting: where it was named, for messages.
+
+    Raises:
+        ConfigurationError: no such operator, or a class that is none.
+    """
+    if name in OPERATORS:
+        module, _, class_name = OPERATORS[name].partition(":")
+        found: type[Operator] = getattr(importlib.import_module(module), class_name)
+        return found
+    if not is_own(name):
+        close = difflib.get_close_matches(name, OPERATORS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "correct it"
+        raise ConfigurationError(
+            f"{setting}: expected {', '.join(OPERATORS)} or your own as package.module:Name, got {name!r}; "
+            f"{hint}"
+        )
+    own = load_own(name, setting=setting)
+    require_callables(own, ("select", "scored_scales", "describe"), setting=setting, what="an operator")
+    problems = _problems_of_class(own.object)
+    if problems:
+        raise ConfigurationError([f"{setting}: {name}: {problem}" for problem in problems])
+    return own.object  # type: ignore[no-any-return]
+
+
+def _problems_of_class(found: Any) -> list[str]:
+    """Return what keeps a class from being an operator."""
+    problems = []
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        problems.append("expected a frozen dataclass, whose fields are the operator's options")
+    if getattr(found, "select", None) is Operator.select:
+        problems.append("expected a method select(evidence, count, rng)")
+    name = getattr(found, "name", None)
+    if not isinstance(name, str) or not name.isprintable() or not name:
+        problems.append(f"expected a name, a text in the class, got {name!r}")
+    elif name in OPERATORS:
+        problems.append(f"expected a name of its own, got that of a built-in operator, {name!r}")
+    reads = getattr(found, "reads", None)
+    if not isinstance(reads, frozenset) or not all(isinstance(signal, Signal) for signal in reads):
+        problems.append(f"reads: expected a frozenset of Signal.FEATURES and Signal.REWARDS, got {reads!r}")
+    if not isinstance(getattr(found, "repeats", None), bool):
+        problems.append("repeats: expected True or False, whether it may choose a trajectory twice")
+    return problems
+
+
+def own_sources(operators: Iterable[Operator]) -> dict[str, str]:
+    """Return the digest of the source of each operator that is not of this package, by a name for it.
+
+    Raises:
+        ConfigurationError: a class that other processes could not import.
+    """
+    paths = {f"{type(one).__module__}:{type(one).__qualname__}" for one in operators}
+    own = sorted(path for path in paths if path not in OPERATORS.values())
+    return {f"operator.{path}": load_own(path, setting="strategy.selections").source_digest for path in own}
