@@ -200,8 +200,9 @@ def test_the_plan_of_infinity_2b(cli: Cli) -> None:
 
 def test_what_a_costly_potential_costs_is_said(cli: Cli) -> None:
     result = cli("plan", "--model", "model", "--set", "strategy.potential=sum")
-    assert "potential sum needs rewards at every scale" in result.stdout
-    assert "needs rewards" not in cli("plan", "--model", "model").stdout
+    assert "resample at 6 and 9: potential sum" in result.stdout
+    assert "selections need rewards of other scales than their own" in result.stdout
+    assert "need rewards" not in cli("plan", "--model", "model").stdout
 
 
 def test_the_module_gives_its_exit_code_and_imports_no_ray_for_help(tmp_path: Path) -> None:

@@ -70,8 +70,7 @@ class JobReport:
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        lines = [_headline(self.job), *_operator_lines(self.plan), "", *_table(self), ""]
-        lines.append(_demand_line(self))
+        lines = [_headline(self.job), "", *_table(self), "", *_operator_lines(self.plan), _demand_line(self)]
         history = history_demand(self.plan)
         if history.scores:
             lines.append(
