@@ -33,6 +33,11 @@ class ColumnTypes:
                 numbers = {found, known} == {ColumnType.INT64, ColumnType.FLOAT64}
                 self._types[name] = ColumnType.FLOAT64 if numbers else ColumnType.JSON
 
+    @property
+    def count(self) -> int:
+        """How many columns there are so far."""
+        return len(self._types)
+
     def result(self) -> dict[str, ColumnType]:
         """Return the type of each column, in order of first appearance."""
         return {name: found or ColumnType.STRING for name, found in self._types.items()}

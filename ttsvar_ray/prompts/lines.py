@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.source import BadLine, excerpt
@@ -75,7 +76,7 @@ def text_lines(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterat
     A byte-order mark is dropped. Blank lines at the end of the file are dropped too; blank lines
     between others are yielded. Undecodable and overlong lines go to `on_bad_line`.
     """
-    blank: list[tuple[int, str]] = []
+    blank: list[_Blank] = []
     for number, raw in _raw_lines(path):
         if len(raw) > MAX_LINE_BYTES:
             on_bad_line(
@@ -98,11 +99,26 @@ def text_lines(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterat
             )
             continue
         if not text.strip():
-            blank.append((number, text))
+            if not blank or not blank[-1].goes_on(number, text):
+                blank.append(_Blank(number, text))
+            blank[-1].count += 1
             continue
-        yield from blank
+        for run in blank:
+            yield from ((run.first + i, run.text) for i in range(run.count))
         blank.clear()
         yield number, text
+
+
+@dataclass(slots=True)
+class _Blank:
+    """Blank lines that follow each other and are alike: a file may hold millions of them."""
+
+    first: int
+    text: str
+    count: int = 0
+
+    def goes_on(self, number: int, text: str) -> bool:
+        return number == self.first + self.count and text == self.text
 
 
 def _raw_lines(path: Location) -> Iterator[tuple[int, bytes]]:

@@ -23,6 +23,9 @@ from ttsvar_ray.types import ColumnType, Prompt
 
 _KEYS_SHOWN = 20
 
+MAX_COLUMNS = 1000
+"""Each is a column of every part: far more of them make small parts large and slow."""
+
 _HALF_PAIR = "expected text, got half of a surrogate pair, which no encoding can write"
 
 
@@ -57,6 +60,12 @@ def scan_prompts(source: PromptSource) -> PromptScan:
     for item in _usable(source, bad):
         ordinals.observe(item.prompt_id)
         columns.observe(item.columns)
+        if columns.count > MAX_COLUMNS:
+            some = ", ".join(map(repr, itertools.islice(columns.result(), _KEYS_SHOWN)))
+            raise InputError(
+                f"{source.name}: expected at most {MAX_COLUMNS} columns beside the prompt, got more by "
+                f"prompt {count + 1} ({some}, ...); keys that differ from line to line belong into one column"
+            )
         digest.add(item)
         count += 1
     if not count:

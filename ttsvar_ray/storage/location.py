@@ -87,7 +87,7 @@ class Location:
     @property
     def suffix(self) -> str:
         """The end of the name from its last dot on."""
-        return PurePosixPath(self.path).suffix
+        return PurePosixPath(self.path if self.is_local else self.path.partition("?")[0]).suffix
 
     @property
     def scheme(self) -> str:

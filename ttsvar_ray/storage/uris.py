@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_URI = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+_URI = re.compile(r"((?:[a-zA-Z][a-zA-Z0-9+.-]*::)*[a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
+
+_PARAMETER = re.compile(r";([^;=/#]*)=[^;/#]*")
 
 _SHOWN_PARAMETERS = frozenset({"endpoint_override", "region", "scheme"})
 """Query parameters without secrets; the value of any other is hidden."""
@@ -18,10 +20,10 @@ def is_uri(text: str) -> bool:
 
 
 def scheme_of(uri: str) -> str:
-    """Return the scheme in lower case; the text must be a URI."""
+    """Return the scheme in lower case, of a chain (`simplecache::s3:`) the first; the text must be a URI."""
     match = _URI.fullmatch(uri)
     assert match is not None, "not a URI"
-    return match.group(1).lower()
+    return match.group(1).partition("::")[0].lower()
 
 
 def split_query(uri: str) -> tuple[str, str]:
@@ -35,13 +37,19 @@ def without_secrets(text: str) -> str:
     match = _URI.fullmatch(text)
     if match is None:
         return text
-    base, query = split_query(match.group(2))
+    rest, mark, fragment = match.group(2).partition("#")
+    base, query = split_query(rest)
+    if "@" in query and "/" not in base and not _is_host(base):
+        # A password with a question mark in it.
+        base, query = split_query(rest.rpartition("@")[2])
     authority = base.partition("/")[0]
     # A secret key may hold a slash that should have been written as %2F: it must not be shown either.
     has_user = "@" in authority or ("@" in base and not _is_host(authority))
     if has_user:
         base = base.rpartition("@")[2] if "@" not in authority else base[authority.rindex("@") + 1 :]
-    return f"{match.group(1)}://{base}{_shown_query(query)}"
+    hidden = "#***" if "=" in fragment else mark + fragment
+    base = _PARAMETER.sub(r";\1=***", base)
+    return f"{match.group(1)}://{base}{_shown_query(query)}{hidden}"
 
 
 def redacted(value: Any) -> Any:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.sink import LostImages, Sink
-from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext, failed_rows, summarise_output
+from ttsvar_ray.dataset import (
+    ChunkReport,
+    OutputLayout,
+    OutputLock,
+    RowContext,
+    failed_rows,
+    summarise_output,
+)
+from ttsvar_ray.dataset.contents import rows_in
+from ttsvar_ray.errors import LostLockError
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.storage import location
@@ -32,14 +43,16 @@ def lost(row: int) -> PromptFailure:
     return PromptFailure(prompt=PROMPTS[row], attempts=1, errors=("no",))
 
 
-def write(layout: OutputLayout, *outcomes: PromptResult | PromptFailure) -> ChunkReport | LostImages:
+def write(
+    layout: OutputLayout, *outcomes: PromptResult | PromptFailure, lock_token: str | None = None
+) -> ChunkReport | LostImages:
     chunk = WholeChunk(
         chunk_index=0,
         rows=range(len(PROMPTS)),
         finished=tuple(each for each in outcomes if isinstance(each, PromptResult)),
         failed=tuple(each for each in outcomes if isinstance(each, PromptFailure)),
     )
-    return Sink(str(layout.root)).write(chunk, CONTEXT)
+    return Sink(str(layout.root), lock_token).write(chunk, CONTEXT)
 
 
 @contextlib.contextmanager
@@ -84,3 +97,38 @@ def test_a_chunk_that_failed_as_a_whole_is_retried_without_losing_a_row(
     assert layout.data_part(0).read_bytes() == plain.data_part(0).read_bytes()
     assert layout.trace_part(0).read_bytes() == plain.trace_part(0).read_bytes()
     assert not layout.failed_part(0).is_file()
+
+
+def test_the_sink_of_a_run_that_lost_its_lock_undoes_nothing(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    with OutputLock(layout, heartbeat_s=1e6) as first:
+        write(layout, done(0), lost(1), lost(2), lock_token=first.token)
+        layout.lock_file.delete()
+        with OutputLock(layout) as second:
+            write(layout, done(1), lost(2), lock_token=second.token)
+            with pytest.raises(LostLockError, match="another run took this output folder over"):
+                write(layout, lost(1), done(2), lock_token=first.token)
+            assert rows_in(layout.data_part(0)) == {0, 1}
+            assert failed_rows(second.layout, {0}) == {0: (2,)}
+            write(layout, done(2), lock_token=second.token)
+    assert summarise_output(layout, {0: range(3)}).prompts == len(PROMPTS)
+
+
+def test_images_that_do_not_arrive_are_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = OutputLayout(tmp_path)
+    outcomes = [done(row) for row in range(3)]
+    for row in (0, 2):
+        image = replace(outcomes[row].images[0].image, payload=ray.ObjectRef.from_random())
+        outcomes[row] = replace(outcomes[row], images=(replace(outcomes[row].images[0], image=image),))
+    waits: list[float] = []
+
+    def wait(refs: list[Any], *, num_returns: int, timeout: float, **_: Any) -> tuple[list[Any], list[Any]]:
+        waits.append(timeout)
+        return refs[:1], refs[1:]
+
+    monkeypatch.setattr(ray, "wait", wait)
+    assert write(layout, *outcomes) == LostImages(chunk_index=0, rows=(2,), reason="they did not arrive")
+    assert waits == [120.0]
+    assert layout.data_parts() == {}

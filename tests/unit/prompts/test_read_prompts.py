@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ from ttsvar_ray.prompts import (
     scan_prompts,
     spool_standard_input,
 )
+from ttsvar_ray.prompts.lines import text_lines
+from ttsvar_ray.prompts.source import PromptFormat, format_of
 from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType, Prompt
 
@@ -223,6 +226,32 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(
     assert message in str(caught.value)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_millions_of_blank_lines_take_no_memory(tmp_path: Path) -> None:
+    source = write(tmp_path, "p.txt", "a\n" + "\n" * 300_000 + " \nb\n")
+    tracemalloc.start()
+    found: list[BadLine] = []
+    numbers = [number for number, text in text_lines(locate(source.path), found.append) if text == " "]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert numbers == [300_002]
+    assert peak < 2_000_000
+    assert scan_prompts(source).bad_lines == 300_001
+
+
+def test_columns_without_end_are_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": "a", f"key{row}": row}) for row in range(1001)]
+    assert scan_prompts(write(tmp_path, "p.jsonl", "\n".join(lines[:1000]))).count == 1000
+    with pytest.raises(InputError, match=r"at most 1000 columns .* by prompt 1001 \('key0', 'key1', "):
+        scan_prompts(write(tmp_path, "p.jsonl", "\n".join(lines)))
+
+
+def test_the_signature_of_a_url_is_no_suffix_and_not_shown() -> None:
+    with pytest.raises(InputError, match=r"expected a prompt file of .* got suffix '\.xyz'") as caught:
+        format_of(locate("http://localhost/p.xyz?X-Amz-Signature=deadbeef01"))
+    assert "deadbeef" not in str(caught.value)
+    assert format_of(locate("http://localhost/p.csv?X-Amz-Signature=deadbeef01")) is PromptFormat.CSV
 
 
 def test_missing_files_folders_and_columns_are_told(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ from ttsvar_ray.storage import is_uri, redacted, without_secrets
         ("s3://bucket/x?endpoint_override=u:topsecret@h:1", "s3://bucket/x?endpoint_override=h:1"),
         ("s3://bucket/x?token=topsecret", "s3://bucket/x?token=***"),
         ("sftp://me:topsecret@host:22/x", "sftp://host:22/x"),
+        ("sftp://user:top?secret@h/x", "sftp://h/x"),
+        ("https://h/x.csv#access_token=topsecret", "https://h/x.csv#***"),
+        ("https://h/x.csv;token=topsecret;v=1", "https://h/x.csv;token=***;v=***"),
+        ("https://h/x.csv?X-Amz-Signature=deadbeef01", "https://h/x.csv?X-Amz-Signature=***"),
+        ("simplecache::s3://AKIA:topsecret@bucket/x", "simplecache::s3://bucket/x"),
+        ("s3://bucket/a#b;c", "s3://bucket/a#b;c"),
         ("out/x", "out/x"),
         ("/data/a@b?c=d", "/data/a@b?c=d"),
     ],
@@ -33,4 +39,5 @@ def test_what_is_shown_of_a_uri(given: str, shown: str) -> None:
 
 def test_what_a_uri_is() -> None:
     assert is_uri("s3://b") and is_uri("file:///x") and is_uri("abfss+x://c")
+    assert is_uri("simplecache::s3://b")
     assert not is_uri("a/b") and not is_uri("C:/x") and not is_uri("://x")
