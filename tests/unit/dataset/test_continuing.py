@@ -17,6 +17,7 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     fresh_output,
     open_output,
+    output,
     read_manifest,
     write_chunk,
 )
@@ -68,6 +69,31 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     assert "strategy.name" not in message
     assert "Choose another --output folder, add --force-new" in message
     assert layout.run_file.read_bytes() == before
+
+
+def test_of_two_runs_that_found_the_same_empty_folder_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = OutputLayout(tmp_path)
+    open_output(layout, manifest("seed=1"))
+    before = layout.run_file.read_bytes()
+    looked: list[OutputLayout] = []
+
+    def look_too_early(layout: OutputLayout, wanted: RunManifest) -> RunManifest | None:
+        looked.append(layout)
+        return None if len(looked) == 1 else check_output(layout, wanted)
+
+    monkeypatch.setattr(output, "check_output", look_too_early)
+    with pytest.raises(OutputError, match="seed: 1 in the folder, 2 now"):
+        open_output(layout, manifest("seed=2"))
+    assert layout.run_file.read_bytes() == before
+
+
+def test_an_output_whose_making_was_cut_short_is_continued(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    layout.run_file.write_text(json.dumps(manifest().to_json()))
+    open_output(layout, manifest())
+    assert sorted(layout.root.names()) == ["README.md", "data", "failed", "run.json", "trace"]
 
 
 def test_another_prompt_set_is_refused(tmp_path: Path) -> None:
