@@ -76,10 +76,14 @@ def noting(problems: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading_weights(where: object) -> Iterator[None]:
+def reading_weights(where: object, *, kind: str = "weights") -> Iterator[None]:
     """Turn what libraries raise over damaged files (cut short, no JSON, not tensors) into a CheckpointError.
 
     Memory that is full and packages that are missing say nothing about files: they pass.
+
+    Args:
+        where: file or folder that is read.
+        kind: what it should be, for messages.
 
     Raises:
         CheckpointError: names `where`, the kind of the error and its first line.
@@ -93,6 +97,6 @@ def reading_weights(where: object) -> Iterator[None]:
             raise
         said = (str(error).strip() or "no more is known").splitlines()[0]
         raise CheckpointError(
-            f"{where}: cannot be read as weights ({type(error).__name__}: {said}); a file is damaged, cut "
+            f"{where}: cannot be read as {kind} ({type(error).__name__}: {said}); a file is damaged, cut "
             "short or of another kind: copy or fetch it again"
         ) from error

@@ -142,7 +142,7 @@ def test_references_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"score: recorded with shape \(3, 2\), computed with \(3, 4\)"):
         compare_rewards(folder)
     path.write_text(json.dumps({**reference, "score": "none"}))
-    with pytest.raises(CheckpointError, match="score: expected a list"):
+    with pytest.raises(CheckpointError, match="score: expected an array of numbers"):
         compare_rewards(folder)
     del reference["prompts"]
     path.write_text(json.dumps(reference))

@@ -41,28 +41,25 @@ def verify(
     Exit codes: 0 all agree; 1 some differ; 2 not such a folder.
     """
     with errors_for_people(debug=debug):
-        if family is Family.REWARDS:
-            passed, lines = _verify_rewards(folder, device=device, dtype=dtype)
-        else:
-            from ttsvar_ray.models.infinity.verify import verify_directory
-
-            report = verify_directory(folder, device=device, dtype=dtype)
-            passed, lines = report.passed, report.lines()
-        typer.echo("\n".join(lines))
-    if not passed:
+        report = _compare(family, folder, device=device, dtype=dtype)
+        typer.echo("\n".join(report.lines()))
+    if not report.passed:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _verify_rewards(folder: Path, *, device: str, dtype: str) -> tuple[bool, list[str]]:
+def _compare(family: Family, folder: Path, *, device: str, dtype: str) -> ComparisonReport:
     from transformers.utils import logging as transformers_logging
 
     from ttsvar_ray.errors import ConfigurationError
 
+    transformers_logging.disable_progress_bar()
+    if family is Family.INFINITY:
+        from ttsvar_ray.models.infinity.verify import verify_directory
+
+        return verify_directory(folder, device=device, dtype=dtype)
     if dtype != "float32":
         raise ConfigurationError(f"--dtype: rewards and features are compared in float32, got {dtype!r}")
-    transformers_logging.disable_progress_bar()
-    report = compare_rewards(folder, device=device)
-    return report.passed, report.lines()
+    return compare_rewards(folder, device=device)
 
 
 def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:

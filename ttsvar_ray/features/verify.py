@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.features.dinov2 import Dinov2Backbone, load_hub_checkpoint
+from ttsvar_ray.features.backbones import PatchBackbone, load_dinov2
 from ttsvar_ray.features.patch_features import mean_over_patches
 from ttsvar_ray.recorded.comparison import Case, aligned, required
 from ttsvar_ray.recorded.files import read_arrays, read_images, read_json, reading
@@ -38,32 +38,31 @@ def verify_dinov2(folder: Path, *, device: str = "cpu") -> Case:
         CheckpointError: a file is missing or damaged, or they do not belong together.
     """
     place = folder / FOLDER
-    case = Case(name=FOLDER)
-    meta, recorded = read_json(place / "meta.json"), read_arrays(place / "ref.npz")
+    meta = read_json(place / "meta.json")
+    case = Case(name=FOLDER, recorded=read_arrays(place / "ref.npz"))
     images = read_images(folder / "images", [str(name) for name in _list(place, meta)])
     backbone = load_recorded_dinov2(folder, device=device)
     with torch.inference_mode():
-        pixels = torch.cat([backbone.pixels(image[None], backbone.device) for image in images])
-        tokens = backbone.tokens(pixels).cpu().numpy()
-        _compare(case, recorded, "pixels", pixels.cpu().numpy(), PIXELS)
-        _compare(case, recorded, "cls", tokens[:, 0], TOKENS)
-        _compare(case, recorded, "reg", tokens[:, 1 : backbone.first_patch], TOKENS)
+        pixels = torch.cat([backbone.preprocess(image[None]) for image in images])
+        tokens = backbone.tokens(pixels)
+        case.compare("pixels", pixels, PIXELS)
+        case.compare("cls", tokens[:, 0], TOKENS)
+        case.compare("reg", tokens[:, 1 : backbone.num_leading], TOKENS)
         patches = np.concatenate([backbone.patches(image[None]) for image in images])
-        _compare(case, recorded, "patchtokens", patches, TOKENS)
-        if "patchtokens_168x280" in recorded:
+        case.compare("patchtokens", patches, TOKENS)
+        if "patchtokens_168x280" in case.recorded:
             resized = F.interpolate(pixels, size=_OTHER_SIZE, mode="bilinear")
-            other = backbone.tokens(resized).cpu().numpy()[:, backbone.first_patch :]
-            _compare(case, recorded, "patchtokens_168x280", other, TOKENS)
-    _compare(case, recorded, "pool", mean_over_patches(patches), POOLED)
+            other = backbone.tokens(resized)[:, backbone.num_leading :]
+            case.compare("patchtokens_168x280", other, TOKENS)
+    case.compare("pool", mean_over_patches(patches), POOLED)
     for sign in ComponentSign:
-        _compare_components(case, recorded, patches, sign)
-    known = {"pixels", "cls", "reg", "patchtokens", "patchtokens_168x280", "pool", "pca", "pca_all"}
-    if rest := sorted(set(recorded) - known):
-        case.notes.append(f"recorded but not compared: {', '.join(rest)}")
+        _compare_components(case, patches, sign)
+    # Compared once for each sign, under names of their own.
+    case.note_the_rest(inputs="^pca(_all)?$")
     return case
 
 
-def load_recorded_dinov2(folder: Path, *, device: str = "cpu") -> Dinov2Backbone:
+def load_recorded_dinov2(folder: Path, *, device: str = "cpu") -> PatchBackbone:
     """Load the network of `folder` / dinov2_reg, of whatever size.
 
     Raises:
@@ -73,9 +72,7 @@ def load_recorded_dinov2(folder: Path, *, device: str = "cpu") -> Dinov2Backbone
     meta, where = read_json(place / "meta.json"), str(place / "meta.json")
     width, heads = required(meta, "embed_dim", where), required(meta, "num_heads", where)
     with reading(place / CHECKPOINT):
-        return load_hub_checkpoint(
-            place / CHECKPOINT, device=device, head_width=int(str(width)) // int(str(heads))
-        )
+        return load_dinov2(place / CHECKPOINT, device=device, head_width=int(str(width)) // int(str(heads)))
 
 
 def _list(place: Path, meta: dict[str, object]) -> list[object]:
@@ -87,22 +84,13 @@ def _list(place: Path, meta: dict[str, object]) -> list[object]:
     return names
 
 
-def _compare(
-    case: Case, recorded: dict[str, np.ndarray], name: str, got: Float32Array, tolerance: float
-) -> None:
-    if name in recorded:
-        case.compare(name, got, recorded[name], tolerance)
-
-
-def _compare_components(
-    case: Case, recorded: dict[str, np.ndarray], patches: Float32Array, sign: ComponentSign
-) -> None:
+def _compare_components(case: Case, patches: Float32Array, sign: ComponentSign) -> None:
     """Components have no sign of their own: each recorded row, and `pca_all` as a whole, may be turned."""
-    if "pca" in recorded:
-        expected = recorded["pca"]
+    if "pca" in case.recorded:
+        expected = case.recorded["pca"]
         got = aligned(first_component(patches, sign), expected)
-        case.compare(f"pca, {sign.value} sign", got, expected, COMPONENTS)
-    if "pca_all" in recorded:
-        together = recorded["pca_all"].reshape(1, -1)
+        case.between(f"pca, {sign.value} sign", got, expected, COMPONENTS)
+    if "pca_all" in case.recorded:
+        together = case.recorded["pca_all"].reshape(1, -1)
         got = aligned(first_component_of_all(patches, sign).reshape(1, -1), together)
-        case.compare(f"pca_all, {sign.value} sign", got, together, COMPONENTS)
+        case.between(f"pca_all, {sign.value} sign", got, together, COMPONENTS)

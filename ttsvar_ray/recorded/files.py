@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickle
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
 
-from ttsvar_ray.errors import CheckpointError, TtsVarError
+from ttsvar_ray.errors import CheckpointError, reading_weights
 from ttsvar_ray.types import UInt8Array
-
-_DAMAGE = (
-    OSError,  # and what PIL raises for an image it cannot read
-    EOFError,
-    RuntimeError,  # torch, for archives it cannot read
-    ValueError,
-    KeyError,
-    TypeError,
-    pickle.UnpicklingError,
-    SafetensorError,
-    zipfile.BadZipFile,
-)
 
 
 @contextlib.contextmanager
@@ -35,15 +20,8 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what libraries raise over a missing or damaged file into a CheckpointError that names it."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; the recorded folder is incomplete")
-    try:
+    with reading_weights(path, kind="a recorded file"):
         yield
-    except TtsVarError:
-        raise
-    except _DAMAGE as error:
-        said = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path}: cannot be read as a recorded file ({type(error).__name__}: {said}); copy it again"
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,3 +47,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file."""
     with reading(path), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Return the tensors of a .safetensors file."""
+    from safetensors.torch import load_file
+
+    with reading(path):
+        return load_file(path)

@@ -25,13 +25,19 @@ from torch import Tensor
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.recorded.comparison import EXACT, Case, required
 from ttsvar_ray.recorded.files import read_images, read_json, reading
-from ttsvar_ray.rewards.aesthetic_reward import V25_HEAD, load_aesthetic_v25
-from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, TextSize, VisionSize
-from ttsvar_ray.rewards.clip_reward import HPS_FILES, load_hps
+from ttsvar_ray.rewards.aesthetic_reward import load_aesthetic_v25
+from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, TextSize, VisionSize
+from ttsvar_ray.rewards.clip_reward import load_hps
 from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID
-from ttsvar_ray.rewards.image_reward import PUBLISHED_FILE, ImageReward, load_tokenizer, tokenize
-from ttsvar_ray.rewards.image_reward_checkpoint import read_published
+from ttsvar_ray.rewards.image_reward import (
+    PUBLISHED_FILE,
+    ImageReward,
+    load_tokenizer,
+    read_image_reward,
+    tokenize,
+)
 from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.types import Preprocessing, UInt8Array
 
 IMAGE_REWARD, HPS, AESTHETIC = "imagereward", "hpsv21", "aesthetic_v25"
@@ -59,17 +65,17 @@ def verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
         CheckpointError: a file is missing or damaged, or they do not belong together.
     """
     place = folder / IMAGE_REWARD
-    case = Case(name=IMAGE_REWARD)
     reference = _Reference.read(folder, place)
+    case = Case(name=IMAGE_REWARD, recorded=reference.content)
     reward = load_recorded_image_reward(place, device=device)
     ids, mask = tokenize(reward.tokenizer, reference.prompts, reward.config.max_text_tokens)
-    reference.compare(case, "input_ids", ids.numpy(), EXACT)
-    reference.compare(case, "attention_mask", mask.numpy(), EXACT)
+    case.compare("input_ids", ids, EXACT)
+    case.compare("attention_mask", mask, EXACT)
     scores = _scores(reward, reference.images, reference.prompts)
-    reference.compare(case, "score", scores, SCORES)
-    reference.compare(case, "rewards", scores, SCORES)
+    case.compare("score", scores, SCORES)
+    case.compare("rewards", scores, SCORES)
     # The best has rank 1.
-    reference.compare(case, "rank", 1 + np.argsort(np.argsort(-scores, axis=1), axis=1), EXACT)
+    case.compare("rank", 1 + np.argsort(np.argsort(-scores, axis=1), axis=1), EXACT)
     _compare_batch(case, reward, reference, scores)
     return case
 
@@ -81,8 +87,8 @@ def verify_hps(folder: Path, *, device: str = "cpu") -> Case:
         CheckpointError: a file is missing or damaged, or they do not belong together.
     """
     place = folder / HPS
-    case = Case(name=HPS)
     reference = _Reference.read(folder, place)
+    case = Case(name=HPS, recorded=reference.content)
     ids = reference.field("tokens")
     if len(ids) != len(reference.prompts):
         raise CheckpointError(
@@ -90,16 +96,17 @@ def verify_hps(folder: Path, *, device: str = "cpu") -> Case:
             f"found {len(ids)}"
         )
     tokens = _RecordedTokens(dict(zip(reference.prompts, ids, strict=True)))
-    with reading(place / HPS_FILES["hps-v2.1"]):
-        reward = load_hps("hps-v2.1", place, tokens=tokens, device=device)
+    entry = REWARDS["hps-v2.1"]
+    with reading(place / entry.settings["file"]):
+        reward = load_hps(place, name=entry.name, tokens=tokens, device=device, **entry.settings)
     recorded_pixels = place / "pixels_fp16.pt"
     if recorded_pixels.is_file():
         with reading(recorded_pixels):
             pixels: Tensor = torch.load(recorded_pixels, map_location="cpu", weights_only=True)
         got = torch.cat([reward.preprocess(image[None]).cpu() for image in reference.images])
-        case.compare("pixels", got.numpy(), pixels.float().numpy(), PIXELS_FP16)
+        case.between("pixels", got, pixels, PIXELS_FP16)
     scores = _scores(reward, reference.images, reference.prompts)
-    reference.compare(case, "score", scores, HPS_SCORES)
+    case.compare("score", scores, HPS_SCORES)
     _compare_batch(case, reward, reference, scores)
     case.notes.append("texts as recorded token ids: the folder holds no vocabulary of CLIP")
     return case
@@ -112,22 +119,24 @@ def verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
         CheckpointError: a file is missing or damaged, or they do not belong together.
     """
     place = folder / AESTHETIC
-    case = Case(name=AESTHETIC)
     reference = _Reference.read(folder, place)
-    with reading(place / V25_HEAD):
+    case = Case(name=AESTHETIC, recorded=reference.content)
+    entry = REWARDS["aesthetic-v2.5"]
+    head = place / entry.settings["head"]
+    with reading(head):
         # Read here alone too, so that damage is blamed on the right file.
-        torch.load(place / V25_HEAD, map_location="cpu", weights_only=True)
+        torch.load(head, map_location="cpu", weights_only=True)
     with reading(place / "siglip" / "model.safetensors"):
-        reward = load_aesthetic_v25(place, device=device)
+        reward = load_aesthetic_v25(place, name=entry.name, device=device, **entry.settings)
     scores = _scores(reward, reference.images, [""])[0]
     logits = scores / reward.scale
-    reference.compare(case, "logits", logits, AESTHETIC_SCORES)
-    reference.compare(case, "tts_var_score", scores, AESTHETIC_SCORES)
+    case.compare("logits", logits, AESTHETIC_SCORES)
+    case.compare("tts_var_score", scores, AESTHETIC_SCORES)
     resized = [_resized(image) for image in reference.images]
     small = _scores(reward, resized, [""])[0]
-    reference.compare(case, f"uint8_bhwc_{TTS_VAR_SIZE}_logits", small / reward.scale, AESTHETIC_SCORES)
+    case.compare(f"uint8_bhwc_{TTS_VAR_SIZE}_logits", small / reward.scale, AESTHETIC_SCORES)
     together = reward.score(np.stack(resized), [""] * len(resized))
-    case.compare("one batch against one by one", together, small, EXACT)
+    case.between("one batch against one by one", together, small, EXACT)
     return case
 
 
@@ -148,7 +157,7 @@ def load_recorded_image_reward(
         CheckpointError: a file is missing or damaged, or they do not belong together.
     """
     with reading(place / PUBLISHED_FILE):
-        weights = read_published(place / PUBLISHED_FILE)
+        weights = read_image_reward(place / PUBLISHED_FILE)
         config = _image_reward_config(place, weights)
     with reading(place / "vocab.txt"):
         tokenizer = load_tokenizer(place)
@@ -190,11 +199,6 @@ class _Reference:
             raise CheckpointError(f"{self.path}: {key}: expected a list, found {type(value).__name__}")
         return value
 
-    def compare(self, case: Case, key: str, got: np.ndarray, tolerance: float) -> None:
-        """Compare with a recorded field; a folder may leave it out."""
-        if key in self.content:
-            case.compare(key, got, self.field(key), tolerance)
-
 
 class _RecordedTokens:
     """Token ids by text, in place of a tokenizer (`rewards.clip_tokens.ClipTokens`)."""
@@ -219,7 +223,7 @@ def _compare_batch(case: Case, reward: Any, reference: _Reference, scores: np.nd
     together = [
         reward.score_prepared(pixels, reward.encode_text([text] * len(pixels))) for text in reference.prompts
     ]
-    case.compare("one batch against one by one", together, scores, EXACT)
+    case.between("one batch against one by one", together, scores, EXACT)
 
 
 def _resized(image: UInt8Array) -> UInt8Array:

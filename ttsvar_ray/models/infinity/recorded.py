@@ -16,7 +16,6 @@ from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.resolutions import FULL_SCHEDULES
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.infinity.verification import Tensors
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.types import ScaleSchedule
 
@@ -47,8 +46,8 @@ class RecordedArchitecture:
     """One letter of config.json with its weights."""
 
     values: dict[str, Any]
-    transformer_weights: Tensors
-    tokenizer_weights: Tensors | None
+    transformer_weights: dict[str, Tensor]
+    tokenizer_weights: dict[str, Tensor] | None
     device: torch.device
     dtype: torch.dtype
 

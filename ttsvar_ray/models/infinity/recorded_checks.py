@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,18 @@ from ttsvar_ray.models.infinity.recorded import RecordedArchitecture, RecordedTe
 from ttsvar_ray.models.infinity.state import InfinityState
 from ttsvar_ray.models.infinity.tokenizer import to_uint8
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.infinity.verification import (
-    EXACT,
-    FEATURES,
-    HIDDEN,
-    IMAGE,
-    IMAGE_FP16,
-    LEVELS,
-    LOGITS,
-    RecordedCase,
-    Tensors,
-)
 from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.sampling import SamplingSettings, top_p_margin
+from ttsvar_ray.recorded.comparison import EXACT, Case
 from ttsvar_ray.types import ScaleSchedule
+
+Tensors = Mapping[str, Tensor]
+
+LOGITS, HIDDEN, FEATURES, IMAGE, IMAGE_FP16, LEVELS = 2e-3, 2e-3, 1e-5, 2e-4, 1e-3, 1.0
+"""Tolerances (largest absolute difference) in float32; recorded logits have standard deviation 7.
+
+LEVELS is for 8-bit images: truncation may land on the other side of a whole number.
+"""
 
 SAMPLED_SEED, SAMPLED_GUIDANCE, SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 1234, 3.0, 0.5, 0.97
 """Settings of the free runs and of the forced TTS-VAR run, which the recorded files leave out."""
@@ -66,30 +64,30 @@ def _compact(per_text: Tensor, lens: Sequence[int]) -> Tensor:
     return torch.cat([stream[i, :length] for stream in per_text for i, length in enumerate(lens)])
 
 
-def check_tokenizer(arch: RecordedArchitecture, case: RecordedCase) -> None:
-    t, tokenizer = case.tensors, arch.tokenizer()
+def check_tokenizer(arch: RecordedArchitecture, case: Case) -> None:
+    t, tokenizer = case.recorded, arch.tokenizer()
     schedule = _schedule(t)
     # The tokenizer's recorded schedule is that of its feature map, patchified or not.
     quantizer = Quantizer(codebook_dim=tokenizer.config.codebook_dim, schedule=schedule)
     tokens = functools.partial(_bit_tokens, quantizer)
     features = tokenizer.encode(t["image"].to(arch.device, torch.float32))
-    case("enc_features", features, FEATURES)
+    case.compare("enc_features", features, FEATURES)
     all_bits, z = quantizer.encode(features)
-    case("z", z, FEATURES)
-    case("decoded", tokenizer.decode(z), IMAGE)
+    case.compare("z", z, FEATURES)
+    case.compare("decoded", tokenizer.decode(z), IMAGE)
     summed = quantizer.empty_map(1, arch.device)
     for index, bits in enumerate(all_bits):
-        case(f"s{index}.bits", bits, EXACT, tokens)
+        case.compare(f"s{index}.bits", bits, EXACT, view=tokens)
         summed = quantizer.accumulate(summed, tokens(t[f"s{index}.bits"]).to(arch.device), index)
         if index + 1 < len(schedule):
             reduced = F.interpolate(summed, size=schedule[index + 1], mode="area")
-            case(f"s{index}.var_input_area", reduced, FEATURES, _without_time)
-    case("summed_from_bits", summed, FEATURES, _without_time)
-    case("decoded_from_bits", tokenizer.decode(summed), IMAGE)
+            case.compare(f"s{index}.var_input_area", reduced, FEATURES, view=_without_time)
+    case.compare("summed_from_bits", summed, FEATURES, view=_without_time)
+    case.compare("decoded_from_bits", tokenizer.decode(summed), IMAGE)
 
 
-def check_forced(arch: RecordedArchitecture, case: RecordedCase) -> None:
-    t, schedule = case.tensors, _schedule(case.tensors)
+def check_forced(arch: RecordedArchitecture, case: Case) -> None:
+    t, schedule = case.recorded, _schedule(case.recorded)
     texts = RecordedTexts.unpack(
         t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
     )
@@ -103,7 +101,7 @@ def check_forced(arch: RecordedArchitecture, case: RecordedCase) -> None:
     state = model.start(model.encode_text(names), range(len(names)))
     for bits in all_bits:
         state = _force(model, state, bits, case)
-    case("decode_in", state.summed, FEATURES)
+    case.compare("decode_in", state.summed, FEATURES)
     _check_image(arch, model, state, case)
     again = model.replay(
         model.start(model.encode_text(names), range(len(names))), [bits.numpy() for bits in all_bits]
@@ -111,74 +109,70 @@ def check_forced(arch: RecordedArchitecture, case: RecordedCase) -> None:
     _check_equal_states("replay", again, state, case)
 
 
-def _check_conditioning(
-    transformer: InfinityTransformer, text: Tensor, lens: Tensor, case: RecordedCase
-) -> None:
+def _check_conditioning(transformer: InfinityTransformer, text: Tensor, lens: Tensor, case: Case) -> None:
     both = torch.stack((text, transformer.unconditional_text(lens)[0]))
     normed = transformer.text_norm(both)
-    case("text_normed", _compact(normed, lens.tolist()), FEATURES)
-    case("ca_kv", _compact(transformer.text_proj_for_ca(normed), lens.tolist()), FEATURES)
+    case.compare("text_normed", _compact(normed, lens.tolist()), FEATURES)
+    case.compare("ca_kv", _compact(transformer.text_proj_for_ca(normed), lens.tolist()), FEATURES)
     conditioning = transformer.condition(text, lens, guidance=True)
-    case("sos_cond_BD", conditioning.pooled.flatten(0, 1), FEATURES)
-    case("gss", conditioning.block_modulation.flatten(0, 1)[:, None], FEATURES)
+    case.compare("sos_cond_BD", conditioning.pooled.flatten(0, 1), FEATURES)
+    case.compare("gss", conditioning.block_modulation.flatten(0, 1)[:, None], FEATURES)
 
 
-def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: RecordedCase) -> None:
+def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: Case) -> None:
     """Feed the recorded bits; compare inside the transformer, and with teacher forcing."""
     transformer, quantizer = model.transformer, model.quantizer
     conditioning = transformer.condition(text, lens, guidance=True)
     cache, features, inputs, conditional = KVCache(), None, [], []
     summed = quantizer.empty_map(len(lens), model.device)
-    seen: Tensors = {}
+    seen: dict[str, Tensor] = {}
     for index in range(model.num_scales):
         logits, cache = transformer.scale_step(features, index, cache, conditioning, observe=seen.__setitem__)
         conditional.append(logits[0])
-        case(f"s{index}.logits_cond", logits[0], LOGITS)
-        case(f"s{index}.logits_uncond", logits[1], LOGITS)
+        case.compare(f"s{index}.logits_cond", logits[0], LOGITS)
+        case.compare(f"s{index}.logits_uncond", logits[1], LOGITS)
         for key, got in seen.items():
-            case(f"s{index}.{key}", got, HIDDEN)
+            case.compare(f"s{index}.{key}", got, HIDDEN)
         if index + 1 < model.num_scales:
-            bits = _bit_tokens(quantizer, case.tensors[f"s{index}.bits"]).to(model.device)
+            bits = _bit_tokens(quantizer, case.recorded[f"s{index}.bits"]).to(model.device)
             summed = quantizer.accumulate(summed, bits, index)
             features = quantizer.next_input(summed, index + 1)
-            case(f"s{index}.next_in", features, FEATURES)
+            case.compare(f"s{index}.next_in", features, FEATURES)
             inputs.append(features)
-    case("kv.block0.k", seen["keys0"].flatten(0, 1), HIDDEN)
-    case("kv.block0.v", seen["values0"].flatten(0, 1), HIDDEN)
+    case.compare("kv.block0.k", seen["keys0"].flatten(0, 1), HIDDEN)
+    case.compare("kv.block0.v", seen["values0"].flatten(0, 1), HIDDEN)
     one_stream = transformer.condition(text, lens, guidance=False)
     together = transformer.forward_all(inputs, one_stream, model.num_scales)
     case.between("teacher_forced", together, torch.cat(conditional, dim=1), LOGITS)
 
 
-def _force(model: InfinityModel, state: InfinityState, bits: Tensor, case: RecordedCase) -> InfinityState:
+def _force(model: InfinityModel, state: InfinityState, bits: Tensor, case: Case) -> InfinityState:
     """Advance one scale with recorded bits, comparing its logits and the new feature map."""
     index = state.scale_index
     given = bits.to(model.device)
 
     def choose(logits: Tensor) -> Tensor:
-        case(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
+        case.compare(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
         return given
 
     state = model.advance_with(state, choose)
-    case(f"s{index}.summed", state.summed, FEATURES, _without_time)
+    case.compare(f"s{index}.summed", state.summed, FEATURES, view=_without_time)
     return state
 
 
-def _check_equal_states(name: str, got: InfinityState, expected: InfinityState, case: RecordedCase) -> None:
+def _check_equal_states(name: str, got: InfinityState, expected: InfinityState, case: Case) -> None:
     case.between(f"{name}.summed", got.summed, expected.summed, EXACT)
     for index, (mine, theirs) in enumerate(zip(got.cache.layers, expected.cache.layers, strict=True)):
         case.between(f"{name}.keys{index}", mine.keys, theirs.keys, EXACT)
         case.between(f"{name}.values{index}", mine.values, theirs.values, EXACT)
 
 
-def _check_image(
-    arch: RecordedArchitecture, model: InfinityModel, state: InfinityState, case: RecordedCase
-) -> None:
-    if arch.tokenizer_weights is not None and case.tensors.keys() & {"decoded", "image_bgr_u8"}:
+def _check_image(arch: RecordedArchitecture, model: InfinityModel, state: InfinityState, case: Case) -> None:
+    if arch.tokenizer_weights is not None and case.recorded.keys() & {"decoded", "image_bgr_u8"}:
         image = model.decode_float(state.summed)
-        half = "decoded" in case.tensors and case.tensors["decoded"].dtype == torch.float16
-        case("decoded", image, IMAGE_FP16 if half else IMAGE)
-        case("image_bgr_u8", to_uint8(image), LEVELS, _swap_channels)
+        half = "decoded" in case.recorded and case.recorded["decoded"].dtype == torch.float16
+        case.compare("decoded", image, IMAGE_FP16 if half else IMAGE)
+        case.compare("image_bgr_u8", to_uint8(image), LEVELS, view=_swap_channels)
 
 
 def multinomial_bits(logits: Tensor, *, generator: torch.Generator, top_p: float) -> Tensor:
@@ -192,14 +186,11 @@ def multinomial_bits(logits: Tensor, *, generator: torch.Generator, top_p: float
     return drawn.reshape(gap.shape).to(torch.uint8)
 
 
-def check_sampled(arch: RecordedArchitecture, case: RecordedCase) -> None:
-    if arch.device.type != "cpu" or case.narrow:
-        case.used.update(case.tensors)
-        case.report.notes.append(
-            f"{case.name}: not compared; its bits follow from a CPU generator and float32 logits"
-        )
+def check_sampled(arch: RecordedArchitecture, case: Case) -> None:
+    if arch.device.type != "cpu" or arch.dtype != torch.float32:
+        case.leave_out("its bits follow from a CPU generator and float32 logits")
         return
-    t = case.tensors
+    t = case.recorded
     texts = RecordedTexts.unpack(
         t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
     )
@@ -210,16 +201,18 @@ def check_sampled(arch: RecordedArchitecture, case: RecordedCase) -> None:
     for index in range(model.num_scales):
 
         def choose(logits: Tensor, index: int = index) -> Tensor:
-            case(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
+            case.compare(f"s{index}.logits_cfg", logits.flatten(-2), LOGITS)
             return multinomial_bits(logits, generator=generator, top_p=SAMPLED_TOP_P)
 
         state = model.advance_with(state, choose)
-        case(f"s{index}.bits", state.bits[index], EXACT, functools.partial(_bit_tokens, model.quantizer))
+        case.compare(
+            f"s{index}.bits", state.bits[index], EXACT, view=functools.partial(_bit_tokens, model.quantizer)
+        )
     _check_image(arch, model, state, case)
 
 
-def check_selections(arch: RecordedArchitecture, case: RecordedCase) -> None:
-    t, schedule = case.tensors, _schedule(case.tensors)
+def check_selections(arch: RecordedArchitecture, case: Case) -> None:
+    t, schedule = case.recorded, _schedule(case.recorded)
     compact = t["text.kv_compact_one_prompt"]
     texts = RecordedTexts.unpack(compact, [len(compact)], arch.values["model"]["text_maxlen"])
     sampling = SamplingSettings(
