@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ttsvar_ray.features.backbone import PatchBackbone
-from ttsvar_ray.features.registry import load_backbone
+from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
 from ttsvar_ray.features.verify import load_recorded_dinov2
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.search.principal_component import ComponentSign, first_component

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,16 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ttsvar_ray.features.pixels import SquarePixels
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.recorded.files import read_images
-from ttsvar_ray.rewards.aesthetic_reward import load_aesthetic_v25
-from ttsvar_ray.rewards.pixel_recipe import Fit, PixelRecipe
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rewards.verify import load_recorded_image_reward
 from ttsvar_ray.search.operators.cluster import cluster_survivors
 from ttsvar_ray.shapes.captions import sample_caption, sample_scene_for
 from ttsvar_ray.shapes.render import render_batch
 from ttsvar_ray.types import Preprocessing, UInt8Array
+from ttsvar_ray.vision.pixels import Fit, PixelRecipe, Resample
 
 CPU = torch.device("cpu")
 POPULATIONS, POPULATION, SURVIVORS, SCENE_SIZE = 64, 8, 6, 128
@@ -66,27 +65,23 @@ def pixel_differences(images: list[UInt8Array]) -> dict[str, dict[str, float]]:
     """Compare each way of making pixels, on images of any size."""
     plain: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
-    def reward(fit: Fit, size: int) -> list[Any]:
+    def both(size: int, fit: Fit, resample: Resample) -> list[Any]:
+        recipe = PixelRecipe(size=size, fit=fit, resample=resample, **plain)
         return [
-            lambda image, mode=mode: PixelRecipe(size=size, fit=fit, preprocessing=mode, **plain).apply(
-                image, CPU
-            )
-            for mode in MODES
-        ]
-
-    def square(size: int) -> list[Any]:
-        return [
-            lambda image, mode=mode: SquarePixels(size=size, resample="bilinear", mode=mode, **plain)(
-                image, CPU
-            )
-            for mode in MODES
+            lambda image, mode=mode: replace(recipe, preprocessing=mode).apply(image, CPU) for mode in MODES
         ]
 
     return {
-        "ImageReward, CLIP: bicubic, centre square, 224": in_levels(reward(Fit.CROP, 224), images),
-        "Aesthetic V2.5: bicubic, aspect ignored, 384": in_levels(reward(Fit.STRETCH, 384), images),
-        "DINOv2: bilinear, aspect ignored, 224": in_levels(square(224), images),
-        "InceptionV3: bilinear, aspect ignored, 299": in_levels(square(299), images),
+        "ImageReward, CLIP: bicubic, centre square, 224": in_levels(
+            both(224, Fit.CROP, Resample.BICUBIC), images
+        ),
+        "Aesthetic V2.5: bicubic, aspect ignored, 384": in_levels(
+            both(384, Fit.STRETCH, Resample.BICUBIC), images
+        ),
+        "DINOv2: bilinear, aspect ignored, 224": in_levels(both(224, Fit.STRETCH, Resample.BILINEAR), images),
+        "InceptionV3: bilinear, aspect ignored, 299": in_levels(
+            both(299, Fit.STRETCH, Resample.BILINEAR), images
+        ),
     }
 
 
@@ -103,7 +98,7 @@ def recorded_scores(folder: Path, images: list[UInt8Array]) -> dict[str, dict[st
         (
             "Aesthetic V2.5 / 10",
             [""],
-            lambda mode: load_aesthetic_v25(folder / "aesthetic_v25", preprocessing=mode),
+            lambda mode: build_reward("aesthetic-v2.5", path=folder / "aesthetic_v25", preprocessing=mode),
         ),
     ):
         both = []
@@ -156,11 +151,12 @@ def seconds() -> dict[str, dict[str, float]]:
         0, 256, (TIMED_IMAGES, TIMED_SIZE, TIMED_SIZE, 3), dtype=np.uint8
     )
     recipes = {
-        "ImageReward": [PixelRecipe(size=224, preprocessing=mode).apply for mode in MODES],
-        "DINOv2": [SquarePixels(size=224, resample="bilinear", mode=mode) for mode in MODES],
+        "ImageReward": PixelRecipe(size=224),
+        "DINOv2": PixelRecipe(size=224, fit=Fit.STRETCH, resample=Resample.BILINEAR),
     }
     result = {}
-    for name, (published, tensor) in recipes.items():
+    for name, recipe in recipes.items():
+        published, tensor = (replace(recipe, preprocessing=mode).apply for mode in MODES)
         result[name] = {"published": _best(published, images), "tensor": _best(tensor, images)}
     return result
 

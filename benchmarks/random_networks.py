@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ttsvar_ray.features.dinov2 import Dinov2Backbone
+from ttsvar_ray.features.backbones import dinov2_backbone
 from ttsvar_ray.features.patch_features import PrincipalComponentFeatures
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import TEXT_CHANNELS, TEXT_MAX_LENGTH, TOP_P, InfinityPreset
@@ -29,10 +29,10 @@ from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
-from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig
-from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
+from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, BlipRewardNetwork
 from ttsvar_ray.rewards.image_reward import ImageReward
 from ttsvar_ray.search.principal_component import ComponentSign
+from ttsvar_ray.types import Preprocessing
 
 WORDS = ("a", "two", "red", "green", "blue", "circle", "ring", "square", "above", "beside", "on", "grass")
 
@@ -123,9 +123,8 @@ def random_extractor(
     """Return DINOv2's `pca` with random weights."""
     network = Dinov2WithRegistersModel(sizes.extractor)
     fill(network, torch.device("cpu"), seed=seed)
-    return PrincipalComponentFeatures(
-        Dinov2Backbone(network, name="random", device=str(device)), ComponentSign.DETERMINISTIC
-    )
+    backbone = dinov2_backbone(network, "random", str(device), Preprocessing.PUBLISHED)
+    return PrincipalComponentFeatures(backbone, ComponentSign.DETERMINISTIC)
 
 
 def fill(module: nn.Module, device: torch.device, *, seed: int) -> None:

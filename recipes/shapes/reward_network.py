@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from recipes.shapes.architecture import IMAGE_SIZE
-from ttsvar_ray.rewards.blip_config import BlipRewardConfig, TextSize, VisionSize
-from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
+from ttsvar_ray.rewards.blip import BlipRewardConfig, BlipRewardNetwork, TextSize, VisionSize
 from ttsvar_ray.shapes.captions import MAX_WORDS, VOCABULARY
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -37,8 +37,8 @@ from recipes.shapes.reward_network import (
     reward_config,
 )
 from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
-from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
 from ttsvar_ray.types import Float32Array
+from ttsvar_ray.vision.pixels import PixelRecipe
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import EncoderShape
-from ttsvar_ray.costs.judges import JudgeCost
 from ttsvar_ray.costs.memory import transformer_weight_bytes
 from ttsvar_ray.costs.plan_cost import ComponentFlops
 from ttsvar_ray.costs.shape import TransformerShape
 from ttsvar_ray.models.infinity.decode_sizes import decode_rows, selector_map_size
 from ttsvar_ray.types import ScaleSchedule
+from ttsvar_ray.vision.published import NetworkCost
 
 _WIDE = 4
 
@@ -39,8 +39,8 @@ class ModelShape:
     cells_per_token: int
     text_encoder: EncoderShape
     text_encoder_bytes: int
-    reward: JudgeCost
-    extractor: JudgeCost
+    reward: NetworkCost
+    extractor: NetworkCost
     reward_element_bytes: int = 4
 
     @property

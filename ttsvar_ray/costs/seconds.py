@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ttsvar_ray.costs.judges import JudgeCost
 from ttsvar_ray.costs.memory import transformer_parameters
 from ttsvar_ray.costs.model import ModelShape
 from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.costs.shape import ScaleCost
+from ttsvar_ray.vision.published import NetworkCost
 
 ELEMENTWISE_BYTES = 300
 """Memory traffic outside matmuls and attention, per token, channel and block: norms, modulation, rotation,
@@ -86,7 +86,7 @@ def decode_line(
 
 
 def judge_line(
-    judge: JudgeCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
+    judge: NetworkCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
 ) -> Line:
     """Return the time of a reward or of features.
 

@@ -31,7 +31,7 @@ from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import FinalImage, PackedBits
-from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
@@ -86,7 +86,7 @@ class Engine:
         self,
         *,
         model: NextScaleModel,
-        reward: Reward | RewardPanel,
+        reward: Reward | RewardEnsemble,
         extractor: FeatureExtractor | None,
         plan: Plan,
         run_seed: int,
@@ -96,7 +96,7 @@ class Engine:
 
         Args:
             model: the generator; its scale schedule must be the plan's.
-            reward: scores decoded images; a panel where the plan combines several.
+            reward: scores decoded images; an ensemble where the plan combines several.
             extractor: turns decoded images into features; None where no selection of the plan reads any.
             plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
@@ -112,13 +112,13 @@ class Engine:
         self.plan = plan
         self.settings = settings
         self.model_name = model.name
-        self._panel = reward if isinstance(reward, RewardPanel) else RewardPanel([reward])
-        if len(self._panel.members) != plan.reward_members:
+        self._ensemble = reward if isinstance(reward, RewardEnsemble) else RewardEnsemble([reward])
+        if len(self._ensemble.members) != plan.reward_members:
             raise ValueError(
-                f"reward: the plan expects {plan.reward_members} members, got {len(self._panel.members)}; "
+                f"reward: the plan expects {plan.reward_members} members, got {len(self._ensemble.members)}; "
                 "build both from one configuration"
             )
-        self.reward_name = self._panel.name
+        self.reward_name = self._ensemble.name
         self._store = StateStore()
         self._encoder = ImageEncoder(
             image_format=settings.image_format, quality=settings.quality, threads=settings.encode_threads
@@ -127,7 +127,7 @@ class Engine:
         self.pass_rows = rows_by_segment(settings.micro_batch_rows, plan)
         self._runner = SegmentRunner(
             model=model,
-            panel=self._panel,
+            ensemble=self._ensemble,
             extractor=extractor,
             store=self._store,
             run_seed=run_seed,
@@ -269,7 +269,7 @@ class Engine:
 
     def _finite_rewards(self, segment: Segment, shard: _Shard, outcomes: Sequence[RowOutcome]) -> np.ndarray:
         """Return float32 [slots, scored scales x members], with the policy applied to what is not finite."""
-        members = self._panel.members
+        members = self._ensemble.members
         shape = (len(outcomes), len(segment.scored_scales) * len(members))
         rewards = np.asarray([o.rewards for o in outcomes], dtype=np.float32).reshape(shape)
         bad = ~np.isfinite(rewards)

@@ -17,7 +17,7 @@ from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.protocol import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import PackedBits
-from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
@@ -29,7 +29,7 @@ class RowOutcome:
     """What one trajectory brought home from one segment.
 
     Attributes:
-        rewards: one per scored scale of the segment and member of the panel, the members side by side; may
+        rewards: one per scored scale of the segment and member of the ensemble, the members side by side; may
             be NaN or infinite.
         features: float32 [feature_dim], or [num_patches, width], where the segment's selection reads them.
         bits: packed, of this segment's scales.
@@ -54,7 +54,7 @@ class SegmentRunner:
         self,
         *,
         model: NextScaleModel,
-        panel: RewardPanel,
+        ensemble: RewardEnsemble,
         extractor: FeatureExtractor | None,
         store: StateStore,
         run_seed: int,
@@ -65,13 +65,13 @@ class SegmentRunner:
         """Bind the parts.
 
         Args:
-            model, panel, extractor, store, run_seed, selector_decode: see `Engine`.
+            model, ensemble, extractor, store, run_seed, selector_decode: see `Engine`.
             segments: of the plan.
             pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
                 are trajectories.
         """
         self._model = model
-        self._panel = panel
+        self._ensemble = ensemble
         self._extractor = extractor
         self._store = store
         self._run_seed = run_seed
@@ -112,7 +112,7 @@ class SegmentRunner:
             self._replay_missing(segment, rows, counters)
             state = self._gather_parents(segment, everyone)
 
-        members = len(self._panel.members)
+        members = len(self._ensemble.members)
         rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
         features: Float32Array | None = None
         images: UInt8Array | None = None
@@ -124,11 +124,11 @@ class SegmentRunner:
             if not (scored or embedded or (ends and segment.is_last)):
                 continue
             final = ends and segment.is_last
-            # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What judges
+            # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What scores
             # images has batches of its own.
             images = self._model.decode(state, size="full" if final else self._selector_decode)[: len(rows)]
             if scored:
-                scores = self._panel.score(images, [row.task.prompt.text for row in rows])
+                scores = self._ensemble.score(images, [row.task.prompt.text for row in rows])
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
                 if final:
                     _count_cut_texts(rows, scores.cut_texts, counters)

@@ -1,28 +1,21 @@
-"""DINOv2 with registers as a patch backbone, from the published hub checkpoint or from transformers."""
+"""DINOv2 with registers: the published hub checkpoint under the names of transformers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import Dinov2WithRegistersConfig
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.features.batches import run_in_batches
-from ttsvar_ray.features.pixels import SquarePixels
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
-
-INPUT_SIZE = 224
-"""TTS-VAR resizes to this size, bilinear, whatever the aspect ratio."""
+from ttsvar_ray.vision.checkpoints import KeyTable, read_published, rename_keys
 
 PUBLISHED_HEAD_WIDTH = 64
 """Width of an attention head in every published DINOv2; the checkpoint itself does not tell."""
 
-KEY_TABLE: tuple[tuple[str, str], ...] = (
+DINOV2_KEYS: KeyTable = (
     (r"(cls_token|mask_token|register_tokens)", r"embeddings.\1"),
     (r"pos_embed", "embeddings.position_embeddings"),
     (r"patch_embed\.proj\.(\w+)", r"embeddings.patch_embeddings.projection.\1"),
@@ -33,75 +26,24 @@ KEY_TABLE: tuple[tuple[str, str], ...] = (
     (r"blocks\.(\d+)\.ls([12])\.gamma", r"encoder.layer.\1.layer_scale\2.lambda1"),
     (r"norm\.(\w+)", r"layernorm.\1"),
 )
-"""(pattern of the hub key, transformers key); a row with {part} is split in query, key and value."""
+"""From the names of the hub checkpoint to those of transformers."""
 
 
-class Dinov2Backbone:
-    """Patch tokens after the last norm (class and register tokens left out) at 224 x 224 pixels."""
-
-    def __init__(
-        self,
-        network: Dinov2WithRegistersModel,
-        *,
-        name: str,
-        device: str = "cpu",
-        batch_rows: int = 32,
-        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    ) -> None:
-        self.name = name
-        self.pixels = SquarePixels(size=INPUT_SIZE, resample="bilinear", mode=preprocessing)
-        self.device = torch.device(device)
-        self.batch_rows = batch_rows
-        self.network = network.eval().requires_grad_(False)
-        self.network.to(device=self.device)
-        self.first_patch = 1 + network.config.num_register_tokens
-
-    def patches(self, images: UInt8Array) -> Float32Array:
-        """Return float32 [n, 256, width] for patches of 14 pixels."""
-        return run_in_batches(images, self._forward, batch_rows=self.batch_rows, device=self.device)
-
-    def tokens(self, pixels: Tensor) -> Tensor:
-        """Return [n, 1 + registers + patches, width] after the last norm: class, registers, patches.
-
-        `pixels` are normalised [n, 3, height, width]; any multiples of the patch size.
-        """
-        hidden: Tensor = self.network(pixels.to(self.device)).last_hidden_state
-        return hidden
-
-    def _forward(self, images: UInt8Array) -> Tensor:
-        return self.tokens(self.pixels(images, self.device))[:, self.first_patch :]
-
-
-def load_hub_checkpoint(
-    path: Path,
-    *,
-    device: str = "cpu",
-    head_width: int = PUBLISHED_HEAD_WIDTH,
-    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-) -> Dinov2Backbone:
-    """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
+def read_dinov2(path: Path, *, head_width: int) -> tuple[Dinov2WithRegistersConfig, dict[str, Tensor]]:
+    """Read a published `dinov2_*_reg4_pretrain.pth`: its sizes, and its weights under transformers' names.
 
     Args:
-        path: the file.
-        device: torch device name.
+        path: the file (weights only, no code in it is run).
         head_width: width of one attention head.
-        preprocessing: PIL as published, or tensors on the device.
 
     Raises:
-        CheckpointError: not such a file, or keys that do not fit.
+        CheckpointError: not such a file, or an unknown key.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping) or "register_tokens" not in content:
-        raise CheckpointError(
-            f"{path}: expected the tensors of a DINOv2 checkpoint with registers (key register_tokens); "
-            "take a dinov2_*_reg4_pretrain.pth"
-        )
-    network = Dinov2WithRegistersModel(config_of(content, head_width))
-    weights = convert(content)
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(f"{path}: missing {sorted(missing)[:8]}, unexpected {sorted(unexpected)[:8]}")
-    return Dinov2Backbone(network, name=path.stem, device=device, preprocessing=preprocessing)
+    expected = "a DINOv2 checkpoint with registers, a dinov2_*_reg4_pretrain.pth"
+    content = read_published(path, expected=expected)
+    if "register_tokens" not in content:
+        raise CheckpointError(f"{path}: expected {expected}; found no key register_tokens")
+    return config_of(content, head_width), rename_keys(content, DINOV2_KEYS, source=str(path))
 
 
 def config_of(weights: Mapping[str, Tensor], head_width: int) -> Dinov2WithRegistersConfig:
@@ -123,41 +65,3 @@ def config_of(weights: Mapping[str, Tensor], head_width: int) -> Dinov2WithRegis
         num_register_tokens=weights["register_tokens"].shape[1],
         layer_norm_eps=1e-6,
     )
-
-
-def convert(hub: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return hub weights under the names of transformers.
-
-    Raises:
-        CheckpointError: a key in no row of the table.
-    """
-    weights: dict[str, Tensor] = {}
-    for key, tensor in hub.items():
-        match, target = next(
-            ((match, target) for pattern, target in KEY_TABLE if (match := re.fullmatch(pattern, key))),
-            (None, ""),
-        )
-        if match is None:
-            raise CheckpointError(f"DINOv2 checkpoint: unknown key {key!r}")
-        if "{part}" in target:
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                weights[match.expand(target.replace("{part}", part))] = third.clone()
-        else:
-            weights[match.expand(target)] = tensor
-    return weights
-
-
-def load_transformers_directory(
-    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
-) -> Dinov2Backbone:
-    """Load a directory saved by transformers (`facebook/dinov2-with-registers-*`), never from a hub."""
-    loaded: Any = Dinov2WithRegistersModel.from_pretrained(
-        path, local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
-    network, report = loaded
-    problems = {
-        kind: sorted(report[kind])[:8] for kind in ("missing_keys", "mismatched_keys") if report[kind]
-    }
-    if problems:
-        raise CheckpointError(f"{path}: the weights do not fit its config.json: {problems}")
-    return Dinov2Backbone(network, name=path.name, device=device, preprocessing=preprocessing)

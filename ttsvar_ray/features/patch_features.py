@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from ttsvar_ray.features.backbone import PatchBackbone
+from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
 
 class PrincipalComponentFeatures:
@@ -54,3 +56,21 @@ def mean_over_patches(patches: Float32Array) -> Float32Array:
     """Return float32 [n, width] of [n, num_patches, width]."""
     pooled: Float32Array = patches.mean(axis=1, dtype=np.float64).astype(np.float32)
     return pooled
+
+
+def load_pca(
+    path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing
+) -> PrincipalComponentFeatures:
+    """Load `pca`; see `load_backbone`."""
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    return PrincipalComponentFeatures(backbone, ComponentSign(pca_sign))
+
+
+def load_pca_all(path: Path, *, device: str, preprocessing: Preprocessing) -> WholePatchFeatures:
+    """Load `pca_all`; see `load_backbone`."""
+    return WholePatchFeatures(load_backbone(path, device=device, preprocessing=preprocessing))
+
+
+def load_pool(path: Path, *, device: str, preprocessing: Preprocessing) -> PooledFeatures:
+    """Load `pool`; see `load_backbone`."""
+    return PooledFeatures(load_backbone(path, device=device, preprocessing=preprocessing))

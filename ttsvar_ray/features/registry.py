@@ -1,24 +1,103 @@
-"""From an extractor's name and its network's files to the extractor."""
+"""Every feature extractor by its name in the settings: one entry each, read by the costs and the doctor too.
+
+To add one: a file with its loader, an entry here, a section in docs/features.md. An extractor of the user's
+own needs none of these: its name is an import path.
+"""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
+from ttsvar_ray.errors import ConfigurationError, reading_weights
 from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object, with_options
 from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.vision.published import NetworkCost, PublishedFiles, PublishedWeights
 
-if TYPE_CHECKING:
-    from ttsvar_ray.features.backbone import PatchBackbone
-
-JOINT_EXTRACTOR = "pca_all"
-"""The extractor whose features the selection reduces, over the whole population at once."""
-PATCH_EXTRACTORS = ("pca", JOINT_EXTRACTOR, "pool")
-"""Extractors that any patch backbone serves, a model's own too."""
-EXTRACTOR_NAMES = (*PATCH_EXTRACTORS, "inception")
 PCA_SIGNS = ("deterministic", "published")
+METHODS = ("extract",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractorEntry:
+    """All that is said of one extractor.
+
+    Attributes:
+        name: in the settings.
+        loader: import path of what makes it of its network's files: `(path, *, preprocessing, device)`, and
+            `pca_sign` where it reads it. Imported only when it is called.
+        network: name of the published network.
+        weights: of that network: what they cost, where they come from.
+        expected: what `features.backbone` names, for messages.
+        takes_any_backbone: whether any patch backbone serves, a model's own too; else the network's one file.
+        reads_sign: whether it turns a principal component itself.
+        is_joint: whether the selection reduces its features, over the whole population at once.
+    """
+
+    name: str
+    loader: str
+    network: str
+    weights: PublishedWeights
+    expected: str
+    takes_any_backbone: bool = False
+    reads_sign: bool = False
+    is_joint: bool = False
+
+
+_DINOV2 = PublishedWeights(
+    cost=NetworkCost(parameters=304_372_736, image_flops=164_649_590_784, activation_bytes=15_133_824),
+    files=(PublishedFiles("facebook/dinov2-with-registers-large", ("config.json", "model.safetensors")),),
+    licence="Apache-2.0",
+)
+
+
+def _of_patches(
+    name: str, loader: str, *, reads_sign: bool = False, is_joint: bool = False
+) -> ExtractorEntry:
+    return ExtractorEntry(
+        name=name,
+        loader=f"ttsvar_ray.features.patch_features:{loader}",
+        network="dinov2",
+        weights=_DINOV2,
+        expected="the path of a vision network (a reward directory or DINOv2)",
+        takes_any_backbone=True,
+        reads_sign=reads_sign,
+        is_joint=is_joint,
+    )
+
+
+_ENTRIES = (
+    # Each image's patches along their own first principal direction.
+    _of_patches("pca", "load_pca", reads_sign=True),
+    # The patches themselves; the selection finds one direction for the whole population.
+    _of_patches("pca_all", "load_pca_all", is_joint=True),
+    # The mean of the patches.
+    _of_patches("pool", "load_pool"),
+    # InceptionV3 after its average pooling.
+    ExtractorEntry(
+        name="inception",
+        loader="ttsvar_ray.features.inception:load_inception",
+        network="inception",
+        weights=PublishedWeights(
+            # Convolutions at 299 x 299: 5.71 G multiplications.
+            cost=NetworkCost(parameters=27_161_264, image_flops=11.43e9, activation_bytes=40_000_000),
+            files=(
+                PublishedFiles(
+                    "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth",
+                    ("inception_v3_google-0cc3c7bd.pth",),
+                ),
+            ),
+            licence="BSD-3-Clause",
+        ),
+        expected="the file inception_v3_google-0cc3c7bd.pth",
+    ),
+)
+
+EXTRACTORS: dict[str, ExtractorEntry] = {entry.name: entry for entry in _ENTRIES}
+"""By name; costs with the published backbone."""
 
 
 def build_extractor(
@@ -28,88 +107,76 @@ def build_extractor(
     pca_sign: str = "deterministic",
     preprocessing: str = "published",
     device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
 ) -> FeatureExtractor:
     """Build a feature extractor.
 
     Args:
-        name: `pca` (per image, the patches along their first principal direction), `pca_all` (the patches
-            themselves; the selection finds one direction for the whole population), `pool` (the mean of the
-            patches) or `inception` (InceptionV3 after its average pooling).
-        backbone: for `inception` the published `inception_v3_google-0cc3c7bd.pth`; for the others a reward
-            directory (its vision tower), a published `dinov2_*_reg4_pretrain.pth` file, or a transformers
-            directory of DINOv2 with registers.
+        name: of an entry, or the import path of a class.
+        backbone: what the entry expects; see docs/features.md.
         pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` reads it here.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
         device: torch device name.
+        options: of one's own extractor.
 
     Raises:
-        ConfigurationError: unknown name or sign, or no backbone.
+        ConfigurationError: unknown name or sign, no backbone, or a class that is no extractor.
         CheckpointError: the files are not a known backbone.
     """
+    if is_own(name):
+        own, arguments = find_own_extractor(
+            name, backbone=backbone, preprocessing=preprocessing, device=device, options=options
+        )
+        mine: FeatureExtractor = own.object(**arguments)
+        return mine
+    entry = EXTRACTORS.get(name)
     problems = []
-    if name not in EXTRACTOR_NAMES:
-        problems.append(f"features.extractor: expected one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}")
+    if entry is None:
+        problems.append(f"features.extractor: expected one of {', '.join(EXTRACTORS)}, got {name!r}")
     if pca_sign not in PCA_SIGNS:
         problems.append(f"features.pca_sign: expected one of {', '.join(PCA_SIGNS)}, got {pca_sign!r}")
     if backbone is None:
-        problems.append(f"features.backbone: expected {expected_backbone(name)}, got nothing")
-    if problems or backbone is None:
+        expected = "a vision network" if entry is None else entry.expected
+        problems.append(f"features.backbone: expected {expected}, got nothing")
+    if problems or backbone is None or entry is None:
         raise ConfigurationError(problems)
-
-    path, mode = Path(backbone), Preprocessing(preprocessing)
-    if name == "inception":
-        from ttsvar_ray.features.inception import load_inception
-
-        with reading_weights(path):
-            return load_inception(path, device=device, preprocessing=mode)
-
-    from ttsvar_ray.features.patch_features import (
-        PooledFeatures,
-        PrincipalComponentFeatures,
-        WholePatchFeatures,
-    )
-    from ttsvar_ray.search.principal_component import ComponentSign
-
-    with reading_weights(path):
-        network = load_backbone(path, device=device, preprocessing=mode)
-    if name == "pool":
-        return PooledFeatures(network)
-    if name == JOINT_EXTRACTOR:
-        return WholePatchFeatures(network)
-    return PrincipalComponentFeatures(network, ComponentSign(pca_sign))
-
-
-def expected_backbone(name: str) -> str:
-    """Return, for messages, what an extractor's `features.backbone` has to name."""
-    if name == "inception":
-        return "the file inception_v3_google-0cc3c7bd.pth"
-    return "the path of a vision network (a reward directory or DINOv2)"
-
-
-def load_backbone(
-    path: Path, *, device: str, preprocessing: Preprocessing = Preprocessing.PUBLISHED
-) -> PatchBackbone:
-    """Load a patch backbone; what it is, its files tell."""
-    if path.is_file():
-        from ttsvar_ray.features.dinov2 import load_hub_checkpoint
-
-        return load_hub_checkpoint(path, device=device, preprocessing=preprocessing)
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"{path}: expected a .pth file of DINOv2, or a directory with config.json; "
-            + ("the directory has none" if path.is_dir() else "there is nothing here")
+    sign = {"pca_sign": pca_sign} if entry.reads_sign else {}
+    load = named_object(entry.loader)
+    with reading_weights(backbone):
+        extractor: FeatureExtractor = load(
+            Path(backbone), device=device, preprocessing=Preprocessing(preprocessing), **sign
         )
-    config = json.loads(config_file.read_text())
-    if config.get("kind") == "blip-reward":
-        from ttsvar_ray.features.vision_tower import load_vision_tower
+    return extractor
 
-        return load_vision_tower(path, device=device, preprocessing=preprocessing)
-    if config.get("model_type") == "dinov2_with_registers":
-        from ttsvar_ray.features.dinov2 import load_transformers_directory
 
-        return load_transformers_directory(path, device=device, preprocessing=preprocessing)
-    raise CheckpointError(
-        f"{config_file}: expected kind 'blip-reward' or model_type 'dinov2_with_registers', "
-        f"got kind {config.get('kind')!r}, model_type {config.get('model_type')!r}"
+def find_own_extractor(
+    name: str,
+    *,
+    backbone: str | Path | None = None,
+    preprocessing: str = "published",
+    device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
+) -> tuple[OwnCode, dict[str, Any]]:
+    """Import the class of one's own extractor; nothing is made of it.
+
+    Returns:
+        The class, and the keywords that it is called with: `device`, its options, and whichever of `backbone`
+        and `preprocessing` is given and no default.
+
+    Raises:
+        ConfigurationError: no such class, or one that is no extractor or takes other arguments.
+    """
+    given: dict[str, Any] = {"device": device}
+    if backbone is not None:
+        given["backbone"] = Path(backbone)
+    if preprocessing != Preprocessing.PUBLISHED:
+        given["preprocessing"] = preprocessing
+    arguments = with_options(given, options or {}, setting="features.options")
+    own = load_own_class(
+        name,
+        methods=METHODS,
+        arguments=arguments,
+        setting="features.extractor",
+        what="a feature extractor",
     )
+    return own, arguments

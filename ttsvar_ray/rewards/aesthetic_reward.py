@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from transformers import CLIPModel, SiglipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.rewards.linear_head import load_linear_head
-from ttsvar_ray.rewards.network_reward import NetworkReward, in_whole_blocks, rows_without_tail, settle
-from ttsvar_ray.rewards.pixel_recipe import HALF, Fit, Library, PixelRecipe
-from ttsvar_ray.rewards.pretrained import load_pretrained
+from ttsvar_ray.rewards.clip_reward import ClipImageEncoder, mlp_values
+from ttsvar_ray.rewards.network_reward import NetworkReward
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
-
-LAION_HEAD = "sac+logos+ava1-l14-linearMSE.pth"
-V25_HEAD = "aesthetic_predictor_v2_5.pth"
-TTS_VAR_SCALE = 0.1
+from ttsvar_ray.vision.batches import in_whole_blocks, rows_without_tail, settle
+from ttsvar_ray.vision.checkpoints import load_pretrained
+from ttsvar_ray.vision.heads import LinearHead, load_linear_head
+from ttsvar_ray.vision.pixels import HALF, Fit, Library, PixelRecipe
 
 
 class AestheticReward(NetworkReward):
@@ -35,12 +33,11 @@ class AestheticReward(NetworkReward):
         name: written to the output rows.
         encoder: from pixels to embeddings.
         values_per_image: at the input of the encoder's activation functions.
-        head: from embeddings [B, E] to [B, 1]; always runs in float32.
+        head: from embeddings [B, E] to [B]; always runs in float32.
         recipe: from images to pixels.
         scale: factor of the head's value.
         device: torch device name.
         dtype: of the encoder.
-        batch_rows: most images in one forward.
     """
 
     def __init__(
@@ -49,19 +46,17 @@ class AestheticReward(NetworkReward):
         name: str,
         encoder: nn.Module,
         values_per_image: int,
-        head: nn.Module,
+        head: LinearHead,
         recipe: PixelRecipe,
         scale: float = 1.0,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        batch_rows: int = 32,
     ) -> None:
         super().__init__(
             name=name,
             recipe=recipe,
             device=device,
             dtype=dtype,
-            batch_rows=batch_rows,
             cpu_rows=rows_without_tail(values_per_image),
         )
         self.encoder = settle(encoder, self.device, dtype)
@@ -73,22 +68,7 @@ class AestheticReward(NetworkReward):
 
     def _forward(self, pixels_BCHW: Tensor, contents: Sequence[Any]) -> Tensor:
         unit_BE = F.normalize(self.encoder(pixels_BCHW).float(), dim=-1)
-        return self.scale * self.head(unit_BE)[: len(contents), 0]
-
-
-class ClipImageEncoder(nn.Module):
-    """CLIP's projected image embeddings, one row per image and more to whole blocks."""
-
-    def __init__(self, model: CLIPModel) -> None:
-        super().__init__()
-        self.tower, self.projection = model.vision_model, model.visual_projection
-
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return [at least B, E]."""
-        embedding: Tensor = self.projection(
-            in_whole_blocks(self.tower(pixel_values=pixels_BCHW).pooler_output)
-        )
-        return embedding
+        return self.scale * self.head(unit_BE)[: len(contents)]
 
 
 class SiglipImageEncoder(nn.Module):
@@ -112,53 +92,58 @@ class SiglipImageEncoder(nn.Module):
 def load_laion_aesthetic(
     folder: Path,
     *,
+    name: str,
+    head: str,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    batch_rows: int = 32,
 ) -> AestheticReward:
-    """Load LAION's improved aesthetic predictor (V2): about 1 to 10.
+    """Load LAION's improved aesthetic predictor (V2).
 
     Args:
-        folder: holds the head `sac+logos+ava1-l14-linearMSE.pth`, and `clip/`: the directory of
-            `openai/clip-vit-large-patch14`.
+        folder: holds the head, and `clip/`: the directory of `openai/clip-vit-large-patch14`.
+        name: written to the output rows.
+        head: file of the head, in the folder.
         preprocessing: PIL as published, or tensors on the device.
-        device, dtype, batch_rows: as in `AestheticReward`.
+        device, dtype: as in `AestheticReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
     """
     model = load_pretrained(CLIPModel, folder / "clip")
-    indices = (0, 2, 4, 6, 7)
-    vision, width = model.config.vision_config, model.config.projection_dim
-    head = load_linear_head(folder / LAION_HEAD, prefix="layers", indices=indices, input_width=width)
     return AestheticReward(
-        name="laion-aesthetic",
+        name=name,
         encoder=ClipImageEncoder(model),
-        values_per_image=((vision.image_size // vision.patch_size) ** 2 + 1) * vision.intermediate_size,
-        head=head,
-        recipe=PixelRecipe(size=vision.image_size, preprocessing=preprocessing),
+        values_per_image=mlp_values(model),
+        head=load_linear_head(
+            folder / head, prefix="layers", indices=(0, 2, 4, 6, 7), input_width=model.config.projection_dim
+        ),
+        recipe=PixelRecipe(size=model.config.vision_config.image_size, preprocessing=preprocessing),
         device=device,
         dtype=dtype,
-        batch_rows=batch_rows,
     )
 
 
 def load_aesthetic_v25(
     folder: Path,
     *,
+    name: str,
+    head: str,
+    scale: float,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    batch_rows: int = 32,
 ) -> AestheticReward:
-    """Load Aesthetic Predictor V2.5 as TTS-VAR uses it: the predictor's 1 to 10, divided by 10.
+    """Load Aesthetic Predictor V2.5.
 
     Args:
-        folder: holds the head `aesthetic_predictor_v2_5.pth` (AGPL-3.0; get it from its own repository), and
-            `siglip/`: the directory of `google/siglip-so400m-patch14-384`.
+        folder: holds the head (AGPL-3.0; get it from its own repository), and `siglip/`: the directory of
+            `google/siglip-so400m-patch14-384`.
+        name: written to the output rows.
+        head: file of the head, in the folder.
+        scale: factor of the predictor's 1 to 10.
         preprocessing: PIL as published, or tensors on the device.
-        device, dtype, batch_rows: as in `AestheticReward`.
+        device, dtype: as in `AestheticReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -171,26 +156,22 @@ def load_aesthetic_v25(
             f"{folder / 'siglip'}: expected a SigLIP with its pooling head, got one without"
         )
     vision = model.config
-    indices = (0, 2, 4, 6, 8)
-    head = load_linear_head(
-        folder / V25_HEAD, prefix="scoring_head", indices=indices, input_width=vision.hidden_size
-    )
-    recipe = PixelRecipe(
-        size=vision.image_size,
-        fit=Fit.STRETCH,
-        mean=HALF,
-        std=HALF,
-        library=Library.TRANSFORMERS,
-        preprocessing=preprocessing,
-    )
     return AestheticReward(
-        name="aesthetic-v2.5",
+        name=name,
         encoder=SiglipImageEncoder(model),
         values_per_image=(vision.image_size // vision.patch_size) ** 2 * vision.intermediate_size,
-        head=head,
-        recipe=recipe,
-        scale=TTS_VAR_SCALE,
+        head=load_linear_head(
+            folder / head, prefix="scoring_head", indices=(0, 2, 4, 6, 8), input_width=vision.hidden_size
+        ),
+        recipe=PixelRecipe(
+            size=vision.image_size,
+            fit=Fit.STRETCH,
+            mean=HALF,
+            std=HALF,
+            library=Library.TRANSFORMERS,
+            preprocessing=preprocessing,
+        ),
+        scale=scale,
         device=device,
         dtype=dtype,
-        batch_rows=batch_rows,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,13 +21,18 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD, BlipRewardConfig
-from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
-from ttsvar_ray.rewards.image_reward_checkpoint import load_strict, read_published
-from ttsvar_ray.rewards.network_reward import NetworkReward, rows_without_tail
-from ttsvar_ray.rewards.pixel_recipe import PixelRecipe
+from ttsvar_ray.rewards.blip import (
+    IMAGE_REWARD_KEYS,
+    PUBLISHED_IMAGE_REWARD,
+    BlipRewardConfig,
+    BlipRewardNetwork,
+)
+from ttsvar_ray.rewards.network_reward import NetworkReward
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.vision.batches import rows_without_tail, settle
+from ttsvar_ray.vision.checkpoints import load_strict, read_published, rename_keys
+from ttsvar_ray.vision.pixels import PixelRecipe
 
 WEIGHTS_FILE = "model.safetensors"
 PUBLISHED_FILE = "ImageReward.pt"
@@ -44,7 +50,6 @@ class ImageReward(NetworkReward):
         device: torch device name.
         dtype: of weights and activations. bfloat16 moves scores by about 0.05, which with lambda = 10
             changes resampling weights by half: float32 is the default.
-        batch_rows: most images in one forward.
         preprocessing: PIL as published, or tensors on the device.
         where: where the weights came from, for messages.
     """
@@ -57,7 +62,6 @@ class ImageReward(NetworkReward):
         tokenizer: BertTokenizer,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        batch_rows: int = 32,
         preprocessing: Preprocessing = Preprocessing.PUBLISHED,
         where: str = "weights",
     ) -> None:
@@ -71,7 +75,6 @@ class ImageReward(NetworkReward):
             ),
             device=device,
             dtype=dtype,
-            batch_rows=batch_rows,
             cpu_rows=rows_without_tail(
                 config.vision.num_tokens * config.vision.intermediate_size,
                 config.max_text_tokens * config.text.intermediate_size,
@@ -85,53 +88,8 @@ class ImageReward(NetworkReward):
                 f"{config.text.vocab_size} (text.vocab_size); use the tokenizer that belongs to the weights"
             )
         network = BlipRewardNetwork(config)
-        load_strict(network, weights, where)
-        self.network = network.to(device=self.device, dtype=dtype).eval().requires_grad_(False)
-
-    @classmethod
-    def from_directory(
-        cls,
-        path: str | Path,
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_rows: int = 32,
-        preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    ) -> ImageReward:
-        """Load a reward directory: our own format, or a folder with the published files.
-
-        Raises:
-            CheckpointError: a file is missing, or the weights do not fit.
-            ConfigurationError: config.json is not a reward's.
-        """
-        folder = Path(path)
-        config_file = folder / "config.json"
-        own, published = folder / WEIGHTS_FILE, folder / PUBLISHED_FILE
-        if own.is_file():
-            source, weights = own, load_file(own)
-            if not config_file.is_file():
-                raise CheckpointError(f"{folder}: {WEIGHTS_FILE} is there but config.json is missing")
-        elif published.is_file():
-            source, weights = published, read_published(published)
-        else:
-            found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else "no such folder"
-            raise CheckpointError(
-                f"{folder}: expected {WEIGHTS_FILE} with config.json, or the published {PUBLISHED_FILE} with "
-                f"vocab.txt; found {found}"
-            )
-        config = PUBLISHED_IMAGE_REWARD
-        if config_file.is_file():
-            config = BlipRewardConfig.from_json(json.loads(config_file.read_text()), where=str(config_file))
-        return cls(
-            config=config,
-            weights=weights,
-            tokenizer=load_tokenizer(folder),
-            device=device,
-            dtype=dtype,
-            batch_rows=batch_rows,
-            preprocessing=preprocessing,
-            where=str(source),
-        )
+        load_strict(network, weights, source=where)
+        self.network = settle(network, self.device, dtype)
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write our own directory format (converts a published checkpoint once and for all)."""
@@ -158,12 +116,69 @@ class ImageReward(NetworkReward):
         return scores
 
 
+def load_image_reward(
+    folder: Path,
+    *,
+    name: str = PUBLISHED_IMAGE_REWARD.name,
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ImageReward:
+    """Load a reward directory: our own format, or a folder with the published files.
+
+    Args:
+        folder: see this module's docstring.
+        name: of the published files; a config.json says its own.
+        preprocessing, device, dtype: as in `ImageReward`.
+
+    Raises:
+        CheckpointError: a file is missing, or the weights do not fit.
+        ConfigurationError: config.json is not a reward's.
+    """
+    config_file = folder / "config.json"
+    own, published = folder / WEIGHTS_FILE, folder / PUBLISHED_FILE
+    if own.is_file():
+        source, weights = own, load_file(own)
+        if not config_file.is_file():
+            raise CheckpointError(f"{folder}: {WEIGHTS_FILE} is there but config.json is missing")
+    elif published.is_file():
+        source, weights = published, read_image_reward(published)
+    else:
+        found = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else "no such folder"
+        raise CheckpointError(
+            f"{folder}: expected {WEIGHTS_FILE} with config.json, or the published {PUBLISHED_FILE} with "
+            f"vocab.txt; found {found}"
+        )
+    config = replace(PUBLISHED_IMAGE_REWARD, name=name)
+    if config_file.is_file():
+        config = BlipRewardConfig.from_json(json.loads(config_file.read_text()), where=str(config_file))
+    return ImageReward(
+        config=config,
+        weights=weights,
+        tokenizer=load_tokenizer(folder),
+        device=device,
+        dtype=dtype,
+        preprocessing=preprocessing,
+        where=str(source),
+    )
+
+
 def tokenize(tokenizer: BertTokenizer, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
     """Return int64 (ids, mask), each [n, length], cut and padded to exactly `length` tokens."""
     encoded = tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     )
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def read_image_reward(path: Path) -> dict[str, Tensor]:
+    """Read ImageReward.pt under the names of `BlipRewardNetwork`.
+
+    Raises:
+        CheckpointError: no such file, something else than tensors, or an unknown key.
+    """
+    published = read_published(path, expected=f"the published {PUBLISHED_FILE}")
+    return rename_keys(published, IMAGE_REWARD_KEYS, source=str(path))
 
 
 def load_tokenizer(folder: Path) -> BertTokenizer:

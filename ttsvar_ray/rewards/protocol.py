@@ -1,7 +1,8 @@
-"""What the search asks of a reward."""
+"""What the search asks of a reward, and the least that one of your own must say."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,3 +52,30 @@ class Reward(Protocol):
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
         """Return float32 [n]; `images` uint8 RGB [n, height, width, 3], `texts` one per image."""
         ...
+
+
+class PlainReward(ABC):
+    """A `Reward` that looks at the images as they are and keeps nothing between calls: only `score` is left.
+
+    Attributes:
+        name: written to the output rows.
+    """
+
+    name: str
+    recipe: Hashable = "images as they are"
+
+    def preprocess(self, images: UInt8Array) -> UInt8Array:
+        """Return the images."""
+        return images
+
+    def encode_text(self, texts: Sequence[str]) -> list[RewardText]:
+        """Return the texts."""
+        return [RewardText(content=text) for text in texts]
+
+    def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
+        """Return float32 [n] scores of n images and n texts."""
+        return self.score(pixels, [text.content for text in texts])
+
+    @abstractmethod
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        """Return float32 [n]; `images` uint8 RGB [n, height, width, 3], `texts` one per image."""

@@ -1,30 +1,168 @@
-"""From a reward's name in the settings to the reward."""
+"""Every reward by its name in the settings: one entry each, read by the costs and the doctor too.
+
+To add one: a file with its loader, an entry here, a section in docs/rewards.md. A reward of the user's own
+needs none of these: its name is an import path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError, reading_weights
+from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object, with_options
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.types import Preprocessing
-
-REWARD_NAMES = (
-    "image-reward",
-    "hps-v2.1",
-    "hps-v2.0",
-    "clip-score",
-    "pick-score",
-    "aesthetic-v2.5",
-    "laion-aesthetic",
-    "shapes",
-    "constant",
-)
-"""docs/rewards.md says what each is and which files it reads. shapes: the built-in model's own reward
-directory; constant: every image scores 0."""
+from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedFiles, PublishedWeights
 
 DTYPES = ("float32", "bfloat16")
+METHODS = ("preprocess", "encode_text", "score_prepared", "score")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardEntry:
+    """All that is said of one reward.
+
+    Attributes:
+        name: in the settings and in output rows.
+        loader: import path of what makes it of its folder: `(folder, *, name, preprocessing, device, dtype,
+            **settings)`. Imported only when it is called.
+        settings: of the loader, as published.
+        weights: what they cost, where they come from.
+        has_folder: whether it reads files at all.
+    """
+
+    name: str
+    loader: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: PublishedWeights
+    has_folder: bool = True
+
+
+_CLIP = "openai/clip-vit-large-patch14"
+_CLIP_TOKENIZER = PublishedFiles(_CLIP, ("vocab.json", "merges.txt"))
+_SAVED = ("config.json", "model.safetensors")
+_VIT_H_14 = NetworkCost(
+    parameters=986_109_441,
+    image_flops=334_589_163_520,
+    text_flops=47_089_287_168,
+    activation_bytes=16_349_312,
+)
+_VIT_L_14 = NetworkCost(
+    parameters=427_616_513,
+    image_flops=162_025_168_896,
+    text_flops=13_298_503_680,
+    activation_bytes=14_770_304,
+)
+
+
+def _hps(name: str, file: str) -> RewardEntry:
+    return RewardEntry(
+        name=name,
+        loader="ttsvar_ray.rewards.clip_reward:load_hps",
+        settings={"file": file},
+        weights=PublishedWeights(
+            cost=_VIT_H_14,
+            files=(PublishedFiles("xswu/HPSv2", (file,)), _CLIP_TOKENIZER),
+            licence="Apache-2.0",
+        ),
+    )
+
+
+_ENTRIES = (
+    RewardEntry(
+        name="image-reward",
+        loader="ttsvar_ray.rewards.image_reward:load_image_reward",
+        weights=PublishedWeights(
+            # The text is read in the light of the image, so once per image.
+            cost=NetworkCost(parameters=444_183_552, image_flops=137_781_116_928, activation_bytes=9_809_024),
+            files=(
+                PublishedFiles("THUDM/ImageReward", ("ImageReward.pt",)),
+                PublishedFiles("google-bert/bert-base-uncased", ("vocab.txt",)),
+            ),
+            licence="Apache-2.0",
+        ),
+    ),
+    _hps("hps-v2.1", "HPS_v2.1_compressed.pt"),
+    _hps("hps-v2.0", "HPS_v2_compressed.pt"),
+    RewardEntry(
+        name="clip-score",
+        loader="ttsvar_ray.rewards.clip_reward:load_clip",
+        settings={"cleaning": "clip"},
+        weights=PublishedWeights(
+            cost=_VIT_L_14,
+            files=(PublishedFiles(_CLIP, (*_SAVED, *_CLIP_TOKENIZER.names)),),
+            licence="see its model card",
+        ),
+    ),
+    RewardEntry(
+        name="pick-score",
+        loader="ttsvar_ray.rewards.clip_reward:load_clip",
+        # As transformers' processor for laion/CLIP-ViT-H-14-laion2B-s32B-b79K does it.
+        settings={"cleaning": "transformers", "library": "transformers", "scaled": True},
+        weights=PublishedWeights(
+            cost=_VIT_H_14,
+            files=(PublishedFiles("yuvalkirstain/PickScore_v1", _SAVED), _CLIP_TOKENIZER),
+            licence="see its model card",
+        ),
+    ),
+    RewardEntry(
+        name="aesthetic-v2.5",
+        loader="ttsvar_ray.rewards.aesthetic_reward:load_aesthetic_v25",
+        # TTS-VAR divides the predictor's 1 to 10 by 10.
+        settings={"head": "aesthetic_predictor_v2_5.pth", "scale": 0.1},
+        weights=PublishedWeights(
+            cost=NetworkCost(
+                parameters=428_225_600, image_flops=666_448_114_176, activation_bytes=88_179_840
+            ),
+            files=(
+                PublishedFiles(
+                    "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
+                    "aesthetic_predictor_v2_5.pth",
+                    ("aesthetic_predictor_v2_5.pth",),
+                ),
+                PublishedFiles("google/siglip-so400m-patch14-384", _SAVED, "siglip"),
+            ),
+            licence="encoder Apache-2.0, head AGPL-3.0",
+        ),
+    ),
+    RewardEntry(
+        name="laion-aesthetic",
+        loader="ttsvar_ray.rewards.aesthetic_reward:load_laion_aesthetic",
+        settings={"head": "sac+logos+ava1-l14-linearMSE.pth"},
+        weights=PublishedWeights(
+            cost=_VIT_L_14,
+            files=(
+                PublishedFiles(
+                    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+                    "sac+logos+ava1-l14-linearMSE.pth",
+                    ("sac+logos+ava1-l14-linearMSE.pth",),
+                ),
+                PublishedFiles(_CLIP, _SAVED, "clip"),
+            ),
+            licence="head Apache-2.0, encoder: see its model card",
+        ),
+    ),
+    # The built-in model's own, in its directory; its config.json says its sizes.
+    RewardEntry(
+        name="shapes",
+        loader="ttsvar_ray.rewards.image_reward:load_image_reward",
+        weights=PublishedWeights(cost=None, files=(), licence="Apache-2.0"),
+    ),
+    # Every image scores 0.
+    RewardEntry(
+        name="constant",
+        loader="ttsvar_ray.rewards.constant:ConstantReward",
+        weights=PublishedWeights(cost=NO_COST, files=(), licence="Apache-2.0"),
+        has_folder=False,
+    ),
+)
+
+REWARDS: dict[str, RewardEntry] = {entry.name: entry for entry in _ENTRIES}
+"""By name. Costs are counted from the networks (tests/unit/rewards/test_reward_entries.py counts them again);
+the commands that fetch files follow the publishers' pages and were not tried against the hub."""
 
 
 def build_reward(
@@ -34,27 +172,46 @@ def build_reward(
     device: str = "cpu",
     preprocessing: str = "published",
     dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
 ) -> Reward:
     """Build a reward.
 
     Args:
-        name: one of `REWARD_NAMES`.
-        path: the directory with its files, None for constant.
+        name: of an entry, or the import path of a class.
+        path: the directory with its files.
         device: torch device name.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
         dtype: of its networks, one of `DTYPES`; bfloat16 moves scores.
+        options: of one's own reward; see `find_own_reward`.
 
     Raises:
         ConfigurationError: unknown name, a setting that is missing or has no use, or a package that the
             reward needs and that is not installed.
         CheckpointError: the directory does not hold what it must.
     """
-    if name not in REWARD_NAMES:
-        raise ConfigurationError(f"reward.name: expected one of {', '.join(REWARD_NAMES)}, got {name!r}")
     if dtype not in DTYPES:
         raise ConfigurationError(f"reward.dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if name == "constant":
-        return _constant(path, preprocessing, dtype)
+    if is_own(name):
+        own, arguments = find_own_reward(
+            name, path=path, device=device, preprocessing=preprocessing, dtype=dtype, options=options
+        )
+        mine: Reward = own.object(**arguments)
+        if missing := [attribute for attribute in ("name", "recipe") if not hasattr(mine, attribute)]:
+            raise ConfigurationError(f"reward.name: expected a {' and a '.join(missing)} in {name}, got none")
+        return mine
+    if name not in REWARDS:
+        raise ConfigurationError(f"reward.name: expected one of {', '.join(REWARDS)}, got {name!r}")
+    entry = REWARDS[name]
+    load = named_object(entry.loader)
+    if not entry.has_folder:
+        given = {} if path is None else {"path": str(path)}
+        for setting, value in {**given, **_changed(preprocessing, dtype)}.items():
+            raise ConfigurationError(
+                f"reward.{setting}: the {name} reward reads no files and looks at no pixels, got {value!r}; "
+                "remove it"
+            )
+        constant: Reward = load(**entry.settings)
+        return constant
     if path is None:
         raise ConfigurationError(
             f"reward.path: the reward {name!r} needs the directory of its weights, got nothing; "
@@ -62,53 +219,46 @@ def build_reward(
         )
     import torch
 
-    settings: dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}
-    if name in ("hps-v2.0", "hps-v2.1"):
-        from ttsvar_ray.rewards.clip_reward import load_hps
-
-        # HPS resizes tensors as published: both ways are one, and an ensemble with it may name either.
-        with reading_weights(path):
-            return load_hps(name, Path(path), **settings)
-    load = _loader(name)
     with reading_weights(path):
-        return load(Path(path), preprocessing=Preprocessing(preprocessing), **settings)
+        reward: Reward = load(
+            Path(path),
+            name=name,
+            preprocessing=Preprocessing(preprocessing),
+            device=device,
+            dtype=getattr(torch, dtype),
+            **entry.settings,
+        )
+    return reward
 
 
-def _loader(name: str) -> Callable[..., Reward]:
-    """Return what loads a reward from a directory; its networks are imported only now."""
-    if name == "clip-score":
-        from ttsvar_ray.rewards.clip_reward import load_clip_score
+def find_own_reward(
+    name: str,
+    *,
+    path: str | Path | None = None,
+    device: str = "cpu",
+    preprocessing: str = "published",
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+    setting: str = "reward.name",
+) -> tuple[OwnCode, dict[str, Any]]:
+    """Import the class of one's own reward; nothing is made of it.
 
-        return load_clip_score
-    if name == "pick-score":
-        from ttsvar_ray.rewards.clip_reward import load_pick_score
+    Returns:
+        The class, and the keywords that it is called with: `device`, its options, and whichever of `path`,
+        `preprocessing` and `dtype` is given and no default.
 
-        return load_pick_score
-    if name == "aesthetic-v2.5":
-        from ttsvar_ray.rewards.aesthetic_reward import load_aesthetic_v25
-
-        return load_aesthetic_v25
-    if name == "laion-aesthetic":
-        from ttsvar_ray.rewards.aesthetic_reward import load_laion_aesthetic
-
-        return load_laion_aesthetic
-    from ttsvar_ray.rewards.image_reward import ImageReward
-
-    return ImageReward.from_directory
+    Raises:
+        ConfigurationError: no such class, or one that is no reward or takes other arguments.
+    """
+    files = {} if path is None else {"path": Path(path)}
+    given = {"device": device, **files, **_changed(preprocessing, dtype)}
+    arguments = with_options(given, options or {}, setting="reward.options")
+    own = load_own_class(name, methods=METHODS, arguments=arguments, setting=setting, what="a reward")
+    return own, arguments
 
 
-def _constant(path: str | Path | None, preprocessing: str, dtype: str) -> Reward:
-    given = {
-        "path": None if path is None else str(path),
-        "preprocessing": None if preprocessing == Preprocessing.PUBLISHED else preprocessing,
-        "dtype": None if dtype == "float32" else dtype,
-    }
-    for setting, value in given.items():
-        if value is not None:
-            raise ConfigurationError(
-                f"reward.{setting}: the constant reward reads no files and looks at no pixels, "
-                f"got {value!r}; remove it"
-            )
-    from ttsvar_ray.rewards.constant import ConstantReward
-
-    return ConstantReward()
+def _changed(preprocessing: str, dtype: str) -> dict[str, str]:
+    """Return the settings that are not at their default."""
+    given = {"preprocessing": preprocessing, "dtype": dtype}
+    defaults = {"preprocessing": Preprocessing.PUBLISHED.value, "dtype": DTYPES[0]}
+    return {name: value for name, value in given.items() if value != defaults[name]}

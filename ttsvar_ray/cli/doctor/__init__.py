@@ -88,7 +88,7 @@ def examine(config: JobConfig | None, fetched: Path) -> list[Finding]:
         ("weights", weights.check_hub, Mark.WARN),
         ("weights", partial(weights.check_models, choices), Mark.MISSING),
         ("weights", partial(weights.check_job_paths, named), Mark.MISSING),
-        ("weights", partial(weights.check_judges, fetched), Mark.MISSING),
+        ("weights", partial(weights.check_networks, fetched), Mark.MISSING),
         ("built-in model", checks.check_built_in_model, Mark.BROKEN),
     )
     return [

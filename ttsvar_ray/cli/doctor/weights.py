@@ -6,12 +6,14 @@ import fnmatch
 from pathlib import Path
 
 from ttsvar_ray.cli.doctor.checks import Finding, Mark
-from ttsvar_ray.cli.doctor.judges import JUDGES, Fetch, Judge
 from ttsvar_ray.cli.show import bytes_text
+from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.models.weight_source import WeightSource
+from ttsvar_ray.rewards.registry import REWARDS
+from ttsvar_ray.vision.published import PublishedFiles, PublishedWeights
 
 MODELS = ("infinity-2b", "infinity-8b", "infinity-8b-512", "var-d30")
 """Published models that are looked for without being asked for."""
@@ -66,9 +68,19 @@ def _wanted(source: WeightSource) -> tuple[str, ...]:
     return (source.name,) if is_file else source.needed
 
 
-def check_judges(folder: Path) -> list[Finding]:
+def check_networks(folder: Path) -> list[Finding]:
     """Look for the published rewards and feature networks, each in a folder of its name below `folder`."""
-    return [_judge(judge, folder / judge.name) for judge in JUDGES]
+    rewards = [
+        _network(entry.name, entry.weights, folder / entry.name, f"reward.path={folder / entry.name}")
+        for entry in REWARDS.values()
+        if entry.weights.files
+    ]
+    features = {}
+    for entry in EXTRACTORS.values():
+        place = folder / entry.network
+        named = place if entry.takes_any_backbone else place / entry.weights.files[0].names[0]
+        features[entry.network] = _network(entry.network, entry.weights, place, f"features.backbone={named}")
+    return [*rewards, *features.values()]
 
 
 def check_job_paths(paths: dict[str, str | None]) -> list[Finding]:
@@ -122,25 +134,20 @@ def _cached(repository: HubRepository) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _judge(judge: Judge, folder: Path) -> Finding:
-    missing = [fetch for fetch in judge.fetches if _absent(fetch, folder)]
-    note = f"; {judge.note}" if judge.note else ""
+def _network(name: str, weights: PublishedWeights, folder: Path, setting: str) -> Finding:
+    """Return what is there of one network; `setting` is how a job names it."""
+    missing = [files for files in weights.files if _absent(files, folder)]
+    licence = f"licence {weights.licence}"
     if not missing:
-        text = f"{folder}; {judge.setting}={_named_path(judge, folder)}{note}"
-        return Finding(name=judge.name, mark=Mark.OK, text=text)
-    names = ", ".join(str(Path(fetch.folder) / name) for fetch in missing for name in _absent(fetch, folder))
+        return Finding(name=name, mark=Mark.OK, text=f"{folder}; {setting}; {licence}")
+    absent = ", ".join(str(Path(files.folder) / file) for files in missing for file in _absent(files, folder))
     return Finding(
-        name=judge.name,
+        name=name,
         mark=Mark.MISSING,
-        text=f"{folder}: no {names}{note}",
-        command="\n".join(fetch.command(str(folder)) for fetch in missing),
+        text=f"{folder}: no {absent}; {licence}",
+        command="\n".join(files.command(str(folder)) for files in missing),
     )
 
 
-def _absent(fetch: Fetch, folder: Path) -> list[str]:
-    return [name for name in fetch.files if not (folder / fetch.folder / name).is_file()]
-
-
-def _named_path(judge: Judge, folder: Path) -> Path:
-    """Return what the setting must name: the folder, or InceptionV3's file."""
-    return folder / judge.fetches[0].files[0] if judge.name == "inception" else folder
+def _absent(files: PublishedFiles, folder: Path) -> list[str]:
+    return [name for name in files.names if not (folder / files.folder / name).is_file()]

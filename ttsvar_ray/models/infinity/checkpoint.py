@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.key_map import map_tokenizer_keys, map_transformer_keys
 from ttsvar_ray.models.weight_files import Weights, read_weights
+from ttsvar_ray.vision import checkpoints
 
 __all__ = ["Weights", "load_strict", "read_weights", "save_weights", "tokenizer_keys", "transformer_keys"]
 
 CONSTANT_SUFFIX = ".zero_k_bias"
 """Buffers that are zero in every model: filled in when a file leaves them out."""
-
-LISTED_KEYS = 8
 
 
 def transformer_keys(weights: Weights, *, text_max_length: int) -> Weights:
@@ -63,8 +62,7 @@ def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:
     for key, value in module.state_dict().items():
         if key.endswith(CONSTANT_SUFFIX) and key not in complete:
             complete[key] = torch.zeros(value.shape, dtype=_dtype_beside(key, complete))
-    check_fit(module, complete, source=source)
-    module.load_state_dict(complete, strict=True, assign=True)
+    checkpoints.load_strict(module, complete, source=source, assign=True)
 
 
 def check_fit(module: nn.Module, weights: Weights, *, source: str) -> None:
@@ -73,35 +71,13 @@ def check_fit(module: nn.Module, weights: Weights, *, source: str) -> None:
     Raises:
         CheckpointError: lists missing, unexpected and misshapen names, all at once.
     """
-    expected = module.state_dict()
-    problems = []
-    missing = [key for key in expected if key not in weights and not key.endswith(CONSTANT_SUFFIX)]
-    if missing:
-        problems.append(f"{len(missing)} missing: {_listed(missing)}")
-    if unexpected := [key for key in weights if key not in expected]:
-        problems.append(f"{len(unexpected)} unexpected: {_listed(unexpected)}")
-    misshapen = [
-        f"{key} (expected {tuple(value.shape)}, got {tuple(weights[key].shape)})"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    if misshapen:
-        problems.append(f"{len(misshapen)} of another shape: {_listed(misshapen)}")
-    if problems:
-        raise CheckpointError(
-            f"{source}: weights do not fit the architecture of the model: " + "; ".join(problems)
-        )
+    checkpoints.check_fit(module, weights, source=source, optional=rf".*{re.escape(CONSTANT_SUFFIX)}")
 
 
 def _dtype_beside(key: str, weights: Weights) -> torch.dtype:
     """Return the dtype of the bias that a constant one is joined with."""
     beside = weights.get(f"{key.removesuffix(CONSTANT_SUFFIX)}.v_bias")
     return torch.float32 if beside is None else beside.dtype
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:LISTED_KEYS])
-    return shown if len(names) <= LISTED_KEYS else f"{shown}, ... and {len(names) - LISTED_KEYS} more"
 
 
 def save_weights(module: nn.Module, path: Path, *, dtype: torch.dtype) -> None:

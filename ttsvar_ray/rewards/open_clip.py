@@ -7,27 +7,32 @@ projections transposed; and its sizes stand in a JSON file of its own.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID, START_ID
+from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, read_published, rename_keys
 
-_BLOCK_KEYS: tuple[tuple[str, str], ...] = (
-    (r"ln_([12])\.(\w+)", r"layer_norm\1.\2"),
-    (r"attn\.in_proj_(weight|bias)", r"self_attn.{part}_proj.\1"),
-    (r"attn\.out_proj\.(\w+)", r"self_attn.out_proj.\1"),
-    (r"mlp\.c_fc\.(\w+)", r"mlp.fc1.\1"),
-    (r"mlp\.c_proj\.(\w+)", r"mlp.fc2.\1"),
-)
-_KEYS: tuple[tuple[str, str], ...] = (
+
+def _tower(prefix: str, name: str) -> KeyTable:
+    """Return the rows of one tower's blocks."""
+    block, own = prefix + r"transformer\.resblocks\.(\d+)\.", name + r".encoder.layers.\1."
+    return (
+        (block + r"ln_([12])\.(\w+)", own + r"layer_norm\2.\3"),
+        (block + r"attn\.in_proj_(weight|bias)", own + r"self_attn.{part}_proj.\2"),
+        (block + r"attn\.out_proj\.(\w+)", own + r"self_attn.out_proj.\2"),
+        (block + r"mlp\.c_fc\.(\w+)", own + r"mlp.fc1.\2"),
+        (block + r"mlp\.c_proj\.(\w+)", own + r"mlp.fc2.\2"),
+    )
+
+
+OPEN_CLIP_KEYS: KeyTable = (
+    *_tower(r"visual\.", "vision_model"),
+    *_tower("", "text_model"),
     (r"logit_scale", "logit_scale"),
     (r"positional_embedding", "text_model.embeddings.position_embedding.weight"),
     (r"token_embedding\.weight", "text_model.embeddings.token_embedding.weight"),
@@ -41,8 +46,7 @@ _KEYS: tuple[tuple[str, str], ...] = (
     (r"visual\.ln_post\.(\w+)", r"vision_model.post_layernorm.\1"),
     (r"visual\.proj", "visual_projection.weight"),
 )
-_TOWERS = (("visual.transformer.resblocks.", "vision_model"), ("transformer.resblocks.", "text_model"))
-_TRANSPOSED = ("text_projection", "visual.proj")
+_TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,44 +142,6 @@ def read_sizes(folder: Path) -> OpenClipSizes:
         ) from error
 
 
-def convert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return open_clip weights under the names, and in the shapes, of transformers' CLIPModel.
-
-    Raises:
-        CheckpointError: a key in no row of the tables.
-    """
-    converted: dict[str, Tensor] = {}
-    for key, tensor in weights.items():
-        target = _rename(key)
-        if "{part}" in target:
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                converted[target.replace("{part}", part)] = third
-        else:
-            converted[target] = tensor.T if key in _TRANSPOSED else tensor
-    return converted
-
-
-def _rename(key: str) -> str:
-    for prefix, tower in _TOWERS:
-        match = re.fullmatch(rf"{re.escape(prefix)}(\d+)\.(.+)", key)
-        if match:
-            inner = _first_match(_BLOCK_KEYS, match[2])
-            if inner is not None:
-                return f"{tower}.encoder.layers.{match[1]}.{inner}"
-    target = _first_match(_KEYS, key)
-    if target is None:
-        raise CheckpointError(f"CLIP checkpoint: unknown key {key!r}; expected open_clip's names of a ViT")
-    return target
-
-
-def _first_match(table: tuple[tuple[str, str], ...], key: str) -> str | None:
-    for pattern, target in table:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(target)
-    return None
-
-
 def load_open_clip(path: Path, sizes: OpenClipSizes) -> CLIPModel:
     """Load a checkpoint `{"state_dict": ...}` with open_clip's names, in float32 on the CPU.
 
@@ -186,22 +152,8 @@ def load_open_clip(path: Path, sizes: OpenClipSizes) -> CLIPModel:
     Raises:
         CheckpointError: no such checkpoint, or weights that do not fit the sizes.
     """
-    content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    weights = content.get("state_dict") if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors under the key 'state_dict'")
-    config = sizes.transformers()
-    converted = convert(weights)
-    with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in CLIPModel(config).state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in converted.items()}
-    wrong = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-    if wrong:
-        shown = ", ".join(f"{key}: expected {expected.get(key)}, got {found.get(key)}" for key in wrong[:8])
-        raise CheckpointError(
-            f"{path}: the weights do not fit the network ({len(wrong)} keys; None: not there): {shown}"
-        )
-    model: CLIPModel = CLIPModel.from_pretrained(
-        None, config=config, state_dict=converted, dtype=torch.float32
-    )
+    published = read_published(path, expected="a checkpoint of open_clip", inside="state_dict")
+    weights = rename_keys(published, OPEN_CLIP_KEYS, source=str(path))
+    weights |= {key: weights[key].T for key in _TRANSPOSED if key in weights}
+    model: CLIPModel = build_pretrained(CLIPModel, sizes.transformers(), weights, source=str(path))
     return model

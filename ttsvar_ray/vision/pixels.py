@@ -1,13 +1,13 @@
-"""From an image to a reward's pixels: the published ways, each as a value, and a faster way beside it.
+"""From an image to a network's pixels: the published ways, each as a value, and a faster way beside it.
 
-Rewards differ in what they do with an image that is not square (cut, pad, stretch), and in whose
-arithmetic their authors used; the last bits of the pixels follow from it.
+Networks differ in what their authors did with an image that is not square (cut, pad, stretch), in the filter,
+and in whose arithmetic was used; the last bits of the pixels follow from it.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -33,6 +35,13 @@ class Fit(str, enum.Enum):
     """Both sides are resized, whatever the aspect ratio."""
 
 
+class Resample(str, enum.Enum):
+    """The filter, by torch's name; PIL has it under the same name in capitals."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
 class Library(str, enum.Enum):
     """Whose arithmetic the published preprocessing uses."""
 
@@ -44,11 +53,12 @@ class Library(str, enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PixelRecipe:
-    """How uint8 images become the float32 pixels of a network's square input. All resizing is bicubic.
+    """How uint8 images become the float32 pixels of a network's square input.
 
     Attributes:
         size: pixels of a side of the network's input.
         fit: how an image becomes a square.
+        resample: filter of every resizing, with antialiasing.
         mean, std: per channel, of pixels in [0, 1].
         library: whose arithmetic.
         preprocessing: `PUBLISHED`, or `TENSOR`: resized by torch to 8-bit levels, on the network's device.
@@ -57,6 +67,7 @@ class PixelRecipe:
 
     size: int
     fit: Fit = Fit.CROP
+    resample: Resample = Resample.BICUBIC
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     library: Library = Library.TORCHVISION
@@ -80,10 +91,6 @@ class PixelRecipe:
         channels = [levels[channel][images[..., channel]] for channel in range(3)]
         return torch.from_numpy(np.stack(channels, axis=1))
 
-    def tensor(self) -> PixelRecipe:
-        """Return the faster way beside this one."""
-        return replace(self, preprocessing=Preprocessing.TENSOR)
-
     def _levels(self) -> Float32Array:
         """Return float32 [3, 256]: what each of the 256 levels becomes in each channel."""
         levels = np.arange(256, dtype=np.uint8)
@@ -96,11 +103,12 @@ class PixelRecipe:
         return normalised
 
     def _fit_image(self, image: Image.Image) -> Image.Image:
+        resampling = Image.Resampling[self.resample.name]
         if self.fit is Fit.STRETCH:
-            return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+            return image.resize((self.size, self.size), resampling)
         width, height = self._cover(image.width, image.height)
         if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            image = image.resize((width, height), resampling)
         left, top = self._margin(width), self._margin(height)
         return image.crop((left, top, left + self.size, top + self.size))
 
@@ -108,9 +116,9 @@ class PixelRecipe:
         """Return uint8 levels as a square."""
         height, width = levels_BCHW.shape[2:]
         if self.fit is Fit.STRETCH:
-            return _resize_levels(levels_BCHW, self.size, self.size)
+            return self._resize_levels(levels_BCHW, self.size, self.size)
         width, height = self._cover(width, height)
-        resized = _resize_levels(levels_BCHW, height, width)
+        resized = self._resize_levels(levels_BCHW, height, width)
         left, top = self._margin(width), self._margin(height)
         return resized[:, :, top : top + self.size, left : left + self.size]
 
@@ -124,9 +132,20 @@ class PixelRecipe:
         height, width = unit_BCHW.shape[2:]
         scale = self.size / float(max(height, width))
         height, width = round(height * scale), round(width * scale)
-        resized = _resize(unit_BCHW, height, width)
+        resized = self._resize(unit_BCHW, height, width)
         rows, columns = self.size - height, self.size - width
         return F.pad(resized, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+    def _resize(self, pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
+        if pixels_BCHW.shape[2:] == (height, width):
+            return pixels_BCHW
+        return F.interpolate(pixels_BCHW, size=(height, width), mode=self.resample.value, antialias=True)
+
+    def _resize_levels(self, levels_BCHW: Tensor, height: int, width: int) -> Tensor:
+        """Return resized uint8 levels: on CPUs in integers, as PIL does it; elsewhere rounded from floats."""
+        if levels_BCHW.device.type == "cpu":
+            return self._resize(levels_BCHW, height, width)
+        return self._resize(levels_BCHW.float(), height, width).round_().clamp_(0, 255).to(torch.uint8)
 
     def _cover(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) whose shorter side is `size`."""
@@ -149,16 +168,3 @@ def _to_tensor(images: UInt8Array, device: torch.device) -> Tensor:
     # Tensors on arrays that must not be written to make torch warn; such arrays are copied.
     writable = np.require(images, requirements="W")
     return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2)
-
-
-def _resize(pixels_BCHW: Tensor, height: int, width: int) -> Tensor:
-    if pixels_BCHW.shape[2:] == (height, width):
-        return pixels_BCHW
-    return F.interpolate(pixels_BCHW, size=(height, width), mode="bicubic", antialias=True)
-
-
-def _resize_levels(levels_BCHW: Tensor, height: int, width: int) -> Tensor:
-    """Return resized uint8 levels: on CPUs in integers, as PIL does it; elsewhere rounded from floats."""
-    if levels_BCHW.device.type == "cpu":
-        return _resize(levels_BCHW, height, width)
-    return _resize(levels_BCHW.float(), height, width).round_().clamp_(0, 255).to(torch.uint8)

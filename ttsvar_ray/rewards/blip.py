@@ -1,4 +1,10 @@
-"""What defines a BLIP reward: two networks, the picture and the text they see, the scale of the score."""
+"""A BLIP reward: what defines it, its network, and the names of the published weights.
+
+A vision transformer sees the image, a text transformer reads the text in the light of it, a linear head says
+the score.
+
+Shape legend: B rows, P patches + 1 (class token), T text tokens, V vision width, W text width.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transformers import BlipTextConfig, BlipVisionConfig
+from torch import Tensor, nn
+from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.rewards.pixel_recipe import CLIP_MEAN, CLIP_STD
+from ttsvar_ray.vision.batches import in_whole_blocks
+from ttsvar_ray.vision.checkpoints import KeyTable
+from ttsvar_ray.vision.heads import LinearHead
+from ttsvar_ray.vision.pixels import CLIP_MEAN, CLIP_STD
 
 FORMAT_VERSION = 1
 KIND = "blip-reward"
@@ -187,3 +197,71 @@ PUBLISHED_IMAGE_REWARD = BlipRewardConfig(
     score_std=1.0333394966054072,
 )
 """ImageReward v1.0: BLIP ViT-L/16 at 224 pixels, BERT-base with cross-attention, 446.7 M parameters."""
+
+HEAD_INDICES = (0, 2, 4, 6, 7)
+"""Places of the linear layers in the published head; the places between them held dropouts."""
+
+
+class BlipRewardNetwork(nn.Module):
+    """Scores pixels against token ids; the affine map of the config is applied by `forward`."""
+
+    def __init__(self, config: BlipRewardConfig) -> None:
+        super().__init__()
+        self.vision = BlipVisionModel(config.transformers_vision())
+        self.text = BlipTextModel(config.transformers_text(), add_pooling_layer=False)
+        depth = len(config.head_widths)
+        indices = HEAD_INDICES if depth == len(HEAD_INDICES) else range(depth)
+        self.mlp = LinearHead(config.text.hidden_size, config.head_widths, indices)
+        self.score_mean = config.score_mean
+        self.score_std = config.score_std
+
+    def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return [B, P, V]: the class token and then the patches, row by row, after the last norm."""
+        hidden_BPV: Tensor = self.vision(pixel_values=pixels_BCHW).last_hidden_state
+        return hidden_BPV
+
+    def read_text(self, image_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return [B, T, W]: the text after looking at the image (all its tokens: no image mask)."""
+        hidden_BTW: Tensor = self.text(
+            input_ids=ids_BT, attention_mask=mask_BT, encoder_hidden_states=image_BPV
+        ).last_hidden_state
+        return hidden_BTW
+
+    def forward(self, pixels_BCHW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the scores [B]."""
+        text_BTW = self.read_text(self.encode_image(pixels_BCHW), ids_BT, mask_BT)
+        return self.normalise(self.head(text_BTW))
+
+    def head(self, text_BTW: Tensor) -> Tensor:
+        """Return the raw head output [B] from the first token's state.
+
+        The head sees one row per image, so it is computed in whole blocks of rows.
+        """
+        raw: Tensor = self.mlp(in_whole_blocks(text_BTW[:, 0]))
+        return raw[: text_BTW.shape[0]]
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """Apply the config's affine map."""
+        return (raw - self.score_mean) / self.score_std
+
+
+IMAGE_REWARD_KEYS: KeyTable = (
+    (r"blip\.visual_encoder\.cls_token", "vision.embeddings.class_embedding"),
+    (r"blip\.visual_encoder\.pos_embed", "vision.embeddings.position_embedding"),
+    (r"blip\.visual_encoder\.patch_embed\.proj\.(\w+)", r"vision.embeddings.patch_embedding.\1"),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.(\w+)", r"vision.encoder.layers.\1.layer_norm\2.\3"),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.(\w+)", r"vision.encoder.layers.\1.self_attn.qkv.\2"),
+    (
+        r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.(\w+)",
+        r"vision.encoder.layers.\1.self_attn.projection.\2",
+    ),
+    (r"blip\.visual_encoder\.blocks\.(\d+)\.mlp\.fc([12])\.(\w+)", r"vision.encoder.layers.\1.mlp.fc\2.\3"),
+    (r"blip\.visual_encoder\.norm\.(\w+)", r"vision.post_layernorm.\1"),
+    # A buffer of older transformers, not a weight.
+    (r"blip\.text_encoder\.embeddings\.position_ids", None),
+    (r"blip\.text_encoder\.(.+)", r"text.\1"),
+    # BLIP's contrastive heads; the reward never used them.
+    (r"blip\.(vision|text)_proj\.\w+", None),
+    (r"mlp\.layers\.(\d+)\.(\w+)", r"mlp.layers.\1.\2"),
+)
+"""From the names in the published ImageReward.pt to those of `BlipRewardNetwork`."""

@@ -1,7 +1,7 @@
-"""The rewards that judge one job's images: one, or the members of an ensemble.
+"""The rewards of one job's images: one, or the members of an ensemble.
 
-A panel only gathers what its members say. What an ensemble makes of it depends on the whole population,
-which no worker sees (`search.ensemble`).
+Here their scores are only gathered. What an ensemble makes of them depends on the whole population, which no
+worker sees (`search.ensemble`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PanelScores:
-    """What a panel says about n images.
+class EnsembleScores:
+    """The scores of n images.
 
     Attributes:
         rewards: float32 [n, members]; may be NaN or infinite.
@@ -29,7 +29,7 @@ class PanelScores:
     cut_texts: Int64Array
 
 
-class RewardPanel:
+class RewardEnsemble:
     """Asks each member in turn; members with equal recipes share the pixels."""
 
     def __init__(self, members: Sequence[Reward], *, name: str | None = None) -> None:
@@ -40,11 +40,11 @@ class RewardPanel:
             name: what output rows call the whole; by default a single member's own name.
         """
         if not members or (name is None and len(members) > 1):
-            raise ValueError(f"panel: expected one member, or several and a name, got {len(members)}")
+            raise ValueError(f"ensemble: expected one member, or several and a name, got {len(members)}")
         self.members = tuple(members)
         self.name = members[0].name if name is None else name
 
-    def score(self, images: UInt8Array, texts: Sequence[str]) -> PanelScores:
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> EnsembleScores:
         """Score uint8 RGB [n, height, width, 3] against n texts."""
         if len(images) != len(texts):
             raise ValueError(f"texts: expected one per image ({len(images)}), got {len(texts)}")
@@ -57,4 +57,4 @@ class RewardPanel:
             encoded = member.encode_text(texts)
             rewards[:, column] = member.score_prepared(pixels[member.recipe], encoded)
             cut_texts += np.array([text.truncated for text in encoded], dtype=np.int64)
-        return PanelScores(rewards=rewards, cut_texts=cut_texts)
+        return EnsembleScores(rewards=rewards, cut_texts=cut_texts)

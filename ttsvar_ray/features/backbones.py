@@ -1,0 +1,171 @@
+"""Vision networks whose patches the extractors reduce: DINOv2, or the vision tower of a BLIP reward.
+
+The tower was trained to tell objects, colours and places apart, it is at hand wherever the reward is, and it
+sees images of its own size as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import (
+    BlipVisionConfig,
+    BlipVisionModel,
+    Dinov2WithRegistersModel,
+    PreTrainedModel,
+)
+
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.features.dinov2 import PUBLISHED_HEAD_WIDTH, read_dinov2
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+from ttsvar_ray.vision.batches import ImageNetwork, settle
+from ttsvar_ray.vision.checkpoints import build_pretrained, load_pretrained
+from ttsvar_ray.vision.pixels import IMAGENET_MEAN, IMAGENET_STD, Fit, PixelRecipe, Resample
+
+DINOV2_SIZE = 224
+"""TTS-VAR resizes to this size, bilinear, whatever the aspect ratio."""
+BLIP_PREFIX = "vision."
+
+
+class PatchBackbone(ImageNetwork):
+    """Patch states of a vision transformer after its last norm; a row does not depend on the other rows.
+
+    Args:
+        network: whose tokens are `num_leading` others, and then the patches row by row.
+        name: for the names of extractors.
+        num_leading: class and register tokens.
+        recipe: from images to pixels. The whole image is seen, its aspect ignored: structure at the borders
+            counts as much as in the middle.
+        device: torch device name.
+    """
+
+    def __init__(
+        self, network: PreTrainedModel, *, name: str, num_leading: int, recipe: PixelRecipe, device: str
+    ) -> None:
+        super().__init__(recipe=recipe, device=device)
+        self.name = name
+        self.network = settle(network, self.device, self.dtype)
+        self.num_leading = num_leading
+
+    def patches(self, images: UInt8Array) -> Float32Array:
+        """Return float32 [n, num_patches, width]; `images` uint8 RGB [n, height, width, 3], n >= 1."""
+        return self.run(self._forward, self.preprocess(images))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return [n, num_leading + num_patches, width] after the last norm.
+
+        `pixels` are normalised [n, 3, height, width]; any multiples of the patch size.
+        """
+        hidden: Tensor = self.network(pixel_values=pixels.to(self.device)).last_hidden_state
+        return hidden
+
+    def _forward(self, pixels: Tensor, _contents: Sequence[Any]) -> Tensor:
+        return self.tokens(pixels)[:, self.num_leading :]
+
+
+def load_backbone(
+    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+) -> PatchBackbone:
+    """Load a patch backbone; what it is, its files tell.
+
+    Args:
+        path: a published `dinov2_*_reg4_pretrain.pth`, a directory of DINOv2 with registers as transformers
+            saves it (`facebook/dinov2-with-registers-*`), or a BLIP reward directory.
+        device: torch device name.
+        preprocessing: PIL as published, or tensors on the device.
+
+    Raises:
+        CheckpointError: the files are no known backbone, or do not fit.
+    """
+    if path.is_file():
+        return load_dinov2(path, device=device, preprocessing=preprocessing)
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{path}: expected a .pth file of DINOv2, or a directory with config.json; "
+            + ("the directory has none" if path.is_dir() else "there is nothing here")
+        )
+    config = json.loads(config_file.read_text())
+    if config.get("kind") == "blip-reward":
+        return _load_vision_tower(path, config, device=device, preprocessing=preprocessing)
+    if config.get("model_type") == "dinov2_with_registers":
+        network = load_pretrained(Dinov2WithRegistersModel, path)
+        return dinov2_backbone(network, path.name, device, preprocessing)
+    raise CheckpointError(
+        f"{config_file}: expected kind 'blip-reward' or model_type 'dinov2_with_registers', "
+        f"got kind {config.get('kind')!r}, model_type {config.get('model_type')!r}"
+    )
+
+
+def load_dinov2(
+    path: Path,
+    *,
+    head_width: int = PUBLISHED_HEAD_WIDTH,
+    device: str = "cpu",
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+) -> PatchBackbone:
+    """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
+
+    Args:
+        path: the file.
+        head_width: width of one attention head.
+        device, preprocessing: as in `load_backbone`.
+
+    Raises:
+        CheckpointError: not such a file, or keys that do not fit.
+    """
+    config, weights = read_dinov2(path, head_width=head_width)
+    network = build_pretrained(Dinov2WithRegistersModel, config, weights, source=str(path))
+    return dinov2_backbone(network, path.stem, device, preprocessing)
+
+
+def dinov2_backbone(
+    network: Dinov2WithRegistersModel, name: str, device: str, preprocessing: Preprocessing
+) -> PatchBackbone:
+    """Return a DINOv2 network as a backbone that sees images as TTS-VAR shows them."""
+    recipe = PixelRecipe(
+        size=DINOV2_SIZE,
+        fit=Fit.STRETCH,
+        resample=Resample.BILINEAR,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        preprocessing=preprocessing,
+    )
+    leading = 1 + network.config.num_register_tokens
+    return PatchBackbone(network, name=name, num_leading=leading, recipe=recipe, device=device)
+
+
+def _load_vision_tower(
+    path: Path, config: dict[str, Any], *, device: str, preprocessing: Preprocessing
+) -> PatchBackbone:
+    weights_file = path / "model.safetensors"
+    if not weights_file.is_file():
+        raise CheckpointError(
+            f"{path}: expected model.safetensors beside config.json; is this a reward directory?"
+        )
+    with safe_open(weights_file, framework="pt") as file:
+        weights = {
+            key.removeprefix(BLIP_PREFIX): file.get_tensor(key).float()
+            for key in file.keys()  # noqa: SIM118 (the file is no mapping)
+            if key.startswith(BLIP_PREFIX)
+        }
+    vision = BlipVisionConfig(**config["vision"])
+    recipe = PixelRecipe(
+        size=vision.image_size,
+        fit=Fit.STRETCH,
+        mean=tuple(config["pixel_mean"]),
+        std=tuple(config["pixel_std"]),
+        preprocessing=preprocessing,
+    )
+    return PatchBackbone(
+        build_pretrained(BlipVisionModel, vision, weights, source=str(weights_file)),
+        name=f"{config['name']}-vision",
+        num_leading=1,
+        recipe=recipe,
+        device=device,
+    )

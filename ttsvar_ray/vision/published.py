@@ -1,0 +1,73 @@
+"""What is known of a published network without loading it: its cost, its files, where they come from.
+
+Pure values, read by the registries of rewards and features, by the costs and by the doctor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkCost:
+    """What a network that looks at images costs.
+
+    Attributes:
+        parameters: of everything that is loaded, to 0.5 %.
+        image_flops: of one image.
+        text_flops: of one text, needed once per prompt.
+        activation_bytes: most bytes alive for one image, in float32.
+    """
+
+    parameters: int
+    image_flops: float
+    text_flops: float = 0.0
+    activation_bytes: int = 0
+
+    def __add__(self, other: NetworkCost) -> NetworkCost:
+        return NetworkCost(
+            parameters=self.parameters + other.parameters,
+            image_flops=self.image_flops + other.image_flops,
+            text_flops=self.text_flops + other.text_flops,
+            activation_bytes=max(self.activation_bytes, other.activation_bytes),
+        )
+
+
+NO_COST = NetworkCost(parameters=0, image_flops=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFiles:
+    """Files of one repository of the hub, or one file at a URL.
+
+    Attributes:
+        source: "owner/name" of the hub, or the URL.
+        names: of the files, in the folder afterwards.
+        folder: below the network's own; "" is that itself.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    folder: str = ""
+
+    def command(self, target: str) -> str:
+        """Return the shell command that puts the files below `target`."""
+        folder = f"{target}/{self.folder}".rstrip("/")
+        if self.source.startswith("https://"):
+            return f"curl -L --create-dirs -o '{folder}/{self.names[0]}' '{self.source}'"
+        return f"hf download {self.source} {' '.join(self.names)} --local-dir {folder}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedWeights:
+    """Weights that somebody published.
+
+    Attributes:
+        cost: of the network at its published size; None where a directory's config.json says it.
+        files: all that its loader reads; empty for what this package brings.
+        licence: of the weights.
+    """
+
+    cost: NetworkCost | None
+    files: tuple[PublishedFiles, ...]
+    licence: str
