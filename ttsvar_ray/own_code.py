@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,12 +86,66 @@ def require_callables(own: OwnCode, members: Sequence[str], *, setting: str, wha
     Raises:
         ConfigurationError: names every missing method at once.
     """
-    missing = [member for member in members if not callable(getattr(own.object, member, None))]
+    abstract: frozenset[str] = getattr(own.object, "__abstractmethods__", frozenset())
+    missing = [name for name in members if name in abstract or not callable(getattr(own.object, name, None))]
     if missing:
         raise ConfigurationError(
             f"{setting}: expected {what} with the methods {', '.join(members)}; {own.path} has no "
             f"{', '.join(missing)}"
         )
+
+
+def load_own_class(
+    path: str, *, methods: Sequence[str], arguments: Mapping[str, Any], setting: str, what: str
+) -> OwnCode:
+    """Import a class that a setting names, and refuse it where it cannot be what the setting asks for.
+
+    Nothing is made of it yet, so that this can be asked before weights are loaded.
+
+    Args:
+        path: see `load_own`.
+        methods: that its objects must have.
+        arguments: keywords that it will be called with.
+        setting: dotted name of the setting, for messages.
+        what: its objects are, for messages, such as "a reward".
+
+    Raises:
+        ConfigurationError: what `load_own` refuses, no class, missing methods, or other arguments.
+    """
+    own = load_own(path, setting=setting)
+    if not inspect.isclass(own.object):
+        raise ConfigurationError(f"{setting}: expected a class, got {path}, a {type(own.object).__name__}")
+    require_callables(own, methods, setting=setting, what=what)
+    try:
+        inspect.signature(own.object).bind(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{setting}: {path} is called with {', '.join(arguments)} as keywords, which it does not take "
+            f"so: {error}"
+        ) from None
+    return own
+
+
+def with_options(given: Mapping[str, Any], options: Mapping[str, Any], *, setting: str) -> dict[str, Any]:
+    """Return the keywords that a user's class is called with: what is given to each, and its own options.
+
+    Args:
+        given: by this package.
+        options: from the settings.
+        setting: dotted name of the options, for messages.
+
+    Raises:
+        ConfigurationError: an option that is given already.
+    """
+    if twice := sorted(given.keys() & options.keys()):
+        raise ConfigurationError(f"{setting}: {twice[0]} is given already; remove it")
+    return {**given, **options}
+
+
+def named_object(path: str) -> Any:
+    """Return what one of this package's own import paths stands for; the module is imported only now."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _import(module_name: str, setting: str) -> ModuleType:
@@ -117,9 +172,7 @@ def _import(module_name: str, setting: str) -> ModuleType:
 
 
 def _no_such_name(module_name: str, holder: Any, name: str, setting: str) -> str:
-    public = (
-        sorted(key for key in vars(holder) if not key.startswith("_")) if hasattr(holder, "__dict__") else []
-    )
+    public = [key for key in dir(holder) if not key.startswith("_")]
     close = difflib.get_close_matches(name, public, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(public[:12]) or 'no public names'}"
     return f"{setting}: module {module_name!r} has no {name!r}; {hint}"

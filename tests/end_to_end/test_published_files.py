@@ -24,7 +24,7 @@ from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.rewards.blip_config import PUBLISHED_IMAGE_REWARD
+from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
 from ttsvar_ray.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,8 +18,7 @@ import torchvision
 import transformers
 
 import ttsvar_ray.cli
-from ttsvar_ray.rewards.clip_reward import HPS_FILES, load_hps
-from ttsvar_ray.rewards.registry import REWARD_NAMES
+from ttsvar_ray.rewards.registry import REWARDS, build_reward
 
 SIZES = {
     "embed_dim": 32,
@@ -37,10 +36,10 @@ def main(tokenizer: Path) -> None:
         (folder / "ViT-tiny.json").write_text(json.dumps(SIZES))
         open_clip.add_model_config(folder)
         model = open_clip.create_model("ViT-tiny").eval()
-        torch.save({"state_dict": model.state_dict()}, folder / HPS_FILES["hps-v2.1"])
+        torch.save({"state_dict": model.state_dict()}, folder / REWARDS["hps-v2.1"].settings["file"])
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
-        reward = load_hps("hps-v2.1", folder)
+        reward = build_reward("hps-v2.1", path=folder)
 
     images = np.random.default_rng(0).integers(0, 256, (2, 100, 60, 3), dtype=np.uint8)
     ids = open_clip.get_tokenizer("ViT-tiny")(TEXTS)
@@ -57,7 +56,7 @@ def main(tokenizer: Path) -> None:
                     module.__name__: module.__version__
                     for module in (torch, torchvision, transformers, ray, open_clip)
                 },
-                "rewards": len(REWARD_NAMES),
+                "rewards": len(REWARDS),
                 "tokens_equal": [reward.tokens.encode(text)[0] for text in TEXTS] == ids.tolist(),
                 "score_difference": float(np.abs(reward.score(images, TEXTS) - expected).max()),
             }

@@ -16,7 +16,7 @@ from benchmarks.gpu_infinity import measure
 from benchmarks.random_networks import NetworkSizes
 from tests.support.published_infinity import TINY
 from ttsvar_ray.models.infinity.presets import PRESETS
-from ttsvar_ray.rewards.blip_config import BlipRewardConfig, TextSize, VisionSize
+from ttsvar_ray.rewards.blip import BlipRewardConfig, TextSize, VisionSize
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from tests.support import inception
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.features.inception import InceptionFeatures, load_inception, network_from
-from ttsvar_ray.features.inception_network import InceptionNetwork
+from ttsvar_ray.features.inception import (
+    InceptionFeatures,
+    InceptionNetwork,
+    load_inception,
+    network_from,
+)
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.types import Preprocessing
 
@@ -25,7 +29,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def extractor(weights: dict[str, Tensor]) -> InceptionFeatures:
-    return InceptionFeatures(network_from(weights, where="rebuilt weights"), name="rebuilt")
+    return InceptionFeatures(network_from(weights, source="rebuilt weights"), name="rebuilt")
 
 
 def test_features_equal_those_of_torchvision(extractor: InceptionFeatures) -> None:
@@ -47,7 +51,7 @@ def test_tensor_preprocessing_is_close_to_the_published_one(
     weights: dict[str, Tensor], extractor: InceptionFeatures
 ) -> None:
     fast = InceptionFeatures(
-        network_from(weights, where="rebuilt weights"), name="rebuilt", preprocessing=Preprocessing.TENSOR
+        network_from(weights, source="rebuilt weights"), name="rebuilt", preprocessing=Preprocessing.TENSOR
     )
     image = inception.images()[0][None]
     difference = np.abs(fast.extract(image) - extractor.extract(image)).max()
@@ -84,13 +88,13 @@ def test_misfits_are_listed(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     wrong = {**weights, "extra.weight": torch.zeros(1), "Mixed_7c.branch1x1.bn.bias": torch.zeros(3)}
     del wrong["Mixed_6a.branch3x3.conv.weight"]
     with pytest.raises(CheckpointError) as caught:
-        network_from(wrong, where="here")
-    assert "here: InceptionV3: 3 tensors do not fit" in str(caught.value)
-    assert "missing Mixed_6a.branch3x3.conv.weight" in str(caught.value)
-    assert "unexpected extra.weight" in str(caught.value)
-    assert "Mixed_7c.branch1x1.bn.bias: expected (320,), got (3,)" in str(caught.value)
+        network_from(wrong, source="here")
+    assert "here: weights do not fit" in str(caught.value)
+    assert "1 missing: Mixed_6a.branch3x3.conv.weight" in str(caught.value)
+    assert "1 unexpected: extra.weight" in str(caught.value)
+    assert "Mixed_7c.branch1x1.bn.bias (expected (320,), got (3,))" in str(caught.value)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"key Conv2d_1a_3x3\.conv\.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: Conv2d_1a_3x3\.conv\.weight"):
         load_inception(tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="no such file"):
         load_inception(tmp_path / "none.pth")

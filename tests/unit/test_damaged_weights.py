@@ -19,8 +19,7 @@ from ttsvar_ray.models.choice import ModelChoice
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.registry import load_model, model_path
 from ttsvar_ray.models.var.directory import save_var
-from ttsvar_ray.rewards.aesthetic_reward import V25_HEAD
-from ttsvar_ray.rewards.registry import build_reward
+from ttsvar_ray.rewards.registry import REWARDS, build_reward
 
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 V25_WIDTHS = {0: 1024, 2: 128, 4: 64, 6: 16, 8: 1}
@@ -50,7 +49,7 @@ def write_v25(folder: Path) -> None:
         head[f"scoring_head.{index}.weight"] = torch.zeros(out, width)
         head[f"scoring_head.{index}.bias"] = torch.zeros(out)
         width = out
-    torch.save(head, folder / V25_HEAD)
+    torch.save(head, folder / REWARDS["aesthetic-v2.5"].settings["head"])
 
 
 def write_hps(folder: Path) -> None:

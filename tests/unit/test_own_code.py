@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.own_code import is_own, load_own, require_callables
+from ttsvar_ray.own_code import is_own, load_own, load_own_class, with_options
 
 SOURCE = """
+import abc
 import json
 
 class Liked:
@@ -21,6 +22,21 @@ class Liked:
 
     def score(self, images, texts):
         return [0.0 for _ in images]
+
+class Taught(Liked):
+    def __init__(self, *, device):
+        self.device = device
+
+class Whole(Taught):
+    def preprocess(self, images): ...
+    def encode_text(self, texts): ...
+
+class Abstract(Whole, abc.ABC):
+    @abc.abstractmethod
+    def score(self, images, texts): ...
+
+def function():
+    return 1
 """
 
 
@@ -66,7 +82,10 @@ def test_another_source_is_another_digest(folder: Path) -> None:
         ("own liking:Liked", "expected an import path"),
         ("own_liking:Liked:Inner", "expected an import path"),
         ("own_liking:Likes", "module 'own_liking' has no 'Likes'; did you mean 'Liked'"),
-        ("own_liking:Zebra", "module 'own_liking' has no 'Zebra'; it has Liked, json"),
+        (
+            "own_liking:Zebra",
+            "has no 'Zebra'; it has Abstract, Liked, Taught, Whole, abc, function, json",
+        ),
         ("own_liking:Liked.Outer", "has no 'Outer'"),
         ("own_lking:Liked", "no module 'own_lking' on the Python path or in "),
         ("no_such_package.module:Liked", "no module 'no_such_package'"),
@@ -85,11 +104,50 @@ def test_what_cannot_be_used_is_refused_by_name(folder: Path, path: str, said: s
     assert said in str(refused.value)
 
 
-def test_missing_methods_are_all_named(folder: Path) -> None:
-    own = load_own("own_liking:Liked", setting="x")
-    require_callables(own, ["score"], setting="reward.name", what="a reward")
-    with pytest.raises(ConfigurationError, match=r"own_liking:Liked has no preprocess, encode_text$"):
-        require_callables(own, ["score", "preprocess", "encode_text"], setting="reward.name", what="a reward")
+def test_a_class_with_its_methods_and_arguments_is_taken(folder: Path) -> None:
+    own = load_own_class(
+        "own_liking:Taught", methods=["score"], arguments={"device": "cpu"}, setting="x", what="a reward"
+    )
+    assert own.object(device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "said"),
+    [
+        (
+            "own_liking:Liked",
+            {},
+            "methods score, preprocess, encode_text; own_liking:Liked has no preprocess, encode_text",
+        ),
+        ("own_liking:Abstract", {}, "own_liking:Abstract has no score"),
+        ("own_liking:function", {}, "expected a class, got own_liking:function, a function"),
+        (
+            "own_liking:Whole",
+            {"device": "cpu", "depth": 3},
+            "with device, depth as keywords, which it does not take so: got an unexpected keyword argument",
+        ),
+        ("own_liking:Whole", {}, "missing a required argument: 'device'"),
+    ],
+)
+def test_a_class_that_cannot_serve_is_refused(
+    folder: Path, path: str, arguments: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        load_own_class(
+            path,
+            methods=["score", "preprocess", "encode_text"],
+            arguments=arguments,
+            setting="reward.name",
+            what="a reward",
+        )
+    assert str(refused.value).startswith("reward.name: ")
+    assert said in str(refused.value)
+
+
+def test_an_option_that_is_given_already_is_refused() -> None:
+    assert with_options({"device": "cpu"}, {"depth": 3}, setting="x") == {"device": "cpu", "depth": 3}
+    with pytest.raises(ConfigurationError, match=r"reward\.options: device is given already"):
+        with_options({"device": "cpu"}, {"device": "cuda"}, setting="reward.options")
 
 
 def test_an_installed_command_finds_a_module_in_the_current_folder(folder: Path) -> None:

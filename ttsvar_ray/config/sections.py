@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from ttsvar_ray.own_code import is_own
 from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
 
 
@@ -139,10 +140,12 @@ class SamplingConfig(_Section):
 
 
 class RewardConfig(_Section):
-    """What judges the images."""
+    """What scores the images."""
 
     name: _Text = Field(
-        default="auto", description='"auto" (the model\'s own), the name of a reward, or "ensemble"'
+        default="auto",
+        description='"auto" (the model\'s own), the name of a reward, "ensemble", or one of your own: '
+        '"package.module:Name"',
     )
     path: _Weights = Field(default=None, description="directory of the reward's files")
     members: Annotated[dict[_Text, _Text | None] | None, WeightFiles()] = Field(
@@ -152,6 +155,9 @@ class RewardConfig(_Section):
     combine: RewardCombination | None = Field(
         default=None,
         description="how an ensemble's members become one, over each population; None is softmax",
+    )
+    options: dict[_Text, Any] = Field(
+        default={}, description="keywords of a reward of your own; only such a one has them"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the reward's networks; bfloat16 moves scores"
@@ -167,6 +173,7 @@ class RewardConfig(_Section):
 
     @model_validator(mode="after")
     def _members_are_an_ensembles(self) -> RewardConfig:
+        _check_options(self.options, self.name, "reward.name", "a reward")
         given = self.members or {}
         if self.name == "ensemble":
             if len(given) < 2:
@@ -192,14 +199,32 @@ class FeaturesConfig(_Section):
     """What the clustering sees."""
 
     extractor: _Text = Field(
-        default="auto", description='"auto" (the model\'s own), "pca", "pca_all", "pool" or "inception"'
+        default="auto",
+        description='"auto" (the model\'s own), "pca", "pca_all", "pool", "inception", or one of your own: '
+        '"package.module:Name"',
     )
     pca_sign: Literal["deterministic", "published"] = "deterministic"
+    options: dict[_Text, Any] = Field(
+        default={}, description="keywords of an extractor of your own; only such a one has them"
+    )
     backbone: _Weights = Field(default=None, description="file or directory of the extractor's weights")
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
         description="image to pixels as published (PIL), or faster as tensors on the network's device",
     )
+
+    @model_validator(mode="after")
+    def _options_are_an_own_extractors(self) -> FeaturesConfig:
+        _check_options(self.options, self.extractor, "features.extractor", "an extractor")
+        return self
+
+
+def _check_options(options: Mapping[str, Any], name: str, setting: str, what: str) -> None:
+    if options and not is_own(name):
+        raise ValueError(
+            f"options: only {what} of your own has them, and {setting} is {name!r}; remove them, or name a "
+            "class: package.module:Name"
+        )
 
 
 class EngineConfig(_Section):

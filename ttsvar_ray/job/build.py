@@ -11,7 +11,7 @@ from ttsvar_ray.job.memory import trajectory_bytes
 from ttsvar_ray.job.parts import combination
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.registry import load_model, resolve_device
-from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rewards.registry import build_reward
 
 
@@ -45,7 +45,7 @@ def build_engine(job: ResolvedJob) -> Engine:
     return Engine(
         model=model,
         extractor=_build_extractor(job, device=device),
-        reward=build_panel(job, device=device),
+        reward=build_ensemble(job, device=device),
         plan=job.plan,
         run_seed=config.seed,
         settings=EngineSettings(
@@ -60,7 +60,7 @@ def build_engine(job: ResolvedJob) -> Engine:
     )
 
 
-def build_panel(job: ResolvedJob, *, device: str) -> RewardPanel:
+def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:
     """Load the reward of a job, or the members of its ensemble.
 
     Raises:
@@ -75,12 +75,13 @@ def build_panel(job: ResolvedJob, *, device: str) -> RewardPanel:
             device=device,
             preprocessing=section.preprocessing,
             dtype=section.dtype,
+            options=section.options,
         )
         for part in job.rewards
     ]
     how = combination(section)
     name = None if how is None else f"{how.value}({', '.join(member.name for member in members)})"
-    return RewardPanel(members, name=name)
+    return RewardEnsemble(members, name=name)
 
 
 def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | None:
@@ -93,4 +94,5 @@ def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | Non
         pca_sign=section.pca_sign,
         preprocessing=section.preprocessing,
         device=device,
+        options=section.options,
     )

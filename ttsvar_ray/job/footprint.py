@@ -8,21 +8,18 @@ from typing import Any
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import ModelShape, TransformerShape
+from ttsvar_ray.costs.blip import blip_cost, blip_tower_cost
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import T5_XL, EncoderShape
-from ttsvar_ray.costs.judges import (
-    EXTRACTOR_COSTS,
-    NOTHING,
-    REWARD_COSTS,
-    JudgeCost,
-    blip_cost,
-    blip_tower_cost,
-)
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.own_code import is_own
+from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedWeights
 
 TYPICAL_TEXT_TOKENS = 32
 
@@ -82,7 +79,7 @@ def model_shape(
         text_encoder=text_encoder,
         text_encoder_bytes=text_encoder.weight_bytes(2 if narrow and on_gpu else 4),
         reward=_reward(config, description),
-        extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NOTHING,
+        extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NO_COST,
         reward_element_bytes=2 if config.reward.dtype == "bfloat16" else 4,
     )
 
@@ -121,40 +118,47 @@ def _text_encoder(description: ModelDescription, sizes: TransformerConfig) -> En
     )
 
 
-def _reward(config: JobConfig, description: ModelDescription) -> JudgeCost:
+def _reward(config: JobConfig, description: ModelDescription) -> NetworkCost:
     section = config.reward
     if section.members is not None:
         members = section.members.items()
-        return sum((_one_reward(name, path, description) for name, path in members), NOTHING)
+        return sum((_one_reward(name, path, description) for name, path in members), NO_COST)
     name = description.reward_name if section.name == "auto" else section.name
-    return NOTHING if name is None else _one_reward(name, section.path, description)
+    return NO_COST if name is None else _one_reward(name, section.path, description)
 
 
-def _one_reward(name: str, given: str | None, description: ModelDescription) -> JudgeCost:
+def _one_reward(name: str, given: str | None, description: ModelDescription) -> NetworkCost:
+    if is_own(name):
+        # Nobody knows it; what such a network costs is left out of the plan.
+        return NO_COST
     path = description.reward_path if given is None else Path(given).expanduser()
     own = _read(path)
     if own is not None and own.get("kind") == "blip-reward":
         return blip_cost(own["vision"], own["text"], int(own["max_text_tokens"]))
-    return _named(REWARD_COSTS, name, "reward.name")
+    return _published(REWARDS[name].weights if name in REWARDS else None, name, "reward.name")
 
 
-def _extractor(config: JobConfig, description: ModelDescription) -> JudgeCost:
+def _extractor(config: JobConfig, description: ModelDescription) -> NetworkCost:
     given = config.features.extractor
     name = description.extractor if given == "auto" else given
+    if name is not None and is_own(name):
+        return NO_COST
     backbone = config.features.backbone
     own = _read(description.backbone_path if backbone is None else Path(backbone).expanduser())
     if own is not None and own.get("kind") == "blip-reward":
         return blip_tower_cost(own["vision"])
-    return NOTHING if name is None else _named(EXTRACTOR_COSTS, name, "features.extractor")
+    if name is None:
+        return NO_COST
+    return _published(EXTRACTORS[name].weights if name in EXTRACTORS else None, name, "features.extractor")
 
 
-def _named(costs: dict[str, JudgeCost], name: str, setting: str) -> JudgeCost:
-    if name not in costs:
+def _published(weights: PublishedWeights | None, name: str, setting: str) -> NetworkCost:
+    if weights is None or weights.cost is None:
         raise ConfigurationError(
-            f"{setting}: costs are known for {', '.join(costs)}, or from a directory's config.json; "
+            f"{setting}: costs are known for published networks, or from a directory's config.json; "
             f"got {name!r}"
         )
-    return costs[name]
+    return weights.cost
 
 
 def _read(folder: Path | None) -> dict[str, Any] | None:

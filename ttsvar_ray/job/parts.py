@@ -1,4 +1,4 @@
-"""Which reward judges a job's images and which extractor sees them: names, and where their weights are."""
+"""Which reward scores a job's images and which extractor sees them: names, and where their weights are."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from pathlib import Path
 
 from ttsvar_ray.config import FeaturesConfig, RewardConfig
 from ttsvar_ray.errors import ConfigurationError, noting
-from ttsvar_ray.features.registry import EXTRACTOR_NAMES, JOINT_EXTRACTOR, PATCH_EXTRACTORS, expected_backbone
+from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.rewards.registry import REWARD_NAMES
+from ttsvar_ray.own_code import is_own
+from ttsvar_ray.rewards.registry import REWARDS, find_own_reward
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedPart:
-    """A reward or an extractor: its name in the registry, and the files of its weights."""
+    """A reward or an extractor.
+
+    Attributes:
+        name: in the registry, or an import path.
+        path: the files of its weights.
+        source_digest: of the code behind an import path.
+    """
 
     name: str
     path: Path | None
+    source_digest: str | None = None
 
 
 def resolve_rewards(section: RewardConfig, description: ModelDescription) -> tuple[NamedPart, ...]:
-    """Return which rewards judge a job's images: its own choice, or the model's; several in an ensemble.
+    """Return which rewards score a job's images: its own choice, or the model's; several in an ensemble.
 
     An ensemble's members are in the order of their names, so that the order in a job file means nothing.
 
@@ -35,7 +43,7 @@ def resolve_rewards(section: RewardConfig, description: ModelDescription) -> tup
         found: list[NamedPart] = []
         for name, path in sorted(section.members.items()):
             with noting(problems):
-                found.append(_named_reward("reward.members", name, path, description))
+                found.append(_named_reward("reward.members", name, path, description, section))
         if problems:
             raise ConfigurationError(problems)
         return tuple(found)
@@ -44,21 +52,34 @@ def resolve_rewards(section: RewardConfig, description: ModelDescription) -> tup
         if description.reward_name is None:
             raise ConfigurationError(
                 f"reward.name: model {description.name!r} brings no reward of its own; expected one of "
-                f"{', '.join(REWARD_NAMES)}, or ensemble, got 'auto'"
+                f"{', '.join(REWARDS)}, or ensemble, got 'auto'"
             )
         name = description.reward_name
-    return (_named_reward("reward", name, section.path, description),)
+    return (_named_reward("reward", name, section.path, description, section),)
 
 
-def _named_reward(setting: str, name: str, path: str | None, description: ModelDescription) -> NamedPart:
+def _named_reward(
+    setting: str, name: str, path: str | None, description: ModelDescription, section: RewardConfig
+) -> NamedPart:
     inside = setting == "reward.members"
-    if name not in REWARD_NAMES:
-        choices = ", ".join(REWARD_NAMES)
+    where = f"reward.members: {name}" if inside else "reward.path"
+    if is_own(name):
+        files = _existing(where, path, None)
+        own, _ = find_own_reward(
+            name,
+            path=files,
+            preprocessing=section.preprocessing,
+            dtype=section.dtype,
+            options=section.options,
+            setting=setting if inside else "reward.name",
+        )
+        return NamedPart(name=name, path=files, source_digest=own.source_digest)
+    if name not in REWARDS:
+        choices = ", ".join(REWARDS)
         expected = f"rewards among {choices}" if inside else f"auto, ensemble or one of {choices}"
         raise ConfigurationError(f"{setting if inside else 'reward.name'}: expected {expected}, got {name!r}")
-    own = description.reward_path if name == description.reward_name else None
-    where = f"reward.members: {name}" if inside else "reward.path"
-    return NamedPart(name=name, path=_existing(where, path, own))
+    own_path = description.reward_path if name == description.reward_name else None
+    return NamedPart(name=name, path=_existing(where, path, own_path))
 
 
 def combination(section: RewardConfig) -> RewardCombination | None:
@@ -79,24 +100,32 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
         if description.extractor is None:
             raise ConfigurationError(
                 f"features.extractor: model {description.name!r} brings none of its own; expected one of "
-                f"{', '.join(EXTRACTOR_NAMES)}, got 'auto'"
+                f"{', '.join(EXTRACTORS)}, got 'auto'"
             )
         name = description.extractor
-    if name not in EXTRACTOR_NAMES:
-        raise ConfigurationError(
-            f"features.extractor: expected auto or one of {', '.join(EXTRACTOR_NAMES)}, got {name!r}"
+    if is_own(name):
+        files = _existing("features.backbone", section.backbone, None)
+        own, _ = find_own_extractor(
+            name, backbone=files, preprocessing=section.preprocessing, options=section.options
         )
-    own = description.backbone_path if name in PATCH_EXTRACTORS else None
-    path = _existing("features.backbone", section.backbone, own)
+        return NamedPart(name=name, path=files, source_digest=own.source_digest)
+    if name not in EXTRACTORS:
+        raise ConfigurationError(
+            f"features.extractor: expected auto or one of {', '.join(EXTRACTORS)}, got {name!r}"
+        )
+    entry = EXTRACTORS[name]
+    own_path = description.backbone_path if entry.takes_any_backbone else None
+    path = _existing("features.backbone", section.backbone, own_path)
     if path is None:
-        raise ConfigurationError(f"features.backbone: expected {expected_backbone(name)}, got nothing")
+        raise ConfigurationError(f"features.backbone: expected {entry.expected}, got nothing")
     return NamedPart(name=name, path=path)
 
 
 def joint_component(section: FeaturesConfig, description: ModelDescription) -> ComponentSign | None:
     """Return how the selection reduces features over the whole population; None where it does not."""
     name = (description.extractor or "auto") if section.extractor == "auto" else section.extractor
-    return ComponentSign(section.pca_sign) if name == JOINT_EXTRACTOR else None
+    is_joint = name in EXTRACTORS and EXTRACTORS[name].is_joint
+    return ComponentSign(section.pca_sign) if is_joint else None
 
 
 def _existing(setting: str, given: str | None, own: Path | None) -> Path | None:

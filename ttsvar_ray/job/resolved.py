@@ -52,7 +52,7 @@ class ResolvedJob:
 
     @cached_property
     def rewards(self) -> tuple[NamedPart, ...]:
-        """What judges the images: one reward, or the members of an ensemble.
+        """What scores the images: one reward, or the members of an ensemble.
 
         Raises:
             ConfigurationError: an unknown name, or a path where nothing is.

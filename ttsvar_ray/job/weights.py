@@ -43,7 +43,8 @@ def fetch_weights(job: ResolvedJob) -> None:
 def fingerprints(job: ResolvedJob) -> dict[str, str]:
     """Return what tells a job's weights from others, by a name for each: `{"weights.transformer": ...}`.
 
-    Files are sampled, not read whole; see `WeightSource.fingerprint`.
+    Code of the user's own is told apart by its source. Files are sampled, not read whole; see
+    `WeightSource.fingerprint`.
 
     Raises:
         CheckpointError: weights that are not there.
@@ -62,7 +63,11 @@ def fingerprints(job: ResolvedJob) -> dict[str, str]:
             found[name] = fingerprint_path(path)
 
     for reward in job.rewards:
+        if reward.source_digest is not None:
+            found[f"code.reward.{reward.name}"] = reward.source_digest
         add(f"weights.reward.{reward.name}", reward.path)
     if job.extractor is not None:
+        if job.extractor.source_digest is not None:
+            found[f"code.features.{job.extractor.name}"] = job.extractor.source_digest
         add(f"weights.features.{job.extractor.name}", job.extractor.path)
     return found

@@ -22,11 +22,11 @@ from ttsvar_ray.cli.doctor.checks import (
     memory_limit,
     run_check,
 )
-from ttsvar_ray.cli.doctor.judges import JUDGES
-from ttsvar_ray.cli.doctor.weights import check_judges, check_models
+from ttsvar_ray.cli.doctor.weights import check_models, check_networks
 from ttsvar_ray.config import load_config
+from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.choice import ModelChoice
-from ttsvar_ray.rewards.registry import REWARD_NAMES
+from ttsvar_ray.rewards.registry import REWARDS
 
 
 def test_this_machine_can_run_the_built_in_model(tmp_path: Path) -> None:
@@ -70,23 +70,24 @@ def test_weights_in_the_cache_are_found(tmp_path: Path, monkeypatch: pytest.Monk
     assert (after.mark, after.text, after.command) == (Mark.OK, "complete, 20 B", None)
 
 
-def test_each_reward_can_be_fetched(tmp_path: Path) -> None:
-    assert {judge.name for judge in JUDGES} >= set(REWARD_NAMES) - {"shapes", "constant"}
-    for judge in JUDGES:
-        for fetch in judge.fetches:
-            for name in fetch.files:
-                file = tmp_path / judge.name / fetch.folder / name
-                assert str(file.parent) in fetch.command(str(tmp_path / judge.name))
-    for finding in check_judges(tmp_path):
+def test_each_network_can_be_fetched(tmp_path: Path) -> None:
+    folders = {entry.name: entry.weights.files for entry in REWARDS.values() if entry.weights.files}
+    folders |= {entry.network: entry.weights.files for entry in EXTRACTORS.values()}
+    assert [finding.name for finding in check_networks(tmp_path)] == list(folders)
+    for finding in check_networks(tmp_path):
         assert finding.mark is Mark.MISSING
-        assert finding.command
-    for judge in JUDGES:
-        for fetch in judge.fetches:
-            for name in fetch.files:
-                file = tmp_path / judge.name / fetch.folder / name
+        for files in folders[finding.name]:
+            assert files.command(str(tmp_path / finding.name)) in (finding.command or "").splitlines()
+            for name in files.names:
+                file = tmp_path / finding.name / files.folder / name
+                assert str(file.parent) in (finding.command or "")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(b"")
-    assert all(finding.mark is Mark.OK for finding in check_judges(tmp_path))
+    found = {finding.name: finding for finding in check_networks(tmp_path)}
+    assert all(finding.mark is Mark.OK for finding in found.values())
+    assert "head AGPL-3.0" in found["aesthetic-v2.5"].text
+    assert f"features.backbone={tmp_path / 'dinov2'};" in found["dinov2"].text
+    assert "inception_v3_google-0cc3c7bd.pth;" in found["inception"].text
 
 
 def test_limits_of_containers(tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
-"""Counts against the published models, and against the modules here: parameters, decoder and judge FLOPs."""
+"""Counts against the published models, and against the modules here: parameters, decoder and reward FLOPs."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from ttsvar_ray.costs import TransformerShape
+from ttsvar_ray.costs.blip import blip_cost
 from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import T5_XL
-from ttsvar_ray.costs.judges import EXTRACTOR_COSTS, REWARD_COSTS
 from ttsvar_ray.costs.memory import transformer_parameters, transformer_weight_bytes
-from ttsvar_ray.features.registry import EXTRACTOR_NAMES
+from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.infinity.presets import PRESETS, InfinityPreset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
 from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.rewards.registry import REWARD_NAMES
+from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
+from ttsvar_ray.rewards.registry import REWARDS
 
 PUBLISHED_BILLIONS = {
     "infinity-2b": 2.205,
@@ -104,15 +107,18 @@ def test_published_decoder_flops() -> None:
 
 
 def test_published_selector_and_text_flops() -> None:
-    assert REWARD_COSTS["image-reward"].image_flops / 1e12 == pytest.approx(0.137, rel=0.02)
-    assert EXTRACTOR_COSTS["pca"].image_flops / 1e12 == pytest.approx(0.165, rel=0.02)
+    image_reward, dinov2 = REWARDS["image-reward"].weights.cost, EXTRACTORS["pca"].weights.cost
+    assert image_reward is not None
+    assert dinov2 is not None
+    assert image_reward.image_flops / 1e12 == pytest.approx(0.137, rel=0.02)
+    assert dinov2.image_flops / 1e12 == pytest.approx(0.165, rel=0.02)
     assert T5_XL.flops() / 1e12 == pytest.approx(1.24, rel=0.02)
     assert T5_XL.flops(32) / 1e12 == pytest.approx(0.07, rel=0.07)
-    assert REWARD_COSTS["image-reward"].parameters / 1e6 == pytest.approx(446.7, rel=0.01)
+    assert image_reward.parameters / 1e6 == pytest.approx(446.7, rel=0.01)
     assert T5_XL.parameters / 1e9 == pytest.approx(1.2235, rel=0.001)
 
 
-def test_every_reward_and_extractor_has_a_cost() -> None:
-    # The built-in reward's sizes are in its own config.json.
-    assert set(REWARD_COSTS) == set(REWARD_NAMES) - {"shapes"}
-    assert set(EXTRACTOR_COSTS) == set(EXTRACTOR_NAMES)
+def test_a_blip_of_the_published_size_costs_what_the_published_one_says() -> None:
+    published = PUBLISHED_IMAGE_REWARD
+    counted = blip_cost(asdict(published.vision), asdict(published.text), published.max_text_tokens)
+    assert counted == REWARDS["image-reward"].weights.cost

@@ -14,7 +14,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import WORST_REWARD, Float32Array, Prompt, RewardCombination, UInt8Array
@@ -51,7 +51,7 @@ def search(
     workers = [
         Engine(
             model=TinyModel(),
-            reward=RewardPanel([TinyReward(), RedReward(blind=blind)], name="both"),
+            reward=RewardEnsemble([TinyReward(), RedReward(blind=blind)], name="both"),
             extractor=TinyExtractor(),
             plan=plan,
             run_seed=3,
@@ -115,6 +115,6 @@ def test_the_policy_for_what_is_no_number_holds_for_each_member() -> None:
     assert sum(image.reward for image in outcome.images) == pytest.approx(1.0)
 
 
-def test_a_panel_and_a_plan_of_different_sizes_are_refused() -> None:
+def test_an_ensemble_and_a_plan_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="the plan expects 1 members, got 2"):
         search(make_prompts(1), raw_plan(2))

@@ -13,9 +13,10 @@ from transformers import Dinov2WithRegistersModel
 
 from tests.support.recorded import recorded_rewards
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.features.dinov2 import Dinov2Backbone, config_of, convert, load_hub_checkpoint
+from ttsvar_ray.features.backbones import PatchBackbone, load_backbone, load_dinov2
+from ttsvar_ray.features.dinov2 import read_dinov2
 from ttsvar_ray.features.patch_features import mean_over_patches
-from ttsvar_ray.features.registry import build_extractor, load_backbone
+from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
 
 DATA = recorded_rewards()
@@ -30,8 +31,8 @@ def reference() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Dinov2Backbone:
-    return load_hub_checkpoint(CHECKPOINT, head_width=REDUCED_HEAD_WIDTH)
+def backbone() -> PatchBackbone:
+    return load_dinov2(CHECKPOINT, head_width=REDUCED_HEAD_WIDTH)
 
 
 def reference_images() -> list[np.ndarray]:
@@ -44,13 +45,13 @@ def aligned(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def test_patch_tokens_equal_the_official_ones(
-    backbone: Dinov2Backbone, reference: dict[str, np.ndarray]
+    backbone: PatchBackbone, reference: dict[str, np.ndarray]
 ) -> None:
     for image, expected in zip(reference_images(), reference["patchtokens"], strict=True):
         np.testing.assert_allclose(backbone.patches(image[None])[0], expected, rtol=0, atol=1e-5)
 
 
-def test_a_row_does_not_depend_on_its_batch(backbone: Dinov2Backbone) -> None:
+def test_a_row_does_not_depend_on_its_batch(backbone: PatchBackbone) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 40, 30, 3), dtype=np.uint8)
     alone = np.concatenate([backbone.patches(images[row : row + 1]) for row in range(5)])
     np.testing.assert_array_equal(alone, backbone.patches(images))
@@ -110,10 +111,10 @@ def test_a_flat_image_has_a_zero_component() -> None:
     )
 
 
-def test_a_transformers_directory_is_the_same_network(tmp_path: Path, backbone: Dinov2Backbone) -> None:
-    hub = torch.load(CHECKPOINT, weights_only=True)
-    network = Dinov2WithRegistersModel(config_of(hub, REDUCED_HEAD_WIDTH))
-    network.load_state_dict(convert(hub))
+def test_a_transformers_directory_is_the_same_network(tmp_path: Path, backbone: PatchBackbone) -> None:
+    config, weights = read_dinov2(CHECKPOINT, head_width=REDUCED_HEAD_WIDTH)
+    network = Dinov2WithRegistersModel(config)
+    network.load_state_dict(weights)
     network.save_pretrained(tmp_path)
     images = np.stack([image[:60, :60] for image in reference_images()])
     np.testing.assert_array_equal(

@@ -11,7 +11,7 @@ import pytest
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.job.build import build_panel
+from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, resolve
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.search.operators.resample import Resample
@@ -174,12 +174,12 @@ def test_all_problems_of_an_ensembles_members_come_at_once(tmp_path: Path) -> No
     assert second.startswith("reward.members: hps-v2.1: expected the files of the weights")
 
 
-def test_a_panel_has_the_members_and_says_how_they_are_combined() -> None:
+def test_an_ensemble_has_the_members_and_says_how_they_are_combined() -> None:
     config = config_for("shapes", reward=ensemble(combine="z-score"))
-    panel = build_panel(resolve(config), device="cpu")
-    assert [member.name for member in panel.members] == ["constant", "shapes"]
-    assert panel.name == "z-score(constant, shapes)"
-    alone = build_panel(resolve(config_for("shapes")), device="cpu")
+    built = build_ensemble(resolve(config), device="cpu")
+    assert [member.name for member in built.members] == ["constant", "shapes"]
+    assert built.name == "z-score(constant, shapes)"
+    alone = build_ensemble(resolve(config_for("shapes")), device="cpu")
     assert alone.name == "shapes"
 
 

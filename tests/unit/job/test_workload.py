@@ -121,6 +121,6 @@ def test_what_fits_grows_with_the_device() -> None:
 def test_a_reward_whose_costs_are_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from ttsvar_ray.job import footprint
 
-    monkeypatch.setattr(footprint, "REWARD_COSTS", {})
+    monkeypatch.setattr(footprint, "REWARDS", {})
     with pytest.raises(ValueError, match=r"reward\.name: costs are known for"):
         workload(job())

@@ -13,16 +13,23 @@ from PIL import Image
 
 from tests.support.recorded import recorded_rewards
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.rewards.blip_config import (
+from ttsvar_ray.rewards.blip import (
+    IMAGE_REWARD_KEYS,
     PUBLISHED_IMAGE_REWARD,
     BlipRewardConfig,
+    BlipRewardNetwork,
     TextSize,
     VisionSize,
 )
-from ttsvar_ray.rewards.blip_network import BlipRewardNetwork
-from ttsvar_ray.rewards.image_reward import ImageReward, load_tokenizer, tokenize
-from ttsvar_ray.rewards.image_reward_checkpoint import convert, read_published, rename
+from ttsvar_ray.rewards.image_reward import (
+    ImageReward,
+    load_image_reward,
+    load_tokenizer,
+    read_image_reward,
+    tokenize,
+)
 from ttsvar_ray.rewards.registry import build_reward
+from ttsvar_ray.vision.checkpoints import rename_keys
 
 DATA = recorded_rewards()
 REFERENCE = json.loads((DATA / "imagereward" / "ref.json").read_text())
@@ -60,7 +67,7 @@ def published_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reward(published_folder: Path) -> ImageReward:
-    return ImageReward.from_directory(published_folder)
+    return load_image_reward(published_folder)
 
 
 def reference_images() -> list[np.ndarray]:
@@ -109,8 +116,10 @@ def test_own_directory_gives_the_same_scores(reward: ImageReward, tmp_path: Path
 
 def test_every_published_key_is_mapped_or_dropped_on_purpose() -> None:
     raw = torch.load(DATA / "imagereward" / "ImageReward.pt", weights_only=True)
-    assert set(convert(raw)) == set(BlipRewardNetwork(REDUCED).state_dict())
-    assert {key for key in raw if rename(key) is None} == {
+    own = set(BlipRewardNetwork(REDUCED).state_dict())
+    assert set(rename_keys(raw, IMAGE_REWARD_KEYS, source="here")) == own
+    dropped = [key for key in raw if not rename_keys({key: raw[key]}, IMAGE_REWARD_KEYS, source="here")]
+    assert set(dropped) == {
         "blip.text_encoder.embeddings.position_ids",
         "blip.vision_proj.weight",
         "blip.vision_proj.bias",
@@ -118,20 +127,20 @@ def test_every_published_key_is_mapped_or_dropped_on_purpose() -> None:
         "blip.text_proj.bias",
     }
     with pytest.raises(CheckpointError, match=r"unknown key 'blip\.surprise'"):
-        rename("blip.surprise")
+        rename_keys({"blip.surprise": torch.zeros(1)}, IMAGE_REWARD_KEYS, source="here")
 
 
 def test_all_misfits_are_listed_at_once(published_folder: Path) -> None:
-    weights = read_published(published_folder / "ImageReward.pt")
+    weights = read_image_reward(published_folder / "ImageReward.pt")
     del weights["vision.post_layernorm.bias"]
     weights["extra"] = torch.zeros(2)
     weights["mlp.layers.7.bias"] = torch.zeros(3)
     with pytest.raises(CheckpointError) as caught:
         ImageReward(config=REDUCED, weights=weights, tokenizer=load_tokenizer(published_folder))
     message = str(caught.value)
-    assert "missing vision.post_layernorm.bias" in message
-    assert "unexpected extra" in message
-    assert "shape of mlp.layers.7.bias: expected (1,), got (3,)" in message
+    assert "1 missing: vision.post_layernorm.bias" in message
+    assert "1 unexpected: extra" in message
+    assert "mlp.layers.7.bias (expected (1,), got (3,))" in message
 
 
 def test_the_published_size_has_the_published_number_of_weights() -> None:
@@ -158,7 +167,7 @@ def test_a_wrong_folder_says_what_is_missing(tmp_path: Path, files: dict[str, by
     if "ImageReward.pt" in files:
         torch.save({}, tmp_path / "ImageReward.pt")
     with pytest.raises((CheckpointError, ConfigurationError), match=message):
-        ImageReward.from_directory(tmp_path)
+        load_image_reward(tmp_path)
 
 
 def test_an_unknown_config_key_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,18 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessor, SiglipImageProcessor
 
-from ttsvar_ray.rewards.pixel_recipe import CLIP_MEAN, CLIP_STD, HALF, Fit, Library, PixelRecipe
+from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.vision.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Fit,
+    Library,
+    PixelRecipe,
+    Resample,
+)
 
 CPU = torch.device("cpu")
 SHAPES = [(70, 90), (91, 60), (64, 64), (300, 171), (48, 48), (49, 48)]
@@ -22,6 +34,11 @@ def image(height: int, width: int) -> np.ndarray:
     small = Image.fromarray(generator.integers(0, 256, (6, 7, 3), dtype=np.uint8))
     smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int64)
     return np.clip(smooth + generator.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def tensor(recipe: PixelRecipe) -> PixelRecipe:
+    """Return the faster way beside a published one."""
+    return replace(recipe, preprocessing=Preprocessing.TENSOR)
 
 
 def processed(folder: Path, picture: np.ndarray) -> torch.Tensor:
@@ -102,8 +119,8 @@ def test_padding_is_black_before_the_normalisation_and_even(
 def test_the_tensor_way_is_a_few_levels_off_at_most(fit: Fit, shape: tuple[int, int]) -> None:
     recipe = PixelRecipe(size=48, fit=fit, mean=(0.0,) * 3, std=(1.0,) * 3)
     picture = image(*shape)
-    published, tensor = recipe.apply(picture[None], CPU), recipe.tensor().apply(picture[None], CPU)
-    difference = (published - tensor).abs() * 255
+    published, tensors = recipe.apply(picture[None], CPU), tensor(recipe).apply(picture[None], CPU)
+    difference = (published - tensors).abs() * 255
     assert difference.max() <= 2.01
     assert difference.mean() <= 0.3
 
@@ -111,7 +128,7 @@ def test_the_tensor_way_is_a_few_levels_off_at_most(fit: Fit, shape: tuple[int, 
 @pytest.mark.parametrize("fit", Fit)
 def test_an_images_pixels_do_not_depend_on_its_batch(fit: Fit) -> None:
     pictures = np.stack([image(70, 90) // (1 + row) for row in range(9)])
-    for recipe in (PixelRecipe(size=48, fit=fit), PixelRecipe(size=48, fit=fit).tensor()):
+    for recipe in (PixelRecipe(size=48, fit=fit), tensor(PixelRecipe(size=48, fit=fit))):
         together = recipe.apply(pictures, CPU)
         alone = torch.cat([recipe.apply(picture[None], CPU) for picture in pictures])
         assert torch.equal(together, alone)
@@ -121,5 +138,60 @@ def test_an_images_pixels_do_not_depend_on_its_batch(fit: Fit) -> None:
 def test_a_read_only_image_is_taken() -> None:
     picture = image(70, 90)
     picture.setflags(write=False)
-    for recipe in (PixelRecipe(size=48), PixelRecipe(size=48).tensor(), PixelRecipe(size=48, fit=Fit.PAD)):
+    for recipe in (PixelRecipe(size=48), tensor(PixelRecipe(size=48)), PixelRecipe(size=48, fit=Fit.PAD)):
         assert recipe.apply(picture[None], CPU).shape == (1, 3, 48, 48)
+
+
+ANY_SHAPES = [(70, 90), (91, 60), (300, 171), (56, 56), (1, 5)]
+PIL_FILTERS = {Resample.BILINEAR: Image.Resampling.BILINEAR, Resample.BICUBIC: Image.Resampling.BICUBIC}
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("resample", list(Resample))
+@pytest.mark.parametrize("shape", ANY_SHAPES)
+def test_the_published_way_is_pils(resample: Resample, shape: tuple[int, int]) -> None:
+    image = picture(*shape)
+    recipe = stretched(resample, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    got = recipe.apply(image[None], CPU)
+    resized = np.asarray(Image.fromarray(image).resize((56, 56), PIL_FILTERS[resample])).astype(np.float32)
+    expected = (resized / np.float32(255) - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    np.testing.assert_array_equal(got[0].numpy(), expected.transpose(2, 0, 1))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    coarse = Image.fromarray(picture(5, 6))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("resample", list(Resample))
+@pytest.mark.parametrize(
+    "image",
+    [smooth(*shape) for shape in ANY_SHAPES],
+    ids=[f"{height}x{width}" for height, width in ANY_SHAPES],
+)
+def test_the_tensor_way_stays_within_two_levels_of_a_picture(resample: Resample, image: np.ndarray) -> None:
+    assert difference(image, resample) <= 2.01
+
+
+@pytest.mark.parametrize("resample", list(Resample))
+@pytest.mark.parametrize("side", [40, 57, 300])
+def test_it_stays_within_one_level_on_square_noise(resample: Resample, side: int) -> None:
+    assert difference(picture(side, side), resample) <= 1.01
+
+
+def test_native_sizes_are_the_same_either_way() -> None:
+    assert difference(picture(56, 56), Resample.BICUBIC) == 0.0
+
+
+def stretched(resample: Resample, **settings: object) -> PixelRecipe:
+    return PixelRecipe(size=56, fit=Fit.STRETCH, resample=resample, **settings)  # type: ignore[arg-type]
+
+
+def difference(image: np.ndarray, resample: Resample) -> float:
+    """Return the largest difference in levels of 255."""
+    plain = stretched(resample, mean=(0.0,) * 3, std=(1.0,) * 3)
+    published, tensors = plain.apply(image[None], CPU), tensor(plain).apply(image[None], CPU)
+    return float((published - tensors).abs().max()) * 255

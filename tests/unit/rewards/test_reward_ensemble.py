@@ -1,4 +1,4 @@
-"""A panel gathers what its members say, and prepares pixels once for all who want the same."""
+"""An ensemble gathers its members' scores, and prepares pixels once for all who want the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.rewards.constant import ConstantReward
-from ttsvar_ray.rewards.panel import RewardPanel
+from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Float32Array, UInt8Array
 
@@ -42,18 +42,18 @@ def test_scores_stand_in_the_members_order_and_cut_texts_are_counted() -> None:
     red = Recorder("red", recipe="same", channel=0, longest=3)
     blue = Recorder("blue", recipe="same", channel=2, longest=5)
     green = Recorder("green", recipe="other", channel=1)
-    scores = RewardPanel([blue, red, green], name="all").score(IMAGES, ["abc", "abcd", "abcdef"])
+    scores = RewardEnsemble([blue, red, green], name="all").score(IMAGES, ["abc", "abcd", "abcdef"])
     expected = IMAGES.mean(axis=(1, 2))[:, [2, 0, 1]]
     np.testing.assert_allclose(scores.rewards, expected, rtol=1e-6)
     assert scores.cut_texts.tolist() == [0, 1, 2]
     assert (red.prepared + blue.prepared, green.prepared) == (1, 1)
 
 
-def test_a_single_member_names_the_panel_and_several_need_a_name() -> None:
-    assert RewardPanel([ConstantReward()]).name == "constant"
-    assert RewardPanel([ConstantReward()]).score(IMAGES, ["a", "b", "c"]).rewards.tolist() == [[0.0]] * 3
+def test_a_single_member_names_the_ensemble_and_several_need_a_name() -> None:
+    assert RewardEnsemble([ConstantReward()]).name == "constant"
+    assert RewardEnsemble([ConstantReward()]).score(IMAGES, ["a", "b", "c"]).rewards.tolist() == [[0.0]] * 3
     for members in ([], [ConstantReward(), ConstantReward()]):
         with pytest.raises(ValueError, match="expected one member, or several and a name"):
-            RewardPanel(members)
+            RewardEnsemble(members)
     with pytest.raises(ValueError, match="one per image"):
-        RewardPanel([ConstantReward()]).score(IMAGES, ["a"])
+        RewardEnsemble([ConstantReward()]).score(IMAGES, ["a"])
