@@ -187,9 +187,9 @@ def builder(job: SimulatedJob, log: Path) -> SleepingEngineBuilder:
     return SleepingEngineBuilder(
         plan=job.plan,
         workload=job.workload,
-        rows=job.rows,
-        image_bytes=job.payload.image_bytes,
-        bits_per_token=job.payload.bits_per_token,
+        rows=job.settings.rows,
+        image_bytes=job.settings.payload.image_bytes,
+        bits_per_token=job.settings.payload.bits_per_token,
         log=log,
     )
 
@@ -210,9 +210,13 @@ def main() -> None:
     parser.add_argument("--profile", default="h200")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    overrides = [f"model.name={options.model}", f"strategy.n={options.n}"]
-    job = simulated_job(load_config(JOB, overrides, needs_files=False), options.profile)
-    each = seconds_per_prompt(job.plan, job.workload, rows=job.rows)
+    overrides = [
+        f"model.name={options.model}",
+        f"strategy.n={options.n}",
+        f"simulation.profile={options.profile}",
+    ]
+    job = simulated_job(load_config(JOB, overrides, needs_files=False))
+    each = seconds_per_prompt(job.plan, job.workload, rows=job.settings.rows)
     prompts = max(8, round(options.seconds / each))
     load = [os.getloadavg()]
     runs: list[dict[str, Any]] = []
@@ -230,7 +234,7 @@ def main() -> None:
             tell(f"{workers} workers", runs[-1])
     load.append(os.getloadavg())
     content = {
-        "what": f"{options.model}, TTS-VAR N={options.n}, {job.workload.source}, {job.rows} rows",
+        "what": f"{options.model}, TTS-VAR N={options.n}, {job.workload.source}, {job.settings.rows} rows",
         "hardware": {"cpu": cpu_name(), "cores": os.cpu_count(), "load_before_and_after": load},
         "in_process": local,
         "through_ray": runs,

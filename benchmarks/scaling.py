@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ttsvar_ray.cli.simulate import progress_lines
 from ttsvar_ray.cli.simulation_report import result_lines
 from ttsvar_ray.config import load_config
 from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
-from ttsvar_ray.simulation import SimulationSettings, seconds_per_prompt, simulate
+from ttsvar_ray.simulation import seconds_per_prompt, simulate
 
 JOB = Path("jobs/infinity_2b.yaml")
 NOISE = 0.05
@@ -31,22 +32,19 @@ AIMS = {64: 0.95, 1024: 0.90}
 
 def read_job(model: str, n: int, profile: str, settings: list[str]) -> SimulatedJob:
     """Return the job that is simulated."""
-    overrides = [f"model.name={model}", f"strategy.n={n}", *settings]
-    return simulated_job(load_config(JOB, overrides, needs_files=False), profile)
+    overrides = [f"model.name={model}", f"strategy.n={n}", f"simulation.profile={profile}", *settings]
+    return simulated_job(load_config(JOB, overrides, needs_files=False))
 
 
 def run(job: SimulatedJob, gpus: int, prompts: int, workers_per_cell: int | None) -> dict[str, Any]:
     """Simulate one size; return its result as JSON, with the timeline."""
-    settings = SimulationSettings(
+    settings = replace(
+        job.settings,
         gpus=gpus,
         prompts=prompts,
-        rows=job.rows,
-        memory_bytes=job.memory_bytes,
-        workers_per_cell=workers_per_cell or job.workers_per_cell,
+        workers_per_cell=workers_per_cell or job.settings.workers_per_cell,
         noise=NOISE,
         failures_per_gpu_hour=FAILURES_PER_GPU_HOUR,
-        rows_per_part=job.rows_per_part,
-        payload=job.payload,
     )
     started = time.process_time()
     result = simulate(
@@ -134,7 +132,7 @@ def main() -> None:
     if options.out is not None and options.out.exists():
         results = json.loads(options.out.read_text(encoding="utf-8"))["results"]
     for gpus in options.gpus:
-        each = seconds_per_prompt(job.plan, job.workload, rows=job.rows)
+        each = seconds_per_prompt(job.plan, job.workload, rows=job.settings.rows)
         prompts = options.prompts or round(gpus * 3600 * options.hours / each)
         print(f"{gpus:,} GPUs, {prompts:,} prompts", flush=True)
         results[str(gpus)] = run(job, gpus, prompts, options.workers_per_cell)

@@ -64,7 +64,7 @@ def result_lines(result: SimulationResult) -> list[str]:
     if result.writer_load:
         lines.append(f"writer: busy {result.writer_load:.1%} of the time")
     if settings.selections == "cheap":
-        lines.append("selections: random ancestors in place of the search's (--selections real runs those)")
+        lines.append("selections: random ancestors; simulation.selections=real runs the search's")
     return lines
 
 

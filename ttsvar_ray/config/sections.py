@@ -38,6 +38,7 @@ _Count = Annotated[_Integer, Field(ge=1)]
 _ScaleIndex = Annotated[_Integer, Field(ge=0)]
 _NonNegative = Annotated[_Number, Field(ge=0)]
 _Positive = Annotated[_Number, Field(gt=0)]
+_Share = Annotated[_Number, Field(ge=0, le=1)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -310,7 +311,7 @@ class ClusterConfig(_Section):
     start_timeout_s: _Positive = Field(
         default=1800.0, description="seconds without any worker before a run is given up"
     )
-    max_failure_rate: Annotated[_Number, Field(ge=0, le=1)] = Field(
+    max_failure_rate: _Share = Field(
         default=0.5, description="share of recent prompts that may fail before a run is given up; 1: any"
     )
     failure_window: Annotated[_Integer, Field(ge=50)] = Field(
@@ -343,6 +344,38 @@ class OutputConfig(_Section):
         return self
 
 
+class SimulationConfig(_Section):
+    """What `simulate` plays; read by no other command, and nothing of it is generated."""
+
+    gpus: _Count = Field(default=64, description="workers, one GPU each")
+    prompts: _Count = Field(default=10_000, description="prompts of the whole run")
+    profile: _Text = Field(
+        default="h200",
+        description="device (h200, a100-80g, ..., or a file), or a measured workload's file",
+    )
+    seed: _Integer = Field(default=0, description="of noise and faults")
+    noise: _NonNegative = Field(default=0.05, description="relative deviation of a micro-batch's time")
+    stragglers: _Share = Field(default=0.0, description="share of the workers that are slow")
+    straggler_factor: Annotated[_Number, Field(ge=1)] = Field(
+        default=2.0, description="how many times longer these take"
+    )
+    failures_per_gpu_hour: _NonNegative = Field(default=0.0, description="losses of one worker")
+    failures_per_node_hour: _NonNegative = Field(default=0.0, description="losses of a whole node")
+    gpus_per_node: _Count = Field(default=8, description="workers that a node's loss takes along")
+    restart_seconds: _NonNegative = Field(default=60.0, description="until a lost worker is replaced")
+    start_seconds: _NonNegative = Field(default=30.0, description="until the first worker is ready")
+    start_spread_seconds: _NonNegative = Field(default=30.0, description="until the last one is, after that")
+    writer_gb_per_second: _Positive | None = Field(
+        default=None, description="what the writer of parts sustains; None: writing is free"
+    )
+    selections: Literal["cheap", "real"] = Field(
+        default="cheap", description="random ancestors, or the search's own selections in twice the time"
+    )
+    compare: bool = Field(
+        default=False, description="also run variants: noise, losses, stragglers, spread, cells"
+    )
+
+
 class JobConfig(_Section):
     """One job, resolved. `digest` names what it would generate."""
 
@@ -355,6 +388,7 @@ class JobConfig(_Section):
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     output: OutputConfig = OutputConfig()
+    simulation: SimulationConfig = SimulationConfig()
     # A column of the output holds it: 64 bits.
     seed: Annotated[_Integer, Field(ge=-(2**63), lt=2**63)] = 0
 
@@ -368,8 +402,8 @@ class JobConfig(_Section):
                             yield name, key, mark
 
     def resolved(self) -> dict[str, Any]:
-        """Return every setting as JSON values, under the names a job file uses."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Return every setting of a run as JSON values, under the names a job file uses."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"simulation"})
 
     def content(self) -> dict[str, Any]:
         """Return the settings that change what is generated, flat: `{"strategy.n": 2, ...}`.

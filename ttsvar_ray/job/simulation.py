@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.simulation import PayloadSizes
+from ttsvar_ray.simulation import PayloadSizes, SimulationSettings
 
 IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
 """Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
@@ -31,47 +32,35 @@ PATCH_WIDTH = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedJob:
-    """A job as a simulation sees it.
-
-    Attributes:
-        memory_bytes: what a worker can give to trajectories; None: only `rows` limits it.
-    """
+    """A job as a simulation sees it."""
 
     plan: Plan
     workload: Workload
     coordinator: CoordinatorSettings
-    rows: int | tuple[int, ...]
-    memory_bytes: int | None
-    rows_per_part: int
-    workers_per_cell: int
-    payload: PayloadSizes
+    settings: SimulationSettings
 
 
-def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
-    """Read a job for simulation.
-
-    Args:
-        config: the job.
-        profile: a device by name or file, whose rates give seconds; or the file of a measured workload.
+def simulated_job(config: JobConfig) -> SimulatedJob:
+    """Read a job for the simulation that its section `simulation` describes.
 
     Raises:
         ConfigurationError: no such profile, costs that are not counted, weights that do not fit the device,
             or a workload of another plan.
         CheckpointError: a model directory that cannot be read.
     """
-    job = resolve(config)
+    job, given = resolve(config), config.simulation
     plan, description = job.plan, job.description
-    given = config.engine.memory_gb
-    memory_bytes = None if given is None else int(given * 1e9)
-    if _is_workload_file(profile):
-        workload = read_workload(Path(profile))
+    memory_gb = config.engine.memory_gb
+    memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
+    if _is_workload_file(given.profile):
+        workload = read_workload(Path(given.profile))
         if len(workload.segments) != len(plan.segments):
             raise ConfigurationError(
-                f"{profile}: expected loads of the plan's {len(plan.segments)} segments, got "
+                f"{given.profile}: expected loads of the plan's {len(plan.segments)} segments, got "
                 f"{len(workload.segments)}; it was measured for another plan"
             )
     else:
-        device = load_profile(profile)
+        device = load_profile(given.profile)
         workload = build_workload(job, device)
         if is_gpu(device):
             left = _bytes_left(job, device)
@@ -81,22 +70,26 @@ def simulated_job(config: JobConfig, profile: str) -> SimulatedJob:
         # A measured workload knows of no passes that are filled up.
         loads = zip(workload.segments, fixed, strict=True)
         workload = replace(workload, segments=tuple(replace(load, pass_rows=rows) for load, rows in loads))
-    cluster = config.cluster
+    writer = given.writer_gb_per_second
     return SimulatedJob(
         plan=plan,
         workload=workload,
         coordinator=job.coordinator_settings,
-        rows=config.engine.micro_batch_rows,
-        memory_bytes=memory_bytes,
-        rows_per_part=config.output.rows_per_part,
-        workers_per_cell=cluster.workers_per_cell,
-        payload=PayloadSizes(
-            bits_per_token=description.bits_per_token,
-            feature_dim=FEATURE_DIM if plan.joint_component is None else FEATURE_DIM * PATCH_WIDTH,
-            image_bytes=int(
-                description.image_height
-                * description.image_width
-                * IMAGE_BYTES_PER_PIXEL[config.output.image_format]
+        settings=SimulationSettings(
+            **given.model_dump(exclude={"profile", "compare", "writer_gb_per_second"}),
+            rows=config.engine.micro_batch_rows,
+            memory_bytes=memory_bytes,
+            workers_per_cell=config.cluster.workers_per_cell,
+            rows_per_part=config.output.rows_per_part,
+            sink_bytes_per_second=math.inf if writer is None else writer * 1e9,
+            payload=PayloadSizes(
+                bits_per_token=description.bits_per_token,
+                feature_dim=FEATURE_DIM if plan.joint_component is None else FEATURE_DIM * PATCH_WIDTH,
+                image_bytes=int(
+                    description.image_height
+                    * description.image_width
+                    * IMAGE_BYTES_PER_PIXEL[config.output.image_format]
+                ),
             ),
         ),
     )

@@ -16,16 +16,20 @@ from ttsvar_ray.cli.simulate import progress_lines
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.job.workload_file import write_workload
 
-SMALL = ("--model", "infinity-2b", "--gpus", "4", "--prompts", "40", "--start-seconds", "0")
 
-
-def invoke(*arguments: str) -> Any:
+def invoke(*settings: str, output: tuple[str, ...] = ()) -> Any:
+    """Simulate 40 prompts of Infinity-2B with these settings."""
+    arguments = ["--gpus", "4", "--prompts", "40", *output]
+    for setting in ("model.name=infinity-2b", "simulation.start_seconds=0", *settings):
+        arguments += ["--set", setting]
     return CliRunner().invoke(app, ["simulate", *arguments])
 
 
 def test_a_run_on_a_known_device(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    result = invoke(*SMALL, "--failures-per-gpu-hour", "60", "--noise", "0.1", "--json", str(out))
+    result = invoke(
+        "simulation.failures_per_gpu_hour=60", "simulation.noise=0.1", output=("--json", str(out))
+    )
     assert result.exit_code == 0, result.output
     for words in (
         "40 prompts (tts-var",
@@ -45,7 +49,7 @@ def test_a_run_on_a_known_device(tmp_path: Path) -> None:
 
 def test_variants_are_compared(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    result = invoke(*SMALL, "--compare", "--json", str(out))
+    result = invoke("simulation.compare=true", output=("--json", str(out)))
     assert result.exit_code == 0, result.output
     variants = json.loads(out.read_text())["variants"]
     assert {"as given", "no noise", "5 % stragglers, twice as slow", "spread 1"} <= set(variants)
@@ -56,10 +60,11 @@ def test_variants_are_compared(tmp_path: Path) -> None:
 def test_a_measured_workload(tmp_path: Path) -> None:
     loads = tuple(SegmentLoad(tokens=9, batch_seconds=0.1, row_seconds=0.1) for _ in range(5))
     write_workload(tmp_path / "load.json", Workload(segments=loads, source="measured somewhere"))
-    result = invoke(*SMALL, "--profile", str(tmp_path / "load.json"))
+    profile = f"simulation.profile={tmp_path / 'load.json'}"
+    result = invoke(profile)
     assert result.exit_code == 0, result.output
     assert "costs: measured somewhere" in result.output
-    result = invoke(*SMALL, "--profile", str(tmp_path / "load.json"), "--strategy", "raw")
+    result = invoke(profile, "strategy.name=raw")
     assert result.exit_code == 2
     assert "expected loads of the plan's 1 segments, got 5" in result.output
 
@@ -69,7 +74,7 @@ def test_the_plot_is_an_image(tmp_path: Path) -> None:
     from PIL import Image
 
     path = tmp_path / "plot.png"
-    result = invoke(*SMALL, "--plot", str(path))
+    result = invoke(output=("--plot", str(path)))
     assert result.exit_code == 0, result.output
     with Image.open(path) as image:
         assert image.width > 500
@@ -84,23 +89,24 @@ def test_without_matplotlib_the_plot_says_what_it_needs(
         return None if name == "matplotlib" else find_spec(name, *rest)
 
     monkeypatch.setattr(importlib.util, "find_spec", absent)
-    result = invoke(*SMALL, "--plot", str(tmp_path / "plot.png"))
+    result = invoke(output=("--plot", str(tmp_path / "plot.png")))
     assert result.exit_code == 2
     assert "needs matplotlib" in result.output
     assert not (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        (("--profile", "h2000"), "expected one of"),
-        (("--selections", "some"), "expected real or cheap, got 'some'"),
-        (("--writer-gb-per-second", "0"), "expected more than 0"),
-        (("--model", "infinity-8b", "--profile", "rtx4090"), "leave nothing to trajectories"),
+        (("simulation.profile=h2000",), "expected one of"),
+        (("simulation.selections=some",), "expected 'cheap' or 'real', got 'some'"),
+        (("simulation.writer_gb_per_second=0",), "expected more than 0"),
+        (("simulation.gpus=0",), "simulation.gpus: expected at least 1, got 0"),
+        (("model.name=infinity-8b", "simulation.profile=rtx4090"), "leave nothing to trajectories"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(arguments: tuple[str, ...], message: str) -> None:
-    result = invoke(*SMALL, *arguments)
+def test_what_cannot_be_simulated_is_refused(settings: tuple[str, ...], message: str) -> None:
+    result = invoke(*settings)
     assert result.exit_code == 2
     assert message in result.output
 

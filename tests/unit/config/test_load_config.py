@@ -110,6 +110,22 @@ def test_the_option_list_is_pinned() -> None:
         "output.quality",
         "output.keep",
         "output.bits",
+        "simulation.gpus",
+        "simulation.prompts",
+        "simulation.profile",
+        "simulation.seed",
+        "simulation.noise",
+        "simulation.stragglers",
+        "simulation.straggler_factor",
+        "simulation.failures_per_gpu_hour",
+        "simulation.failures_per_node_hour",
+        "simulation.gpus_per_node",
+        "simulation.restart_seconds",
+        "simulation.start_seconds",
+        "simulation.start_spread_seconds",
+        "simulation.writer_gb_per_second",
+        "simulation.selections",
+        "simulation.compare",
         "seed",
     ]
 
@@ -166,7 +182,7 @@ def test_all_problems_come_at_once() -> None:
         "seed: expected a number, got true",
         (
             "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, "
-            "reward, features, engine, cluster, output, seed"
+            "reward, features, engine, cluster, output, simulation, seed"
         ),
     )
 

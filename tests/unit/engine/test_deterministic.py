@@ -32,7 +32,7 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.job.workload import build_workload
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.simulation import SimulationSettings, simulate
+from ttsvar_ray.simulation import simulate
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 PLAN = tts_var_plan()
@@ -265,17 +265,15 @@ def test_rising_numbers_are_fine_where_nothing_is_filled_up() -> None:
 
 
 def test_a_simulation_pays_for_passes_that_are_not_full() -> None:
-    fixed, loose = simulated_job(two_b(*FIXED), "h200"), simulated_job(two_b(), "h200")
+    fixed, loose = simulated_job(two_b(*FIXED)), simulated_job(two_b())
     assert [load.pass_rows for load in fixed.workload.segments] == [32, 32, 16, 8, 4]
     assert [load.pass_rows for load in loose.workload.segments] == [0] * 5
-    assert fixed.memory_bytes == loose.memory_bytes, "a pass is reserved by the coordinator"
+    assert fixed.settings.memory_bytes == loose.settings.memory_bytes, "a pass is reserved by the coordinator"
     rates = [
         simulate(
             plan=job.plan,
             workload=job.workload,
-            settings=SimulationSettings(
-                gpus=2, prompts=60, rows=job.rows, memory_bytes=job.memory_bytes, start_seconds=0
-            ),
+            settings=replace(job.settings, gpus=2, prompts=60, start_seconds=0),
             coordinator=job.coordinator,
         ).prompts_per_second
         for job in (fixed, loose)
