@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from typing_extensions import assert_never
 
@@ -26,6 +26,7 @@ from ttsvar_ray.coordination.messages import (
     Refuse,
     Release,
     RunBatch,
+    SegmentReport,
     Tick,
     WorkerDraining,
     WorkerJoined,
@@ -35,12 +36,17 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.selection import Select
 from ttsvar_ray.types import Prompt
 
 
 @dataclass(slots=True)
 class DummyWorker:
-    """One worker: what it was asked, in order, and what it holds."""
+    """One worker: what it was asked, in order, and what it holds.
+
+    Attributes:
+        slowdown: how many times longer its batches take, as its reports say.
+    """
 
     engine: DummyEngine
     rows: int
@@ -49,6 +55,7 @@ class DummyWorker:
     in_flight: set[int] = field(default_factory=set)
     is_draining: bool = False
     is_hung: bool = False
+    slowdown: float = 1.0
     is_abandoned: bool = False
 
 
@@ -64,11 +71,14 @@ class DummyCluster:
         prompts: Sequence[Prompt],
         fault_of: FaultOf = lambda task: None,
         workload: Workload | None = None,
+        selections: Select | None = None,
     ) -> None:
         self.plan = plan
         self.settings = settings
         self.workload = workload
-        self.coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings, workload=workload)
+        self.coordinator = Coordinator(
+            plan=plan, run_seed=run_seed, settings=settings, workload=workload, selections=selections
+        )
         self.workers: dict[str, DummyWorker] = {}
         self.mail: list[BatchDone] = []
         self.outcomes: dict[str, PromptResult | PromptFailure] = {}
@@ -140,7 +150,12 @@ class DummyCluster:
         if isinstance(item, Release):
             worker.engine.release(item.prompt_key, item.attempt)
             return
-        results = tuple(worker.engine.run_segment(item.tasks))
+        results = tuple(
+            replace(result, seconds=result.seconds * worker.slowdown)
+            if isinstance(result, SegmentReport)
+            else result
+            for result in worker.engine.run_segment(item.tasks)
+        )
         self._check_memory(worker, item)
         self.mail.append(BatchDone(worker_id=worker_id, batch_id=item.batch_id, results=results))
 
@@ -178,7 +193,7 @@ class DummyCluster:
             self.actions.append(action)
             self._carry_out(action)
         if self.workload is not None:
-            self._check_promises()
+            self._check_reserved()
 
     # What must hold.
 
@@ -187,8 +202,8 @@ class DummyCluster:
         assert self.coordinator.is_done
         assert set(self.outcomes) == self._leased
         assert not self._source
-        assert self.coordinator.num_live == 0
-        assert self.coordinator.num_waiting == 0
+        assert not self.coordinator.view.live
+        assert not self.coordinator.view.waiting
         for name, worker in self.workers.items():
             if worker.is_hung:
                 assert not worker.in_flight, f"{name} hangs, and nobody waits for it any more"
@@ -239,32 +254,21 @@ class DummyCluster:
         worker.in_flight.add(batch.batch_id)
         assert len(worker.in_flight) <= self.settings.batches_in_flight
 
-    def _check_promises(self) -> None:
-        for worker in self.coordinator._state.fleet:
+    def _check_reserved(self) -> None:
+        for worker in self.coordinator.view.workers:
             memory = self.workers[worker.worker_id].memory_bytes
-            running = max((batch.charge for batch in worker.batches.values()), default=0)
+            running = max((batch.memory for batch in worker.batches.values()), default=0)
             if memory is not None:
-                assert worker.charged + running <= memory, "more was promised than there is"
+                assert worker.reserved + running <= memory, "more is reserved than there is"
 
     def check_accounts(self) -> None:
-        """What workers are charged is what live prompts are charged, counted again from nothing."""
-        state = self.coordinator._state
-        charged: Counter[str] = Counter()
-        for live in state.live.values():
-            charged.update(live.charges)
-            for worker_id in {*live.seats.values(), *live.parent_seats.values(), *live.charges}:
-                tariff = state.fleet.get(worker_id).tariff
-                parents = live.parents_on(worker_id)
-                if not tariff.children_replace_parents:
-                    parents = live.parents_needed_on(worker_id)
-                expected = live.lingering.get(worker_id, 0) + tariff.charge(
-                    live.population.segment.index,
-                    slots=len(live.seated_on(worker_id)),
-                    parents=len(parents),
-                )
-                assert live.charges.get(worker_id, 0) == expected
-        for worker in state.fleet:
-            assert worker.charged == charged[worker.worker_id]
+        """What is reserved on a worker is what the live prompts need there, counted again from nothing."""
+        view = self.coordinator.view
+        for worker in view.workers:
+            needed = {key: view.needed(key, worker) for key in view.live}
+            assert worker.reserved == sum(needed.values())
+            for key, prompt in view.live.items():
+                assert prompt.reserved.get(worker.worker_id, 0) == needed[key]
 
     def _check_memory(self, worker: DummyWorker, batch: RunBatch) -> None:
         if self.workload is None or worker.memory_bytes is None:

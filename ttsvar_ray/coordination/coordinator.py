@@ -7,45 +7,41 @@ Invariants, at every event, in any order of events:
 * No action names a worker that is gone, and no batch goes to one that drains or was abandoned.
 * A selection waits for the whole population and depends on nothing else: not on the workers, the
   batches, or the order in which shards reported.
-* What a worker runs and holds, and what was promised to waiting trajectories, never exceeds what it has:
-  `memory_bytes` where bytes are known, else its live limit in trajectories. A batch respects the limits of
-  rows and of tokens.
-* A live prompt either has a place for every slot that must still run, or holds nothing that does not
-  run right now, or has a worker for itself. So full workers cannot wait for each other: what holds room also
-  makes progress.
+* What a worker runs and holds, and what is reserved there for waiting trajectories, never exceeds what it
+  has: `memory_bytes` where bytes are known, else its live limit in trajectories. A batch respects the limits
+  of rows and of tokens.
+* A live prompt either has a worker for every slot that must still run, or holds nothing that does not
+  run right now, or has a worker for itself. So full workers cannot wait for each other: what holds memory
+  also makes progress.
 * A slot is taken in once: results of lost batches, past attempts and repeated answers are dropped.
 
 Recovery needs no log: the bits of the last selection rebuild any trajectory anywhere
-(`ShardTask.parent_bits`), so losing a worker, running out of room and moving a survivor are one operation.
+(`ShardTask.parent_bits`), so losing a worker, running out of memory and moving a survivor are one operation.
 
-    waiting --admission--> live: seats --dispatch--> batch in flight --report--> population
-                             ^                            | lost, failed           | complete
-                             |<--------- recovery --------'                        |
-                             '---- seating: kept in place, or replayed <-----------'--> Emit
+    waiting --scheduling--> live: assigned --scheduling--> batch in flight --report--> population
+                              ^                              | lost, failed              | complete
+                              |<--------- failures ----------'                           |
+                              '---- assignment: kept in place, or replayed <-------------'--> Emit
 
-When nothing is left to start, `relief` moves what waits behind others, or crawls on a slow worker, to idle
-workers.
+Policies (`assignment`, `scheduling`, `failures`, `deadlines`) read a `View` and return decisions; `Residency`
+carries them out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from typing_extensions import assert_never
 
-from ttsvar_ray.coordination.admission import Admission
-from ttsvar_ray.coordination.custody import Custody
+from ttsvar_ray.coordination import assignment, failures, scheduling
 from ttsvar_ray.coordination.deadlines import Deadlines
-from ttsvar_ray.coordination.dispatch import Dispatcher
-from ttsvar_ray.coordination.fleet import Fleet, Worker
-from ttsvar_ray.coordination.joining import take_measure
-from ttsvar_ray.coordination.live_prompt import LivePrompt
+from ttsvar_ray.coordination.decisions import Assign, Decision, Evict, View
 from ttsvar_ray.coordination.messages import (
     Action,
     BatchDone,
     Emit,
     Event,
-    FailureKind,
     PromptsLeased,
     PromptsWithdrawn,
     Refuse,
@@ -55,11 +51,9 @@ from ttsvar_ray.coordination.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.recovery import Recovery
-from ttsvar_ray.coordination.relief import Relief
-from ttsvar_ray.coordination.seating import Seater
+from ttsvar_ray.coordination.residency import LivePrompt, Residency
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.state import State
+from ttsvar_ray.coordination.workers import Worker, worker_of
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.plan import Plan
@@ -96,37 +90,21 @@ class Coordinator:
         self._plan = plan
         self._settings = settings
         self._workload = workload
-        fleet = Fleet()
-        self._state = State(
-            plan=plan,
-            run_seed=run_seed,
-            settings=settings,
-            workload=workload,
-            selections=selections,
-            fleet=fleet,
-            custody=Custody(fleet),
+        self._residency = Residency(
+            plan=plan, run_seed=run_seed, settings=settings, workload=workload, selections=selections
         )
-        self._seater = Seater(self._state)
-        self._admission = Admission(self._state, self._seater)
-        self._dispatcher = Dispatcher(self._state, self._admission)
-        self._recovery = Recovery(self._state)
         self._deadlines = Deadlines(settings, workload)
-        self._relief = Relief(self._state, self._deadlines)
+
+    @property
+    def view(self) -> View:
+        """What it remembers of prompts and workers, to be read."""
+        return self._residency
 
     @property
     def is_done(self) -> bool:
         """Whether every prompt has been emitted and none will follow."""
-        return self._state.is_exhausted and not self._state.waiting and not self._state.live
-
-    @property
-    def num_live(self) -> int:
-        """Prompts that were started and not emitted."""
-        return len(self._state.live)
-
-    @property
-    def num_waiting(self) -> int:
-        """Prompts that were leased and not started."""
-        return len(self._state.waiting)
+        view = self.view
+        return view.is_exhausted and not view.waiting and not view.live
 
     def handle(self, event: Event) -> list[Action]:
         """Take in one event and return what to do about it, in order.
@@ -139,7 +117,7 @@ class Coordinator:
             case BatchDone():
                 self._on_batch_done(event)
             case Tick():
-                self._on_tick(event)
+                self._apply(self._deadlines.tick(event.now, self.view.workers))
             case PromptsLeased():
                 self._on_prompts_leased(event)
             case WorkerJoined():
@@ -147,21 +125,32 @@ class Coordinator:
             case WorkerLost():
                 self._on_worker_lost(event.worker_id, event.reason)
             case WorkerDraining():
-                worker = self._state.fleet.get(event.worker_id)
-                if worker is not None:
-                    self._recovery.drain(worker)
+                worker = self._residency.workers.get(event.worker_id)
+                if worker is not None and worker.state.takes_work:
+                    self._residency.drain(worker)
             case PromptsWithdrawn():
-                self._on_prompts_withdrawn(event)
+                keys = frozenset(event.prompt_keys)
+                for key in [*(key for key in self.view.live if key in keys), *keys]:
+                    self._residency.drop(key)
             case _:
                 assert_never(event)
-        self._seater.place_unplaced()
-        self._dispatcher.dispatch()
-        if self._relief.relieve():
-            self._seater.place_unplaced()
-            self._dispatcher.dispatch()
-        self._admission.lease()
-        actions, self._state.actions = self._state.actions, []
-        return actions
+        self._go_on()
+        if self._apply(assignment.rebalance(self.view, self._deadlines)):
+            self._go_on()
+        self._apply(scheduling.lease(self.view))
+        return self._residency.take_actions()
+
+    def _go_on(self) -> None:
+        self._apply(assignment.place(self.view))
+        self._apply(scheduling.dispatch(self.view))
+
+    def _apply(self, decisions: Iterable[Decision]) -> bool:
+        """Carry decisions out, each before the next is made; return whether there was one."""
+        found = False
+        for decision in decisions:
+            self._residency.apply(decision)
+            found = True
+        return found
 
     # Events.
 
@@ -171,119 +160,95 @@ class Coordinator:
                 "PromptsLeased: expected prompts or is_last, got neither; wait for prompts instead"
             )
         for prompt in event.prompts:
-            if not self._state.enqueue(prompt):
+            if not self._residency.enqueue(prompt):
                 raise ValueError(f"PromptsLeased: prompt {prompt.key!r} is leased already; lease each once")
-        self._admission.answered()
-        self._state.is_exhausted = event.is_last
-
-    def _on_prompts_withdrawn(self, event: PromptsWithdrawn) -> None:
-        keys = frozenset(event.prompt_keys)
-        for key in [key for key in self._state.live if key in keys]:
-            self._state.close(self._state.live[key])
-        for key in keys:
-            self._state.waiting.pop(key, None)
+        self._residency.awaits_lease = False
+        self._residency.is_exhausted = event.is_last
 
     def _on_worker_joined(self, event: WorkerJoined) -> None:
         if min(rows_by_segment(event.rows, self._plan)) < 1:
             raise ValueError(f"worker {event.worker_id}: expected rows of at least 1, got {event.rows}")
-        if event.worker_id in self._state.fleet:
-            self._on_worker_lost(event.worker_id, "joined again, so its former life is over")
-        worker = take_measure(event, plan=self._plan, settings=self._settings, workload=self._workload)
+        self._on_worker_lost(event.worker_id, "joined again, so its former life is over")
+        worker = worker_of(event, plan=self._plan, settings=self._settings, workload=self._workload)
         if isinstance(worker, Refuse):
-            self._state.actions.append(worker)
-            return
-        self._state.fleet.add(worker)
+            self._residency.ask(worker)
+        else:
+            self._residency.workers.add(worker)
 
     def _on_worker_lost(self, worker_id: str, reason: str) -> None:
-        self._recovery.lose(worker_id, reason)
+        worker = self._residency.workers.get(worker_id)
+        if worker is not None:
+            self._residency.lose(worker)
+            self._apply(failures.worker_lost(self.view, worker, reason))
         self._deadlines.forget(worker_id)
 
-    def _on_tick(self, event: Tick) -> None:
-        for abandon in self._deadlines.tick(event.now, self._state.fleet):
-            worker = self._state.fleet.get(abandon.worker_id)
-            assert worker is not None
-            if not worker.is_abandoned:
-                worker.is_abandoned = True
-                self._state.actions.append(abandon)
-                self._recovery.drain(worker)
-
     def _on_batch_done(self, event: BatchDone) -> None:
-        worker = self._state.fleet.get(event.worker_id)
-        batch = worker.batches.pop(event.batch_id, None) if worker is not None else None
+        residency = self._residency
+        worker = residency.workers.get(event.worker_id)
+        batch = residency.finish_batch(worker, event.batch_id) if worker is not None else None
         if worker is None or batch is None:
             return
-        worker.runs_alone = False
-        answers = {(r.prompt_key, r.attempt, r.segment_index, r.slots): r for r in event.results}
         seconds = [r.seconds for r in event.results if isinstance(r, SegmentReport)]
         if seconds:
             ratio = self._deadlines.answered(worker, batch, max(seconds))
             if ratio is not None:
-                worker.learn_pace(ratio)
+                worker.learn_slowdown(ratio)
+        answers = {(r.prompt_key, r.attempt, r.segment_index, r.slots): r for r in event.results}
         out_of_memory = False
         for task in batch.tasks:
-            live = self._state.live.get(task.prompt.key)
+            live = residency.live.get(task.prompt.key)
             # The batch id is unique, so this also recognises attempts that are over.
             if live is None or any(live.in_flight.get(slot) != batch.batch_id for slot in task.slots):
                 continue
-            for slot in task.slots:
-                del live.in_flight[slot]
+            residency.answered(live, task.slots)
             answer = answers.get((task.prompt.key, task.attempt, task.segment_index, task.slots))
             if isinstance(answer, SegmentReport):
                 self._on_report(live, worker, answer)
             elif answer is None:
-                self._recovery.retry_elsewhere(live, worker, "its batch was answered without a result for it")
-            elif answer.kind is FailureKind.MEMORY and self._recovery.can_ask_less(worker, batch):
-                out_of_memory = True
-                self._recovery.requeue(live, worker, task.slots)
+                error = "its batch was answered without a result for it"
+                self._apply(failures.attempt_failed(self.view, live, worker, error))
             else:
-                self._recovery.on_failure(live, worker, task, answer)
+                out_of_memory |= failures.is_out_of_memory(worker, batch, answer)
+                self._apply(failures.shard_failed(self.view, live, worker, batch, task, answer))
         if out_of_memory:
-            self._recovery.shrink(worker, batch)
+            residency.apply(failures.shrink(worker, batch))
 
     # What a report leads to.
 
     def _on_report(self, live: LivePrompt, worker: Worker, report: SegmentReport) -> None:
         complaint = live.population.accept(report)
         if complaint is not None:
-            self._recovery.retry_elsewhere(live, worker, complaint)
-            return
-        if live.population.is_complete:
+            self._apply(failures.attempt_failed(self.view, live, worker, complaint))
+        elif live.population.is_complete:
             self._complete(live)
-        elif self._is_of_no_more_use(live, worker):
-            self._state.actions += self._state.custody.release(live, worker.worker_id)
-
-    def _is_of_no_more_use(self, live: LivePrompt, worker: Worker) -> bool:
-        """Return whether what a worker holds of a prompt will not be, or must not be, continued there."""
-        unreported = set(live.population.unreported)
-        if unreported.intersection(live.seated_on(worker.worker_id)):
-            return False
-        return live.population.segment.is_last or live.key in self._state.unplaced
+        elif not set(live.unreported).intersection(live.assigned_to(worker.worker_id)) and (
+            live.segment.is_last or live.key in self.view.unplaced
+        ):
+            reason = "what is held here will not be, or must not be, continued here"
+            self._residency.apply(Evict(prompt_key=live.key, worker_id=worker.worker_id, reason=reason))
 
     def _complete(self, live: LivePrompt) -> None:
-        state = self._state
-        state.unplaced.pop(live.key, None)
-        state.end_piecemeal(live)
-        population = live.population
+        residency, population = self._residency, live.population
+        residency.end_chunked(live)
         try:
             if population.segment.is_last:
                 result = population.result(keep=self._settings.keep, attempts=live.attempts)
-                state.close(live)
-                state.actions.append(Emit(outcome=result))
+                residency.drop(live.key)
+                residency.ask(Emit(outcome=result))
                 return
             record = population.advance()
         except TtsVarError as error:
             # The same population would fail again: no further attempt.
-            live.errors.append(f"{type(error).__name__}: {error}")
-            state.give_up(live)
+            self._apply(failures.not_comparable(live, error))
             return
-        state.custody.begin_segment(live)
-        seating = self._seater.find(live)
-        if seating is None:
-            state.unplaced[live.key] = None
+        residency.begin_segment(live)
+        found = assignment.find(self.view, live)
+        if found is None:
+            residency.displace(live)
             record = replace(record, moved=len(record.ancestor_index), reason="replayed when there is room")
         else:
-            placement = tuple(seating.worker_of.values())
-            record = replace(record, placement=placement, moved=seating.moved, reason=seating.reason)
-            state.custody.sit_down(live, seating)
+            placement = tuple(found.worker_of.values())
+            record = replace(record, placement=placement, moved=found.moved, reason=found.reason)
+            residency.apply(Assign(prompt_key=live.key, assignment=found))
         population.trace.append(record)
-        state.actions += state.custody.release_unused(live)
+        residency.evict_unused(live)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttsvar_ray.coordination.fleet import Batch, Fleet, Worker
 from ttsvar_ray.coordination.messages import Abandon
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workers import Batch, WorkerState, WorkersView, WorkerView
 from ttsvar_ray.coordination.workload import Workload
 
-MEMORY = 0.95
-"""Part of the slowest ratio that is left after one answer: half of it after 14."""
+SLOWEST_EMA_WEIGHT = 0.05
+"""Part of the slowest ratio that is forgotten with one answer: half of it after 14."""
 
-NEWS = 0.1
+USUAL_EMA_WEIGHT = 0.1
 """Weight of the latest answer in what is usual of a segment, over all workers."""
 
 NAMED_PROMPTS = 3
@@ -44,14 +44,14 @@ class Deadlines:
         self._now: float | None = None
         self._clocks: dict[str, _Clock] = {}
         self._warm: dict[str, set[int]] = {}
-        self._slowness: dict[int, float] = {}
+        self._slowest: dict[int, float] = {}
         self._usual: dict[int, float] = {}
 
-    def tick(self, now: float, fleet: Fleet) -> list[Abandon]:
-        """Return whose oldest answer is overdue; the same workers at every tick until they are gone."""
+    def tick(self, now: float, workers: WorkersView) -> list[Abandon]:
+        """Return which workers to abandon, because their oldest answer is overdue."""
         self._now = now
         overdue = []
-        for worker in fleet:
+        for worker in workers:
             oldest = next(iter(worker.batches.values()), None)
             if oldest is None:
                 self._clocks.pop(worker.worker_id, None)
@@ -61,13 +61,13 @@ class Deadlines:
                 self._clocks[worker.worker_id] = _Clock(batch_id=oldest.batch_id, since=now)
                 continue
             waited = now - clock.since
-            if waited > self.limit(worker, oldest):
+            if waited > self.limit(worker, oldest) and worker.state is not WorkerState.ABANDONED:
                 overdue.append(
                     Abandon(worker_id=worker.worker_id, reason=self._reason(worker, oldest, waited))
                 )
         return overdue
 
-    def answered(self, worker: Worker, batch: Batch, seconds: float) -> float | None:
+    def answered(self, worker: WorkerView, batch: Batch, seconds: float) -> float | None:
         """Learn from an answer.
 
         Returns:
@@ -87,16 +87,16 @@ class Deadlines:
             warm.add(batch.segment_index)
             return None
         predicted = self._predicted(batch)
-        slowness = seconds / predicted if predicted > 0 else 0.0
-        known = self._slowness.get(batch.segment_index, 0.0)
-        self._slowness[batch.segment_index] = max(slowness, MEMORY * known)
-        if self._workload is None or slowness <= 0:
+        ratio = seconds / predicted if predicted > 0 else 0.0
+        known = self._slowest.get(batch.segment_index, 0.0)
+        self._slowest[batch.segment_index] = max(ratio, (1 - SLOWEST_EMA_WEIGHT) * known)
+        if self._workload is None or ratio <= 0:
             return None
-        usual = self._usual.get(batch.segment_index, slowness)
-        self._usual[batch.segment_index] = usual ** (1 - NEWS) * slowness**NEWS
-        return slowness / usual
+        usual = self._usual.get(batch.segment_index, ratio)
+        self._usual[batch.segment_index] = usual ** (1 - USUAL_EMA_WEIGHT) * ratio**USUAL_EMA_WEIGHT
+        return ratio / usual
 
-    def elapsed(self, worker: Worker) -> float:
+    def elapsed(self, worker: WorkerView) -> float:
         """Return for how long a worker's oldest batch has run, as far as ticks tell."""
         clock = self._clocks.get(worker.worker_id)
         return 0.0 if clock is None or self._now is None else self._now - clock.since
@@ -106,14 +106,14 @@ class Deadlines:
         self._clocks.pop(worker_id, None)
         self._warm.pop(worker_id, None)
 
-    def expected(self, worker: Worker, batch: Batch) -> float | None:
+    def expected(self, worker: WorkerView, batch: Batch) -> float | None:
         """Return the seconds expected of a batch, or None while nothing is known."""
-        slowness = self._slowness.get(batch.segment_index)
-        if slowness is None or batch.segment_index not in self._warm.get(worker.worker_id, ()):
+        slowest = self._slowest.get(batch.segment_index)
+        if slowest is None or batch.segment_index not in self._warm.get(worker.worker_id, ()):
             return None
-        return slowness * self._predicted(batch)
+        return slowest * self._predicted(batch)
 
-    def limit(self, worker: Worker, batch: Batch) -> float:
+    def limit(self, worker: WorkerView, batch: Batch) -> float:
         """Return the seconds after which a batch is overdue."""
         settings = self._settings
         expected = self.expected(worker, batch)
@@ -127,7 +127,7 @@ class Deadlines:
             return 1.0
         return self._workload.seconds(batch.segment_index, batch.num_rows, batch.num_replayed)
 
-    def _reason(self, worker: Worker, batch: Batch, waited: float) -> str:
+    def _reason(self, worker: WorkerView, batch: Batch, waited: float) -> str:
         keys = sorted(batch.prompt_keys)
         more = f" and {len(keys) - NAMED_PROMPTS} more" if len(keys) > NAMED_PROMPTS else ""
         expected = self.expected(worker, batch)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttsvar_ray.coordination.batching import Backlog, Cut
+from ttsvar_ray.coordination.batching import Backlog
 
 
-def take(backlog: Backlog, rows: int, *, is_idle: bool) -> tuple[Cut, ...]:
+def take(backlog: Backlog, rows: int, *, is_idle: bool) -> dict[str, tuple[int, ...]]:
     """Take a batch where that many rows fill one in every segment."""
-    _, cuts = backlog.take([rows] * 4, is_idle=is_idle)
-    return cuts
+    segment_index, batch = backlog.next_batch([rows] * 4, is_idle=is_idle)
+    backlog.take(segment_index, batch)
+    return batch
 
 
 def test_the_furthest_segment_goes_first_across_prompts() -> None:
@@ -23,26 +24,26 @@ def test_the_furthest_segment_goes_first_across_prompts() -> None:
     first = take(backlog, 8, is_idle=True)
     second = take(backlog, 8, is_idle=False)
 
-    assert first == (Cut(prompt_key="b", slots=(3,)), Cut(prompt_key="c", slots=(0, 1)))
-    assert second == (Cut(prompt_key="a", slots=(0, 1)),)
+    assert list(first.items()) == [("b", (3,)), ("c", (0, 1))]
+    assert second == {"a": (0, 1)}
     assert not backlog
 
 
-def test_a_prompt_that_fits_a_batch_is_never_cut() -> None:
+def test_a_prompt_that_fits_a_batch_is_never_divided() -> None:
     backlog = Backlog()
     backlog.push("a", 0, range(3), alone=False)
     backlog.push("b", 0, range(3), alone=False)
     backlog.push("c", 0, range(1), alone=False)
 
-    assert [cut.prompt_key for cut in take(backlog, 4, is_idle=False)] == ["a", "c"]
-    assert [cut.prompt_key for cut in take(backlog, 4, is_idle=False)] == ["b"]
+    assert list(take(backlog, 4, is_idle=False)) == ["a", "c"]
+    assert list(take(backlog, 4, is_idle=False)) == ["b"]
 
 
-def test_a_prompt_larger_than_a_batch_is_cut_into_full_batches() -> None:
+def test_a_prompt_larger_than_a_batch_is_divided_into_full_batches() -> None:
     backlog = Backlog()
     backlog.push("a", 1, range(7), alone=False)
 
-    sizes = [sum(len(cut.slots) for cut in take(backlog, 3, is_idle=False)) for _ in range(3)]
+    sizes = [sum(map(len, take(backlog, 3, is_idle=False).values())) for _ in range(3)]
 
     assert sizes == [3, 3, 1]
 
@@ -53,9 +54,9 @@ def test_what_runs_alone_waits_for_an_idle_worker_and_holds_back_the_rest() -> N
     backlog.push("other", 3, [0], alone=False)
 
     assert backlog.wants_alone
-    assert take(backlog, 8, is_idle=False) == ()
-    assert take(backlog, 8, is_idle=True) == (Cut(prompt_key="suspect", slots=(0, 1)),)
-    assert take(backlog, 8, is_idle=False) == (Cut(prompt_key="other", slots=(0,)),)
+    assert take(backlog, 8, is_idle=False) == {}
+    assert take(backlog, 8, is_idle=True) == {"suspect": (0, 1)}
+    assert take(backlog, 8, is_idle=False) == {"other": (0,)}
 
 
 def test_an_idle_worker_starts_something_new_only_where_nothing_further_waits() -> None:
@@ -81,10 +82,10 @@ def test_a_full_batch_goes_before_a_further_one_that_is_not_full() -> None:
     backlog.push("b", 1, range(6), alone=False)
     backlog.push("c", 2, range(4), alone=False)
 
-    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=True)] == ["b"]
-    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=False)] == ["c"], "the fullest"
+    assert list(take(backlog, 6, is_idle=True)) == ["b"]
+    assert list(take(backlog, 6, is_idle=False)) == ["c"], "the fullest"
     backlog.push("d", 2, range(4), alone=False)
-    assert [cut.prompt_key for cut in take(backlog, 6, is_idle=True)] == ["a"], "the furthest"
+    assert list(take(backlog, 6, is_idle=True)) == ["a"], "the furthest"
 
 
 def test_a_batch_is_full_by_its_own_segment_and_no_larger_than_the_memory_of_now() -> None:
@@ -94,19 +95,16 @@ def test_a_batch_is_full_by_its_own_segment_and_no_larger_than_the_memory_of_now
     backlog.push("b", 3, [0, 1], alone=False)
     limits = [8, 8, 8, 2]
 
-    assert backlog.take(limits, is_idle=False, fits=lambda segment: 1) == (
-        3,
-        (Cut(prompt_key="a", slots=(0,)),),
-    )
-    assert backlog.take(limits, is_idle=False, fits=lambda segment: 1) == (
-        3,
-        (Cut(prompt_key="b", slots=(0,)),),
-    )
+    for prompt_key in "ab":
+        batch = backlog.next_batch(limits, is_idle=False, fits=lambda segment: 1)
+        assert batch == (3, {prompt_key: (0,)})
+        backlog.take(*batch)
     assert dict(backlog.rows_by_segment()) == {0: 6, 3: 1}
-    assert backlog.take(limits, is_idle=False) == (0, (Cut(prompt_key="early", slots=tuple(range(6))),))
+    assert backlog.next_batch(limits, is_idle=False) == (0, {"early": tuple(range(6))})
+    assert backlog.num_rows == 7, "to look takes nothing"
 
 
-def test_discard_returns_what_waited_in_any_lane() -> None:
+def test_discard_returns_what_waited_alone_and_in_company() -> None:
     backlog = Backlog()
     backlog.push("a", 1, [4, 2], alone=False)
     backlog.push("a", 1, [1], alone=True)
@@ -135,8 +133,8 @@ def test_everything_is_taken_once_within_the_limit(
         expected += [(key, slot) for slot in range(count)]
     taken = []
     while backlog:
-        cuts = take(backlog, rows, is_idle=is_idle or backlog.wants_alone)
-        assert 1 <= sum(len(cut.slots) for cut in cuts) <= rows
-        assert len({waiting[cut.prompt_key][0] for cut in cuts}) == 1
-        taken += [(cut.prompt_key, slot) for cut in cuts for slot in cut.slots]
+        batch = take(backlog, rows, is_idle=is_idle or backlog.wants_alone)
+        assert 1 <= sum(map(len, batch.values())) <= rows
+        assert len({waiting[key][0] for key in batch}) == 1
+        taken += [(key, slot) for key, slots in batch.items() for slot in slots]
     assert sorted(taken) == sorted(expected)

@@ -136,7 +136,7 @@ def test_prompts_that_fill_the_only_worker_left_do_not_wait_for_each_other() -> 
         cluster.work("w0")
         while cluster.mail:
             cluster.deliver(0)
-    assert cluster.workers["w0"].engine.num_held == 8, "both halves are held here, and there is no more room"
+    assert cluster.workers["w0"].engine.num_held == 8, "both halves are held here, in all its memory"
 
     cluster.lose("w1")
     cluster.settle()
@@ -347,9 +347,9 @@ def test_withdrawn_prompts_are_dropped_without_an_outcome_and_their_state_releas
     cluster = make_cluster(prompts=14, workers=[16, 16])
     while cluster.lease_requests:
         cluster.lease(most=14)
-    assert cluster.coordinator.num_waiting > 0
-    live = next(iter(cluster.coordinator._state.live))
-    waiting = next(iter(cluster.coordinator._state.waiting))
+    assert cluster.coordinator.view.waiting
+    live = next(iter(cluster.coordinator.view.live))
+    waiting = next(iter(cluster.coordinator.view.waiting))
     for name in cluster.workers:
         cluster.work(name)
         cluster.deliver(0)
@@ -365,7 +365,7 @@ def test_withdrawn_prompts_are_dropped_without_an_outcome_and_their_state_releas
 def test_withdrawing_the_last_prompts_ends_the_run_and_one_may_come_back() -> None:
     cluster = make_cluster(prompts=2, workers=[16])
     cluster.lease(most=2)
-    keys = list(cluster.coordinator._state.live)
+    keys = list(cluster.coordinator.view.live)
     cluster.withdraw(keys, comes_back=False)
     assert cluster.coordinator.is_done
     assert cluster.outcomes == {}
@@ -384,7 +384,7 @@ def test_withdrawing_the_last_prompts_ends_the_run_and_one_may_come_back() -> No
 def test_a_withdrawn_prompt_is_not_blamed_for_a_death_of_before() -> None:
     cluster = make_cluster(prompts=1, workers=[8], max_attempts=1)
     cluster.lease(most=1)
-    [key] = cluster.coordinator._state.live
+    [key] = cluster.coordinator.view.live
     cluster.withdraw([key], comes_back=False)
     cluster.lose("w0")
     cluster.join("w1", rows=8)

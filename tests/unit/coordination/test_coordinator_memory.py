@@ -15,7 +15,7 @@ from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import FailureKind, RunBatch, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
-from ttsvar_ray.coordination.tariff import byte_tariff
+from ttsvar_ray.coordination.workers import MemoryModel
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.strategy import compile_plan
@@ -43,7 +43,7 @@ def load(tokens: int, held_bytes: int, running_bytes: int) -> SegmentLoad:
 
 WORKLOAD = Workload(source="a test", segments=(load(5, 2, 4), load(9, 10, 20), load(16, 0, 100)))
 """As in real models: trajectories become few and large."""
-LEAST = byte_tariff(WORKLOAD).least
+LEAST = MemoryModel.in_bytes(WORKLOAD).least
 
 
 def make_cluster(
@@ -90,7 +90,7 @@ def test_many_are_early_and_few_are_late() -> None:
     check_all_correct(cluster)
     assert max(rows_of_batches(cluster, 0)) == 32
     assert max(rows_of_batches(cluster, 2)) == 4, "half of the memory is for what runs: two prompts of two"
-    assert cluster.workers["w0"].engine.replayed == 0, "what is started never has to be parked"
+    assert cluster.workers["w0"].engine.replayed == 0, "what is started never has to be preempted"
 
 
 def test_memory_that_is_not_told_leaves_the_limits_of_rows() -> None:
@@ -100,7 +100,7 @@ def test_memory_that_is_not_told_leaves_the_limits_of_rows() -> None:
     assert max(rows_of_batches(cluster, 2)) > 4
 
 
-def test_a_worker_that_just_fits_one_trajectory_runs_whole_prompts_piece_by_piece() -> None:
+def test_a_worker_that_just_fits_one_trajectory_runs_whole_prompts_in_chunks() -> None:
     assert LEAST == 2 + 10 + 100
     cluster = make_cluster(5, [LEAST])
     cluster.settle()
@@ -120,7 +120,7 @@ def test_small_and_large_workers_share_a_run(spread: Spread) -> None:
     assert used == set(cluster.workers)
 
 
-def test_a_piecemeal_prompt_survives_its_worker() -> None:
+def test_a_chunked_prompt_survives_its_worker() -> None:
     cluster = make_cluster(3, [LEAST])
     for _ in range(3):
         for _ in range(9):
@@ -180,7 +180,7 @@ def test_out_of_memory_lowers_the_batches_of_one_segment() -> None:
     assert max(rows_of_batches(cluster, 0)) == 32
 
 
-def test_one_trajectory_that_finds_no_room_makes_its_worker_hold_less_before_it_is_blamed() -> None:
+def test_one_trajectory_that_finds_no_memory_makes_its_worker_hold_less_before_it_is_blamed() -> None:
     failed: list[ShardTask] = []
 
     def fault(task: ShardTask) -> FailureKind | None:

@@ -80,8 +80,8 @@ def test_leases_are_bounded_and_follow_the_workers() -> None:
     cluster = make_cluster(prompts=40, workers=[16, 16], live_rows=16)
     cluster.lease(most=1000)
     for _ in range(60):
-        assert cluster.coordinator.num_waiting <= 8
-        assert cluster.coordinator.num_live <= 16, "two workers, 16 rows each, at least 2 a prompt"
+        assert len(cluster.coordinator.view.waiting) <= 8
+        assert len(cluster.coordinator.view.live) <= 16, "two workers, 16 rows each, at least 2 a prompt"
         if cluster.lease_requests:
             cluster.lease(most=1000)
         elif cluster.mail:
@@ -165,7 +165,7 @@ def test_auto_is_narrow_while_prompts_are_many_and_wide_for_one() -> None:
     many = make_cluster(prompts=12, workers=[8] * 4, spread="auto")
     while many.lease_requests:
         many.lease(most=1)
-        assert many.coordinator.num_live < 12
+        assert len(many.coordinator.view.live) < 12
     assert {len(task.slots) for batch in batches(many) for task in batch.tasks} == {8}
 
     one = make_cluster(prompts=1, workers=[8] * 4, spread="auto")
@@ -212,13 +212,13 @@ def test_release_follows_the_last_trajectory_of_a_prompt_on_a_worker() -> None:
 def test_live_rows_bound_what_is_started() -> None:
     narrow = make_cluster(prompts=20, workers=[8], live_rows=8, batches_in_flight=2)
     narrow.lease(most=20)
-    assert narrow.coordinator.num_live == 1
+    assert len(narrow.coordinator.view.live) == 1
     narrow.settle()
     narrow.check_finished()
 
     wide = make_cluster(prompts=20, workers=[8], live_rows=16, batches_in_flight=2)
     wide.lease(most=20)
-    assert wide.coordinator.num_live == 2
+    assert len(wide.coordinator.view.live) == 2
 
 
 def test_results_come_with_seconds_counters_and_attempts() -> None:

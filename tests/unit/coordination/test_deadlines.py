@@ -7,10 +7,9 @@ import pytest
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.deadlines import Deadlines
-from ttsvar_ray.coordination.fleet import Batch, Fleet, Worker
 from ttsvar_ray.coordination.messages import Abandon, RunBatch, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.tariff import row_tariff
+from ttsvar_ray.coordination.workers import Batch, MemoryModel, Worker, Workers
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptFailure
@@ -27,8 +26,8 @@ WORKLOAD = Workload(
 
 
 def make_worker(worker_id: str = "w0") -> Worker:
-    tariff = row_tariff(PLAN)
-    return Worker(worker_id=worker_id, tariff=tariff, capacity=32, least=4, limits=[8], weights=(1.0,))
+    memory = MemoryModel.in_rows(PLAN)
+    return Worker(worker_id=worker_id, memory=memory, capacity=32, least=4, limits=[8], weights=(1.0,))
 
 
 def make_batch(batch_id: int, *, rows: int = 4, replayed: int = 0) -> Batch:
@@ -94,26 +93,26 @@ def test_the_limit_stays_between_floor_and_ceiling() -> None:
 
 
 def test_a_clock_starts_when_a_batch_becomes_the_oldest() -> None:
-    deadlines, worker, fleet = Deadlines(SETTINGS, WORKLOAD), make_worker(), Fleet()
-    fleet.add(worker)
+    deadlines, worker, workers = Deadlines(SETTINGS, WORKLOAD), make_worker(), Workers()
+    workers.add(worker)
     warm_up(deadlines, worker, 5.0)
     worker.batches = {1: make_batch(1), 2: make_batch(2)}
-    assert deadlines.tick(100.0, fleet) == []
-    assert deadlines.tick(124.0, fleet) == []
+    assert deadlines.tick(100.0, workers) == []
+    assert deadlines.tick(124.0, workers) == []
     deadlines.answered(worker, worker.batches.pop(1), 5.0)
-    assert deadlines.tick(126.0, fleet) == []
-    assert deadlines.tick(140.0, fleet) == [], "14 s, although it was sent 40 s ago"
+    assert deadlines.tick(126.0, workers) == []
+    assert deadlines.tick(140.0, workers) == [], "14 s, although it was sent 40 s ago"
     worker.batches.clear()
-    assert deadlines.tick(1000.0, fleet) == []
+    assert deadlines.tick(1000.0, workers) == []
 
 
 def test_what_the_clock_saw_counts_where_a_report_says_less() -> None:
-    deadlines, worker, fleet = Deadlines(SETTINGS, WORKLOAD), make_worker(), Fleet()
-    fleet.add(worker)
+    deadlines, worker, workers = Deadlines(SETTINGS, WORKLOAD), make_worker(), Workers()
+    workers.add(worker)
     warm_up(deadlines, worker, 5.0)
     worker.batches = {1: make_batch(1)}
-    deadlines.tick(0.0, fleet)
-    deadlines.tick(15.0, fleet)
+    deadlines.tick(0.0, workers)
+    deadlines.tick(15.0, workers)
     deadlines.answered(worker, worker.batches.pop(1), 5.0)
     assert deadlines.expected(worker, make_batch(2)) == pytest.approx(15.0)
 

@@ -1,4 +1,4 @@
-"""Migration: moving survivors where an imbalance costs more than replaying them."""
+"""Costs: survivors move where an imbalance costs more than replaying them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import RunBatch
-from ttsvar_ray.coordination.migration import Migration
-from ttsvar_ray.coordination.placement import Candidate, Seating
+from ttsvar_ray.coordination.placement import Assignment, CostModel
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.coordination.workers import MemoryModel, Worker
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.strategy import compile_plan
@@ -24,66 +24,90 @@ PLAN = compile_plan(
 )
 
 
-def make_workload(replay_seconds: float, row_seconds: float = 1.0) -> Workload:
+def make_workload(replay_seconds: float, pass_rows: int = 0) -> Workload:
     loads = [
         SegmentLoad(
             tokens=1,
             batch_seconds=0.5,
-            row_seconds=row_seconds,
+            row_seconds=1.0,
             replay_seconds=replay_seconds if segment.index else 0.0,
+            pass_rows=pass_rows,
         )
         for segment in PLAN.segments
     ]
     return Workload(segments=tuple(loads), source="a test")
 
 
-def seating(*workers: str, moved: int) -> Seating:
-    return Seating(worker_of=dict(enumerate(workers)), moved=moved, reason="as told")
+def assignment(*workers: str, moved: int) -> Assignment:
+    return Assignment(worker_of=dict(enumerate(workers)), moved=moved, reason="as told")
 
 
-def candidates(**parents: set[int]) -> list[Candidate]:
-    return [Candidate(worker_id=name, room=9, parents=frozenset(held)) for name, held in parents.items()]
+def worker(worker_id: str, *, waits: int = 0, slowdown: float = 1.0) -> Worker:
+    """Return a worker with so many seconds of work before it."""
+    memory = MemoryModel.in_rows(PLAN)
+    weights = (1.0,) * len(PLAN.segments)
+    made = Worker(worker_id=worker_id, memory=memory, capacity=9, least=9, limits=[9] * 3, weights=weights)
+    made.slowdown = slowdown
+    if waits:
+        made.backlog.push("other", 0, range(waits), alone=False)
+    return made
 
 
-STAY = seating("a", "a", "a", "a", moved=0)
-SHARE = seating("a", "a", "b", "b", moved=2)
+STAY = assignment("a", "a", "a", "a", moved=0)
+SHARE = assignment("a", "a", "b", "b", moved=2)
 PARENTS = {0: 0, 1: 0, 2: 1, 3: 1}
-EVEN = {"a": 1.0, "b": 1.0}
+HELD = {"a": frozenset({0, 1}), "b": frozenset[int]()}
+LAST = len(PLAN.segments) - 1
 
 
-def test_seconds_are_those_of_all_remaining_segments_as_populations_shrink() -> None:
+def cost_of(
+    assignment: Assignment,
+    *,
+    replay_seconds: float = 3.0,
+    segment_index: int = LAST,
+    to_the_end: bool = True,
+    pass_rows: int = 0,
+    **workers: Worker,
+) -> float:
+    return CostModel(PLAN, make_workload(replay_seconds, pass_rows=pass_rows)).cost_of(
+        assignment.worker_of,
+        segment_index=segment_index,
+        parent_of=PARENTS,
+        held=HELD,
+        workers={"a": worker("a"), "b": worker("b"), **workers},
+        to_the_end=to_the_end,
+    )
+
+
+def test_a_cost_is_that_of_all_remaining_segments_as_populations_shrink() -> None:
     assert [segment.population for segment in PLAN.segments] == [8, 6, 4]
-    migration = Migration(PLAN, make_workload(3.0))
-    last = len(PLAN.segments) - 1
-    known = {"a": frozenset({0, 1}), "b": frozenset[int]()}
-    idle = {"a": 0.0, "b": 0.0}
-    stay = migration.seconds(last, STAY, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
-    assert stay == pytest.approx(0.5 + 4)
-    share = migration.seconds(last, SHARE, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
-    assert share == pytest.approx(0.5 + 2 + 3), "one distinct parent for two siblings"
-    earlier = migration.seconds(last - 1, STAY, parent_of=PARENTS, parents_on=known, wait=idle, pace=EVEN)
-    shrinks = PLAN.segments[last].population / PLAN.segments[last - 1].population
-    assert earlier == pytest.approx(1.0 + 4 + 4 * shrinks)
-    busy = migration.seconds(
-        last, SHARE, parent_of=PARENTS, parents_on=known, wait={"a": 0.0, "b": 60.0}, pace=EVEN
+    assert cost_of(STAY) == pytest.approx(0.5 + 4)
+    assert cost_of(SHARE) == pytest.approx(0.5 + 2 + 3), "one distinct parent for two siblings"
+    shrinks = PLAN.segments[LAST].population / PLAN.segments[LAST - 1].population
+    assert cost_of(STAY, segment_index=LAST - 1) == pytest.approx(1.0 + 4 + 4 * shrinks)
+    assert cost_of(SHARE, b=worker("b", waits=60)) == pytest.approx(60 + 0.5 + 2 + 3)
+    assert cost_of(SHARE, b=worker("b", slowdown=4.0)) == pytest.approx(4 * (0.5 + 2 + 3))
+
+
+def test_the_cost_of_one_segment_is_that_of_its_passes() -> None:
+    assert cost_of(STAY, segment_index=LAST - 1, to_the_end=False) == pytest.approx(0.5 + 4)
+    filled = cost_of(SHARE, segment_index=LAST - 1, to_the_end=False, pass_rows=8)
+    assert filled == pytest.approx(0.5 + 8 + 3), "every pass has eight rows"
+
+
+def cheapest(replay_seconds: float, assignments: list[Assignment]) -> Assignment:
+    return CostModel(PLAN, make_workload(replay_seconds)).cheapest(
+        assignments,
+        segment_index=LAST,
+        parent_of=PARENTS,
+        held=HELD,
+        workers={"a": worker("a"), "b": worker("b")},
     )
-    assert busy == pytest.approx(60 + 0.5 + 2 + 3)
-    slow = migration.seconds(
-        last, SHARE, parent_of=PARENTS, parents_on=known, wait=idle, pace={"a": 1.0, "b": 4.0}
-    )
-    assert slow == pytest.approx(4 * (0.5 + 2 + 3))
 
 
 @pytest.mark.parametrize(("replay_seconds", "moved"), [(0.1, 2), (1.9, 2), (2.1, 0), (50.0, 0)])
 def test_survivors_move_exactly_where_that_is_over_sooner(replay_seconds: float, moved: int) -> None:
-    chosen = Migration(PLAN, make_workload(replay_seconds)).choose(
-        len(PLAN.segments) - 1,
-        [STAY, SHARE],
-        parent_of=PARENTS,
-        candidates=candidates(a={0, 1}, b=set()),
-        wait={"a": 0.0, "b": 0.0},
-        pace=EVEN,
-    )
+    chosen = cheapest(replay_seconds, [STAY, SHARE])
     assert chosen.moved == moved
     stay, share = "4.5 s", f"{2.5 + replay_seconds:.3g} s"
     expected = (share, f"{stay} if 0 moved") if moved else (stay, f"{share} if 2 moved")
@@ -91,18 +115,8 @@ def test_survivors_move_exactly_where_that_is_over_sooner(replay_seconds: float,
 
 
 def test_what_takes_the_same_time_stays() -> None:
-    migration = Migration(PLAN, make_workload(2.0))
-    idle = {"a": 0.0, "b": 0.0}
     for order in ([STAY, SHARE], [SHARE, STAY]):
-        chosen = migration.choose(
-            len(PLAN.segments) - 1,
-            order,
-            parent_of=PARENTS,
-            candidates=candidates(a={0, 1}, b=set()),
-            wait=idle,
-            pace=EVEN,
-        )
-        assert chosen.moved == 0
+        assert cheapest(2.0, order).moved == 0
 
 
 def run(workload: Workload | None, *, spread: Spread, workers: int = 2, prompts: int = 1) -> DummyCluster:

@@ -1,0 +1,557 @@
+"""Which worker holds, runs or awaits which trajectory: everything that a coordinator remembers.
+
+This is the one place that writes prompts and workers: decisions of policies are carried out by
+`Residency.apply`, and the coordinator tells what events say by the other methods. Policies and tests see it
+as a `decisions.View`.
+
+On a worker, memory is reserved for each live prompt: for the slots of the present segment that wait, run or
+are held there and for the parents that it holds or must rebuild for them, as its memory model says. Parents
+of parents are there until the worker is sent a task of the present segment, and are counted until then.
+Actions for one worker are carried out in order. So a `Release` frees its memory at once: whatever is sent
+later finds it free, and whatever is in flight was counted when it was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from typing_extensions import assert_never
+
+from ttsvar_ray.coordination.decisions import (
+    Assign,
+    Blame,
+    Decision,
+    Evict,
+    GiveUp,
+    Preempt,
+    Requeue,
+    Restart,
+    RunChunked,
+    Send,
+    Shrink,
+    Start,
+    Steal,
+)
+from ttsvar_ray.coordination.messages import Abandon, Action, Emit, LeasePrompts, Release, RunBatch, ShardTask
+from ttsvar_ray.coordination.placement import Assignment, Candidate, CostModel
+from ttsvar_ray.coordination.population import Population
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workers import Batch, Worker, Workers, WorkerState, WorkerView
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.results import PromptFailure
+from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.selection import Select
+from ttsvar_ray.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+SUSPICIONS_BEFORE_ISOLATION = 2
+"""Deaths of workers, in one segment, after which a prompt runs alone: by then the usual cause (a machine
+taken away) is less likely than a prompt that kills, and running alone proves which it is."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LivePrompt:
+    """A started prompt. `Residency` alone writes it; policies see it as a `PromptView`.
+
+    Attributes:
+        attempt: names the state that workers hold for it; raised when that state is given up.
+        repeats: times that shards were lost with a worker and run again.
+        failures: failed attempts at the present segment.
+        suspicions: workers that died in the present segment while running this prompt among others.
+        errors: everything that went wrong, in order.
+        assigned: worker of each slot that waits, runs or is held somewhere; the others have to be assigned,
+            or were reported and are known by their bits only.
+        in_flight: batch of each slot that runs.
+        parent_holders: worker that holds a member of the population before the last selection.
+        touched: workers that may hold state of this attempt; in order of first use.
+        reserved: memory of each worker that is this prompt's.
+        grandparents: of it, what the parents of the parents take on a worker until it is sent a task of the
+            present segment, which makes it forget them.
+        commitments: what each worker that it was started on keeps for its growth.
+        rebuilt: parents that each worker was sent the bits of in the present segment, beside those of
+            `parent_holders`.
+        avoid: workers that failed this prompt.
+        chunked_on: worker that is kept free for this prompt alone, because no worker has memory for its
+            whole population; runs as much as fits, keeps the bits, goes on with the rest.
+    """
+
+    population: Population
+    attempt: int = 1
+    repeats: int = 0
+    failures: int = 0
+    suspicions: int = 0
+    errors: list[str] = field(default_factory=list)
+    assigned: dict[int, str] = field(default_factory=dict)
+    in_flight: dict[int, int] = field(default_factory=dict)
+    parent_holders: dict[int, str] = field(default_factory=dict)
+    touched: dict[str, None] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
+    grandparents: dict[str, int] = field(default_factory=dict)
+    commitments: dict[str, int] = field(default_factory=dict)
+    rebuilt: dict[str, set[int]] = field(default_factory=dict)
+    avoid: set[str] = field(default_factory=set)
+    chunked_on: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The prompt's unique name."""
+        return self.population.prompt.key
+
+    @property
+    def segment(self) -> Segment:
+        """The segment that runs now."""
+        return self.population.segment
+
+    @property
+    def attempts(self) -> int:
+        """Times that any of its work was begun."""
+        return self.attempt + self.repeats
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it has been near so many deaths that it must not endanger others."""
+        return self.suspicions >= SUSPICIONS_BEFORE_ISOLATION
+
+    @property
+    def unreported(self) -> tuple[int, ...]:
+        """Slots that must run, are waiting or run, ascending."""
+        return self.population.unreported
+
+    @property
+    def unassigned(self) -> list[int]:
+        """Slots that must run and have no worker, ascending."""
+        return [slot for slot in self.population.unreported if slot not in self.assigned]
+
+    def assigned_to(self, worker_id: str) -> list[int]:
+        """Return the slots that wait, run or are held on one worker."""
+        return [slot for slot, worker in self.assigned.items() if worker == worker_id]
+
+    def runs_on(self, worker_id: str) -> bool:
+        """Return whether one of its slots is in flight on a worker."""
+        return any(self.assigned[slot] == worker_id for slot in self.in_flight)
+
+    def parents_on(self, worker_id: str) -> frozenset[int]:
+        """Return the parents that a worker holds."""
+        return frozenset(parent for parent, holder in self.parent_holders.items() if holder == worker_id)
+
+    def parents_needed_on(self, worker_id: str) -> frozenset[int]:
+        """Return the parents that a worker holds, has rebuilt, or must rebuild for what is assigned to it."""
+        parent_slots = self.population.parent_slots
+        if not parent_slots:
+            return frozenset()
+        needed = (parent_slots[slot] for slot in self.assigned_to(worker_id))
+        return self.parents_on(worker_id).union(needed, self.rebuilt.get(worker_id, ()))
+
+    def parent_of(self, slots: Iterable[int]) -> dict[int, int]:
+        """Return the parent of each slot; nothing in segment 0."""
+        parent_slots = self.population.parent_slots
+        return {slot: parent_slots[slot] for slot in slots} if parent_slots else {}
+
+    def holder_of(self, slots: Iterable[int]) -> dict[int, str]:
+        """Return the worker that holds the parent of each slot; slots without one are left out."""
+        holders = ((slot, self.parent_holders.get(parent)) for slot, parent in self.parent_of(slots).items())
+        return {slot: holder for slot, holder in holders if holder is not None}
+
+
+class Residency:
+    """The prompts, the workers, and the actions of the present event.
+
+    Attributes:
+        costs: what assignments cost; None where the workload is not known.
+        waiting: leased and not started, by key, in order.
+        is_exhausted: whether no prompt is left to lease.
+        awaits_lease: whether a request for prompts is not answered yet.
+        live: started and not emitted, by key.
+        unplaced: of these, those with slots that must run and are assigned to no worker, the oldest first.
+        chunked: of these, those that run in chunks on a worker of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        run_seed: int,
+        settings: CoordinatorSettings,
+        workload: Workload | None = None,
+        selections: Select | None = None,
+    ) -> None:
+        """Start without workers and without prompts; arguments as `coordinator.Coordinator`."""
+        self.plan = plan
+        self.settings = settings
+        self.costs = None if workload is None else CostModel(plan, workload)
+        self.workers = Workers()
+        self.waiting: dict[str, Prompt] = {}
+        self.is_exhausted = False
+        self.awaits_lease = False
+        self.live: dict[str, LivePrompt] = {}
+        self.unplaced: dict[str, None] = {}
+        self.chunked: dict[str, None] = {}
+        self._run_seed = run_seed
+        self._selections = selections
+        self._actions: list[Action] = []
+        self._next_batch_id = 0
+
+    def candidate(self, prompt_key: str, worker: WorkerView) -> Candidate:
+        """Return what a worker can take of a prompt."""
+        live = self.live[prompt_key]
+        segment_index = live.segment.index
+        memory = worker.memory
+        free = worker.free
+        reserved = live.reserved.get(worker.worker_id, 0)
+        if reserved and memory.children_replace_parents:
+            free += reserved - memory.slots[segment_index] * len(live.assigned_to(worker.worker_id))
+        return Candidate(
+            worker_id=worker.worker_id,
+            free=free,
+            slot_memory=memory.slots[segment_index],
+            parent_memory=memory.missing_parent(segment_index),
+            parents=live.parents_needed_on(worker.worker_id) if reserved else frozenset(),
+        )
+
+    def needed(self, prompt_key: str, worker: WorkerView) -> int:
+        """Return the memory that a prompt needs on a worker now, counted from nothing."""
+        live = self.live[prompt_key]
+        memory, worker_id = worker.memory, worker.worker_id
+        parents = (
+            live.parents_on(worker_id)
+            if memory.children_replace_parents
+            else live.parents_needed_on(worker_id)
+        )
+        return live.grandparents.get(worker_id, 0) + memory.needed(
+            live.segment.index, slots=len(live.assigned_to(worker_id)), parents=len(parents)
+        )
+
+    def take_actions(self) -> list[Action]:
+        """Return the actions since the last call, in order."""
+        actions, self._actions = self._actions, []
+        return actions
+
+    # What events say.
+
+    def enqueue(self, prompt: Prompt) -> bool:
+        """Let a prompt wait; return False, and do nothing, where it waits or lives already."""
+        if prompt.key in self.waiting or prompt.key in self.live:
+            return False
+        self.waiting[prompt.key] = prompt
+        return True
+
+    def ask(self, action: Action) -> None:
+        """Add an action that concerns neither a live prompt nor a worker."""
+        self._actions.append(action)
+
+    def drop(self, prompt_key: str) -> None:
+        """Forget a prompt, and let the workers forget it."""
+        self.waiting.pop(prompt_key, None)
+        live = self.live.get(prompt_key)
+        if live is not None:
+            self._end_chunked(live)
+            self._end_attempt(live)
+            self.unplaced.pop(prompt_key, None)
+            del self.live[prompt_key]
+
+    def lose(self, worker: Worker) -> None:
+        """Take a worker out, with all that it ran and held."""
+        self.workers.advance(worker, WorkerState.LOST)
+        worker_id = worker.worker_id
+        for live in self.live.values():
+            if live.chunked_on == worker_id:
+                self._end_chunked(live)
+            live.touched.pop(worker_id, None)
+            live.avoid.discard(worker_id)
+            self._forget_parents(live, worker_id)
+            for slot in live.assigned_to(worker_id):
+                del live.assigned[slot]
+                live.in_flight.pop(slot, None)
+            for kept in (live.reserved, live.commitments, live.grandparents, live.rebuilt):
+                kept.pop(worker_id, None)
+            if live.unassigned and live.chunked_on is None:
+                self.unplaced[live.key] = None
+
+    def drain(self, worker: Worker, state: WorkerState = WorkerState.DRAINING) -> None:
+        """Give a worker nothing new, and take back what waits there."""
+        self.workers.advance(worker, state)
+        for live in self.live.values():
+            if self._take_back(live, worker) or live.chunked_on == worker.worker_id:
+                self.displace(live)
+
+    def answered(self, live: LivePrompt, slots: Sequence[int]) -> None:
+        """Note that slots run no longer."""
+        for slot in slots:
+            del live.in_flight[slot]
+
+    def finish_batch(self, worker: Worker, batch_id: int) -> Batch | None:
+        """Note that a worker has answered a batch; return it, or None where it is not known."""
+        batch = worker.batches.pop(batch_id, None)
+        if batch is not None:
+            worker.runs_alone = False
+        return batch
+
+    def begin_segment(self, live: LivePrompt) -> None:
+        """After a selection: what is held becomes the parents, and nothing of the new segment is assigned."""
+        assert not live.in_flight
+        live.parent_holders = live.assigned
+        live.assigned = {}
+        live.rebuilt.clear()
+        live.failures = 0
+        live.suspicions = 0
+        for worker_id, reserved in list(live.reserved.items()):
+            memory = self.workers[worker_id].memory
+            if not memory.children_replace_parents:
+                parents = memory.needed(live.segment.index, slots=0, parents=len(live.parents_on(worker_id)))
+                live.grandparents[worker_id] = reserved - parents
+            self._account(live, worker_id)
+
+    def evict_unused(self, live: LivePrompt) -> None:
+        """Evict a prompt wherever nothing of it is assigned any more."""
+        for worker_id in [worker_id for worker_id in live.touched if not live.assigned_to(worker_id)]:
+            self._evict(live, worker_id)
+
+    def displace(self, live: LivePrompt) -> None:
+        """Note that a live prompt has slots that must run and are assigned to no worker."""
+        self._end_chunked(live)
+        self.unplaced[live.key] = None
+
+    def end_chunked(self, live: LivePrompt) -> None:
+        """Note that nothing of a prompt's segment is left to run or to assign."""
+        self.unplaced.pop(live.key, None)
+        self._end_chunked(live)
+
+    # What policies decide.
+
+    def apply(self, decision: Decision) -> None:
+        """Carry a decision out."""
+        logger.debug("%s", decision)
+        match decision:
+            case Send():
+                self._send(decision)
+            case Assign():
+                self.unplaced.pop(decision.prompt_key, None)
+                self._assign(self.live[decision.prompt_key], decision.assignment)
+            case Start():
+                self._start(decision)
+            case Evict():
+                self._evict(self.live[decision.prompt_key], decision.worker_id)
+            case Preempt():
+                self._preempt(self.live[decision.prompt_key])
+            case RunChunked():
+                self._run_chunked(self.live[decision.prompt_key], self.workers[decision.worker_id])
+            case Requeue():
+                live, worker = self.live[decision.prompt_key], self.workers[decision.worker_id]
+                self._wait(live, worker, decision.slots)
+                if not worker.state.takes_work and self._take_back(live, worker):
+                    self.displace(live)
+            case Blame():
+                self._blame(self.live[decision.prompt_key], decision)
+            case Restart():
+                self._restart(self.live[decision.prompt_key], decision)
+            case GiveUp():
+                live = self.live[decision.prompt_key]
+                failure = PromptFailure(
+                    prompt=live.population.prompt, attempts=live.attempts, errors=tuple(live.errors)
+                )
+                self.drop(live.key)
+                self._actions.append(Emit(outcome=failure))
+            case Shrink():
+                self._shrink(self.workers[decision.worker_id], decision)
+            case Steal():
+                live = self.live[decision.prompt_key]
+                self._take_back(live, self.workers[decision.victim])
+                self._assign(live, decision.assignment)
+                self.evict_unused(live)
+                _record_move(live, decision.assignment.worker_of, decision.assignment.reason)
+            case Abandon():
+                worker = self.workers[decision.worker_id]
+                self._actions.append(decision)
+                self.drain(worker, WorkerState.ABANDONED)
+            case LeasePrompts():
+                self.awaits_lease = True
+                self._actions.append(decision)
+            case _:
+                assert_never(decision)
+
+    def _start(self, decision: Start) -> None:
+        live = LivePrompt(
+            population=Population(
+                prompt=self.waiting.pop(decision.prompt_key),
+                plan=self.plan,
+                run_seed=self._run_seed,
+                selections=self._selections,
+            )
+        )
+        self.live[live.key] = live
+        if decision.assignment is None:
+            self.displace(live)
+            return
+        self._assign(live, decision.assignment)
+        for worker_id in dict.fromkeys(live.assigned.values()):
+            worker = self.workers[worker_id]
+            slots = len(live.assigned_to(worker_id))
+            live.commitments[worker_id] = worker.peak * slots // live.segment.population
+            worker.committed += live.commitments[worker_id]
+
+    def _assign(self, live: LivePrompt, assignment: Assignment) -> None:
+        by_worker: dict[str, list[int]] = {}
+        for slot, worker_id in assignment.worker_of.items():
+            by_worker.setdefault(worker_id, []).append(slot)
+        for worker_id, slots in by_worker.items():
+            live.assigned.update(dict.fromkeys(slots, worker_id))
+            self._wait(live, self.workers[worker_id], slots)
+            self._account(live, worker_id)
+
+    def _wait(self, live: LivePrompt, worker: Worker, slots: Sequence[int]) -> None:
+        """Let slots that are assigned to a worker wait for its next batch."""
+        worker.backlog.push(live.key, live.segment.index, slots, alone=live.runs_alone)
+
+    def _send(self, decision: Send) -> None:
+        worker = self.workers[decision.worker_id]
+        worker.backlog.take(decision.segment_index, decision.slots)
+        batch_id = self._next_batch_id
+        self._next_batch_id += 1
+        tasks = tuple(
+            self._task(self.live[prompt_key], worker, slots, batch_id)
+            for prompt_key, slots in decision.slots.items()
+        )
+        num_rows = sum(len(slots) for slots in decision.slots.values())
+        worker.batches[batch_id] = Batch(
+            batch_id=batch_id,
+            segment_index=decision.segment_index,
+            tasks=tasks,
+            num_rows=num_rows,
+            memory=num_rows * worker.memory.running[decision.segment_index],
+        )
+        worker.runs_alone = decision.runs_alone
+        self._actions.append(RunBatch(worker_id=worker.worker_id, batch_id=batch_id, tasks=tasks))
+
+    def _task(self, live: LivePrompt, worker: Worker, slots: Sequence[int], batch_id: int) -> ShardTask:
+        """Return the task that runs slots on a worker, and note that it is sent."""
+        held = live.parents_on(worker.worker_id)
+        task = live.population.task(slots, attempt=live.attempt, held_parents=held)
+        live.in_flight.update(dict.fromkeys(task.slots, batch_id))
+        live.touched[worker.worker_id] = None
+        if task.parent_bits:
+            live.rebuilt.setdefault(worker.worker_id, set()).update(task.parent_bits)
+        if live.grandparents.pop(worker.worker_id, 0):
+            self._account(live, worker.worker_id)
+        return task
+
+    def _preempt(self, live: LivePrompt) -> None:
+        for worker_id in dict.fromkeys([*live.assigned.values(), *live.touched]):
+            self._take_back(live, self.workers[worker_id])
+            if not live.runs_on(worker_id):
+                self._evict(live, worker_id)
+
+    def _run_chunked(self, live: LivePrompt, worker: Worker) -> None:
+        assert worker.dedicated_to is None
+        worker.dedicated_to = live.key
+        live.chunked_on = worker.worker_id
+        self.chunked[live.key] = None
+        self.unplaced.pop(live.key, None)
+
+    def _blame(self, live: LivePrompt, decision: Blame) -> None:
+        live.errors.append(decision.reason)
+        live.failures += decision.is_proven
+        if decision.killed_worker:
+            live.repeats += 1
+            live.suspicions += 1
+
+    def _restart(self, live: LivePrompt, decision: Restart) -> None:
+        live.avoid.add(decision.away_from)
+        self._end_attempt(live)
+        live.attempt += 1
+        self.displace(live)
+        if decision.is_speculative:
+            _record_move(live, {}, decision.reason)
+
+    def _shrink(self, worker: Worker, decision: Shrink) -> None:
+        worker.limits[decision.segment_index] = decision.rows
+        worker.capacity = decision.capacity
+        for live in self.live.values():
+            if not live.runs_on(worker.worker_id):
+                self._evict(live, worker.worker_id)
+
+    # What these are made of.
+
+    def _evict(self, live: LivePrompt, worker_id: str) -> None:
+        """Let a worker forget a prompt: from here on bits are all there is of what was held there."""
+        unreported = set(live.unreported)
+        self._unassign(live, [slot for slot in live.assigned_to(worker_id) if slot not in unreported])
+        live.grandparents.pop(worker_id, None)
+        live.rebuilt.pop(worker_id, None)
+        self._forget_parents(live, worker_id)
+        self._account(live, worker_id)
+        if worker_id in live.touched:
+            if not live.runs_on(worker_id):
+                del live.touched[worker_id]
+            self._actions.append(Release(worker_id=worker_id, prompt_key=live.key, attempt=live.attempt))
+
+    def _end_attempt(self, live: LivePrompt) -> None:
+        """Nothing of a prompt waits or is held any more, and what is in flight runs to no purpose."""
+        live.in_flight.clear()
+        for worker_id in dict.fromkeys(live.assigned.values()):
+            self.workers[worker_id].backlog.discard(live.key)
+        self._unassign(live, list(live.assigned))
+        for worker_id in list(live.touched):
+            self._evict(live, worker_id)
+        assert not live.parent_holders
+        assert not live.reserved
+
+    def _end_chunked(self, live: LivePrompt) -> None:
+        """Give the worker that was kept for a prompt back to all, if there is one."""
+        if live.chunked_on is None:
+            return
+        worker = self.workers.get(live.chunked_on)
+        if worker is not None:
+            worker.dedicated_to = None
+        live.chunked_on = None
+        del self.chunked[live.key]
+
+    def _take_back(self, live: LivePrompt, worker: Worker) -> bool:
+        """Unassign the slots that wait on a worker; return whether there were any."""
+        slots = worker.backlog.discard(live.key)
+        self._unassign(live, slots)
+        return bool(slots)
+
+    def _unassign(self, live: LivePrompt, slots: Sequence[int]) -> None:
+        left = []
+        for slot in slots:
+            assert slot not in live.in_flight
+            left.append(live.assigned.pop(slot))
+        for worker_id in dict.fromkeys(left):
+            self._account(live, worker_id)
+
+    @staticmethod
+    def _forget_parents(live: LivePrompt, worker_id: str) -> None:
+        """Note that a worker holds no parent any more: the next task there carries their bits."""
+        held = live.parent_holders.items()
+        live.parent_holders = {parent: holder for parent, holder in held if holder != worker_id}
+
+    def _account(self, live: LivePrompt, worker_id: str) -> None:
+        """Bring what is reserved for a prompt on a worker up to date."""
+        worker = self.workers[worker_id]
+        needed = self.needed(live.key, worker)
+        worker.reserved += needed - live.reserved.pop(worker_id, 0)
+        if needed:
+            live.reserved[worker_id] = needed
+        else:
+            worker.committed -= live.commitments.pop(worker_id, 0)
+
+
+def _record_move(live: LivePrompt, worker_of: Mapping[int, str], reason: str) -> None:
+    """Write a move down with the selection that its slots come from; the first segment has none."""
+    trace = live.population.trace
+    if not trace:
+        return
+    record = trace[-1]
+    placement = list(record.placement)
+    for slot, worker_id in worker_of.items():
+        if slot < len(placement):
+            placement[slot] = worker_id
+    trace[-1] = replace(
+        record,
+        placement=tuple(placement),
+        moved=record.moved + len(worker_of),
+        reason="; ".join(filter(None, [record.reason, reason])),
+    )
