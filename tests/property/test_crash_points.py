@@ -190,6 +190,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     monkeypatch.setattr(lock_files, "_create", process.around(lock_files._create))
     monkeypatch.setattr(lock_files.LocalLock, "release", process.around(lock_files.LocalLock.release))
     monkeypatch.setattr(lock_files.AdvisoryLock.__init__, "__kwdefaults__", {"settle_s": 0.0})
+    monkeypatch.setattr(lock_files, "LOOK_AGAIN_S", ())
     monkeypatch.setattr(contents, "ThreadPoolExecutor", OneThread)
     monkeypatch.setattr(lock, "this_process", lambda: {"number": process.number})
     monkeypatch.setattr(lock, "is_alive", lambda owner: owner.get("number") == process.number)

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.lock_files import AdvisoryLock, FoundLock, LocalLock, LockFile, owner_of
+from ttsvar_ray.dataset.lock_files import AdvisoryLock, FoundLock, LocalLock, LockFile, owner_of, read_lock
 from ttsvar_ray.dataset.s3_lock import S3Lock, has_s3_client
 from ttsvar_ray.errors import LostLockError, OutputError, StorageError
 
@@ -191,11 +191,7 @@ def guarded(layout: OutputLayout, token: str) -> OutputLayout:
     lock_file = layout.lock_file
 
     def look() -> None:
-        try:
-            found = owner_of(lock_file.read_bytes()).get("token")
-        except FileNotFoundError:
-            found = None
-        if found != token:
+        if owner_of(read_lock(lock_file) or b"").get("token") != token:
             raise LostLockError(
                 f"{lock_file}: another run took this output folder over; this run changes nothing there now"
             )

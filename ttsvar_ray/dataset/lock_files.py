@@ -25,6 +25,9 @@ from ttsvar_ray.storage import Location
 SETTLE_S = 3.0
 """How long an advisory lock is watched after it was written."""
 
+LOOK_AGAIN_S = (0.2, 1.0, 2.0)
+"""Pauses before a lock that is absent is looked for again, where a store cannot replace it at once."""
+
 _GUARD_LOOK_S = 0.02
 _GUARD_WAIT_S = 1.0
 """How long to wait for another process that judges the same lock file."""
@@ -74,6 +77,18 @@ def owner_of(text: bytes | str) -> dict[str, Any]:
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def read_lock(location: Location) -> bytes | None:
+    """Return the content of a lock; None if there is none.
+
+    In some stores it is away for a moment whenever its owner gives a sign of life: there it is read again.
+    """
+    for pause_s in (0.0,) if location.replaces_at_once else (0.0, *LOOK_AGAIN_S):
+        time.sleep(pause_s)
+        with contextlib.suppress(FileNotFoundError):
+            return location.read_bytes()
+    return None
 
 
 def to_text(owner: Mapping[str, Any], token: str) -> str:
@@ -234,11 +249,13 @@ class AdvisoryLock:
 
     def read(self) -> FoundLock | None:
         """Return the lock that is there."""
+        text = read_lock(self._location)
+        if text is None:
+            return None
         try:
-            text = self._location.read_bytes()
             written = self._location.modified()
         except FileNotFoundError:
-            return None
+            written = None
         silence = 0.0 if written is None else self._now() - written
         return FoundLock(owner=owner_of(text), silence_s=silence, beat=text, version=text)
 
@@ -269,10 +286,7 @@ class AdvisoryLock:
         self._location.write_text(to_text({**self._owner, "beats": self._beats}, self._token))
 
     def _is_ours(self) -> bool:
-        try:
-            return owner_of(self._location.read_bytes()).get("token") == self._token
-        except FileNotFoundError:
-            return False
+        return owner_of(read_lock(self._location) or b"").get("token") == self._token
 
     def _now(self) -> float:
         """Return the time of a fresh object beside it: both are the server's."""

@@ -21,6 +21,8 @@ from ttsvar_ray.storage import Location
 
 _REFUSED = frozenset({"ConditionalRequestConflict", "PreconditionFailed", "NoSuchKey", "404", "412"})
 
+_NO_CONDITIONS = frozenset({"NotImplemented", "501"})
+
 
 def has_s3_client() -> bool:
     """Whether the S3 client is installed that can write on condition (extra `s3`)."""
@@ -71,9 +73,21 @@ class S3Lock:
         found = self.read()
         if found is None or found.owner.get("token") != self._token:
             return
-        condition = {"IfMatch": found.version} if self._deletes_on_condition() else {}
+        from botocore.exceptions import ClientError
+
+        name = {"Bucket": self._bucket, "Key": self._key}
         with self._told():
-            self._client.delete_object(Bucket=self._bucket, Key=self._key, **condition)
+            if not self._deletes_on_condition():
+                self._client.delete_object(**name)
+                return
+            try:
+                self._client.delete_object(**name, IfMatch=found.version)
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in _NO_CONDITIONS:
+                    self._client.delete_object(**name)
+                elif code not in _REFUSED:
+                    raise
 
     def _deletes_on_condition(self) -> bool:
         shape = self._client.meta.service_model.operation_model("DeleteObject").input_shape

@@ -100,6 +100,11 @@ class Location:
         return Path(self.path) if self.is_local else None
 
     @property
+    def replaces_at_once(self) -> bool:
+        """Whether a file is there at every moment while it is replaced."""
+        return self.is_local or self.scheme in _VISIBLE_WHEN_CLOSED
+
+    @property
     def uri(self) -> str:
         """What `locate` makes this location of, in another process too. May hold secrets: never log it."""
         if self.is_local:
@@ -198,7 +203,9 @@ class Location:
                 if file.is_file():
                     (self / name).delete()
                 else:
-                    _move(self / name, file)
+                    self.before_change()
+                    with self._told():
+                        _move(self / name, file)
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[Path]:
@@ -277,7 +284,7 @@ class Location:
             _discard(temporary)
 
     def _publish(self, staged: Path) -> None:
-        if self.scheme in _VISIBLE_WHEN_CLOSED:
+        if self.replaces_at_once:
             _upload(staged, self)
             return
         self.filesystem.create_dir(self.path.rpartition("/")[0], recursive=True)

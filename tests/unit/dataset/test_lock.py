@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.support.s3_server import S3Server
 from ttsvar_ray.dataset import OutputLayout, OutputLock, lock_files
@@ -349,6 +350,40 @@ def test_a_file_system_without_flock_has_locks_too(tmp_path: Path, monkeypatch: 
     assert not first.beat()
     first.release()
     assert second.beat()
+
+
+def test_a_lock_that_is_away_while_it_is_replaced_is_not_lost(tmp_path: Path) -> None:
+    layout = OutputLayout(f"local://{tmp_path}/out")
+    with OutputLock(layout) as held:
+        content = layout.lock_file.read_text()
+        layout.lock_file.delete()
+        back = threading.Timer(0.1, lambda: layout.lock_file.write_text(content))
+        back.start()
+        held.layout.run_file.write_text("{}")
+        back.join()
+        with pytest.raises(OutputError, match="another run is writing here"):
+            OutputLock(layout).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("code", "is_deleted"), [("NotImplemented", True), ("PreconditionFailed", False), (None, True)]
+)
+def test_a_lock_on_s3_is_deleted_on_condition_where_the_server_can(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, code: str | None, is_deleted: bool
+) -> None:
+    layout = OutputLayout(f"s3://{s3.new_bucket()}/x")
+    lock = S3Lock(layout.lock_file, "token")
+    assert lock.claim({"pid": 1}, None)
+    delete = lock._client.delete_object
+
+    def answer(**given: str) -> None:
+        if "IfMatch" in given and code is not None:
+            raise ClientError({"Error": {"Code": code}}, "DeleteObject")
+        delete(**given)
+
+    monkeypatch.setattr(lock._client, "delete_object", answer)
+    lock.release()
+    assert layout.lock_file.is_file() is not is_deleted
 
 
 def test_a_sign_of_life_on_s3_cannot_outlast_the_lock(s3: S3Server) -> None:
