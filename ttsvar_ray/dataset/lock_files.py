@@ -237,8 +237,8 @@ class AdvisoryLock:
     Guarantee: a run that finds a living lock is refused. Two runs that start at the same moment both write
     the lock, wait, and read it back: the one whose writing was last has it, the other is refused. If the
     storage delays one of these writings for longer than that wait, both may go on, until the one that was
-    written over looks at the lock again, before its next change: then it stops. A run that ends looks whose the
-    lock is and then deletes it; one that took it over within that moment finds none, and stops, too.
+    written over looks at the lock again, before its next change: then it stops. A run that ends looks whose
+    the lock is and then deletes it; one that took it over in between finds none, and stops, too.
     """
 
     def __init__(self, location: Location, token: str, *, settle_s: float = SETTLE_S) -> None:

@@ -18,6 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -211,9 +212,9 @@ class Location:
     def replacing(self) -> Iterator[Path]:
         """Yield a path of this machine to write; on success, and then at once, it is at this location.
 
-        On a file system: a temporary name beside it, flushed to disk and renamed. In an object store: one
-        copy of the finished file. After an error, what was here before is still here. Temporary names begin
-        with a dot, which readers of data sets skip.
+        On a file system: a temporary name beside it (with a dot, which readers of data sets skip), flushed to
+        disk and renamed. In an object store: one copy of the finished file. After an error, what was here
+        before is still here.
         """
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="ttsvar-upload-") as folder:
@@ -373,16 +374,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _rename(temporary: Path, final: Path) -> None:
-    temporary.replace(final)
-
-
-def _link(temporary: Path, final: Path) -> None:
-    os.link(temporary, final)
-
-
-def _discard(temporary: Path) -> None:
-    temporary.unlink(missing_ok=True)
+_rename = Path.replace
+_link = os.link
+_discard = partial(Path.unlink, missing_ok=True)
 
 
 def _remove(file: Location) -> None:
