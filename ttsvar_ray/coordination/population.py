@@ -1,4 +1,4 @@
-"""The population of one prompt: what was reported, whom the selections kept, how it ends.
+"""The population of one prompt: what was reported, which trajectories the selections kept, how it ends.
 
 Knows nothing of workers. What it decides depends on (plan, run seed, prompt, reports in slot order),
 so it is the same whichever workers ran the shards and in whatever order they reported.

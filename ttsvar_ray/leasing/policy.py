@@ -112,11 +112,11 @@ class LeasePolicy:
         while self._requests:
             cell_id, asked = self._requests[0]
             # What comes back was counted when it was leased first.
-            room = max(0, self.limit - self._ledger.num_over) + self._ledger.num_queued
-            if room == 0 and not self._ledger.is_exhausted:
+            allowed = max(0, self.limit - self._ledger.num_over) + self._ledger.num_queued
+            if allowed == 0 and not self._ledger.is_exhausted:
                 break
             self._requests.popleft()
-            lease = self._ledger.lease(cell_id, min(asked, room), now=now)
+            lease = self._ledger.lease(cell_id, min(asked, allowed), now=now)
             self._cells[cell_id].was_told_last = lease.is_last
             leases.append((cell_id, lease))
         return leases

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ttsvar_ray.coordination.messages import RunBatch, SegmentReport
 from ttsvar_ray.results import FinalImage, PackedBits
@@ -43,45 +43,20 @@ class CountedSelections:
         self.others = 0
         self._select: Select = select if seed is None else _RandomSelections(seed)
 
-    def __call__(
-        self,
-        plan: Plan,
-        selection: Selection,
-        *,
-        features: npt.NDArray[np.floating] | None,
-        reward_history: npt.NDArray[np.floating],
-        run_seed: int,
-        prompt_key: str,
-    ) -> Choice:
+    def __call__(self, plan: Plan, selection: Selection, **seen: Any) -> Choice:
         """Select, and count; arguments as `search.selection.select`."""
         if Signal.FEATURES in selection.operator.reads:
             self.with_features += 1
         else:
             self.others += 1
-        return self._select(
-            plan,
-            selection,
-            features=features,
-            reward_history=reward_history,
-            run_seed=run_seed,
-            prompt_key=prompt_key,
-        )
+        return self._select(plan, selection, **seen)
 
 
 class _RandomSelections:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
-    def __call__(
-        self,
-        plan: Plan,
-        selection: Selection,
-        *,
-        features: npt.NDArray[np.floating] | None,
-        reward_history: npt.NDArray[np.floating],
-        run_seed: int,
-        prompt_key: str,
-    ) -> Choice:
+    def __call__(self, plan: Plan, selection: Selection, **seen: Any) -> Choice:
         slots, operator = range(plan.population_before[selection.scale_index]), selection.operator
         if not operator.repeats:
             ancestors = self._random.sample(slots, selection.survivors)
@@ -90,7 +65,7 @@ class _RandomSelections:
         else:
             # The latest reward alone is the potential VALUE, the default.
             sharpness = getattr(operator, "lambda_", _PUBLISHED_LAMBDA)
-            weights = [math.exp(sharpness * float(rewards[-1])) for rewards in reward_history]
+            weights = [math.exp(sharpness * float(rewards[-1])) for rewards in seen["reward_history"]]
             ancestors = self._random.choices(slots, weights, k=selection.survivors)
         return Choice(ancestor_index=np.array(sorted(ancestors), dtype=np.int64))
 

@@ -1,4 +1,4 @@
-"""Who is handed what: room, what comes back, stragglers."""
+"""Which cell is handed what: limits, what comes back, stragglers."""
 
 from __future__ import annotations
 
