@@ -66,7 +66,7 @@ SCHEDULES = int(os.environ.get("TTSVAR_SCHEDULES", "10000"))
 ENOUGH_ATTEMPTS = 10_000
 STEPS_WITH_FAULTS = 120
 MOST_STEPS = 20_000
-CEILING_S = 20.0
+CEILING_SECONDS = 20.0
 MOST_FAILURES = 5
 SLOWDOWNS = (0.1, 1.0, 1.0, 5.0, 50.0)
 
@@ -119,7 +119,7 @@ def draw_settings(rng: random.Random) -> CoordinatorSettings:
         keep=rng.choice(["best", "all"]),
         batch_tokens=rng.choice([None, None, 1, 40, 300]),
         deadline_floor_seconds=1.0,
-        deadline_ceiling_seconds=CEILING_S,
+        deadline_ceiling_seconds=CEILING_SECONDS,
     )
 
 
@@ -221,7 +221,7 @@ class Schedule:
             if choices:
                 self.happen(*rng.choice(choices))
             elif any(worker.is_hung and worker.in_flight for worker in cluster.workers.values()):
-                cluster.tick(CEILING_S / 4)
+                cluster.tick(CEILING_SECONDS / 4)
             else:
                 break
         cluster.check_accounts()
@@ -250,7 +250,7 @@ class Schedule:
         if kind == "join" and len(cluster.workers) < 6:
             self.join()
         elif kind == "tick":
-            cluster.tick(rng.choice([0.5, 3.0, CEILING_S]))
+            cluster.tick(rng.choice([0.5, 3.0, CEILING_SECONDS]))
         elif kind == "withdraw":
             keys = [prompt.key for prompt in rng.sample(PROMPTS, rng.randint(1, 3))]
             cluster.withdraw(keys, comes_back=rng.random() < 0.5)

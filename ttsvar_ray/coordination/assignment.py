@@ -166,8 +166,10 @@ def _near_or_idle(search: _Search) -> Assignment | None:
 
 def _not_avoided(search: _Search) -> Assignment | None:
     """On workers that did not fail the prompt, if any did."""
+    if not search.prompt.avoid:
+        return None
     willing = [w for w in search.in_order if w.worker_id not in search.prompt.avoid]
-    return search.among(willing) if search.prompt.avoid and willing else None
+    return search.among(willing) if willing else None
 
 
 def _anywhere(search: _Search) -> Assignment | None:

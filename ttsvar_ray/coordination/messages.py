@@ -225,7 +225,7 @@ class LeasePrompts:
 class Abandon:
     """A worker is overdue: end it, start another; answered by `WorkerLost`, which may be late.
 
-    Given once in a worker's life. Until its loss is told, its answers still count.
+    Given once for a worker. Until its loss is told, its answers still count.
 
     Attributes:
         reason: which batch of which prompts, how long it has taken and how long it may.

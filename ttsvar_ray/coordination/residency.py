@@ -232,7 +232,7 @@ class Residency:
     # What events say.
 
     def enqueue(self, prompt: Prompt) -> bool:
-        """Let a prompt wait; return False, and do nothing, where it waits or lives already."""
+        """Let a prompt wait; return False, and do nothing, where it waits or is live already."""
         if prompt.key in self.waiting or prompt.key in self.live:
             return False
         self.waiting[prompt.key] = prompt

@@ -123,7 +123,7 @@ class Batch:
 
 
 class WorkerState(str, enum.Enum):
-    """Where a worker is in its life; it only ever goes on to a later one of these."""
+    """The states of a worker; it only ever goes on to a later one."""
 
     READY = "ready"
     """Takes work."""
