@@ -72,7 +72,7 @@ class FakeWorker:
         return WorkerInfo(
             worker_id=self.worker_id,
             rows=self.group.rows,
-            memory_bytes=None,
+            memory_bytes=self.group.memory_bytes,
             model_name="tiny",
             reward_name="tiny-reward",
             node_ip="127.0.0.1",
@@ -124,6 +124,7 @@ class FakeGroup:
         self,
         *,
         rows: int = 8,
+        memory_bytes: int | None = None,
         fault: Fault = lambda worker_id, batch: None,
         start_fault: Callable[[str], Exception | str | None] = lambda worker_id: None,
     ) -> None:
@@ -131,10 +132,12 @@ class FakeGroup:
 
         Args:
             rows: of a micro-batch.
+            memory_bytes: of a worker's device.
             fault: what goes wrong with a worker's n-th micro-batch, from 1.
             start_fault: what goes wrong when a worker starts.
         """
         self.rows = rows
+        self.memory_bytes = memory_bytes
         self.fault = fault
         self.start_fault = start_fault
         self.started: list[str] = []

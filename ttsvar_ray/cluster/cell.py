@@ -11,9 +11,9 @@ One `_serve` loop a worker awaits its batches in the order they were sent. All l
 coordinator is never entered twice. No loop waits for a worker without end: what is overdue, the coordinator
 abandons.
 
-Invariants: a worker is in `_members` from `WorkerJoined` to `WorkerLost`; a lost worker is killed before the
-coordinator hears of it, so that no two workers ever hold one name; every place whose worker is lost or will
-go gets another one, with a new name.
+Invariants: a worker is in `_workers` from `WorkerJoined` to `WorkerLost`; a lost worker is killed before the
+coordinator hears of it, so that no two workers ever hold one name; every worker that is lost or will go is
+replaced by another one with a new name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 from typing_extensions import assert_never
 
-from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellUpdate
-from ttsvar_ray.cluster.draining import POLL_S, DrainWatch
-from ttsvar_ray.cluster.pace import PatientClock
-from ttsvar_ray.cluster.places import Member, Places
-from ttsvar_ray.cluster.waiting import ClusterWaitError, reason_of, wait_for
+from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
+from ttsvar_ray.cluster.resources import DrainWatch
+from ttsvar_ray.cluster.waiting import ClusterWaitError, PatientClock, reason_of, wait_for
 from ttsvar_ray.cluster.worker import (
     WorkerInfo,
     WorkerStatus,
@@ -40,6 +38,7 @@ from ttsvar_ray.cluster.worker import (
     image_returns,
     join_images,
 )
+from ttsvar_ray.cluster.worker_pool import WorkerHandle, WorkerPool
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (
     Abandon,
@@ -62,9 +61,10 @@ from ttsvar_ray.coordination.messages import (
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.types import Prompt
 
-TICK_S = 1.0
-STATUS_TIMEOUT_S = 10.0
-STORE_FULL_PAUSE_S = 5.0
+TICK_SECONDS = 1.0
+DRAIN_POLL_SECONDS = 1.0
+STATUS_TIMEOUT_SECONDS = 10.0
+STORE_FULL_PAUSE_SECONDS = 5.0
 """Before work that found the object store full is tried again, with fewer images at a time."""
 
 
@@ -77,8 +77,8 @@ class Cell:
         self._coordinator = Coordinator(
             plan=spec.plan, run_seed=spec.run_seed, settings=spec.settings, workload=spec.workload
         )
-        self._places = Places(spec, spawn=self._spawn, notice=self._notice, on_up=self._on_up)
-        self._members: dict[str, Member] = {}
+        self._pool = WorkerPool(spec, spawn=self._spawn, notice=self._notice, on_up=self._on_up)
+        self._workers: dict[str, WorkerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self._outcomes: list[PromptResult | PromptFailure] = []
@@ -93,9 +93,7 @@ class Cell:
 
     async def start(self) -> CellInfo:
         """Start all workers; work begins with the first that is up."""
-        for place in self._spec.places:
-            self._places.fill(place)
-        self._spawn(self._places.tell_who_waits())
+        self._pool.start_all()
         self._spawn(self._tick())
         self._spawn(self._watch_draining())
         return CellInfo(cell_id=self._spec.cell_id, node_ip=ray.util.get_node_ip_address(), pid=os.getpid())
@@ -106,19 +104,31 @@ class Cell:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait(), timeout=seconds)
         self._news.clear()
+        state, reason = self._state()
         update = CellUpdate(
             outcomes=tuple(self._outcomes),
             lease_requests=tuple(self._lease_requests),
             notices=tuple(self._notices),
-            workers=len(self._members),
+            workers=len(self._workers),
             joined=tuple(self._joined),
-            unusable=self._places.unusable,
-            stuck=None if self._members else self._places.stuck,
-            broken=self._broken,
+            state=state,
+            reason=reason,
         )
         for taken in (self._outcomes, self._lease_requests, self._notices, self._joined):
             taken.clear()
         return update
+
+    def _state(self) -> tuple[CellState, str]:
+        """Return how the cell is doing, and why."""
+        if self._broken is not None:
+            return CellState.BROKEN, self._broken
+        if self._workers:
+            return CellState.RUNNING, ""
+        if self._pool.unusable is not None:
+            return CellState.UNUSABLE, self._pool.unusable
+        if self._pool.stuck is not None:
+            return CellState.STUCK, self._pool.stuck
+        return CellState.STARTING, ""
 
     async def lease(self, prompts: Sequence[Prompt], is_last: bool) -> None:
         """Hand over prompts, asked for or not."""
@@ -133,8 +143,8 @@ class Cell:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
-        for handle in [member.handle for member in self._members.values()] + self._places.starting:
-            ray.kill(handle)
+        for actor in [worker.actor for worker in self._workers.values()] + self._pool.starting:
+            ray.kill(actor)
 
     # The coordinator's actions.
 
@@ -145,11 +155,11 @@ class Cell:
     def _carry_out(self, action: Action) -> None:
         match action:
             case RunBatch():
-                self._send(self._members[action.worker_id], action)
+                self._send(self._workers[action.worker_id], action)
             case Release():
-                member = self._members.get(action.worker_id)
-                if member is not None:
-                    member.handle.release.remote(action.prompt_key, action.attempt)
+                worker = self._workers.get(action.worker_id)
+                if worker is not None:
+                    worker.actor.release.remote(action.prompt_key, action.attempt)
             case Emit():
                 self._outcomes.append(action.outcome)
                 self._news.set()
@@ -157,42 +167,45 @@ class Cell:
                 self._lease_requests.append(action.count)
                 self._news.set()
             case Abandon():
-                member = self._members[action.worker_id]
-                if not member.is_abandoned:
-                    member.is_abandoned = True
-                    self._spawn(self._abandon(member, action.reason))
+                worker = self._workers[action.worker_id]
+                if not worker.is_abandoned:
+                    worker.is_abandoned = True
+                    self._spawn(self._abandon(worker, action.reason))
             case Refuse():
-                self._places.refuse(self._members.pop(action.worker_id), action.reason)
+                self._pool.refuse(self._workers.pop(action.worker_id), action.reason)
             case _:
                 assert_never(action)
 
-    def _send(self, member: Member, action: RunBatch) -> None:
+    def _send(self, worker: WorkerHandle, action: RunBatch) -> None:
         images = image_returns(action.tasks, self._last_segment)
-        call = member.handle.run_batch.options(num_returns=1 + images)
-        member.num_running += 1
+        call = worker.actor.run_batch.options(num_returns=1 + images)
+        worker.num_running += 1
         try:
             returns = call.remote(action.batch_id, action.tasks, images)
         except (ObjectStoreFullError, OutOfDiskError) as error:
             # Bits of many parents to replay travel through the object store.
-            self._spawn(self._try_later(member, action, error))
+            self._spawn(self._try_later(worker, action, error))
         else:
-            member.batches.put_nowait((action, returns if images else [returns]))
+            worker.batches.put_nowait((action, returns if images else [returns]))
 
     # The workers.
 
-    def _on_up(self, member: Member) -> None:
-        info = member.info
-        self._members[member.worker_id] = member
-        self._joined.append(info)
+    def _on_up(self, worker: WorkerHandle) -> bool:
+        """Let the coordinator have a worker; whether it does not refuse it."""
+        info = worker.info
+        self._workers[worker.worker_id] = worker
         self._news.set()
-        self._handle(WorkerJoined(worker_id=member.worker_id, rows=info.rows, memory_bytes=info.memory_bytes))
-        if member.worker_id in self._members:
-            self._spawn(self._serve(member))
+        self._handle(WorkerJoined(worker_id=worker.worker_id, rows=info.rows, memory_bytes=info.memory_bytes))
+        if worker.worker_id not in self._workers:
+            return False
+        self._joined.append(info)
+        self._spawn(self._serve(worker))
+        return True
 
-    async def _serve(self, member: Member) -> None:
-        """Await a worker's batches, in order, as long as it is a member."""
+    async def _serve(self, worker: WorkerHandle) -> None:
+        """Await a worker's batches, in order, as long as it is up."""
         while True:
-            sent = await member.batches.get()
+            sent = await worker.batches.get()
             if sent is None:
                 return
             action, returns = sent
@@ -200,34 +213,34 @@ class Cell:
                 results = await returns[0]
             except RayError as error:
                 if _is_store_full(error):
-                    await self._try_later(member, action, error)
+                    await self._try_later(worker, action, error)
                     continue
-                self._lose(member, reason_of(error))
+                self._lose(worker, reason_of(error))
                 return
-            self._places.worked(member.place)
-            member.num_answered += 1
-            self._tell_done(member, action, join_images(results, returns))
+            self._pool.note_answer(worker.number)
+            worker.num_answered += 1
+            self._tell_done(worker, action, join_images(results, returns))
 
-    async def _try_later(self, member: Member, action: RunBatch, error: RayError) -> None:
+    async def _try_later(self, worker: WorkerHandle, action: RunBatch, error: RayError) -> None:
         """Report a batch that found the object store full as one that was too large."""
         reason = reason_of(error)
-        self._notice(f"{member.worker_id}: {reason}; going on with fewer images at a time")
-        await asyncio.sleep(STORE_FULL_PAUSE_S)
-        self._tell_done(member, action, failures_of(action.tasks, FailureKind.MEMORY, reason))
+        self._notice(f"{worker.worker_id}: {reason}; going on with fewer images at a time")
+        await asyncio.sleep(STORE_FULL_PAUSE_SECONDS)
+        self._tell_done(worker, action, failures_of(action.tasks, FailureKind.MEMORY, reason))
 
-    def _tell_done(self, member: Member, action: RunBatch, results: Sequence[Any]) -> None:
-        member.num_running -= 1
-        self._handle(BatchDone(worker_id=member.worker_id, batch_id=action.batch_id, results=tuple(results)))
-        self._retire_if_drained(member)
+    def _tell_done(self, worker: WorkerHandle, action: RunBatch, results: Sequence[Any]) -> None:
+        worker.num_running -= 1
+        self._handle(BatchDone(worker_id=worker.worker_id, batch_id=action.batch_id, results=tuple(results)))
+        self._retire_if_drained(worker)
 
-    async def _abandon(self, member: Member, reason: str) -> None:
-        self._lose(member, f"{reason}; it says: {await self._ask_status(member)}")
+    async def _abandon(self, worker: WorkerHandle, reason: str) -> None:
+        self._lose(worker, f"{reason}; it says: {await self._ask_status(worker)}")
 
-    async def _ask_status(self, member: Member) -> str:
+    async def _ask_status(self, worker: WorkerHandle) -> str:
         """Return what a worker that is too slow is doing; its status thread answers while it computes."""
         try:
             status: WorkerStatus = await wait_for(
-                member.handle.status.remote(), seconds=STATUS_TIMEOUT_S, awaited="its status"
+                worker.actor.status.remote(), seconds=STATUS_TIMEOUT_SECONDS, awaited="its status"
             )
         except (RayError, ClusterWaitError) as error:
             return reason_of(error)
@@ -236,19 +249,19 @@ class Cell:
             f"{status.held_trajectories} trajectories of {status.held_prompts} prompts held"
         )
 
-    def _lose(self, member: Member, reason: str) -> None:
-        """Bury a worker and start another in its place."""
-        if self._stopped or self._members.get(member.worker_id) is not member:
+    def _lose(self, worker: WorkerHandle, reason: str) -> None:
+        """Remove a worker that failed and start another for it."""
+        if self._stopped or self._workers.get(worker.worker_id) is not worker:
             return
-        self._strike_out(member)
-        self._notice(f"{member.worker_id} is lost ({reason}); its prompts go on from their last selection")
-        if not member.is_draining:
-            if member.num_answered:
-                self._places.fill(member.place)
+        self._remove(worker)
+        self._notice(f"{worker.worker_id} is lost ({reason}); its prompts go on from their last selection")
+        if not worker.is_draining:
+            if worker.num_answered:
+                self._pool.start_worker(worker.number)
             else:
                 # Came up and died of its first work: a broken device would do so again and again.
-                self._places.fail(member.place)
-        self._handle(WorkerLost(worker_id=member.worker_id, reason=reason))
+                self._pool.restart_worker(worker.number, reason)
+        self._handle(WorkerLost(worker_id=worker.worker_id, reason=reason))
 
     # Nodes that will go.
 
@@ -260,39 +273,39 @@ class Cell:
             return
         while True:
             going = await loop.run_in_executor(None, watch.poll)
-            for member in list(self._members.values()):
-                if member.info.node_id in going and not member.is_draining:
-                    self._drain(member, going[member.info.node_id])
-            await asyncio.sleep(POLL_S)
+            for worker in list(self._workers.values()):
+                if worker.info.node_id in going and not worker.is_draining:
+                    self._drain(worker, going[worker.info.node_id])
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
-    def _drain(self, member: Member, seconds_left: float) -> None:
+    def _drain(self, worker: WorkerHandle, seconds_left: float) -> None:
         """Let a worker finish what it runs; start another, which Ray puts on a node that stays."""
-        member.is_draining = True
+        worker.is_draining = True
         self._notice(
-            f"{member.worker_id} is on a node that is taken away (in {seconds_left:.0f} s): it finishes "
+            f"{worker.worker_id} is on a node that is taken away (in {seconds_left:.0f} s): it finishes "
             "what it runs, and another worker is started elsewhere"
         )
-        self._places.fill(member.place)
-        self._handle(WorkerDraining(worker_id=member.worker_id))
-        self._retire_if_drained(member)
+        self._pool.start_worker(worker.number)
+        self._handle(WorkerDraining(worker_id=worker.worker_id))
+        self._retire_if_drained(worker)
 
-    def _retire_if_drained(self, member: Member) -> None:
-        if not member.is_draining or member.num_running or member.worker_id not in self._members:
+    def _retire_if_drained(self, worker: WorkerHandle) -> None:
+        if not worker.is_draining or worker.num_running or worker.worker_id not in self._workers:
             return
-        self._strike_out(member)
-        self._handle(WorkerLost(worker_id=member.worker_id, reason="its node is taken away"))
+        self._remove(worker)
+        self._handle(WorkerLost(worker_id=worker.worker_id, reason="its node is taken away"))
 
-    def _strike_out(self, member: Member) -> None:
-        del self._members[member.worker_id]
-        ray.kill(member.handle)
-        member.batches.put_nowait(None)
+    def _remove(self, worker: WorkerHandle) -> None:
+        del self._workers[worker.worker_id]
+        ray.kill(worker.actor)
+        worker.batches.put_nowait(None)
 
     # Time, news, background loops.
 
     async def _tick(self) -> None:
         clock = PatientClock()
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(TICK_SECONDS)
             self._handle(Tick(now=clock()))
 
     def _notice(self, text: str) -> None:

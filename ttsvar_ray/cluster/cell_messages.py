@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 from ttsvar_ray.cluster.resources import WorkerLayout
@@ -12,35 +13,66 @@ from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
 
 
+class CellState(str, enum.Enum):
+    """How a cell is doing.
+
+    PENDING    to be started, at once or after a pause
+    STARTING   no worker is up, and may yet come
+    RUNNING    a worker is up
+    UNUSABLE   no worker was ever up, and no engine can be built from the settings, weights or device
+    STUCK      no worker is up, and several in a row of every number have failed to start
+    BROKEN     its actor cannot go on and must be started anew
+    GIVEN_UP   it failed too often in a row
+    """
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    UNUSABLE = "unusable"
+    STUCK = "stuck"
+    BROKEN = "broken"
+    GIVEN_UP = "given up"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more comes of the cell."""
+        return self is CellState.GIVEN_UP
+
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether it tries in vain to get a worker."""
+        return self in (CellState.UNUSABLE, CellState.STUCK)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellSpec:
     """What one cell runs.
 
     Attributes:
-        cell_id: unique in a run, over all lives of its cells.
-        life: how often this cell was started before; 0 at first.
+        cell_id: unique in a run, over all incarnations of its cells.
+        incarnation: how often this cell was started before; 0 at first.
         plan, run_seed, settings, workload: the coordinator's.
         build_engine: how a worker makes its engine.
         layout: how many workers this cell has, and their resources.
-        first_place: number of its first worker among those of the run.
+        first_worker: number of its first worker among those of the run.
         actor_prefix: begins the names of its workers among the actors of the cluster.
     """
 
     cell_id: str
-    life: int = 0
+    incarnation: int = 0
     plan: Plan
     run_seed: int
     settings: CoordinatorSettings
     workload: Workload | None = None
     build_engine: EngineBuilder
     layout: WorkerLayout
-    first_place: int = 0
+    first_worker: int = 0
     actor_prefix: str
 
     @property
-    def places(self) -> range:
+    def worker_numbers(self) -> range:
         """Numbers of its workers among those of the run."""
-        return range(self.first_place, self.first_place + self.layout.count)
+        return range(self.first_worker, self.first_worker + self.layout.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +85,8 @@ class CellUpdate:
         notices: what a person should know, one line each.
         workers: workers that are up.
         joined: workers that came up.
-        unusable: why no engine can be built here from the settings, weights or device; None if none was
-            tried in vain.
-        stuck: the last error, where no worker is up and every place has failed several times in a row.
-        broken: why the cell itself cannot go on and must be started anew.
+        state: how the cell is doing.
+        reason: why it is unusable, stuck or broken.
     """
 
     outcomes: tuple[PromptResult | PromptFailure, ...] = ()
@@ -64,9 +94,8 @@ class CellUpdate:
     notices: tuple[str, ...] = ()
     workers: int = 0
     joined: tuple[WorkerInfo, ...] = ()
-    unusable: str | None = None
-    stuck: str | None = None
-    broken: str | None = None
+    state: CellState = CellState.STARTING
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

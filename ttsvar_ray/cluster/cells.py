@@ -1,11 +1,11 @@
-"""The driver's side of the cells: starts them, hears from them, buries them, starts them anew.
+"""The driver's side of the cells: starts them, hears from them, ends them, starts them anew.
 
     start --> waiting for its update --update--> told to the run --> waiting ...
       ^             | dies, breaks, or says nothing for too long
       '--back off---'   a few times in a row, then the others go on without it
 
-A cell is known to the run by the id of one life; every life has a new one. What a dead life had is the
-ledger's to lease again.
+A cell is known to the run by the id of one incarnation; every incarnation has a new one. What a dead one had
+is the ledger's to lease again.
 """
 
 from __future__ import annotations
@@ -18,37 +18,38 @@ from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import RayError
+from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell import CellActor
-from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellUpdate
-from ttsvar_ray.cluster.pace import back_off
+from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
+from ttsvar_ray.cluster.failures import GiveUp, Restart, RestartPolicy
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
 from ttsvar_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_SECONDS = 1.0
 """Longest time until a cell that has no news says so."""
 
-START_TIMEOUT_S = 900.0
+START_TIMEOUT_SECONDS = 900.0
 """Until a cell's first word: its process starts, and imports, on a node that may be busy."""
-SILENCE_TIMEOUT_S = 120.0
-GET_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 5.0
+SILENCE_TIMEOUT_SECONDS = 120.0
+GET_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 5.0
 
 MAX_FAILURES = 5
 """Deaths in a row, without a finished prompt between them, after which a cell is given up."""
-RESTART_FIRST_S = 1.0
-RESTART_MOST_S = 30.0
+RESTART_FIRST_SECONDS = 1.0
+RESTART_MOST_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellLost:
-    """A life of a cell is over.
+    """An incarnation of a cell is over.
 
     Attributes:
         reason: why, for people.
-        comes_back: whether another life is begun.
+        comes_back: whether another one is begun.
     """
 
     reason: str
@@ -59,36 +60,46 @@ CellNews: TypeAlias = tuple[str, CellUpdate | CellLost]
 """A cell id, and what is new of it."""
 
 
-@dataclass(slots=True)
-class _Life:
-    """One life of a cell.
+@dataclass(slots=True, kw_only=True)
+class _Incarnation:
+    """One incarnation of a cell.
 
     Attributes:
         update: its next update.
-        asked_at, patience_s: when that was asked for, and how long it may take.
+        asked_at, patience_seconds: when that was asked for, and how long it may take.
         calls: calls whose answers nobody needs, but whose errors somebody must see.
     """
 
-    index: int
     cell_id: str
     actor: Any
     update: Any
     asked_at: float
-    patience_s: float
+    patience_seconds: float
     started: Any
     calls: list[Any] = field(default_factory=list)
     workers: int = 0
-    stuck: str | None = None
 
 
-@dataclass(slots=True)
-class _Place:
-    """One cell over all its lives; `due_at` is when the next one begins."""
+@dataclass(slots=True, kw_only=True)
+class _Cell:
+    """One cell over all its incarnations.
 
-    lives: int = 0
-    failures: int = 0
-    due_at: float | None = 0.0
-    life: _Life | None = None
+    Attributes:
+        index: of the cell.
+        restarts: after failures in a row since it finished a prompt.
+        state, reason: how it is doing, and why.
+        due_at: when a cell that is pending is started.
+        incarnations: so far.
+        now: the one that lives.
+    """
+
+    index: int
+    restarts: RestartPolicy
+    state: CellState = CellState.PENDING
+    reason: str = ""
+    due_at: float = 0.0
+    incarnations: int = 0
+    now: _Incarnation | None = None
 
 
 class Cells:
@@ -98,42 +109,51 @@ class Cells:
         """Start none yet.
 
         Args:
-            make_spec: the specification of a cell by its index and its life, both from 0.
+            make_spec: the specification of a cell by its index and its incarnation, both from 0.
             count: cells, at least 1.
             scheduling: Ray's scheduling strategy for the cell actors.
         """
         self._make_spec = make_spec
         self._scheduling = scheduling
-        self._places = [_Place() for _ in range(count)]
         self._given_up = ""
+        self._cells = [
+            _Cell(
+                index=index,
+                restarts=RestartPolicy(
+                    name=f"cell-{index}",
+                    first_seconds=RESTART_FIRST_SECONDS,
+                    most_seconds=RESTART_MOST_SECONDS,
+                    most_failures=MAX_FAILURES,
+                ),
+            )
+            for index in range(count)
+        ]
 
     @property
     def updates(self) -> list[Any]:
         """References to wait for: each is ready when its cell has news, or is dead."""
-        return [life.update for life in self._lives()]
+        return [live.update for live in self._live()]
 
     @property
     def num_workers(self) -> int:
         """Workers that are up."""
-        return sum(life.workers for life in self._lives())
+        return sum(live.workers for live in self._live())
 
     @property
-    def hopeless(self) -> str | None:
+    def failure(self) -> str | None:
         """Why no cell can go on, or None."""
-        lives = self._lives()
-        if not lives and all(place.due_at is None for place in self._places):
+        going = [cell for cell in self._cells if not cell.state.is_terminal]
+        if not going:
             return f"the last coordinator is given up: {self._given_up}"
-        stuck = [life.stuck for life in lives if life.stuck is not None]
-        expected = sum(place.life is not None or place.due_at is not None for place in self._places)
-        if stuck and len(stuck) == expected and not self.num_workers:
-            return f"no worker could be started; the last error was: {stuck[0]}"
+        if all(cell.state.lacks_workers for cell in going):
+            return f"no worker could be started; the last error was: {going[0].reason}"
         return None
 
     def start_due(self, now: float) -> None:
-        """Begin the lives that are due."""
-        for index, place in enumerate(self._places):
-            if place.life is None and place.due_at is not None and place.due_at <= now:
-                place.life = self._begin(index, place, now)
+        """Start the cells that are due."""
+        for cell in self._cells:
+            if cell.state is CellState.PENDING and cell.due_at <= now:
+                cell.now, cell.state = self._start(cell, now), CellState.STARTING
 
     def news(self, ready: Collection[Any], now: float) -> list[CellNews]:
         """Return what is new, and ask again.
@@ -143,103 +163,113 @@ class Cells:
             now: seconds of a clock that does not jump.
         """
         news: list[CellNews] = []
-        for life in self._lives():
-            update, trouble = self._hear(life, life.update in ready, now)
+        for cell in self._cells:
+            if cell.now is None:
+                continue
+            live = cell.now
+            update, trouble = self._hear(cell, live, live.update in ready, now)
             if update is not None:
-                news.append((life.cell_id, update))
+                news.append((live.cell_id, update))
             if trouble is not None:
-                news.append((life.cell_id, self._bury(life, trouble, now)))
+                news.append((live.cell_id, self._end(cell, live, trouble, now)))
         return news
 
     def lease(self, cell_id: str, prompts: Sequence[Prompt], is_last: bool) -> None:
         """Hand prompts to a cell; one that is gone gets nothing, and its rows come back as all of its do."""
-        for life in self._lives():
-            if life.cell_id == cell_id:
-                life.calls.append(life.actor.lease.remote(prompts, is_last))
+        for live in self._live():
+            if live.cell_id == cell_id:
+                live.calls.append(live.actor.lease.remote(prompts, is_last))
 
     def withdraw(self, cell_id: str, prompt_keys: Sequence[str]) -> None:
         """Tell a cell to drop prompts that were finished elsewhere."""
-        for life in self._lives():
-            if life.cell_id == cell_id:
-                life.calls.append(life.actor.withdraw.remote(prompt_keys))
+        for live in self._live():
+            if live.cell_id == cell_id:
+                live.calls.append(live.actor.withdraw.remote(prompt_keys))
 
     def stop(self, *, in_order: bool) -> None:
         """End all cells.
 
         Args:
-            in_order: ask them to kill their workers first, which frees the places at once; else the
+            in_order: ask them to kill their workers first, which frees their resources at once; else the
                 workers follow their owners when Ray sees to it.
         """
-        lives = self._lives()
+        lives = self._live()
         if in_order:
-            stops = [life.actor.stop.remote() for life in lives]
+            stops = [live.actor.stop.remote() for live in lives]
             with contextlib.suppress(RayError):
-                ray.wait(stops, num_returns=len(stops), timeout=STOP_TIMEOUT_S) if stops else None
-        for life in lives:
-            ray.kill(life.actor)
-        for place in self._places:
-            place.life, place.due_at = None, None
+                ray.wait(stops, num_returns=len(stops), timeout=STOP_TIMEOUT_SECONDS) if stops else None
+        for live in lives:
+            ray.kill(live.actor)
+        for cell in self._cells:
+            cell.now, cell.state = None, CellState.GIVEN_UP
 
-    def _lives(self) -> list[_Life]:
-        return [place.life for place in self._places if place.life is not None]
+    def _live(self) -> list[_Incarnation]:
+        return [cell.now for cell in self._cells if cell.now is not None]
 
-    def _begin(self, index: int, place: _Place, now: float) -> _Life:
-        spec = self._make_spec(index, place.lives)
-        place.lives += 1
+    def _start(self, cell: _Cell, now: float) -> _Incarnation:
+        spec = self._make_spec(cell.index, cell.incarnations)
+        cell.incarnations += 1
         options = CellActor.options(
             scheduling_strategy=self._scheduling, name=f"{spec.actor_prefix}{spec.cell_id}"
         )
         actor: Any = options.remote(spec)
         started = actor.start.remote()
-        return _Life(
-            index=index,
+        return _Incarnation(
             cell_id=spec.cell_id,
             actor=actor,
             started=started,
-            update=actor.next_update.remote(POLL_S),
+            update=actor.next_update.remote(POLL_SECONDS),
             asked_at=now,
-            patience_s=START_TIMEOUT_S,
+            patience_seconds=START_TIMEOUT_SECONDS,
         )
 
-    def _hear(self, life: _Life, is_ready: bool, now: float) -> tuple[CellUpdate | None, str | None]:
-        """Return a cell's update, if there is one, and why it must be buried, if it must."""
+    def _hear(
+        self, cell: _Cell, live: _Incarnation, is_ready: bool, now: float
+    ) -> tuple[CellUpdate | None, str | None]:
+        """Return a cell's update, if there is one, and why it must be ended, if it must."""
         try:
-            self._check_calls(life)
+            self._check_calls(live)
             if not is_ready:
-                silent = now - life.asked_at > life.patience_s
-                return None, timeout_message(life.patience_s, f"{life.cell_id} to report") if silent else None
-            update: CellUpdate = get(life.update, seconds=GET_TIMEOUT_S, awaited=f"news of {life.cell_id}")
+                if now - live.asked_at <= live.patience_seconds:
+                    return None, None
+                return None, timeout_message(live.patience_seconds, f"{live.cell_id} to report")
+            update: CellUpdate = get(
+                live.update, seconds=GET_TIMEOUT_SECONDS, awaited=f"news of {live.cell_id}"
+            )
         except (RayError, ClusterWaitError) as error:
             return None, reason_of(error)
-        life.workers, life.stuck = update.workers, update.stuck
+        live.workers = update.workers
+        cell.state, cell.reason = update.state, update.reason
         if update.outcomes:
-            self._places[life.index].failures = 0
-        if update.broken is None:
-            life.update = life.actor.next_update.remote(POLL_S)
-            life.asked_at, life.patience_s = now, SILENCE_TIMEOUT_S
-        return update, update.broken
+            cell.restarts.worked()
+        if update.state is CellState.BROKEN:
+            return update, update.reason
+        live.update = live.actor.next_update.remote(POLL_SECONDS)
+        live.asked_at, live.patience_seconds = now, SILENCE_TIMEOUT_SECONDS
+        return update, None
 
-    def _check_calls(self, life: _Life) -> None:
+    def _check_calls(self, live: _Incarnation) -> None:
         """Raise the errors of calls whose answers nobody needs."""
-        if life.started is not None:
-            done, _ = ray.wait([life.started], timeout=0)
+        if live.started is not None:
+            done, _ = ray.wait([live.started], timeout=0)
             if done:
-                info: CellInfo = get(life.started, seconds=GET_TIMEOUT_S, awaited=life.cell_id)
+                info: CellInfo = get(live.started, seconds=GET_TIMEOUT_SECONDS, awaited=live.cell_id)
                 logger.info("%s is up on %s (process %d)", info.cell_id, info.node_ip, info.pid)
-                life.started = None
-        if life.calls:
-            done, life.calls = ray.wait(life.calls, num_returns=len(life.calls), timeout=0)
+                live.started = None
+        if live.calls:
+            done, live.calls = ray.wait(live.calls, num_returns=len(live.calls), timeout=0)
             for call in done:
-                get(call, seconds=GET_TIMEOUT_S, awaited=f"an answer of {life.cell_id}")
+                get(call, seconds=GET_TIMEOUT_SECONDS, awaited=f"an answer of {live.cell_id}")
 
-    def _bury(self, life: _Life, reason: str, now: float) -> CellLost:
-        ray.kill(life.actor)
-        place = self._places[life.index]
-        place.life = None
-        place.failures += 1
-        if place.failures > MAX_FAILURES:
-            place.due_at = None
-            self._given_up = reason
-            return CellLost(reason=reason, comes_back=False)
-        place.due_at = now + back_off(place.failures, first_s=RESTART_FIRST_S, most_s=RESTART_MOST_S)
-        return CellLost(reason=reason, comes_back=True)
+    def _end(self, cell: _Cell, live: _Incarnation, reason: str, now: float) -> CellLost:
+        ray.kill(live.actor)
+        cell.now, cell.reason = None, reason
+        decision = cell.restarts.failed(reason)
+        match decision:
+            case Restart():
+                cell.state, cell.due_at = CellState.PENDING, now + decision.after_seconds
+            case GiveUp():
+                cell.state, self._given_up = CellState.GIVEN_UP, reason
+            case _:
+                assert_never(decision)
+        return CellLost(reason=reason, comes_back=cell.state is CellState.PENDING)

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ttsvar_ray.cluster.progress import JobProgress, JobSummary
-from ttsvar_ray.cluster.run import Run
 from ttsvar_ray.cluster.session import is_submitted_job
+from ttsvar_ray.cluster.stats import JobProgress, JobSummary
 from ttsvar_ray.config import JobConfig, Shard, content_digest
 from ttsvar_ray.dataset import (
     OutputLayout,
@@ -35,9 +35,6 @@ from ttsvar_ray.dataset import (
     open_output,
     write_bad_lines,
 )
-from ttsvar_ray.job.paths import resolve_output
-from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts.read import (
     bad_lines,
@@ -45,8 +42,11 @@ from ttsvar_ray.prompts.read import (
     scan_prompts,
     spool_standard_input,
 )
-from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource
-from ttsvar_ray.storage import is_uri
+from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource, check_readable
+from ttsvar_ray.storage import is_uri, locate
+
+if TYPE_CHECKING:
+    from ttsvar_ray.job.runnable import JobParts
 
 __all__ = ["JobProgress", "JobSummary", "run_job"]
 
@@ -70,7 +70,7 @@ def run_job(
         progress: called about once a second with the state of the run.
         parts: another plan and engine than the settings name (own models, rewards or extractors); the
             settings still name the output, the cluster, and what `run.json` records.
-        retry_failed: also run the prompts again that were given up in earlier sittings.
+        retry_failed: also run the prompts again that were given up in earlier sessions.
         force_new: if the output folder holds something else, use a numbered one beside it.
 
     Raises:
@@ -84,6 +84,14 @@ def run_job(
         LostRowsError: in the end a prompt has neither images nor a dead letter, or both.
     """
     started = time.monotonic()
+    if config.prompts.path != STANDARD_INPUT:
+        # A name that is mistyped is told at once: what follows imports the networks' libraries.
+        check_readable(locate(config.prompts.path))
+    from ttsvar_ray.cluster.driver import Driver
+    from ttsvar_ray.job.paths import resolve_output
+    from ttsvar_ray.job.resolved import resolve
+    from ttsvar_ray.job.runnable import job_parts
+
     if parts is None:
         parts = job_parts(resolve(config, needs_parts=True))
     shard = config.cluster.shard or Shard(index=0, count=1)
@@ -128,7 +136,7 @@ def run_job(
             )
             if not ledger.chunks:
                 logger.warning("shard %s has no part: there are fewer parts than shards", shard)
-            run = Run(
+            driver = Driver(
                 config=config,
                 parts=parts,
                 layout=layout,
@@ -148,8 +156,8 @@ def run_job(
             )
             if not ledger.is_done:
                 parts.fetch()
-                run.execute()
-            return run.summary(started)
+                driver.run()
+            return driver.summary(started)
 
 
 @contextlib.contextmanager

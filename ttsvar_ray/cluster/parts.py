@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ttsvar_ray.cluster.failures import GiveUp, RestartPolicy
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext
@@ -19,7 +20,7 @@ from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.storage import Location, storage_environment
 
-GET_TIMEOUT_S = 60.0
+GET_TIMEOUT_SECONDS = 60.0
 MAX_SINK_DEATHS = 3
 """In a row, without a part written between them."""
 
@@ -48,9 +49,9 @@ class PartWriter:
         self._root = layout.root
         self._lock_token = lock_token
         self._prefix = actor_prefix
-        self._lives = 0
+        self._incarnations = 0
         self._notice = notice
-        self._deaths = 0
+        self._restarts = RestartPolicy(name="sink", most_failures=MAX_SINK_DEATHS)
         self._writes: dict[Any, tuple[WholeChunk, RowContext]] = {}
         self._sink = self._start()
 
@@ -78,14 +79,14 @@ class PartWriter:
         what = f"part {chunk.chunk_index}"
         try:
             report: ChunkReport | LostImages = get(
-                ref, seconds=GET_TIMEOUT_S, awaited=f"{what} to be written"
+                ref, seconds=GET_TIMEOUT_SECONDS, awaited=f"{what} to be written"
             )
         except RayActorError as error:
             self._revive(f"{what}: {reason_of(error)}", (chunk, context))
             return None
         except (RayError, ClusterWaitError) as error:
             raise PartError(f"{what} could not be written: {explain(error, self._root)}") from error
-        self._deaths = 0
+        self._restarts.worked()
         return chunk, report
 
     def flush(self, seconds: float) -> list[tuple[WholeChunk, ChunkReport | LostImages]]:
@@ -108,16 +109,16 @@ class PartWriter:
 
     def _start(self) -> Any:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        name = f"{self._prefix}sink" + (f".{self._lives}" if self._lives else "")
-        self._lives += 1
+        name = f"{self._prefix}sink" + (f".{self._incarnations}" if self._incarnations else "")
+        self._incarnations += 1
         options = SinkActor.options(scheduling_strategy=here, name=name)
         return options.remote(self._root.uri, self._lock_token, storage_environment())
 
     def _revive(self, reason: str, first: tuple[WholeChunk, RowContext]) -> None:
         """Start another sink and hand it everything that the dead one had."""
-        self._deaths += 1
-        if self._deaths > MAX_SINK_DEATHS:
-            raise PartError(f"the sink died {self._deaths} times in a row; the last time over {reason}")
+        if isinstance(self._restarts.failed(reason), GiveUp):
+            times = self._restarts.failures
+            raise PartError(f"the sink died {times} times in a row; the last time over {reason}")
         self._notice(f"the sink died ({reason}); another one writes what it had")
         ray.kill(self._sink)  # One that cannot be reached may live all the same, and go on writing.
         for folder in (self._layout.data_folder, self._layout.trace_folder, self._layout.failed_folder):

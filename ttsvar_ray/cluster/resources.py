@@ -1,17 +1,24 @@
-"""What the cluster has, and how many workers that makes."""
+"""What the cluster has, how many workers that makes, what it is asked to grow to, and which nodes will go."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_CPUS_BESIDE_GPU = 1.0
+DRAIN_QUERY_SECONDS = 5.0
 
 ACCELERATOR_TYPE = "accelerator_type:"
 """Begins the name of the resource by which Ray says what kind of GPU a node has."""
@@ -134,3 +141,98 @@ def divide_workers(workers: int, per_cell: int) -> list[range]:
     cells = -(-workers // per_cell)
     starts = [index * workers // cells for index in range(cells + 1)]
     return [range(first, last) for first, last in itertools.pairwise(starts)]
+
+
+def bundles(layout: WorkerLayout) -> list[dict[str, float]]:
+    """Return the resources of all workers, as the autoscaler wants them: one bundle a worker."""
+    each = {name: amount for name, amount in (("CPU", layout.cpus), ("GPU", layout.gpus)) if amount}
+    return [dict(each) for _ in range(layout.count)] if each else []
+
+
+def fits(layout: WorkerLayout, resources: Mapping[str, float]) -> bool:
+    """Return whether a cluster of these totals has room for all workers."""
+    needed = {"CPU": layout.count * layout.cpus, "GPU": layout.count * layout.gpus}
+    return all(resources.get(name, 0.0) >= amount for name, amount in needed.items())
+
+
+@contextlib.contextmanager
+def demanded(layout: WorkerLayout, resources: Mapping[str, float]) -> Iterator[None]:
+    """Ask the autoscaler for room for all workers while the block runs, where there is too little now.
+
+    Workers that fit nowhere wait in Ray's queue, which an autoscaler sees, too; the request also keeps it
+    from taking idle nodes away between two prompts. Without an autoscaler it changes nothing. There is one
+    such request in a cluster: a job that needs no more than there is leaves it alone.
+    """
+    if fits(layout, resources) or not _request(bundles(layout)):
+        yield
+        return
+    each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
+    logger.info("asked the cluster to grow to %d workers of %s", layout.count, each)
+    try:
+        yield
+    finally:
+        _request([])
+
+
+def _request(wanted: list[dict[str, float]]) -> bool:
+    try:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=wanted)
+    except (ImportError, RayError, RuntimeError, AssertionError, TypeError, ValueError) as error:
+        logger.warning("the autoscaler could not be asked for %d workers (%s)", len(wanted), error)
+        return False
+    return True
+
+
+class DrainWatch:
+    """Asks the cluster which nodes are being drained.
+
+    Ray says so only through a client that is not part of its public interface: where that is missing, a
+    run goes on without, and a node that goes is a node that is lost.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Connect.
+
+        Args:
+            address: of the cluster's control store, host:port.
+        """
+        self.unavailable: str | None = None
+        self._client = None
+        try:
+            from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+            client = GcsClient(address=address)
+            _ = client.get_draining_nodes
+        except (ImportError, AttributeError, TypeError, RayError) as error:
+            self.unavailable = (
+                f"this version of Ray does not say which nodes are drained ({type(error).__name__}: "
+                f"{error}); work on a node that is taken away is lost and run again"
+            )
+        else:
+            self._client = client
+
+    def poll(self) -> dict[str, float]:
+        """Return the seconds left of each node that is being drained, by id; blocks for a round trip.
+
+        A deadline that nobody set is infinite. No answer is no news: the control store may be busy.
+        """
+        if self._client is None:
+            return {}
+        try:
+            deadlines = self._client.get_draining_nodes(timeout=DRAIN_QUERY_SECONDS)
+        except (RayError, OSError, RuntimeError):
+            return {}
+        now_ms = time.time() * 1000
+        return {
+            node if isinstance(node, str) else node.hex(): _seconds_left(deadline, now_ms)
+            for node, deadline in deadlines.items()
+        }
+
+
+def _seconds_left(deadline_ms: int, now_ms: float) -> float:
+    # Ray's "no deadline" is 0 or the largest integer, by version.
+    if deadline_ms <= 0 or deadline_ms >= 2**62:
+        return float("inf")
+    return max(0.0, (deadline_ms - now_ms) / 1000)

@@ -1,4 +1,4 @@
-"""Connecting to Ray, leaving it, and being asked to stop."""
+"""Connecting to Ray, leaving it, being asked to stop, and what can be said of Ray without any of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import ray
@@ -19,14 +21,16 @@ from ttsvar_ray.errors import TtsVarError
 
 logger = logging.getLogger(__name__)
 
-LISTENING_TIMEOUT_S = 10.0
+TOKEN_FILE = Path("~/.ray/auth_token")
+LISTENING_TIMEOUT_SECONDS = 10.0
+INSPECTION_TIMEOUT_SECONDS = 2.0
 
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job."""
 
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
-STOP_WAIT_DEFAULT_S = 3.0
+STOP_WAIT_DEFAULT_SECONDS = 3.0
 """How long `ray job stop` waits before it kills a job: Ray's variable and its default."""
 
 
@@ -69,7 +73,7 @@ def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
 
 def _connect(address: str) -> None:
     try:
-        _check_listening(address)
+        _check_listening(address, LISTENING_TIMEOUT_SECONDS)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterConnectionError(
@@ -78,11 +82,14 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _check_listening(address: str) -> None:
-    """Raise OSError where nothing listens: Ray itself would try again for ten minutes and more."""
+def _check_listening(address: str, seconds: float) -> None:
+    """Raise OSError where nothing listens at host:port: Ray itself would try again for ten minutes and more.
+
+    Addresses of another form, such as "auto" and "local", are not looked at.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
 def _start_local(cpus: float | None) -> None:
@@ -103,7 +110,7 @@ def _start_local(cpus: float | None) -> None:
     )
 
 
-def stop_grace_s(otherwise: float) -> float:
+def stop_grace_seconds(otherwise: float) -> float:
     """Return the seconds that are left after a request to stop, with one kept to end in.
 
     `ray job stop` kills a job after RAY_JOB_STOP_WAIT_TIME_S (a variable of the job's environment) or three
@@ -117,7 +124,7 @@ def stop_grace_s(otherwise: float) -> float:
     try:
         given = float(os.environ.get(STOP_WAIT, ""))
     except ValueError:
-        given = STOP_WAIT_DEFAULT_S
+        given = STOP_WAIT_DEFAULT_SECONDS
     return given - 1.0
 
 
@@ -134,8 +141,8 @@ class StopRequest:
             self.reason, self._asked_at = reason, time.monotonic()
 
     def seconds_left(self, otherwise: float) -> float:
-        """Return what is left of `stop_grace_s`, at least half a second."""
-        return max(0.5, stop_grace_s(otherwise) - (time.monotonic() - self._asked_at))
+        """Return what is left of `stop_grace_seconds`, at least half a second."""
+        return max(0.5, stop_grace_seconds(otherwise) - (time.monotonic() - self._asked_at))
 
 
 @contextlib.contextmanager
@@ -161,3 +168,38 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayFacts:
+    """Ray on this machine, as its environment describes it.
+
+    Attributes:
+        version: of the installed package.
+        address: of `RAY_ADDRESS`; None where it is not set.
+        problem: why nothing answers there; None where something does, or where there is nothing to ask.
+        auth_mode: `RAY_AUTH_MODE`; None where it is not set.
+        has_token_file: whether Ray would turn token authentication on by itself.
+    """
+
+    version: str
+    address: str | None
+    problem: str | None
+    auth_mode: str | None
+    has_token_file: bool
+
+
+def inspect_ray() -> RayFacts:
+    """Read the environment, and try the address; takes two seconds at most."""
+    address, problem = os.environ.get("RAY_ADDRESS") or None, None
+    try:
+        _check_listening(address or "", INSPECTION_TIMEOUT_SECONDS)
+    except OSError as error:
+        problem = str(error)
+    return RayFacts(
+        version=ray.__version__,
+        address=address,
+        problem=problem,
+        auth_mode=os.environ.get("RAY_AUTH_MODE") or None,
+        has_token_file="RAY_AUTH_TOKEN" in os.environ or TOKEN_FILE.expanduser().is_file(),
+    )

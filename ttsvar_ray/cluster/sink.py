@@ -21,7 +21,7 @@ from ttsvar_ray.dataset import (
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import PromptResult
 
-FETCH_TIMEOUT_S = 120.0
+FETCH_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Sink:
             chunk: outcomes whose image payloads are bytes or object references.
             context: what all rows of the run have in common.
         """
-        deadline = time.monotonic() + FETCH_TIMEOUT_S
+        deadline = time.monotonic() + FETCH_TIMEOUT_SECONDS
         absent = fetch_images(chunk)
         if absent:
             return LostImages(chunk_index=chunk.chunk_index, rows=absent, reason="they did not arrive")
@@ -83,10 +83,10 @@ class Sink:
             return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=type(error).__name__)
 
 
-def fetch(payload: Any, timeout_s: float = FETCH_TIMEOUT_S) -> bytes:
+def fetch(payload: Any, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> bytes:
     """Return the bytes of an image, wherever they are."""
     if isinstance(payload, ray.ObjectRef):
-        payload = ray.get(payload, timeout=timeout_s)
+        payload = ray.get(payload, timeout=timeout_seconds)
     assert isinstance(payload, bytes), f"image payload: expected bytes, got {type(payload).__name__}"
     return payload
 
@@ -95,7 +95,8 @@ def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
     """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one.
 
     Returns:
-        Rows of which an image has neither arrived nor failed in `FETCH_TIMEOUT_S`, for all of them together.
+        Rows of which an image has neither arrived nor failed in `FETCH_TIMEOUT_SECONDS`, for all of them
+        together.
     """
     row_of = {
         kept.image.payload: outcome.prompt.row
@@ -105,14 +106,16 @@ def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
     }
     if not row_of:
         return ()
-    _, absent = ray.wait(list(row_of), num_returns=len(row_of), timeout=FETCH_TIMEOUT_S, fetch_local=True)
+    _, absent = ray.wait(
+        list(row_of), num_returns=len(row_of), timeout=FETCH_TIMEOUT_SECONDS, fetch_local=True
+    )
     return tuple(sorted({row_of[ref] for ref in absent}))
 
 
 def _is_whole(outcome: PromptResult, deadline: float) -> bool:
     try:
         for kept in outcome.images:
-            fetch(kept.image.payload, timeout_s=max(0.0, deadline - time.monotonic()))
+            fetch(kept.image.payload, timeout_seconds=max(0.0, deadline - time.monotonic()))
     except RayError:
         return False
     return True

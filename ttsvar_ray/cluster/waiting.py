@@ -1,8 +1,13 @@
-"""Waits that end: every one has a limit, and says what was awaited and what the cluster has."""
+"""Waits that end: every one has a limit, and says what was awaited and what the cluster has.
+
+Their clock is `PatientClock`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -10,6 +15,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from ttsvar_ray.cluster.resources import describe_cluster
 from ttsvar_ray.errors import TtsVarError
+
+MAX_STEP_SECONDS = 5.0
 
 
 class ClusterWaitError(TtsVarError):
@@ -67,3 +74,24 @@ def reason_of(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+class PatientClock:
+    """Seconds that never jump.
+
+    A process that was stopped (a paused machine, a swapped-out node) finds at its return that much time
+    went by in which nobody could have answered it. Such a gap counts as one small step, or every
+    deadline would be over at once.
+    """
+
+    def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
+        self._source = source
+        self._last = source()
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """Return seconds since the clock was made; to be asked about once a second."""
+        now = self._source()
+        self._now += min(now - self._last, MAX_STEP_SECONDS)
+        self._last = now
+        return self._now

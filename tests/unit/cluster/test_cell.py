@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import (
@@ -19,11 +20,12 @@ from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_engine import TinyEngineBuilder
 from ttsvar_ray.cluster import cell as cell_module
-from ttsvar_ray.cluster import places as places_module
+from ttsvar_ray.cluster import worker_pool as pool_module
 from ttsvar_ray.cluster.cell import Cell
-from ttsvar_ray.cluster.cell_messages import CellSpec
+from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.resources import WorkerLayout
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.results import PackedBits, PromptFailure, PromptResult
 
@@ -58,13 +60,13 @@ class Scene:
         for name, value in {
             "DrainWatch": Watch,
             "PatientClock": lambda: lambda: scene.time,
-            "TICK_S": 0.001,
-            "POLL_S": 0.001,
-            "STORE_FULL_PAUSE_S": 0.0,
+            "TICK_SECONDS": 0.001,
+            "DRAIN_POLL_SECONDS": 0.001,
+            "STORE_FULL_PAUSE_SECONDS": 0.0,
         }.items():
             monkeypatch.setattr(cell_module, name, value)
-        monkeypatch.setattr(places_module, "WorkerActor", group)
-        monkeypatch.setattr(places_module, "RETRY_FIRST_S", 0.0)
+        monkeypatch.setattr(pool_module, "WorkerActor", group)
+        monkeypatch.setattr(pool_module, "RETRY_FIRST_SECONDS", 0.0)
         monkeypatch.setattr(cell_module.ray, "kill", group.kill)
         monkeypatch.setattr(cell_module.ray, "get_runtime_context", Context)
         monkeypatch.setattr(cell_module.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
@@ -90,7 +92,7 @@ class Scene:
         while len(self.outcomes) < PROMPTS:
             meanwhile()
             update = await cell.next_update(0.01)
-            assert update.broken is None, update.broken
+            assert update.state is not CellState.BROKEN, update.reason
             self.notices += update.notices
             self.outcomes += update.outcomes
             for count in update.lease_requests:
@@ -98,7 +100,7 @@ class Scene:
                 await cell.lease(given, is_last=not prompts)
         for _ in range(20):
             await cell.next_update(0.001)
-        self.members = list(cell._members)
+        self.workers = list(cell._workers)
         await cell.stop()
         return {
             outcome.prompt.key: outcome.images[0].bits
@@ -195,13 +197,15 @@ def test_a_worker_of_a_node_that_goes_finishes_and_is_replaced_once(
     assert asyncio.run(scene.run(go_on_when_told)) == expected
     assert group.started == ["worker-0", "worker-1", "worker-0.1"]
     assert group.killed[0] == "worker-0"
-    assert sorted(scene.members) == ["worker-0.1", "worker-1"]
+    assert sorted(scene.workers) == ["worker-0.1", "worker-1"]
     assert scene.notices[0].startswith("worker-0 is on a node that is taken away (in 30 s)")
     assert [n for n in scene.notices[1:] if "is lost" in n] == scene.notices[1:]
     assert len(scene.notices) == (1 if ends == "wait" else 2)
 
 
-def test_places_are_tried_until_something_starts(monkeypatch: pytest.MonkeyPatch, expected: Outcomes) -> None:
+def test_workers_are_tried_until_something_starts(
+    monkeypatch: pytest.MonkeyPatch, expected: Outcomes
+) -> None:
     def start_fault(worker_id: str) -> Exception | None:
         return None if worker_id == "worker-0.9" else ActorDiedError()
 
@@ -220,8 +224,8 @@ def test_a_cell_without_workers_says_that_it_is_stuck(monkeypatch: pytest.Monkey
         stuck = None
         while stuck is None:
             update = await cell.next_update(0.01)
-            stuck = update.stuck
-            assert update.unusable is None
+            assert update.state in (CellState.STARTING, CellState.STUCK)
+            stuck = update.reason or None
         await cell.stop()
         return stuck
 
@@ -238,12 +242,32 @@ def test_an_engine_that_cannot_be_built_is_told_at_once(monkeypatch: pytest.Monk
 
     async def wait() -> str:
         cell = await scene.start()
-        while (update := await cell.next_update(0.01)).unusable is None:
+        while (update := await cell.next_update(0.01)).state is CellState.STARTING:
             pass
         await cell.stop()
-        return update.unusable
+        assert update.state is CellState.UNUSABLE
+        return update.reason
 
     assert "worker-0 cannot be built: " in asyncio.run(wait())
+
+
+def test_workers_too_small_for_the_plan_make_a_cell_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch, FakeGroup(memory_bytes=99), workers=1)
+    load = SegmentLoad(tokens=1, held_bytes=60, running_bytes=70, batch_seconds=0.1, row_seconds=0.1)
+    loads = tuple(load for _ in scene.spec.plan.segments)
+    scene.spec = replace(scene.spec, workload=Workload(source="a test", segments=loads))
+
+    async def wait() -> CellUpdate:
+        cell = await scene.start()
+        while (update := await cell.next_update(0.01)).state is CellState.STARTING:
+            pass
+        await cell.stop()
+        return update
+
+    update = asyncio.run(wait())
+    assert update.state is CellState.UNUSABLE and update.joined == ()
+    assert update.reason.startswith("worker-0 cannot be built: ")
+    assert "worker-0" in scene.group.killed
 
 
 def test_a_worker_that_never_starts_is_started_anew(
@@ -252,7 +276,7 @@ def test_a_worker_that_never_starts_is_started_anew(
     group = FakeGroup(start_fault=lambda worker: "hang" if worker == "worker-0" else None)
     scene = Scene(monkeypatch, group, workers=1)
     monkeypatch.setattr("ttsvar_ray.cluster.waiting.describe_cluster", lambda: "1 node")
-    monkeypatch.setattr("ttsvar_ray.cluster.places.WORKER_START_SECONDS", 0.05)
+    monkeypatch.setattr("ttsvar_ray.cluster.worker_pool.WORKER_START_SECONDS", 0.05)
     assert asyncio.run(scene.run()) == expected
     assert "worker-0" in group.killed
 

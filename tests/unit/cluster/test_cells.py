@@ -1,4 +1,4 @@
-"""The driver's side of cells: who is heard, who is buried, who comes back; without Ray."""
+"""The driver's side of cells: who is heard, who is ended, who comes back; without Ray."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_engine import TinyEngineBuilder
 from ttsvar_ray.cluster import cells as cells_module
-from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellUpdate
-from ttsvar_ray.cluster.cells import MAX_FAILURES, SILENCE_TIMEOUT_S, START_TIMEOUT_S, CellLost, Cells
+from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
+from ttsvar_ray.cluster.cells import (
+    MAX_FAILURES,
+    SILENCE_TIMEOUT_SECONDS,
+    START_TIMEOUT_SECONDS,
+    CellLost,
+    Cells,
+)
 from ttsvar_ray.cluster.resources import WorkerLayout
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.results import PromptFailure
@@ -30,7 +36,7 @@ class FakeRef:
 
 
 class FakeCell:
-    """The handle of one life of a cell; a test says what it answers."""
+    """The handle of one incarnation of a cell; a test says what it answers."""
 
     def __init__(self, spec: CellSpec) -> None:
         self.cell_id = spec.cell_id
@@ -59,10 +65,10 @@ class FakeCell:
 
 
 class Scene:
-    """Cells, and all the lives that were begun."""
+    """Cells, and all the incarnations that were begun."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-        self.lives: list[FakeCell] = []
+        self.begun: list[FakeCell] = []
         self.cells = Cells(self._spec, count, scheduling="SPREAD")
         scene = self
 
@@ -95,14 +101,14 @@ class Scene:
         return self.cells.news(ready, now)
 
     def _begin(self, spec: CellSpec) -> FakeCell:
-        self.lives.append(FakeCell(spec))
-        return self.lives[-1]
+        self.begun.append(FakeCell(spec))
+        return self.begun[-1]
 
     @staticmethod
-    def _spec(index: int, life: int) -> CellSpec:
+    def _spec(index: int, incarnation: int) -> CellSpec:
         return CellSpec(
-            cell_id=f"cell-{index}.{life}",
-            life=life,
+            cell_id=f"cell-{index}.{incarnation}",
+            incarnation=incarnation,
             plan=tts_var_plan(),
             run_seed=0,
             settings=CoordinatorSettings(),
@@ -116,11 +122,11 @@ def test_news_are_told_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> N
     scene = Scene(monkeypatch, 2)
     scene.cells.start_due(0.0)
     assert scene.news(0.0) == []
-    update = CellUpdate(workers=3)
-    scene.lives[1].says(update)
+    update = CellUpdate(state=CellState.RUNNING, workers=3)
+    scene.begun[1].says(update)
     assert scene.news(1.0) == [("cell-1.0", update)]
     assert scene.cells.num_workers == 3
-    assert [len(life.updates) for life in scene.lives] == [1, 2]
+    assert [len(life.updates) for life in scene.begun] == [1, 2]
     assert scene.news(2.0) == []
 
 
@@ -131,8 +137,8 @@ def test_leases_reach_their_cell_and_no_other(monkeypatch: pytest.MonkeyPatch) -
     scene.cells.lease("cell-1.0", prompts, False)
     scene.cells.withdraw("cell-0.0", ("a#0",))
     scene.cells.lease("cell-7.0", prompts, False)
-    assert scene.lives[0].calls == [("withdraw", ("a#0",))]
-    assert scene.lives[1].calls == [("lease", prompts, False)]
+    assert scene.begun[0].calls == [("withdraw", ("a#0",))]
+    assert scene.begun[1].calls == [("lease", prompts, False)]
 
 
 def test_a_dead_cell_is_started_anew_under_another_name_after_a_pause(
@@ -140,24 +146,24 @@ def test_a_dead_cell_is_started_anew_under_another_name_after_a_pause(
 ) -> None:
     scene = Scene(monkeypatch, 2)
     scene.cells.start_due(0.0)
-    scene.lives[0].says(ActorDiedError())
+    scene.begun[0].says(ActorDiedError())
     ((cell_id, lost),) = scene.news(10.0)
     assert cell_id == "cell-0.0" and isinstance(lost, CellLost) and lost.comes_back
-    assert scene.lives[0].is_killed
+    assert scene.begun[0].is_killed
     scene.cells.start_due(10.5)
-    assert len(scene.lives) == 2
+    assert len(scene.begun) == 2
     scene.cells.start_due(11.0)
-    assert [life.cell_id for life in scene.lives] == ["cell-0.0", "cell-1.0", "cell-0.1"]
-    assert scene.cells.hopeless is None
+    assert [life.cell_id for life in scene.begun] == ["cell-0.0", "cell-1.0", "cell-0.1"]
+    assert scene.cells.failure is None
 
 
 @pytest.mark.parametrize("way", ["broken", "call", "silent", "never up"])
-def test_a_cell_that_is_of_no_use_is_buried(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_a_cell_that_is_of_no_use_is_ended(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     scene = Scene(monkeypatch, 1)
     scene.cells.start_due(0.0)
-    (life,) = scene.lives
+    (life,) = scene.begun
     if way == "broken":
-        life.says(CellUpdate(broken="KeyError: a bug", outcomes=(OUTCOME,)))
+        life.says(CellUpdate(state=CellState.BROKEN, reason="KeyError: a bug", outcomes=(OUTCOME,)))
         (_, told), (_, lost) = scene.news(1.0)
         assert isinstance(told, CellUpdate) and told.outcomes == (OUTCOME,), "its last words count"
     elif way == "call":
@@ -167,11 +173,11 @@ def test_a_cell_that_is_of_no_use_is_buried(monkeypatch: pytest.MonkeyPatch, way
     elif way == "silent":
         life.says(CellUpdate())
         scene.news(1.0)
-        assert scene.news(SILENCE_TIMEOUT_S) == []
-        ((_, lost),) = scene.news(2.0 + SILENCE_TIMEOUT_S)
+        assert scene.news(SILENCE_TIMEOUT_SECONDS) == []
+        ((_, lost),) = scene.news(2.0 + SILENCE_TIMEOUT_SECONDS)
     else:
-        assert scene.news(START_TIMEOUT_S) == []
-        ((_, lost),) = scene.news(1.0 + START_TIMEOUT_S)
+        assert scene.news(START_TIMEOUT_SECONDS) == []
+        ((_, lost),) = scene.news(1.0 + START_TIMEOUT_SECONDS)
     assert isinstance(lost, CellLost)
     assert life.is_killed
     assert scene.cells.updates == []
@@ -183,22 +189,22 @@ def test_a_cell_that_dies_again_and_again_is_given_up_and_the_others_go_on(
     scene = Scene(monkeypatch, 2)
     now = 0.0
     scene.cells.start_due(now)
-    other = scene.lives[1]
+    other = scene.begun[1]
     comes_back = []
     while scene.cells.updates != [other.updates[-1]]:
         now += 100.0
-        scene.lives[-1 if len(scene.lives) > 2 else 0].says(ActorDiedError())
-        other.says(CellUpdate(workers=1, outcomes=(OUTCOME,)))
+        scene.begun[-1 if len(scene.begun) > 2 else 0].says(ActorDiedError())
+        other.says(CellUpdate(state=CellState.RUNNING, workers=1, outcomes=(OUTCOME,)))
         comes_back += [lost.comes_back for _, lost in scene.news(now) if isinstance(lost, CellLost)]
         scene.cells.start_due(now + 50.0)
     assert comes_back == [True] * MAX_FAILURES + [False]
-    assert scene.cells.hopeless is None
+    assert scene.cells.failure is None
     for _ in range(MAX_FAILURES + 1):
         now += 100.0
         scene.cells.start_due(now)
-        scene.lives[-1 if scene.lives[-1].cell_id.startswith("cell-1") else 1].says(ActorDiedError())
+        scene.begun[-1 if scene.begun[-1].cell_id.startswith("cell-1") else 1].says(ActorDiedError())
         scene.news(now)
-    assert "the last coordinator is given up: ActorDiedError" in (scene.cells.hopeless or "")
+    assert "the last coordinator is given up: ActorDiedError" in (scene.cells.failure or "")
 
 
 def test_a_cell_that_finished_something_has_its_deaths_forgiven(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,31 +213,31 @@ def test_a_cell_that_finished_something_has_its_deaths_forgiven(monkeypatch: pyt
     for _ in range(3 * MAX_FAILURES):
         now += 100.0
         scene.cells.start_due(now)
-        scene.lives[-1].says(CellUpdate(outcomes=(OUTCOME,)))
+        scene.begun[-1].says(CellUpdate(outcomes=(OUTCOME,)))
         scene.news(now)
-        scene.lives[-1].says(ActorDiedError())
+        scene.begun[-1].says(ActorDiedError())
         ((_, lost),) = scene.news(now)
         assert isinstance(lost, CellLost) and lost.comes_back
 
 
-def test_nobody_hopes_when_every_cell_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_fails_when_every_cell_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, 2)
     scene.cells.start_due(0.0)
-    scene.lives[0].says(CellUpdate(stuck="no driver"))
+    scene.begun[0].says(CellUpdate(state=CellState.STUCK, reason="no driver"))
     scene.news(1.0)
-    assert scene.cells.hopeless is None
-    scene.lives[1].says(CellUpdate(workers=1))
+    assert scene.cells.failure is None
+    scene.begun[1].says(CellUpdate(state=CellState.RUNNING, workers=1))
     scene.news(1.0)
-    assert scene.cells.hopeless is None
-    scene.lives[1].says(CellUpdate(stuck="no driver"))
+    assert scene.cells.failure is None
+    scene.begun[1].says(CellUpdate(state=CellState.STUCK, reason="no driver"))
     scene.news(1.0)
-    assert scene.cells.hopeless == "no worker could be started; the last error was: no driver"
+    assert scene.cells.failure == "no worker could be started; the last error was: no driver"
 
 
 def test_all_cells_end(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, 2)
     scene.cells.start_due(0.0)
     scene.cells.stop(in_order=True)
-    assert all(life.calls == [("stop",)] and life.is_killed for life in scene.lives)
+    assert all(life.calls == [("stop",)] and life.is_killed for life in scene.begun)
     scene.cells.start_due(1e9)
-    assert len(scene.lives) == 2
+    assert len(scene.begun) == 2

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.cluster.demand import bundles, fits
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
+    bundles,
     describe_resources,
     divide_workers,
+    fits,
     lay_out_workers,
     profile_name,
 )

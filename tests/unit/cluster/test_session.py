@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, StopRequest, stop_grace_s
+from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, StopRequest, stop_grace_seconds
 
 
 @pytest.mark.parametrize(
@@ -17,13 +17,13 @@ def test_a_submitted_job_ends_before_ray_kills_it(
     monkeypatch.delenv(STOP_WAIT, raising=False)
     if given is not None:
         monkeypatch.setenv(STOP_WAIT, given)
-    assert stop_grace_s(600.0) == expected
+    assert stop_grace_seconds(600.0) == expected
 
 
 def test_elsewhere_nobody_presses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(JOB_ENVIRONMENT, raising=False)
     monkeypatch.setenv(STOP_WAIT, "20")
-    assert stop_grace_s(600.0) == 600.0
+    assert stop_grace_seconds(600.0) == 600.0
 
 
 def test_time_that_went_by_since_the_request_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

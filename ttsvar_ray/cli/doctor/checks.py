@@ -217,7 +217,7 @@ def _gpus() -> list[Finding]:
 
 def check_ray() -> list[Finding]:
     """Say which cluster a job would use, and whether it answers."""
-    from ttsvar_ray.cluster.inspection import inspect_ray
+    from ttsvar_ray.cluster.session import inspect_ray
 
     facts = inspect_ray()
     command = None

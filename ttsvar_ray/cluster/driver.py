@@ -1,4 +1,4 @@
-"""One sitting of a job: the driver's loop between the prompts, the cells and the sink.
+"""One session of a job: the driver's loop between the prompts, the cells and the sink.
 
     prompts --LeaseLedger--> cells ==> workers      LeasePolicy: who is handed what, when
                   |  whole chunks
@@ -26,16 +26,15 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import assert_never
 
-from ttsvar_ray.cluster.breaker import FailureBreaker
-from ttsvar_ray.cluster.cell_messages import CellSpec, CellUpdate
+from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.cells import CellLost, Cells
-from ttsvar_ray.cluster.demand import demanded
-from ttsvar_ray.cluster.pace import PatientClock
+from ttsvar_ray.cluster.failures import FailureBreaker
 from ttsvar_ray.cluster.parts import PartError, PartWriter
-from ttsvar_ray.cluster.progress import JobProgress, JobSummary
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
+    demanded,
     describe_cluster,
     describe_resources,
     divide_workers,
@@ -44,8 +43,8 @@ from ttsvar_ray.cluster.resources import (
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
-from ttsvar_ray.cluster.tally import Tally
-from ttsvar_ray.cluster.waiting import reason_of
+from ttsvar_ray.cluster.stats import JobProgress, JobSummary, RunStats
+from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import WorkerInfo
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
@@ -67,16 +66,16 @@ from ttsvar_ray.results import PromptFailure, PromptResult
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_SECONDS = 1.0
 """Longest time between two looks at signals, and between two progress reports."""
 
-COMMIT_TIMEOUT_S = 600.0
+COMMIT_TIMEOUT_SECONDS = 600.0
 """How long an ending run waits for parts that are being written, where nobody presses it."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
-    """One sitting of a job on a connected cluster."""
+class Driver:
+    """One session of a job."""
 
     config: JobConfig
     parts: JobParts
@@ -87,8 +86,8 @@ class Run:
     scan: PromptScan
     context: Callable[..., RowContext]
     prompts_resumed: int
-    tally: Tally = field(init=False)
-    desk: LeasePolicy = field(init=False)
+    stats: RunStats = field(init=False)
+    leases: LeasePolicy = field(init=False)
     breaker: FailureBreaker = field(init=False)
     cells: Cells = field(init=False)
     writer: PartWriter = field(init=False)
@@ -98,11 +97,11 @@ class Run:
     def __post_init__(self) -> None:
         cluster = self.config.cluster
         total = sum(len(self.ledger.rows(chunk)) for chunk in self.ledger.chunks)
-        self.tally = Tally(prompts_total=total, prompts_resumed=self.prompts_resumed)
-        self.desk = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
+        self.stats = RunStats(prompts_total=total, prompts_resumed=self.prompts_resumed)
+        self.leases = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
-    def execute(self) -> None:
+    def run(self) -> None:
         """Connect, start the actors, run to the end or to a request to stop.
 
         Raises:
@@ -157,15 +156,15 @@ class Run:
             bad_lines=on_disk.bad_lines,
             mean_reward=on_disk.mean_reward,
             prompts_resumed=self.prompts_resumed,
-            workers=self.tally.most_workers,
+            workers=self.stats.most_workers,
             seconds=time.monotonic() - started,
-            images_per_second=self.tally.images_per_second,
-            notices=tuple(self.tally.notices),
+            images_per_second=self.stats.images_per_second,
+            notices=tuple(self.stats.notices),
         )
 
     def _start_actors(self, layout: WorkerLayout, workload: Workload | None) -> None:
         cluster = self.config.cluster
-        self.tally.wanted = layout.count
+        self.stats.wanted = layout.count
         shares = divide_workers(layout.count, cluster.workers_per_cell)
         each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
         cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
@@ -173,18 +172,18 @@ class Run:
         settings = coordinator_settings(self.config)
         prefix = f"ttsvar-{uuid.uuid4().hex[:8]}-"
 
-        def make_spec(index: int, life: int) -> CellSpec:
+        def make_spec(index: int, incarnation: int) -> CellSpec:
             share = shares[index]
             return CellSpec(
-                cell_id=f"cell-{index}" + (f".{life}" if life else ""),
-                life=life,
+                cell_id=f"cell-{index}" + (f".{incarnation}" if incarnation else ""),
+                incarnation=incarnation,
                 plan=self.parts.plan,
                 run_seed=self.config.seed,
                 settings=settings,
                 workload=workload,
                 build_engine=self.parts.build_engine,
                 layout=WorkerLayout(count=len(share), cpus=layout.cpus, gpus=layout.gpus),
-                first_place=share.start,
+                first_worker=share.start,
                 actor_prefix=prefix,
             )
 
@@ -205,22 +204,25 @@ class Run:
             ready = _wait(refs)
             if stop.reason is not None:
                 self.is_pressed = is_submitted_job()
-                left = stop.seconds_left(COMMIT_TIMEOUT_S)
-                self._end(InterruptedRunError, f"stopped by {stop.reason}", grace_s=left)
+                left = stop.seconds_left(COMMIT_TIMEOUT_SECONDS)
+                self._end(InterruptedRunError, f"stopped by {stop.reason}", grace_seconds=left)
             self.lock.check()
             for ref in ready:
                 self._on_ready(ref)
             for cell_id, news in self.cells.news(ready, now):
-                if isinstance(news, CellUpdate):
-                    self._on_update(cell_id, news, now)
-                else:
-                    self._on_cell_lost(cell_id, news)
-            for cell_id, lease in self.desk.hand_out(now):
+                match news:
+                    case CellUpdate():
+                        self._on_update(cell_id, news, now)
+                    case CellLost():
+                        self._on_cell_lost(cell_id, news)
+                    case _:
+                        assert_never(news)
+            for cell_id, lease in self.leases.hand_out(now):
                 self.cells.lease(cell_id, lease.prompts, lease.is_last)
-            self.tally.set_workers(self.cells.num_workers)
-            last_worker_at = now if self.tally.workers else last_worker_at
-            self._check_hope(now - last_worker_at)
-            self.progress(self.tally.progress())
+            self.stats.set_workers(self.cells.num_workers)
+            last_worker_at = now if self.stats.workers else last_worker_at
+            self._check_workers(now - last_worker_at)
+            self.progress(self.stats.progress())
 
     def _on_update(self, cell_id: str, update: CellUpdate, now: float) -> None:
         for notice in update.notices:
@@ -228,11 +230,11 @@ class Run:
         for info in update.joined:
             logger.info("%s is up on %s (process %d)", info.worker_id, info.node_ip, info.pid)
             self.info = self.info or info
-        if update.unusable is not None and self.info is None:
-            self._end(RunFailedError, update.unusable)
-        self.desk.set_workers(cell_id, update.workers)
+        if update.state is CellState.UNUSABLE and self.info is None:
+            self._end(RunFailedError, update.reason)
+        self.leases.set_workers(cell_id, update.workers)
         for count in update.lease_requests:
-            self.desk.ask(cell_id, count)
+            self.leases.ask(cell_id, count)
         for outcome in update.outcomes:
             self._on_outcome(cell_id, outcome, now)
 
@@ -244,8 +246,8 @@ class Run:
         for other in receipt.withdraw_from:
             self.cells.withdraw(other, (outcome.prompt.key,))
         if receipt.leased_at is not None:
-            self.desk.delivered(now - receipt.leased_at)
-        self.tally.add(outcome)
+            self.leases.delivered(now - receipt.leased_at)
+        self.stats.add(outcome)
         if isinstance(outcome, PromptFailure):
             logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
         if receipt.whole is not None:
@@ -256,7 +258,7 @@ class Run:
             self._end(RunFailedError, verdict)
 
     def _on_cell_lost(self, cell_id: str, lost: CellLost) -> None:
-        returned = self.desk.lose_cell(cell_id)
+        returned = self.leases.lose_cell(cell_id)
         then = "it is started anew" if lost.comes_back else "it is given up"
         self._notice(
             f"{cell_id} is lost ({lost.reason}); its {returned} unfinished prompts are run again, and {then}"
@@ -284,14 +286,14 @@ class Run:
         )
         for outcome in chunk.finished:
             if outcome.prompt.row in report.rows:
-                self.tally.take_back(outcome)
+                self.stats.take_back(outcome)
         self.ledger.reopen(report.rows)
 
-    def _check_hope(self, seconds_without_workers: float) -> None:
+    def _check_workers(self, seconds_without_workers: float) -> None:
         """End a run that nobody works for and nobody will."""
-        hopeless = self.cells.hopeless
-        if hopeless is not None:
-            self._end(RunFailedError, hopeless)
+        failure = self.cells.failure
+        if failure is not None:
+            self._end(RunFailedError, failure)
         limit = self.config.cluster.start_timeout_s
         if seconds_without_workers >= limit:
             self._end(
@@ -300,9 +302,11 @@ class Run:
                 f"{describe_cluster()}",
             )
 
-    def _end(self, kind: type[TtsVarError], what: str, *, grace_s: float = COMMIT_TIMEOUT_S) -> NoReturn:
+    def _end(
+        self, kind: type[TtsVarError], what: str, *, grace_seconds: float = COMMIT_TIMEOUT_SECONDS
+    ) -> NoReturn:
         """Commit what is whole, then end."""
-        for chunk, report in self.writer.flush(grace_s):
+        for chunk, report in self.writer.flush(grace_seconds):
             if isinstance(report, ChunkReport):
                 self.ledger.commit(chunk.chunk_index)
         raise kind(self._go_on(what))
@@ -316,13 +320,13 @@ class Run:
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)
-        self.tally.notice(text)
+        self.stats.notice(text)
 
 
 def _wait(refs: list[Any]) -> list[Any]:
     """Return all references that are ready, after at most a second."""
     if not refs:
-        time.sleep(POLL_S)
+        time.sleep(POLL_SECONDS)
         return []
-    ray.wait(refs, num_returns=1, timeout=POLL_S)
+    ray.wait(refs, num_returns=1, timeout=POLL_SECONDS)
     return ray.wait(refs, num_returns=len(refs), timeout=0)[0]

@@ -1,11 +1,18 @@
-"""When so many prompts fail that a run should end: a policy over the most recent outcomes, pure."""
+"""What failures mean: when a run should end over its prompts, and when a part of it is begun anew.
+
+Policies are told what happened and return decisions as values; they own no actor and no clock.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, deque
+from dataclasses import dataclass
 
 from ttsvar_ray.results import PromptFailure, PromptResult
+
+logger = logging.getLogger(__name__)
 
 _WHERE = re.compile(r"^attempt \d+, segment \d+, worker \S+: ")
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
@@ -58,3 +65,61 @@ class FailureBreaker:
             f"({self._max_rate:g}) allows; {times} of them with: {self._example[kind]}. Mend the cause, or "
             "raise cluster.max_failure_rate (1 never stops)"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """What failed is begun anew.
+
+    Attributes:
+        after_seconds: from now.
+    """
+
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """What failed is left as it is."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RestartPolicy:
+    """When something that fails is begun anew: after pauses that double, so long as it fails in a row.
+
+    Attributes:
+        name: of what fails, for the log.
+        first_seconds, most_seconds: the pause after the first failure in a row, and the longest.
+        most_failures: in a row, after which it is given up; None: never.
+        failures: in a row, so far.
+    """
+
+    name: str
+    first_seconds: float = 0.0
+    most_seconds: float = 0.0
+    most_failures: int | None = None
+    failures: int = 0
+
+    def failed(self, reason: str) -> Restart | GiveUp:
+        """Decide what becomes of it.
+
+        Args:
+            reason: why it failed, for the log.
+        """
+        self.failures += 1
+        if self.most_failures is not None and self.failures > self.most_failures:
+            logger.info("%s is given up after %d failures in a row: %s", self.name, self.failures, reason)
+            return GiveUp()
+        seconds = min(self.most_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
+        logger.info(
+            "%s is begun anew in %g s, after failure %d in a row: %s",
+            self.name,
+            seconds,
+            self.failures,
+            reason,
+        )
+        return Restart(after_seconds=seconds)
+
+    def worked(self) -> None:
+        """Forget the failures."""
+        self.failures = 0
