@@ -408,7 +408,7 @@ class JobConfig(_Section):
     def content(self) -> dict[str, Any]:
         """Return the settings that change what is generated, flat: `{"strategy.n": 2, ...}`.
 
-        Left out is what may differ between two sittings of one run: placement, speed, where files
+        Left out is what may differ between two sessions of one run: placement, speed, where files
         are. The prompts are left out too: their own digest says whether they changed.
         """
         flat = flatten(self.resolved())
