@@ -14,14 +14,12 @@ from ttsvar_ray.costs.memory import transformer_parameters
 from ttsvar_ray.costs.model import ModelShape
 from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.costs.shape import ScaleCost
-from ttsvar_ray.vision.published import NetworkCost
+from ttsvar_ray.vision.published import BATCH_ROWS, NetworkCost
 
 ELEMENTWISE_BYTES = 300
 """Memory traffic outside matmuls and attention, per token, channel and block: norms, modulation, rotation,
 casts and residuals of the eager code. Counted in published code at 322; this code does about the same."""
 
-JUDGE_ROWS = 32
-"""On an accelerator rewards and features always run this many rows, so that kernels do not change."""
 
 _WIDE = 4
 
@@ -85,21 +83,21 @@ def decode_line(
     return Line(device.decode_seconds, flops + moved + device.decode_seconds / decode_rows)
 
 
-def judge_line(
-    judge: NetworkCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
+def network_line(
+    network: NetworkCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
 ) -> Line:
     """Return the time of a reward or of features.
 
     Args:
         pixels: of the images they are given.
-        padded: whether every call computes `JUDGE_ROWS` rows, as on an accelerator.
+        padded: whether every call computes `BATCH_ROWS` rows, as on an accelerator.
         element_bytes: of one number of its networks.
     """
-    if judge.image_flops == 0:
+    if network.image_flops == 0:
         return Line()
-    each = judge.image_flops / (device.float32_flops if element_bytes == _WIDE else device.narrow_flops)
+    each = network.image_flops / (device.float32_flops if element_bytes == _WIDE else device.narrow_flops)
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
-    return Line(JUDGE_ROWS * each, resize) if padded else Line(0.0, each + resize)
+    return Line(BATCH_ROWS * each, resize) if padded else Line(0.0, each + resize)
 
 
 def text_seconds(model: ModelShape, device: DeviceProfile) -> float:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import ModelShape
-from ttsvar_ray.costs.seconds import JUDGE_ROWS
 from ttsvar_ray.job.footprint import has_counted_costs, model_shape
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.vision.published import BATCH_ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -35,17 +35,17 @@ def trajectory_bytes(
 
 
 def workspace_bytes(model: ModelShape) -> int:
-    """Return the most bytes that judging images or encoding a text takes, whichever is larger.
+    """Return the most bytes that looking at images or encoding a text takes, whichever is larger.
 
-    It does not grow with the micro-batch: judges run in batches of a fixed size, texts one by one. Decoding
-    is counted with the segments, see `engine.workload.running_bytes`.
+    It does not grow with the micro-batch: these networks run in batches of a fixed size, texts one by one.
+    Decoding is counted with the segments, see `job.workload.running_bytes`.
     """
-    return max(judge_bytes(model), text_bytes(model))
+    return max(image_network_bytes(model), text_bytes(model))
 
 
-def judge_bytes(model: ModelShape) -> int:
-    """Return about the most bytes alive while a full batch of images is judged."""
-    return JUDGE_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
+def image_network_bytes(model: ModelShape) -> int:
+    """Return about the most bytes alive while a full batch of images is scored, or turned into features."""
+    return BATCH_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
 
 
 def text_bytes(model: ModelShape) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ttsvar_ray.costs import ModelShape, scale_costs
 from ttsvar_ray.costs.memory import conditioning_bytes
-from ttsvar_ray.job.memory import RESERVED_SHARE, judge_bytes, text_bytes, workspace_bytes
+from ttsvar_ray.job.memory import RESERVED_SHARE, image_network_bytes, text_bytes, workspace_bytes
 from ttsvar_ray.job.workload import held_bytes, running_bytes
 from ttsvar_ray.search.plan import Plan
 
@@ -126,7 +126,7 @@ def memory_plan(
     if selector_decode == "selector":
         widest = max(segment.population for segment in plan.segments)
         stages.append(_passing("decode for selectors", model.decode_bytes("selector", widest)))
-    stages.append(_passing("reward and features", judge_bytes(model)))
+    stages.append(_passing("reward and features", image_network_bytes(model)))
     return MemoryPlan(
         weights=model.weight_bytes(),
         stages=tuple(stages),

@@ -13,7 +13,7 @@ from ttsvar_ray.costs.seconds import (
     Line,
     decode_line,
     encode_file_seconds,
-    judge_line,
+    network_line,
     scale_line,
     text_seconds,
 )
@@ -162,7 +162,7 @@ def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | N
 def _images(
     model: ModelShape, segment: Segment, profile: DeviceProfile, *, selector_decode: str, image_format: str
 ) -> Line:
-    """Return the time of the images that a segment decodes, judges and writes."""
+    """Return the time of the images that a segment decodes, scores and writes."""
     time = Line()
     for scale in _scales(segment):
         size = _decoded_size(segment, scale, selector_decode)
@@ -181,7 +181,7 @@ def _images(
         height, width = model.decoded_map(size)
         pixels = height * width * model.decoder.patch_size**2
         if scored:
-            time += judge_line(
+            time += network_line(
                 model.reward,
                 pixels,
                 profile,
@@ -189,7 +189,7 @@ def _images(
                 element_bytes=model.reward_element_bytes,
             )
         if embedded:
-            time += judge_line(model.extractor, pixels, profile, padded=is_gpu(profile))
+            time += network_line(model.extractor, pixels, profile, padded=is_gpu(profile))
         if final:
             written = encode_file_seconds(image_format, pixels, profile)
             time += Line(0.0, written / ENCODE_THREADS)

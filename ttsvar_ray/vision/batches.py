@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from ttsvar_ray.types import Float32Array, UInt8Array
 from ttsvar_ray.vision.pixels import PixelRecipe
+from ttsvar_ray.vision.published import BATCH_ROWS
 
-BATCH_ROWS = 32
-"""Most images in one forward."""
 KERNEL_STEP = 64
 """Values in one step of an elementwise CPU kernel: four vectors of sixteen float32."""
 HEAD_BLOCK = 32

@@ -33,6 +33,9 @@ class NetworkCost:
         )
 
 
+BATCH_ROWS = 32
+"""Most images in one forward of such a network."""
+
 NO_COST = NetworkCost(parameters=0, image_flops=0.0)
 
 
