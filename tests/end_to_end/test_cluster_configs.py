@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import jsonschema
 import pytest
 import yaml
 
-from ttsvar_ray.config import load_config
-
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "cluster_configs"
+LOCK = (ROOT / "requirements.lock").read_text()
 SCHEMA = ROOT / "tests" / "data" / "schemas" / "kuberay_rayjob_v1.json.gz"
 
 
@@ -59,31 +59,128 @@ def test_pods_outlive_the_stop_of_a_job() -> None:
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
 
 
+def test_the_volume_is_filled_by_a_job_that_knows_what_cannot_be_mended() -> None:
+    claim, job = yaml.safe_load_all((CONFIGS / "fetch.yaml").read_text())
+    rayjob = yaml.safe_load((CONFIGS / "rayjob.yaml").read_text())
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    pods = [job["spec"]["template"]["spec"]]
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    pods += [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    for pod in pods:
+        assert {"name": "HF_HOME", "value": "/data/huggingface"} in pod["containers"][0]["env"]
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [2]
+
+
+def test_kuberay_asks_for_gpu_nodes_a_token_and_as_many_workers_as_the_job_has() -> None:
+    spec = yaml.safe_load((CONFIGS / "rayjob.yaml").read_text())["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    (group,) = cluster["workerGroupSpecs"]
+    workers = int(flags_of(shlex.split(spec["entrypoint"]))["--workers"])
+    assert group["minReplicas"] < group["replicas"] == group["maxReplicas"] == workers
+    assert cluster["enableInTreeAutoscaling"], "replicas would never change without it"
+    pod = group["template"]["spec"]
+    assert pod["nodeSelector"] and pod["tolerations"]
+
+
+def test_every_recipe_asks_for_a_token_and_names_a_driver_for_the_torch_of_the_lock() -> None:
+    torch = re.search(r"^torch==(\S+)", LOCK, flags=re.MULTILINE)
+    ray = re.search(r"^ray==(\S+)", LOCK, flags=re.MULTILINE)
+    assert torch and ray
+    for name in ("aws.yaml", "gcp.yaml", "local.yaml", "rayjob.yaml", "Dockerfile"):
+        text = " ".join((CONFIGS / name).read_text().replace("#", " ").split())
+        assert f"torch {torch[1]}" in text and "CUDA 13.0" in text and "driver of 580" in text, name
+    for name in ("aws.yaml", "gcp.yaml", "local.yaml"):
+        config = yaml.safe_load((CONFIGS / name).read_text())
+        starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+        assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+        assert config["file_mounts"].items() >= {("~/.ray/auth_token", "~/.ray/auth_token")}
+    for path in (*CONFIGS.iterdir(), ROOT / "README.md", ROOT / "docs" / "cluster.md"):
+        assert "RAY_AUTH_MODE=disabled" not in path.read_text(), path
+    assert f"rayproject/ray:{ray[1]}-py311-gpu" in (CONFIGS / "Dockerfile").read_text()
+    spec = yaml.safe_load((CONFIGS / "rayjob.yaml").read_text())["spec"]
+    assert spec["rayClusterSpec"]["rayVersion"] == ray[1]
+
+
+def test_clouds_boot_images_that_are_named_and_keep_the_output_in_a_bucket() -> None:
+    images = {
+        name: [
+            node["node_config"].get("ImageId")
+            or node["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+            for node in yaml.safe_load((CONFIGS / name).read_text())["available_node_types"].values()
+        ]
+        for name in ("aws.yaml", "gcp.yaml")
+    }
+    assert all(image.startswith("resolve:ssm:/aws/service/deeplearning/ami/") for image in images["aws.yaml"])
+    assert all(image.endswith("-nvidia-580") for image in images["gcp.yaml"])
+    assert "--output s3://" in (CONFIGS / "aws.yaml").read_text()
+    assert "--output gs://" in (CONFIGS / "gcp.yaml").read_text()
+
+
+def test_the_image_installs_what_the_lock_names() -> None:
+    extras = required_packages("rewards", "cluster", "s3")
+    locked = set(re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==", LOCK, flags=re.MULTILINE))
+    assert {name.lower() for name in extras} <= locked
+    text = (CONFIGS / "Dockerfile").read_text()
+    dependencies, code = text.index("COPY --chown=ray pyproject.toml requirements.lock"), text.index(". .\n")
+    assert dependencies < text.index("--constraint requirements.lock '.[rewards,cluster,s3]'") < code
+
+
+def test_what_is_large_or_private_travels_with_no_copy_of_the_repository() -> None:
+    from ray._private.runtime_env.packaging import _get_ignore_file
+
+    for name in (".gitignore", ".rayignore"):
+        ignored = _get_ignore_file(ROOT, name)
+        assert ignored is not None
+        for path in (
+            "weights/infinity_2b_reg.pth",
+            "outputs/run/data/part-00000.parquet",
+            ".venv/bin/python",
+        ):
+            assert ignored(ROOT / path), f"{name} lets {path} travel"
+        for path in ("ttsvar_ray/shapes/weights/config.json", "jobs/prompts/open_20.jsonl", "pyproject.toml"):
+            assert not ignored(ROOT / path), f"{name} leaves {path} behind"
+    lines = (ROOT / ".dockerignore").read_text().split("\n")
+    assert {".venv", ".git", "weights", "outputs"} <= set(lines)
+
+
 def test_the_slurm_script_parses_and_its_options_exist() -> None:
     script = CONFIGS / "slurm.sh"
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    for name in (script, CONFIGS / "run_job.sh"):
+        subprocess.run(["bash", "-n", str(name)], check=True)
     from ray.scripts.scripts import start
-    from ray.scripts.symmetric_run import symmetric_run
 
     text = script.read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"ray symmetric-run (.*?) -- ", text)
-    used = set(re.findall(r"--[a-z-]+", command))
-    own = {option for parameter in symmetric_run.params for option in parameter.opts}
-    passed_on = {option for parameter in start.params for option in parameter.opts}
-    assert used <= own | (passed_on - {"--head", "--node-ip-address", "--port", "--block"})
+    used = {
+        option
+        for line in re.findall(r"ray start ([^\n]*)|here=\(([^)]*)\)", text)
+        for option in re.findall(r"--[a-z-]+", " ".join(line))
+    }
+    assert used <= {option for parameter in start.params for option in parameter.opts}
+    header = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", text, flags=re.MULTILINE))
+    assert header["signal"] == "B:TERM@120" and "requeue" in header
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_commands_in_cluster_files_run_jobs_that_exist(path: Path) -> None:
-    text = re.sub(r"\\\n#?", " ", path.read_text())
-    commands = re.findall(r"python -m ttsvar_ray generate (jobs/[^\n]*(?:\n +--[^\n]*)*)", text)
-    assert commands
-    for words in commands:
-        job, *arguments = shlex.split(words)
-        flags = dict(zip(arguments[::2], arguments[1::2], strict=True))
-        assert set(flags) <= {"--output", "--workers", "--model", "--prompts"}
-        assert load_config(ROOT / job).strategy.name == "tts-var"
-        assert Path(flags["--output"]).is_absolute(), "relative output of a submitted job is hard to find"
+def flags_of(words: list[str]) -> dict[str, str]:
+    return {word: value for word, value in pairwise(words) if word.startswith("--")}
+
+
+def required_packages(*extras: str) -> set[str]:
+    """Return the packages that this one asks for, with some extras."""
+    import importlib.metadata
+
+    wanted = set()
+    for line in importlib.metadata.requires("ttsvar-ray") or []:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra == '([a-z0-9]+)'", marker)
+        if extra is None or extra[1] in extras:
+            name = re.match(r"[\w.-]+", requirement)
+            assert name
+            wanted.add(name[0])
+    return wanted
 
 
 def closed_schema() -> dict[str, Any]:

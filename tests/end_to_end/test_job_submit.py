@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -46,7 +47,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
         # The entry point's `python` is looked up where `ray start` ran.
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(tmp_path),
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     environment.pop("RAY_ADDRESS", None)
@@ -80,7 +82,11 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path, seconds
         assert process.poll() is None, f"ray start ended early:\n{log.read_text(errors='replace')}"
         try:
             urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
-        except (urllib.error.URLError, OSError):
+        except urllib.error.HTTPError as answer:
+            if answer.code == 401:
+                return
+            raise
+        except OSError:
             time.sleep(1)
         else:
             return

@@ -116,9 +116,17 @@ def slurm_cluster(folder: Path, *, cpus: int) -> Iterator[SlurmCluster]:
             time.sleep(1)
         cluster = SlurmCluster(environment)
         deadline = time.monotonic() + 60
-        while "idle" not in subprocess.run(
-            ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True, timeout=60, check=False
-        ).stdout.split():
+        while (
+            "idle"
+            not in subprocess.run(
+                ["sinfo", "-h", "-o", "%T"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            ).stdout.split()
+        ):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text(errors="replace")[-3000:]
             time.sleep(1)
         yield cluster

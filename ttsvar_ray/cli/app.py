@@ -9,6 +9,7 @@ import typer
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
+from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.shapes_report import shapes_report
@@ -29,6 +30,7 @@ app.command()(simulate)
 app.command()(verify)
 app.command()(convert)
 app.command()(doctor)
+app.command()(fetch)
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
 

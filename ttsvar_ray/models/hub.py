@@ -76,8 +76,8 @@ class HubRepository:
         logger.info("%s is at commit %s", self, commit)
         return dataclasses.replace(self, revision=commit)
 
-    def fetch(self, patterns: Sequence[str]) -> Path:
-        """Bring the files that match into the hub's cache; return the folder of this revision there.
+    def fetch(self, patterns: Sequence[str], *, folder: Path | None = None) -> Path:
+        """Bring the files that match into the hub's cache, or into a folder; return where they are.
 
         Files that are there already are not fetched again; a broken download goes on where it broke.
 
@@ -85,11 +85,14 @@ class HubRepository:
             CheckpointError: the hub cannot be reached, or refuses, and the cache lacks files.
         """
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=list(patterns)))
-        except (OSError, HfHubHTTPError, ValueError) as error:
+            return Path(
+                snapshot_download(
+                    self.name, revision=self.revision, allow_patterns=list(patterns), local_dir=folder
+                )
+            )
+        except _hub_errors() as error:
             raise CheckpointError(
                 f"{self}: cannot be fetched: {_first_line(error)}\n"
                 f"Where there is a network, run: {self.download_command(patterns)}"
@@ -107,13 +110,12 @@ class HubRepository:
 
     def _commit(self) -> str:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.errors import HfHubHTTPError
 
         problem = "offline mode is on"
         if not constants.HF_HUB_OFFLINE:
             try:
                 commit = HfApi().model_info(self.name, revision=self.revision).sha
-            except (OSError, HfHubHTTPError, ValueError) as error:
+            except _hub_errors() as error:
                 problem = _first_line(error)
             else:
                 assert commit is not None, "the hub names the commit of every revision"
@@ -130,6 +132,17 @@ class HubRepository:
             f"{self}: the hub cannot be asked for its commit ({problem}), and {folder} does not tell; "
             f"give a local path instead, or fetch it where there is a network: {self.download_command(())}"
         )
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return what a request to the hub may end with: its own errors, and those of its HTTP client."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        import httpx2 as httpx
+    except ImportError:
+        import httpx
+    return OSError, HfHubHTTPError, ValueError, httpx.HTTPError
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,128 @@
+"""`fetch` without a hub: single files that break, are resumed and checked; what is left to the user."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ttsvar_ray.cli import fetch
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.config import load_config
+from ttsvar_ray.errors import ConfigurationError
+
+CONTENT = bytes(range(256)) * 40
+
+
+class OneFile(http.server.BaseHTTPRequestHandler):
+    """Sends CONTENT; a first request without a range breaks in the middle."""
+
+    ranges: list[str | None]
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start:] if asked else CONTENT[:1000])
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    OneFile.ranges = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OneFile)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/prompts.jsonl"
+    server.shutdown()
+    thread.join(timeout=10)
+    server.server_close()
+
+
+def published(monkeypatch: pytest.MonkeyPatch, url: str, content: bytes = CONTENT) -> None:
+    prompts = fetch.PromptSet(url=url, sha256=hashlib.sha256(content).hexdigest(), about="ours")
+    monkeypatch.setitem(fetch.PROMPT_SETS, "geneval", prompts)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["fetch", *arguments])
+    return done.exit_code, done.output
+
+
+def test_a_prompt_set_is_resumed_checked_and_left_alone_when_it_is_there(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    published(monkeypatch, url)
+    file = tmp_path / "prompts" / "geneval.jsonl"
+    assert run("prompts", "geneval", "--dry-run")[1].startswith("missing")
+    assert not file.parent.exists() and OneFile.ranges == []
+    code, text = run("prompts", "geneval")
+    assert code == 2 and "the connection broke; the same command goes on" in text
+    assert not file.exists()
+    assert run("prompts", "geneval")[0] == 0
+    assert file.read_bytes() == CONTENT
+    assert OneFile.ranges == [None, "bytes=1000-"]
+    assert run("prompts", "geneval")[1].startswith("there")
+    file.write_bytes(b"mine")
+    code, text = run("prompts", "geneval")
+    assert code == 2 and "name another file by --to" in text
+    assert file.read_bytes() == b"mine"
+
+
+def test_what_was_not_published_is_not_kept(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published(monkeypatch, url, content=b"something else")
+    target = tmp_path / "p.jsonl"
+    (tmp_path / "p.jsonl.part").write_bytes(CONTENT[:10])
+    code, text = run("prompts", "geneval", "--to", str(target))
+    assert code == 2 and "is not what was published" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_it_ends_with_2_and_the_command_for_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    published(monkeypatch, "http://127.0.0.1:9/prompts.jsonl")
+    code, text = run("prompts", "geneval", "--to", str(tmp_path / "p.jsonl"))
+    assert code == 2
+    assert "cannot be fetched" in text and "Where there is a network, run: curl -L -o" in text
+    code, text = run("prompts", "coco")
+    assert code == 2 and "expected one of geneval, got coco" in text
+
+
+def test_a_file_under_another_licence_is_left_to_the_user(tmp_path: Path) -> None:
+    weights = tmp_path / "aesthetic"
+    settings = ("--model", "shapes", "--set", "reward.name=aesthetic-v2.5", "--set", f"reward.path={weights}")
+    code, text = run(*settings, "--dry-run")
+    assert code == 0
+    assert "AGPL-3.0: this command leaves it to you" in text
+    assert f"curl -L --create-dirs -o '{weights}/aesthetic_predictor_v2_5.pth'" in text
+    assert "missing   hf:google/siglip-so400m-patch14-384" in text
+    assert not weights.exists()
+
+
+def test_where_weights_go_must_be_said(tmp_path: Path) -> None:
+    config = load_config(None, ["reward.name=hps-v2.1"], needs_files=False)
+    with pytest.raises(ConfigurationError, match=r"reward.path: expected where the weights of 'hps-v2.1' go"):
+        fetch.downloads(config)
+    assert fetch.downloads(load_config(None, [], needs_files=False)) == ()
+
+
+def test_published_weights_without_a_path_go_to_the_cache_of_the_hub(tmp_path: Path) -> None:
+    settings = ["model.name=infinity-8b", "strategy.name=best-of-n", f"reward.path={tmp_path}"]
+    (of_model, of_text, *_) = fetch.downloads(load_config(None, settings, needs_files=False))
+    assert (of_model.source, of_model.folder) == ("FoundationVision/Infinity", None)
+    assert of_model.patterns[-1] == "infinity_vae_d56_f8_14_patchify.pth"
+    assert (of_text.source, of_text.folder) == ("google/flan-t5-xl", None)

@@ -1,0 +1,307 @@
+"""`ttsvar-ray fetch`: the weights of a job, or a published prompt set, to where they are looked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http
+import json
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError
+from ttsvar_ray.types import SelectionKind
+
+if TYPE_CHECKING:
+    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.models.description import ModelDescription
+
+RECORD = ".fetched.json"
+"""In a folder of fetched files: which commit of which repository they are, so that a broken download goes on
+with the same one."""
+
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
+_TIMEOUT_S = 60.0
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """A published prompt file at a commit, with its checksum."""
+
+    url: str
+    sha256: str
+    about: str
+
+
+PROMPT_SETS = {
+    "geneval": PromptSet(
+        url="https://raw.githubusercontent.com/djghosh13/geneval/af4902f24d3ca90ebbb446dd9891a59e0f82725f/"
+        "prompts/evaluation_metadata.jsonl",
+        sha256="5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+        about="GenEval, 553 prompts, MIT (Copyright 2023 Dhruba Ghosh)",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """Files of one source.
+
+    Attributes:
+        source: "owner/name[@revision]" of the hub, or a URL.
+        patterns: names, or patterns of names, of the files.
+        folder: where they go; None is the hub's cache.
+        note: what somebody should know of their licence; such files are left to the user.
+    """
+
+    source: str
+    patterns: tuple[str, ...]
+    folder: Path | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        source = self.source if self.source.startswith("https://") else f"hf:{self.source}"
+        return f"{source}  {' '.join(self.patterns)}  ->  {self.folder or 'the cache of the hub'}"
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Which files are not in the folder: of plain names each, of patterns those of weights."""
+        folder = self.folder
+        if folder is None or not _read_record(folder).get(self.source, {}).get("whole", True):
+            return self.patterns
+        plain = not any("*" in pattern for pattern in self.patterns)
+        needed = [name for name in self.patterns if plain or name.endswith((*_WEIGHTS, "/*"))]
+        return tuple(name for name in needed if not any(path.is_file() for path in folder.glob(name)))
+
+
+def fetch(
+    job: Annotated[
+        str,
+        typer.Argument(help='YAML job file, or "prompts" for a published prompt set.', metavar="JOB.yaml"),
+    ] = "",
+    name: Annotated[
+        str | None, typer.Argument(help="Prompt set after the word prompts: geneval.", metavar="NAME")
+    ] = None,
+    model: options.Model = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="File of the prompt set; prompts/NAME.jsonl by default.", metavar="FILE"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be fetched; ask nobody.")
+    ] = False,
+    settings: options.Settings = None,
+    debug: options.Debug = False,
+) -> None:
+    """Bring what a job reads to where it looks: `ttsvar-ray fetch JOB.yaml && ttsvar-ray generate JOB.yaml`.
+
+    Weights of the model, the reward and the features go to the folders that the job names (or to the cache
+    of the hub, where it names none), on this machine or a file system that all share. What is there stays; a
+    broken download goes on where it broke, at the same commit. The commits are noted in .fetched.json: copy
+    that file into an empty folder to get the same weights there.
+
+    `ttsvar-ray fetch prompts geneval` writes GenEval's prompts (MIT), checked by their checksum.
+
+    Exit codes: 0 everything is there; 2 something cannot be had, and why.
+    """
+    with errors_for_people(debug=debug):
+        if job == "prompts":
+            _fetch_prompts(name, to, dry_run=dry_run)
+            return
+        from ttsvar_ray.config import load_config
+
+        overrides = options.overrides({"model.name": model}, settings)
+        config = load_config(Path(job) if job else None, overrides, needs_files=False)
+        left_over = [download for download in downloads(config) if not _bring(download, dry_run=dry_run)]
+        if left_over and not dry_run:
+            raise typer.Exit(ExitCode.BAD_SETTINGS)
+
+
+def downloads(config: JobConfig) -> tuple[Download, ...]:
+    """Return everything published that a job reads, whether it is there or not; reads no weights.
+
+    Raises:
+        ConfigurationError: settings that make no job, or no folder named where one is needed.
+    """
+    from ttsvar_ray.job.resolved import resolve
+
+    job = resolve(config)
+    has_features = any(selection.kind is SelectionKind.CLUSTER for selection in job.plan.selections)
+    found: dict[tuple[str, Path | None], Download] = {}
+    for download in (*_of_model(config), *_of_parts(config, job.description, has_features)):
+        key = download.source, download.folder
+        before = found[key].patterns if key in found else ()
+        patterns = tuple(dict.fromkeys((*before, *download.patterns)))
+        found[key] = dataclasses.replace(download, patterns=patterns)
+    return tuple(found.values())
+
+
+def _of_model(config: JobConfig) -> Iterator[Download]:
+    from ttsvar_ray.job.resolved import model_choice
+    from ttsvar_ray.models.hub import HubRepository, is_hub_reference
+    from ttsvar_ray.models.infinity.presets import TEXT_ENCODER_FOLDER
+    from ttsvar_ray.models.registry import describe_model, published_names
+    from ttsvar_ray.models.weight_source import parse_root
+
+    choice = model_choice(config)
+    if is_hub_reference(choice.name):
+        yield Download(source=choice.name.removeprefix("hf:"), patterns=("*",), folder=None)
+    local = None
+    if choice.name in published_names() and choice.path is not None:
+        root = parse_root(choice.path)
+        if isinstance(root, Path):
+            local, choice = root, dataclasses.replace(choice, path=None)
+    for part, source in describe_model(choice).weights.items():
+        if not isinstance(source.root, HubRepository) or is_hub_reference(choice.name):
+            continue
+        folder = local
+        if part == "text_encoder":
+            # A text encoder that the job names is the user's own, or in the cache.
+            folder = None if local is None or choice.text_encoder else local / TEXT_ENCODER_FOLDER
+        repository = str(source.root).removeprefix("hf:")
+        # A name that is a file by its ending has nothing below it.
+        patterns = (source.name,) if source.name.endswith(_WEIGHTS) else source.needed
+        yield Download(source=repository, patterns=patterns, folder=folder)
+
+
+def _of_parts(config: JobConfig, description: ModelDescription, has_features: bool) -> Iterator[Download]:
+    from ttsvar_ray.cli.doctor.judges import JUDGES
+
+    published = {judge.name: judge for judge in JUDGES}
+    reward = config.reward
+    auto = description.reward_name if reward.name == "auto" else reward.name
+    wanted: list[tuple[str, str | None, str]] = (
+        [("reward.path", reward.path, auto or "")]
+        if reward.members is None
+        else [(f"reward.members: {name}", path, name) for name, path in reward.members.items()]
+    )
+    if description.reward_path is not None and auto == description.reward_name and reward.path is None:
+        wanted = []
+    if has_features and (config.features.backbone is not None or description.backbone_path is None):
+        chosen = config.features.extractor
+        extractor = description.extractor if chosen == "auto" else chosen
+        name = "inception" if extractor == "inception" else "dinov2"
+        wanted.append(("features.backbone", config.features.backbone, name))
+    for setting, path, name in wanted:
+        if name not in published:
+            continue
+        if path is None:
+            raise ConfigurationError(
+                f"{setting}: expected where the weights of {name!r} go, got nothing; set it"
+            )
+        folder = Path(path).expanduser()
+        if folder.suffix == ".pth":
+            if name == "dinov2" and not folder.is_file():
+                raise ConfigurationError(
+                    f"{setting}: {path} is not there, and what is fetched comes as a folder; name one, such "
+                    "as weights/dinov2"
+                )
+            folder = folder.parent
+        for files in published[name].fetches:
+            # What is said of a licence is said of the file that no hub holds.
+            note = published[name].note if files.source.startswith("https://") else ""
+            where = folder / files.folder
+            yield Download(source=files.source, patterns=files.files, folder=where, note=note)
+
+
+def _bring(download: Download, *, dry_run: bool) -> bool:
+    """Fetch one download; return whether its files are there afterwards."""
+    if not download.missing:
+        typer.echo(f"there     {download}")
+        return True
+    if download.note:
+        target = f"{download.folder}/{download.patterns[0]}"
+        typer.echo(f"yours     {download}")
+        typer.echo(f"          {download.note}: this command leaves it to you:")
+        typer.echo(f"          curl -L --create-dirs -o '{target}' '{download.source}'")
+        return False
+    typer.echo(f"{'missing ' if dry_run else 'fetching'}  {download}")
+    if dry_run:
+        return False
+    if download.source.startswith("https://"):
+        assert download.folder is not None
+        _fetch_url(download.source, download.folder / download.patterns[0])
+        return True
+    _fetch_from_hub(download)
+    return True
+
+
+def _fetch_from_hub(download: Download) -> None:
+    from ttsvar_ray.models.hub import HubRepository
+
+    repository = HubRepository.parse(f"hf:{download.source}")
+    folder = download.folder
+    if folder is None:
+        repository.fetch(download.patterns)
+        return
+    record = _read_record(folder)
+    noted = record.get(download.source, {}).get("commit")
+    repository = dataclasses.replace(repository, revision=noted) if noted else repository.pinned()
+    for whole in (False, True):
+        if whole:
+            repository.fetch(download.patterns, folder=folder)
+        record[download.source] = {"commit": repository.revision, "whole": whole}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if download.missing:
+        raise CheckpointError(f"{repository}: there is no {' and no '.join(download.missing)} in it")
+
+
+def _read_record(folder: Path) -> dict[str, dict[str, object]]:
+    file = folder / RECORD
+    read: dict[str, dict[str, object]] = json.loads(file.read_text()) if file.is_file() else {}
+    return read
+
+
+def _fetch_prompts(name: str | None, to: Path | None, *, dry_run: bool) -> None:
+    if name not in PROMPT_SETS:
+        raise InputError(f"prompts: expected one of {', '.join(PROMPT_SETS)}, got {name or 'nothing'}")
+    wanted = PROMPT_SETS[name]
+    file = to or Path("prompts") / f"{name}.jsonl"
+    if file.is_file() and _sha256(file) == wanted.sha256:
+        typer.echo(f"there     {file}  ({wanted.about})")
+        return
+    if file.exists():
+        raise InputError(f"{file}: is there and is not {wanted.about}; name another file by --to")
+    typer.echo(f"{'missing ' if dry_run else 'fetching'}  {wanted.url}  ->  {file}  ({wanted.about})")
+    if not dry_run:
+        _fetch_url(wanted.url, file, sha256=wanted.sha256)
+
+
+def _fetch_url(url: str, file: Path, *, sha256: str | None = None) -> None:
+    """Fetch one file; a broken download goes on where it broke, and the name appears when all is there."""
+    part = file.with_name(f"{file.name}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    start = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            goes_on = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            size = int(answer.headers.get("Content-Length", 0)) + (start if goes_on else 0)
+            with part.open("ab" if goes_on else "wb") as stream:
+                while block := answer.read(_BLOCK):
+                    stream.write(block)
+    except OSError as error:
+        raise CheckpointError(
+            f"{url}: cannot be fetched: {error}\nWhere there is a network, run: curl -L -o '{file}' '{url}'"
+        ) from error
+    if part.stat().st_size < size:
+        raise CheckpointError(f"{url}: the connection broke; the same command goes on")
+    if sha256 is not None and _sha256(part) != sha256:
+        part.unlink()
+        raise CheckpointError(
+            f"{url}: what came is not what was published (sha256 {sha256}); nothing is kept"
+        )
+    part.rename(file)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
