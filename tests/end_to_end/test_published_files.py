@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.support.published_infinity import TINY, write_published
 from tests.support.recorded import recorded_rewards
+from tests.support.small_hub import write_reward_sizes
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -24,7 +24,6 @@ from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
 from ttsvar_ray.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,29 +41,10 @@ SETTINGS = (
 
 def tiny_image_reward(folder: Path) -> Path:
     """Write the recorded ImageReward as a user has it, with its reduced sizes."""
-    sizes = dataclasses.replace(
-        PUBLISHED_IMAGE_REWARD,
-        vision=dataclasses.replace(
-            PUBLISHED_IMAGE_REWARD.vision,
-            hidden_size=32,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-        ),
-        text=dataclasses.replace(
-            PUBLISHED_IMAGE_REWARD.text,
-            vocab_size=114,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=40,
-        ),
-    )
     folder.mkdir()
     for name in ("ImageReward.pt", "vocab.txt"):
         shutil.copy(recorded_rewards() / "imagereward" / name, folder)
-    (folder / "config.json").write_text(json.dumps(sizes.to_json()))
+    write_reward_sizes(folder)
     return folder
 
 

@@ -17,11 +17,11 @@ import typer
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError
-from ttsvar_ray.types import SelectionKind
 
 if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
     from ttsvar_ray.models.description import ModelDescription
+    from ttsvar_ray.vision.published import PublishedWeights
 
 RECORD = ".fetched.json"
 """In a folder of fetched files: which commit of which repository they are, so that a broken download goes on
@@ -132,9 +132,10 @@ def downloads(config: JobConfig) -> tuple[Download, ...]:
         ConfigurationError: settings that make no job, or no folder named where one is needed.
     """
     from ttsvar_ray.job.resolved import resolve
+    from ttsvar_ray.search.operators.protocol import Signal
 
     job = resolve(config)
-    has_features = any(selection.kind is SelectionKind.CLUSTER for selection in job.plan.selections)
+    has_features = Signal.FEATURES in job.plan.reads
     found: dict[tuple[str, Path | None], Download] = {}
     for download in (*_of_model(config), *_of_parts(config, job.description, has_features)):
         key = download.source, download.folder
@@ -173,43 +174,43 @@ def _of_model(config: JobConfig) -> Iterator[Download]:
 
 
 def _of_parts(config: JobConfig, description: ModelDescription, has_features: bool) -> Iterator[Download]:
-    from ttsvar_ray.cli.doctor.judges import JUDGES
+    from ttsvar_ray.features.registry import EXTRACTORS
+    from ttsvar_ray.rewards.registry import REWARDS
 
-    published = {judge.name: judge for judge in JUDGES}
-    reward = config.reward
-    auto = description.reward_name if reward.name == "auto" else reward.name
-    wanted: list[tuple[str, str | None, str]] = (
-        [("reward.path", reward.path, auto or "")]
-        if reward.members is None
-        else [(f"reward.members: {name}", path, name) for name, path in reward.members.items()]
-    )
-    if description.reward_path is not None and auto == description.reward_name and reward.path is None:
-        wanted = []
-    if has_features and (config.features.backbone is not None or description.backbone_path is None):
-        chosen = config.features.extractor
-        extractor = description.extractor if chosen == "auto" else chosen
-        name = "inception" if extractor == "inception" else "dinov2"
-        wanted.append(("features.backbone", config.features.backbone, name))
-    for setting, path, name in wanted:
-        if name not in published:
-            continue
+    reward, features = config.reward, config.features
+    name = (description.reward_name or "") if reward.name == "auto" else reward.name
+    members = {name: reward.path} if reward.members is None else reward.members
+    for name, path in members.items():
+        brought = description.reward_path is not None and name == description.reward_name
+        if name in REWARDS and not (path is None and brought):
+            setting = "reward.path" if reward.members is None else f"reward.members: {name}"
+            yield from _of_network(REWARDS[name].weights, setting, path)
+    name = (description.extractor or "") if features.extractor == "auto" else features.extractor
+    if has_features and name in EXTRACTORS:
+        entry = EXTRACTORS[name]
+        brought = description.backbone_path is not None and entry.takes_any_backbone
+        if features.backbone is not None or not brought:
+            yield from _of_network(entry.weights, "features.backbone", features.backbone)
+
+
+def _of_network(weights: PublishedWeights, setting: str, path: str | None) -> Iterator[Download]:
+    for files in weights.files:
         if path is None:
-            raise ConfigurationError(
-                f"{setting}: expected where the weights of {name!r} go, got nothing; set it"
-            )
+            raise ConfigurationError(f"{setting}: expected where {' and '.join(files.names)} go, got nothing")
         folder = Path(path).expanduser()
-        if folder.suffix == ".pth":
-            if name == "dinov2" and not folder.is_file():
+        if folder.suffix in _WEIGHTS:
+            # A setting that names the one file itself.
+            if folder.is_file():
+                return
+            if files.names != (folder.name,):
                 raise ConfigurationError(
                     f"{setting}: {path} is not there, and what is fetched comes as a folder; name one, such "
-                    "as weights/dinov2"
+                    f"as {folder.with_suffix('')}"
                 )
             folder = folder.parent
-        for files in published[name].fetches:
-            # What is said of a licence is said of the file that no hub holds.
-            note = published[name].note if files.source.startswith("https://") else ""
-            where = folder / files.folder
-            yield Download(source=files.source, patterns=files.files, folder=where, note=note)
+        is_file = files.source.startswith("https://")
+        note = weights.licence if is_file and "AGPL" in weights.licence else ""
+        yield Download(source=files.source, patterns=files.names, folder=folder / files.folder, note=note)
 
 
 def _bring(download: Download, *, dry_run: bool) -> bool:

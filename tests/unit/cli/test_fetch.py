@@ -115,7 +115,7 @@ def test_a_file_under_another_licence_is_left_to_the_user(tmp_path: Path) -> Non
 
 def test_where_weights_go_must_be_said(tmp_path: Path) -> None:
     config = load_config(None, ["reward.name=hps-v2.1"], needs_files=False)
-    with pytest.raises(ConfigurationError, match=r"reward.path: expected where the weights of 'hps-v2.1' go"):
+    with pytest.raises(ConfigurationError, match=r"reward.path: expected where HPS_v2.1_compressed.pt go"):
         fetch.downloads(config)
     assert fetch.downloads(load_config(None, [], needs_files=False)) == ()
 
@@ -126,3 +126,12 @@ def test_published_weights_without_a_path_go_to_the_cache_of_the_hub(tmp_path: P
     assert (of_model.source, of_model.folder) == ("FoundationVision/Infinity", None)
     assert of_model.patterns[-1] == "infinity_vae_d56_f8_14_patchify.pth"
     assert (of_text.source, of_text.folder) == ("google/flan-t5-xl", None)
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    settings = ["reward.name=hps-v2.1", f"reward.path={tmp_path}/hps-v2.1"]
+    found = fetch.downloads(load_config(None, settings, needs_files=False))
+    assert {download.folder for download in found} == {tmp_path / "hps-v2.1"}
+    settings = ["reward.name=hps-v2.1", f"reward.path={tmp_path}/HPS_v2.1_compressed.pt"]
+    with pytest.raises(ConfigurationError, match="what is fetched comes as a folder"):
+        fetch.downloads(load_config(None, settings, needs_files=False))
