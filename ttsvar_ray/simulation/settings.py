@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -109,35 +109,11 @@ class SimulationSettings:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}: expected at least 1, got {getattr(self, name)}"
-            for name in (
-                "gpus",
-                "prompts",
-                "workers_per_cell",
-                "gpus_per_node",
-                "rows_per_part",
-            )
-            if getattr(self, name) < 1
+            f"{name}: expected {expected}, got {getattr(self, name)!r}"
+            for names, is_fine, expected in _EXPECTED
+            for name in names
+            if not is_fine(getattr(self, name))
         ]
-        if min((self.rows,) if isinstance(self.rows, int) else self.rows, default=0) < 1:
-            problems.append(f"rows: expected numbers of at least 1, got {self.rows}")
-        for name in _AT_LEAST_ZERO:
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                problems.append(f"{name}: expected a finite number of at least 0, got {value}")
-        if not 0 <= self.stragglers <= 1:
-            problems.append(f"stragglers: expected a share in 0..1, got {self.stragglers}")
-        if not 1 <= self.straggler_factor < math.inf:
-            problems.append(f"straggler_factor: expected at least 1, got {self.straggler_factor}")
-        problems += [
-            f"{name}: expected more than 0, got {getattr(self, name)}"
-            for name in ("tick_seconds", "sink_bytes_per_second")
-            if not getattr(self, name) > 0
-        ]
-        if self.memory_bytes is not None and self.memory_bytes < 1:
-            problems.append(f"memory_bytes: expected at least 1 or None, got {self.memory_bytes}")
-        if self.selections not in ("real", "cheap"):
-            problems.append(f'selections: expected "real" or "cheap", got {self.selections!r}')
         problems += [
             f"{name}: expected at least 0, got {value}"
             for part in (self.coordinator, self.payload)
@@ -157,17 +133,36 @@ class SimulationSettings:
         return ((gpu + 1) * self.num_cells - 1) // self.gpus
 
 
-_AT_LEAST_ZERO = (
-    "noise",
-    "failures_per_gpu_hour",
-    "failures_per_node_hour",
-    "detection_seconds",
-    "restart_seconds",
-    "start_seconds",
-    "start_spread_seconds",
-    "call_seconds",
-    "driver_seconds",
+_EXPECTED: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("gpus", "prompts", "workers_per_cell", "gpus_per_node", "rows_per_part"),
+        lambda count: count >= 1,
+        "at least 1",
+    ),
+    (
+        ("rows",),
+        lambda rows: min((rows,) if isinstance(rows, int) else rows, default=0) >= 1,
+        "numbers of at least 1",
+    ),
+    (
+        ("noise", "failures_per_gpu_hour", "failures_per_node_hour"),
+        lambda value: 0 <= value < math.inf,
+        "a finite number of at least 0",
+    ),
+    (
+        tuple(
+            f"{what}_seconds" for what in ("detection", "restart", "start", "start_spread", "call", "driver")
+        ),
+        lambda value: 0 <= value < math.inf,
+        "a finite number of at least 0",
+    ),
+    (("stragglers",), lambda share: 0 <= share <= 1, "a share in 0..1"),
+    (("straggler_factor",), lambda factor: 1 <= factor < math.inf, "at least 1"),
+    (("tick_seconds", "sink_bytes_per_second"), lambda value: value > 0, "more than 0"),
+    (("memory_bytes",), lambda count: count is None or count >= 1, "at least 1 or None"),
+    (("selections",), lambda name: name in ("real", "cheap"), '"real" or "cheap"'),
 )
+"""Settings by name, whether a value is possible, and what is expected of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
