@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE
-from recipes.shapes.optimizers import muon_and_adamw, warm_hold_decay
+from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 from recipes.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
 from recipes.shapes.reward_evaluation import ScoreBatch, pair_accuracy
@@ -80,7 +80,7 @@ class RewardTrainer(torch.nn.Module):
         """Return raw scores [B, captions] and the losses of a batch."""
         device = self.heads.patch.weight.device
         per_image = len(batch.texts) // len(batch.images)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             image = self.network.encode_image(self._pixels(batch).to(device))
             ids, mask = tokenize(self.tokenizer, batch.texts, self.config.max_text_tokens)
             text = self.network.read_text(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
+from recipes.shapes.optimizers import mixed_precision
 from recipes.shapes.parallel import Rank
 from recipes.shapes.pool import Pool
 from recipes.shapes.progress import (
@@ -150,7 +151,7 @@ def train_tokenizer(
 
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(recipe, step)
-        with torch.autocast(rank.device.type, torch.bfloat16):
+        with mixed_precision(rank.device):
             features = model.encode(images.contiguous(memory_format=torch.channels_last)).float()
             with torch.no_grad():
                 summed, truncated, magnitudes = quantize(quantizer, features, stop)

@@ -21,7 +21,7 @@ from transformers import T5EncoderModel
 
 from recipes.shapes.architecture import SCHEDULE, TRANSFORMER, text_encoder_config
 from recipes.shapes.examples import Examples
-from recipes.shapes.optimizers import muon_and_adamw, warm_hold_decay
+from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.parallel import Rank
 from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
 from ttsvar_ray.models.infinity.quantizer import Quantizer
@@ -183,7 +183,7 @@ def train_transformer(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        with torch.autocast(rank.device.type, torch.bfloat16):
+        with mixed_precision(rank.device):
             logits = model(batch.ids, batch.mask, dropped, inputs)
         bit_loss = F.binary_cross_entropy_with_logits(
             logits.float(), torch.cat(targets, dim=1), reduction="none"

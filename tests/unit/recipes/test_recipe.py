@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from recipes.shapes import pool as pool_module
-from recipes.shapes.architecture import QUANTIZER
+from recipes.shapes import transformer_stage
+from recipes.shapes.architecture import QUANTIZER, TRANSFORMER
 from recipes.shapes.assemble import assemble, trained_tokenizer
 from recipes.shapes.examples import make_examples, open_examples
 from recipes.shapes.parallel import Rank
@@ -54,10 +57,18 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shallow() -> Iterator[None]:
+    """Two blocks in place of six: Muon works in bfloat16, which older processors imitate slowly."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer_stage, "TRANSFORMER", replace(TRANSFORMER, depth=2))
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which both stages ran through without a stop."""
-    torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     patch.setattr(pool_module, "HELD_OUT", 100)
     folder = tmp_path_factory.mktemp("recipe")
