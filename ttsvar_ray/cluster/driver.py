@@ -45,7 +45,7 @@ from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_sessio
 from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.stats import JobProgress, JobSummary, RunStats
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
-from ttsvar_ray.cluster.worker import WorkerInfo
+from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.dataset import (
@@ -170,6 +170,7 @@ class Driver:
         cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
         logger.info("starting %d worker%s of %s%s", layout.count, "s" * (layout.count != 1), each, cells)
         settings = coordinator_settings(self.config)
+        build_engine = PackedBuilder.pack(self.parts.build_engine)
         prefix = f"ttsvar-{uuid.uuid4().hex[:8]}-"
 
         def make_spec(index: int, incarnation: int) -> CellSpec:
@@ -181,7 +182,7 @@ class Driver:
                 run_seed=self.config.seed,
                 settings=settings,
                 workload=workload,
-                build_engine=self.parts.build_engine,
+                build_engine=build_engine,
                 layout=WorkerLayout(count=len(share), cpus=layout.cpus, gpus=layout.gpus),
                 first_worker=share.start,
                 actor_prefix=prefix,

@@ -27,6 +27,24 @@ from ttsvar_ray.results import FinalImage
 EngineBuilder = Callable[[], Engine]
 """Builds the engine in the worker's process; travels by pickle, so it holds settings, not weights."""
 
+
+@dataclass(frozen=True, slots=True)
+class PackedBuilder:
+    """An engine builder that those on its way hand on unopened: a cell imports nothing that engines need."""
+
+    content: bytes
+
+    @classmethod
+    def pack(cls, build_engine: EngineBuilder) -> PackedBuilder:
+        """Return a builder packed."""
+        return cls(ray.cloudpickle.dumps(build_engine))
+
+    def __call__(self) -> Engine:
+        """Open it, and build."""
+        build_engine: EngineBuilder = ray.cloudpickle.loads(self.content)
+        return build_engine()
+
+
 INLINE_BYTES = 90_000
 """Image bytes one reply may carry; Ray moves replies beyond 100 KiB to its object store, at three times
 the latency."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
+import ray
 
 from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.worker import SegmentWorker, failures_of
+from ttsvar_ray.cluster.worker import PackedBuilder, SegmentWorker, failures_of
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardTask
+from ttsvar_ray.engine.engine import Engine
 
 
 def same(first: list[SegmentReport], second: list[SegmentReport]) -> bool:
@@ -45,3 +50,17 @@ def test_a_batch_without_an_answer_is_answered_for_each_task() -> None:
         (task.prompt.key, 2, 4, (1, 3)) for task in tasks
     ]
     assert {(f.kind, f.error) for f in failures} == {(FailureKind.MEMORY, "store full")}
+
+
+def test_who_hands_an_engine_builder_on_imports_nothing_of_it() -> None:
+    packed = PackedBuilder.pack(TinyEngineBuilder(seed=3))
+    assert isinstance(packed(), Engine)
+    code = (
+        "import sys, ray; import ttsvar_ray.cluster.cell; "
+        f"ray.cloudpickle.loads({ray.cloudpickle.dumps(packed)!r}); "
+        "print([name for name in ('torch', 'tests.support.tiny_engine') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "[]\n"
