@@ -23,6 +23,13 @@ class Family(str, enum.Enum):
     """Rewards and feature extractors."""
 
 
+class Dtype(str, enum.Enum):
+    """What models compute in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 EVALUATORS = ("mask2former", "blip_vqa")
 """Recorded beside the rewards, but neither rewards nor features: they are no part of a search."""
 
@@ -32,8 +39,8 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of recorded tensors.", metavar="DIR")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32 (absolute errors) or bfloat16 (relative errors).")
-    ] = "float32",
+        Dtype, typer.Option("--dtype", help="float32: absolute errors; bfloat16: relative errors.")
+    ] = Dtype.FLOAT32,
     debug: options.Debug = False,
 ) -> None:
     """Compare every recorded tensor with what this machine computes; the last line is the verdict.
@@ -47,7 +54,7 @@ def verify(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _compare(family: Family, folder: Path, *, device: str, dtype: str) -> ComparisonReport:
+def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> ComparisonReport:
     from transformers.utils import logging as transformers_logging
 
     from ttsvar_ray.errors import ConfigurationError
@@ -56,9 +63,11 @@ def _compare(family: Family, folder: Path, *, device: str, dtype: str) -> Compar
     if family is Family.INFINITY:
         from ttsvar_ray.models.infinity.verify import verify_directory
 
-        return verify_directory(folder, device=device, dtype=dtype)
-    if dtype != "float32":
-        raise ConfigurationError(f"--dtype: rewards and features are compared in float32, got {dtype!r}")
+        return verify_directory(folder, device=device, dtype=dtype.value)
+    if dtype is not Dtype.FLOAT32:
+        raise ConfigurationError(
+            f"--dtype: rewards and features are compared in float32, got {dtype.value!r}"
+        )
     return compare_rewards(folder, device=device)
 
 

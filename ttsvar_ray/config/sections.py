@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ttsvar_ray.own_code import is_own
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
 
 
@@ -204,7 +205,7 @@ class FeaturesConfig(_Section):
         description='"auto" (the model\'s own), "pca", "pca_all", "pool", "inception", or one of your own: '
         '"package.module:Name"',
     )
-    pca_sign: Literal["deterministic", "published"] = "deterministic"
+    pca_sign: ComponentSign = ComponentSign.DETERMINISTIC
     options: dict[_Text, Any] = Field(
         default={}, description="keywords of an extractor of your own; only such a one has them"
     )

@@ -125,7 +125,7 @@ def joint_component(section: FeaturesConfig, description: ModelDescription) -> C
     """Return how the selection reduces features over the whole population; None where it does not."""
     name = (description.extractor or "auto") if section.extractor == "auto" else section.extractor
     is_joint = name in EXTRACTORS and EXTRACTORS[name].is_joint
-    return ComponentSign(section.pca_sign) if is_joint else None
+    return section.pca_sign if is_joint else None
 
 
 def _existing(setting: str, given: str | None, own: Path | None) -> Path | None:
