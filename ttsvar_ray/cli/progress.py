@@ -5,39 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ttsvar_ray.cli.show import duration
+from ttsvar_ray.results import JobProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_EVERY_S = 10.0
-
-
-class JobState(Protocol):
-    """What a running job tells; see `ttsvar_ray.cluster.job.JobProgress`."""
-
-    @property
-    def prompts_total(self) -> int: ...
-    @property
-    def prompts_resumed(self) -> int: ...
-    @property
-    def prompts_done(self) -> int: ...
-    @property
-    def failed(self) -> int: ...
-    @property
-    def images(self) -> int: ...
-    @property
-    def mean_reward(self) -> float: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def workers_wanted(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
 
 
 class ProgressReporter:
@@ -64,7 +42,7 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, state: JobState) -> None:
+    def __call__(self, state: JobProgress) -> None:
         """Show a state."""
         self.has_started = True
         if self._console.is_terminal:
@@ -72,14 +50,14 @@ class ProgressReporter:
         else:
             self._show_line(state)
 
-    def _show_line(self, state: JobState) -> None:
+    def _show_line(self, state: JobProgress) -> None:
         over = state.prompts_resumed + state.prompts_done == state.prompts_total
         line = progress_line(state)
         if line != self._shown and (over or self._now() - self._shown_at >= PLAIN_EVERY_S):
             self._shown, self._shown_at = line, self._now()
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _show_bar(self, state: JobState) -> None:
+    def _show_bar(self, state: JobProgress) -> None:
         if self._bar is None:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -97,13 +75,13 @@ class ProgressReporter:
         self._bar.update(self._task, completed=done, description=_details(state))
 
 
-def progress_line(state: JobState) -> str:
+def progress_line(state: JobProgress) -> str:
     """Return a state as one line of text."""
     done = state.prompts_resumed + state.prompts_done
     return f"prompts {done}/{state.prompts_total}  {_details(state)}"
 
 
-def _details(state: JobState) -> str:
+def _details(state: JobProgress) -> str:
     if state.workers == 0 and state.prompts_done == 0:
         return f"waiting for workers (0/{state.workers_wanted} up)"
     words = [f"{state.images / state.seconds:.2f} images/s" if state.seconds > 0 else "starting"]

@@ -43,7 +43,7 @@ from ttsvar_ray.cluster.resources import (
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
-from ttsvar_ray.cluster.stats import JobProgress, JobSummary, RunStats
+from ttsvar_ray.cluster.stats import RunStats
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
 from ttsvar_ray.config import JobConfig
@@ -62,7 +62,7 @@ from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
 from ttsvar_ray.leasing.policy import LeasePolicy
 from ttsvar_ray.prompts.read import PromptScan
-from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.results import JobProgress, JobSummary, PromptFailure, PromptResult
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.cluster.session import is_submitted_job
-from ttsvar_ray.cluster.stats import JobProgress, JobSummary
 from ttsvar_ray.config import JobConfig, Shard, content_digest
 from ttsvar_ray.dataset import (
     OutputLayout,
@@ -43,6 +42,8 @@ from ttsvar_ray.prompts.read import (
     spool_standard_input,
 )
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource, check_readable
+from ttsvar_ray.results import JobProgress, JobSummary
+from ttsvar_ray.search.operators.registry import own_sources
 from ttsvar_ray.storage import is_uri, locate
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def run_job(
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
     with _prompt_source(config) as source:
         scan = scan_prompts(source)
-        content = {**config.content(), **parts.fingerprints()}
+        operators = [selection.operator for selection in parts.plan.selections]
+        content = {**config.content(), **parts.fingerprints(), **own_sources(operators)}
         manifest = RunManifest(
             config=config.resolved(),
             content=content,

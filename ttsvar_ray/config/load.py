@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ttsvar_ray.config.sections import JobConfig
+from ttsvar_ray.config.sections import JobConfig, SelectionConfig
 from ttsvar_ray.errors import ConfigurationError
 
 
@@ -167,16 +167,23 @@ def _section_model(name: str) -> type[BaseModel] | None:
 
 
 def _field_path(location: tuple[int | str, ...]) -> str:
-    """Return `section.key` or `section.key[i]`, without the names of union members."""
+    """Return `section.key`, `section.key[i]` or `section.key[i].key`, without the names of union members."""
     names = [part for part in location[:2] if isinstance(part, str)]
-    indices = [f"[{part}]" for part in location[2:] if isinstance(part, int)]
-    return ".".join(names) + "".join(indices)
+    path, within = ".".join(names), False
+    for part in location[2:]:
+        if isinstance(part, int):
+            path, within = f"{path}[{part}]", True
+        elif within:
+            path += f".{part}"
+    return path
 
 
 def _explain(field: str, details: list[ErrorDetails]) -> str:
     first = details[0]
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key{_known_keys(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{field}: not given; add it"
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
         return f"{field}.{message}" if ": " in message else f"{field}: {message}"
@@ -231,7 +238,8 @@ def _choices(details: Iterable[ErrorDetails]) -> list[str]:
 def _known_keys(location: tuple[int | str, ...]) -> str:
     section: type[BaseModel] | None = JobConfig
     for part in location[:-1]:
-        section = _section_model(str(part))
+        if not isinstance(part, int):
+            section = SelectionConfig if part == "selections" else _section_model(part)
     if section is None:
         return ""
     known = _names(section)

@@ -102,6 +102,14 @@ class PromptsConfig(_Section):
     limit: _Count | None = Field(default=None, description="use only the first so many prompts")
 
 
+class SelectionConfig(_Section):
+    """Which operator stands at a scale."""
+
+    scale: _ScaleIndex
+    operator: _Text
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class StrategyConfig(_Section):
     """How populations are searched."""
 
@@ -116,6 +124,11 @@ class StrategyConfig(_Section):
     )
     cluster_scales: tuple[_ScaleIndex, ...] | None = Field(default=None, description="0-based scales")
     resample_scales: tuple[_ScaleIndex, ...] | None = Field(default=None, description="0-based scales")
+    selections: tuple[SelectionConfig, ...] | None = Field(
+        default=None,
+        description="all selections, in place of those two: {scale, operator, options}; operators are those "
+        "of docs/search.md, or your own as package.module:Name",
+    )
     potential: PotentialKind | None = None
     lambda_: _NonNegative | None = Field(
         default=None, alias="lambda", description="weights are exp(lambda * potential)"

@@ -16,7 +16,7 @@ from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.results import PackedBits, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.search.loop import Past
 from ttsvar_ray.search.operators.protocol import Choice, Signal
-from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.plan import Plan, Segment, Selection
 from ttsvar_ray.search.selection import Select, rank_images, select
 from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
@@ -116,7 +116,7 @@ class Population:
             run_seed=self._run_seed,
             prompt_key=self.prompt.key,
         )
-        record = self._record(choice, past)
+        record = selection_record(self.prompt.key, selection, choice, past)
         self._past, self._bits = past, self._bits_now()
         self._parent_slots = record.ancestor_index
         self._reported = {}
@@ -191,22 +191,6 @@ class Population:
     def _in_slot_order(self) -> list[tuple[SegmentReport, int]]:
         return [self._reported[slot] for slot in range(self._segment.population)]
 
-    def _record(self, choice: Choice, past: Past) -> SelectionRecord:
-        selection = self._segment.selection
-        assert selection is not None
-        reads_rewards = Signal.REWARDS in selection.operator.reads
-        return SelectionRecord(
-            prompt_key=self.prompt.key,
-            scale_index=selection.scale_index,
-            kind=selection.operator.name,
-            ancestor_index=tuple(choice.ancestor_index.tolist()),
-            rewards=tuple(past.reward_history[:, -1].tolist()) if reads_rewards else (),
-            numbers={
-                name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
-                for name, value in choice.numbers.items()
-            },
-        )
-
     def _complaint(self, report: SegmentReport) -> str | None:
         """Return what in a report does not fit the segment, or None."""
         segment = self._segment
@@ -225,3 +209,23 @@ class Population:
         elif segment.is_last and len(report.images) != count:
             problem = f"{count} images, got {len(report.images)}"
         return None if problem is None else f"report of segment {segment.index}: expected {problem}"
+
+
+def selection_record(prompt_key: str, selection: Selection, choice: Choice, past: Past) -> SelectionRecord:
+    """Return the row of the trace for one selection; its placement is still open.
+
+    Args:
+        past: of the population that was selected from.
+    """
+    reads_rewards = Signal.REWARDS in selection.operator.reads
+    return SelectionRecord(
+        prompt_key=prompt_key,
+        scale_index=selection.scale_index,
+        kind=selection.operator.name,
+        ancestor_index=tuple(choice.ancestor_index.tolist()),
+        rewards=tuple(past.reward_history[:, -1].tolist()) if reads_rewards else (),
+        numbers={
+            name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
+            for name, value in choice.numbers.items()
+        },
+    )

@@ -29,7 +29,7 @@ def _now() -> str:
 def _installed_versions() -> dict[str, str]:
     """Return the versions of python and of what the output depends on, without importing any of it."""
     versions = {"python": platform.python_version()}
-    for name in ("numpy", "pyarrow", "ray", "scikit-learn", "torch", "transformers", "ttsvar-ray"):
+    for name in ("numpy", "pyarrow", "ray", "torch", "transformers", "ttsvar-ray"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

@@ -1,9 +1,10 @@
-"""The whole search in this process: the same coordinator and engines as a cluster, without ray."""
+"""The whole search in this process, without ray: many prompts by the same coordinator and engines as on a
+cluster, or one prompt by the loop of the paper."""
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from typing_extensions import assert_never
@@ -19,13 +20,19 @@ from ttsvar_ray.coordination.messages import (
     Refuse,
     Release,
     RunBatch,
+    SegmentReport,
+    ShardFailure,
+    ShardTask,
     WorkerJoined,
 )
+from ttsvar_ray.coordination.population import selection_record
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine
-from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.types import Prompt
+from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
+from ttsvar_ray.search.loop import Seen, search
+from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.types import Int64Array, Prompt
 
 
 def run_local(
@@ -88,3 +95,72 @@ def _take(source: Iterator[Prompt], count: int) -> tuple[tuple[Prompt, ...], Ite
     taken = tuple(itertools.islice(source, count))
     following = tuple(itertools.islice(source, 1))
     return taken, itertools.chain(following, source), not following
+
+
+def search_prompt(
+    prompt: Prompt, *, plan: Plan, engine: Engine, run_seed: int
+) -> PromptResult | PromptFailure:
+    """Search images for one prompt on one engine, with the loop of `search.loop`: no coordinator, one try.
+
+    Args:
+        prompt: the prompt.
+        plan: what to run; the engine was built for it.
+        engine: runs the segments.
+        run_seed: names the random streams of the selections; the engine must have the same.
+
+    Returns:
+        All images by rank, the same as those of any other way to run the prompt; or why there are none.
+    """
+    reports: list[SegmentReport] = []
+
+    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
+        task = ShardTask(
+            prompt=prompt,
+            attempt=1,
+            segment_index=segment.index,
+            slots=tuple(range(segment.population)),
+            parent_slots=tuple(ancestor_index.tolist()) if segment.index > 0 else (),
+        )
+        (report,) = engine.run_segment([task])
+        if isinstance(report, ShardFailure):
+            raise _FailedSegmentError(report.error)
+        reports.append(report)
+        shape = (segment.population, len(segment.scored_scales), plan.reward_members)
+        return Seen(scores=report.rewards.reshape(shape), features=report.features)
+
+    try:
+        found = search(plan, run_segment, run_seed=run_seed, prompt_key=prompt.key)
+    except _FailedSegmentError as error:
+        return PromptFailure(prompt=prompt, attempts=1, errors=(str(error),))
+    except TtsVarError as error:
+        return PromptFailure(prompt=prompt, attempts=1, errors=(f"{type(error).__name__}: {error}",))
+    finally:
+        engine.release(prompt.key, 1)
+    images = []
+    for rank, slot in enumerate(found.ranking.tolist()):
+        lineage = found.past.lineage[slot].tolist()
+        history = tuple(found.past.reward_history[slot].tolist())
+        images.append(
+            ResultImage(
+                rank=rank,
+                image=reports[-1].images[slot],
+                reward=history[-1],
+                reward_history=history,
+                member_rewards=tuple(reports[-1].rewards[slot, -plan.reward_members :].tolist()),
+                lineage=tuple(lineage),
+                bits=sum((report.bits[at] for report, at in zip(reports, lineage, strict=True)), ()),
+            )
+        )
+    decided = zip(plan.selections, found.choices, found.pasts[:-1], strict=True)
+    return PromptResult(
+        prompt=prompt,
+        images=tuple(images),
+        trace=tuple(selection_record(prompt.key, *one) for one in decided),
+        attempts=1,
+        seconds=sum(report.seconds for report in reports),
+        counters=dict(sorted(sum((Counter(report.counters) for report in reports), Counter()).items())),
+    )
+
+
+class _FailedSegmentError(Exception):
+    """A segment that did not finish, with the engine's reason."""

@@ -29,7 +29,7 @@ from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.strategy import Strategy, compile_plan, settings_read_by
+from ttsvar_ray.search.strategy import SelectionSetting, Strategy, compile_plan, settings_read_by
 from ttsvar_ray.types import PotentialKind
 
 _MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
@@ -140,10 +140,11 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
 
     Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
     (`published`). A model's batch schedule belongs to its selections: where the job names selection
-    scales, it is not used.
+    scales, it is not used; where it names the operators, too, nothing of the model's plan is.
     """
     strategy = config.strategy
-    settings = _own_plan(description, Strategy(strategy.name)) if strategy.plan == "model" else {}
+    reads_model = strategy.plan == "model" and strategy.selections is None
+    settings = _own_plan(description, Strategy(strategy.name)) if reads_model else {}
     given = {
         "batch_schedule": strategy.batch_schedule,
         "cluster_scales": strategy.cluster_scales,
@@ -162,6 +163,12 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
             batch_schedule=settings.get("batch_schedule"),
             cluster_scales=settings.get("cluster_scales"),
             resample_scales=settings.get("resample_scales"),
+            selections=None
+            if strategy.selections is None
+            else [
+                SelectionSetting(scale=one.scale, operator=one.operator, options=one.options)
+                for one in strategy.selections
+            ],
             potential=settings.get("potential"),
             lambda_=settings.get("lambda"),
             scheme=strategy.scheme,

@@ -85,13 +85,18 @@ class Found:
 
     Attributes:
         ranking: int64 [finished] slots of the final images, the best first.
-        past: of the final population.
+        pasts: of the population of each segment, in order.
         choices: of each selection, in order.
     """
 
     ranking: Int64Array
-    past: Past
+    pasts: tuple[Past, ...]
     choices: tuple[Choice, ...]
+
+    @property
+    def past(self) -> Past:
+        """Of the final population."""
+        return self.pasts[-1]
 
 
 def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: str) -> Found:
@@ -107,10 +112,11 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
     """
     population = plan.population_before[0]
     past, ancestor_index = Past.empty(population), np.arange(population)
-    choices = []
+    pasts, choices = [], []
     for segment in plan.segments:
         seen = run_segment(segment, ancestor_index)
         past = past.grown(ancestor_index, seen.scores, plan)
+        pasts.append(past)
         if segment.selection is None:
             break
         choice = select(
@@ -123,4 +129,5 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
         )
         choices.append(choice)
         ancestor_index = choice.ancestor_index
-    return Found(ranking=rank_images(past.reward_history[:, -1]), past=past, choices=tuple(choices))
+    ranking = rank_images(past.reward_history[:, -1])
+    return Found(ranking=ranking, pasts=tuple(pasts), choices=tuple(choices))

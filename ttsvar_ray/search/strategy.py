@@ -16,7 +16,7 @@ from typing import Any
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
-from ttsvar_ray.search.operators.registry import operator_class
+from ttsvar_ray.search.operators.registry import OPERATORS, class_problems, operator_class
 from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -263,6 +263,8 @@ def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) ->
             problems += error.problems
     else:
         operator = setting.operator
+        if type(operator).__module__ + ":" + type(operator).__qualname__ not in OPERATORS.values():
+            problems += [f"{where}.operator: {problem}" for problem in class_problems(type(operator))]
         if setting.options:
             problems.append(f"{where}.options: expected none for an operator that is made already.")
     return _Wanted(

@@ -65,6 +65,7 @@ def test_the_option_list_is_pinned() -> None:
         "strategy.batch_schedule",
         "strategy.cluster_scales",
         "strategy.resample_scales",
+        "strategy.selections",
         "strategy.potential",
         "strategy.lambda",
         "strategy.scheme",
@@ -173,7 +174,7 @@ def test_all_problems_come_at_once() -> None:
         "strategy.batch_schedule[1]: expected a whole number, got 'x'",
         (
             "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
-            "cluster_scales, resample_scales, potential, lambda, scheme, cluster_restarts"
+            "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts"
         ),
         "sampling.guidance[1]: expected at least 0, got -2",
         "sampling.top_p: expected at most 1, got 1.5",

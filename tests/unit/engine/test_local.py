@@ -8,12 +8,13 @@ import pytest
 
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
-from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward
+from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
-from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.engine.local import run_local, search_prompt
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 from ttsvar_ray.types import Prompt
 
 
@@ -84,3 +85,44 @@ def test_a_failing_prompt_is_given_up_and_the_others_finish() -> None:
 
 def test_no_prompts_give_no_outcomes() -> None:
     assert search([], plan=tts_var_plan()) == {}
+
+
+@pytest.mark.parametrize("operators", [None, ("top-k", "diverse-top-k")])
+def test_the_loop_of_the_paper_finds_what_the_coordinator_finds(operators: tuple[str, ...] | None) -> None:
+    selections = operators and [
+        SelectionSetting(scale=scale, operator=name) for scale, name in zip((4, 8), operators, strict=True)
+    ]
+    plan = compile_plan(scale_schedule=TINY_SCHEDULE, selections=selections or None, n=2)
+    prompts = make_prompts(3)
+    expected = search(prompts, plan=plan, engines=2, rows=5)
+    engine = Engine(
+        model=TinyModel(),
+        reward=TinyReward(),
+        extractor=TinyExtractor(),
+        plan=plan,
+        run_seed=3,
+        settings=EngineSettings(micro_batch_rows=5),
+    )
+    found = {p.key: search_prompt(p, plan=plan, engine=engine, run_seed=3) for p in prompts}
+    assert content(found) == content(expected)
+    assert len(content(found)) == 3
+    assert engine.held_prompts == 0
+    numbers = [[dict(record.numbers) for record in outcome.trace] for outcome in found.values()]  # type: ignore[union-attr]
+    assert numbers == [[dict(r.numbers) for r in expected[key].trace] for key in found]  # type: ignore[union-attr]
+
+
+def test_the_loop_says_why_there_are_no_images() -> None:
+    prompt = replace(make_prompts(1)[0], text="boom")
+    plan = tts_var_plan()
+    engine = Engine(
+        model=TinyModel(fail_on="boom"),
+        reward=TinyReward(),
+        extractor=TinyExtractor(),
+        plan=plan,
+        run_seed=3,
+        settings=EngineSettings(),
+    )
+    failed = search_prompt(prompt, plan=plan, engine=engine, run_seed=3)
+    assert isinstance(failed, PromptFailure)
+    assert "text cannot be encoded" in failed.errors[0]
+    assert engine.held_prompts == 0

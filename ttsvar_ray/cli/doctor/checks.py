@@ -264,8 +264,7 @@ def _authentication(address: str | None, mode: str | None, has_token: bool) -> F
 def check_built_in_model() -> list[Finding]:
     """Load the built-in model with its reward and draw one image on the CPU, without Ray."""
     from ttsvar_ray.config import load_config
-    from ttsvar_ray.coordination.settings import CoordinatorSettings
-    from ttsvar_ray.engine.local import run_local
+    from ttsvar_ray.engine.local import search_prompt
     from ttsvar_ray.job.build import build_engine
     from ttsvar_ray.job.resolved import resolve
     from ttsvar_ray.results import PromptFailure
@@ -275,13 +274,7 @@ def check_built_in_model() -> list[Finding]:
     config = load_config(None, ["model.device=cpu", "strategy.name=raw"], needs_files=False)
     job = resolve(config)
     prompt = Prompt(row=0, prompt_id="doctor", ordinal=0, text="a red ring")
-    (result,) = run_local(
-        [prompt],
-        plan=job.plan,
-        engines=[build_engine(job)],
-        run_seed=config.seed,
-        settings=CoordinatorSettings(),
-    )
+    result = search_prompt(prompt, plan=job.plan, engine=build_engine(job), run_seed=config.seed)
     if isinstance(result, PromptFailure):
         return [Finding(name="shapes", mark=Mark.BROKEN, text=result.errors[-1])]
     image = result.images[0].image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,8 @@ from ttsvar_ray.search.operators.protocol import Operator, Signal
 OPERATORS = {
     "cluster": "ttsvar_ray.search.operators.cluster:Cluster",
     "resample": "ttsvar_ray.search.operators.resample:Resample",
+    "top-k": "ttsvar_ray.search.operators.top_k:TopK",
+    "diverse-top-k": "ttsvar_ray.search.operators.diverse_top_k:DiverseTopK",
 }
 
 
@@ -41,15 +44,19 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
         )
     own = load_own(name, setting=setting)
     require_callables(own, ("select", "scored_scales", "describe"), setting=setting, what="an operator")
-    problems = _problems_of_class(own.object)
+    problems = class_problems(own.object)
     if problems:
         raise ConfigurationError([f"{setting}: {name}: {problem}" for problem in problems])
     return own.object  # type: ignore[no-any-return]
 
 
-def _problems_of_class(found: Any) -> list[str]:
+def class_problems(found: Any) -> list[str]:
     """Return what keeps a class from being an operator."""
     problems = []
+    try:
+        typing.get_type_hints(found)
+    except (NameError, TypeError, AttributeError) as error:
+        problems.append(f"its annotations cannot be read ({type(error).__name__}: {error})")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         problems.append("expected a frozen dataclass, whose fields are the operator's options")
     if getattr(found, "select", None) is Operator.select:

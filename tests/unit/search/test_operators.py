@@ -1,0 +1,302 @@
+"""Operators: what each reads, whom it keeps, what it writes down; and what is refused, where and how."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from ttsvar_ray.errors import ConfigurationError, SelectionError
+from ttsvar_ray.search.describe import selector_demand
+from ttsvar_ray.search.operators.diverse_top_k import DiverseTopK
+from ttsvar_ray.search.operators.options import make_operator
+from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
+from ttsvar_ray.search.operators.registry import OPERATORS, operator_class, own_sources
+from ttsvar_ray.search.operators.resample import Resample
+from ttsvar_ray.search.operators.top_k import TopK
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.selection import select
+from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
+from ttsvar_ray.types import PotentialKind
+
+ROOT = Path(__file__).parents[3]
+SCALES = tuple((side, side) for side in range(1, 8))
+SCHEDULE = (6, 6, 6, 3, 3, 3, 3)
+RNG = np.random.default_rng(0)
+
+
+def plan_with(operator: str | Operator, **options: Any) -> Plan:
+    setting = SelectionSetting(scale=3, operator=operator, options=options)
+    return compile_plan(scale_schedule=SCALES, batch_schedule=SCHEDULE, selections=[setting])
+
+
+def chosen(plan: Plan, rewards: list[float], features: np.ndarray | None = None, seed: int = 0) -> Choice:
+    scored = sum(scale <= 3 for scale in plan.scored_scales)
+    history = np.repeat(np.array(rewards)[:, None], scored, axis=1)
+    return select(
+        plan, plan.selections[0], features=features, reward_history=history, run_seed=seed, prompt_key="a#0"
+    )
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_operator_keeps_its_contract(name: str) -> None:
+    plan = plan_with(name)
+    operator = plan.selections[0].operator
+    assert operator.name == name
+    assert hash(operator) == hash(make_operator(type(operator), {}, setting="here"))
+    generator = np.random.default_rng(1)
+    features = generator.normal(size=(6, 4)).astype(np.float32)
+    rewards = generator.normal(size=6).tolist()
+    first, second = (chosen(plan, rewards, features) for _ in range(2))
+    np.testing.assert_array_equal(first.ancestor_index, second.ancestor_index)
+    assert first.ancestor_index.shape == (3,)
+    assert operator.repeats or len(set(first.ancestor_index.tolist())) == 3
+    demand = selector_demand(plan)
+    assert (demand.embeddings > 0) == (Signal.FEATURES in operator.reads)
+    assert (demand.scores > 3) == (Signal.REWARDS in operator.reads)
+
+
+def test_top_k_keeps_the_best_and_of_equals_the_lower_slots() -> None:
+    choice = chosen(plan_with("top-k"), [0.5, 2.0, 0.5, -1.0, 2.0, 0.5])
+    assert choice.ancestor_index.tolist() == [0, 1, 4]
+    assert np.asarray(choice.numbers["potential"]).tolist() == [0.5, 2.0, 0.5, -1.0, 2.0, 0.5]
+
+
+def test_top_k_reads_what_its_potential_reads() -> None:
+    assert plan_with("top-k").scored_scales == (3, 6)
+    assert plan_with("top-k", potential="diff").scored_scales == (2, 3, 6)
+    assert plan_with("top-k", potential="sum").scored_scales == (0, 1, 2, 3, 6)
+
+
+def test_operators_of_one_plan_see_their_own_columns() -> None:
+    plan = compile_plan(
+        scale_schedule=SCALES,
+        batch_schedule=(4, 4, 2, 2, 1, 1, 1),
+        selections=[
+            SelectionSetting(scale=2, operator="top-k", options={"potential": "sum"}),
+            SelectionSetting(scale=4, operator="top-k", options={"potential": "diff"}),
+        ],
+    )
+    assert plan.scored_scales == (0, 1, 2, 3, 4, 6)
+    history = np.array([[9.0, 9.0, 9.0, 9.0, 8.0], [0.0, 0.0, 0.0, 0.0, 1.0]])
+    choice = select(
+        plan, plan.selections[1], features=None, reward_history=history, run_seed=0, prompt_key="a#0"
+    )
+    assert np.asarray(choice.numbers["potential"]).tolist() == [-1.0, 1.0]
+    assert choice.ancestor_index.tolist() == [1]
+
+
+TWINS = np.array([[0.0, 0.0], [0.0, 0.1], [9.0, 0.0], [9.0, 0.1], [0.0, 9.0], [0.0, 9.1]])
+REWARDS = [5.0, 4.9, 4.0, 3.9, 3.0, 2.9]
+
+
+@pytest.mark.parametrize(("trade_off", "kept"), [(1.0, [0, 1, 2]), (0.3, [0, 2, 4]), (0.0, [0, 3, 5])])
+def test_diverse_top_k_trades_promise_for_difference(trade_off: float, kept: list[int]) -> None:
+    choice = chosen(plan_with("diverse-top-k", trade_off=trade_off), REWARDS, TWINS)
+    assert choice.ancestor_index.tolist() == kept
+    place = np.asarray(choice.numbers["place"])
+    assert sorted(place[kept].tolist()) == [0, 1, 2]
+    assert (place >= 0).sum() == 3
+    assert place[0] == 0, "the most promising one is kept first"
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1e-6, 0.0), (1e6, 3.0)])
+def test_diverse_top_k_does_not_depend_on_units(factor: float, shift: float) -> None:
+    plan = plan_with("diverse-top-k", trade_off=0.4)
+    expected = chosen(plan, REWARDS, TWINS).ancestor_index
+    scaled = chosen(plan, [factor * reward + shift for reward in REWARDS], TWINS * factor)
+    np.testing.assert_array_equal(scaled.ancestor_index, expected)
+
+
+def test_diverse_top_k_of_what_is_all_alike_keeps_the_lowest_slots() -> None:
+    choice = chosen(plan_with("diverse-top-k"), [1.0] * 6, np.ones((6, 2)))
+    assert choice.ancestor_index.tolist() == [0, 1, 2]
+
+
+def test_one_setting_gives_an_option_to_all_and_an_entry_its_own() -> None:
+    plan = compile_plan(
+        scale_schedule=SCALES,
+        lambda_=3.0,
+        selections=[
+            SelectionSetting(scale=2, operator="resample"),
+            SelectionSetting(scale=4, operator="resample", options={"lambda": 7, "potential": "max"}),
+        ],
+    )
+    assert [selection.operator for selection in plan.selections] == [
+        Resample(lambda_=3.0),
+        Resample(lambda_=7.0, potential=PotentialKind.MAX),
+    ]
+
+
+def problems_of(*selections: SelectionSetting, **settings: Any) -> list[str]:
+    with pytest.raises(ConfigurationError) as raised:
+        compile_plan(scale_schedule=SCALES, selections=selections, **settings)
+    return list(raised.value.problems)
+
+
+def test_all_problems_of_selections_come_at_once() -> None:
+    problems = problems_of(
+        SelectionSetting(scale=2, operator="topk"),
+        SelectionSetting(scale=0, operator="top-k", options={"potentail": "sum"}),
+        SelectionSetting(scale=6, operator="diverse-top-k", options={"trade_off": 1.5}),
+        SelectionSetting(scale=2, operator="resample", options={"lambda": "much"}),
+    )
+    starts = [
+        "selections[0].operator: expected cluster, resample, top-k, diverse-top-k or your own as",
+        "selections[1].options.potentail: operator top-k has no such option; did you mean 'potential'?",
+        "selections[2].options.trade_off: expected a finite number from 0 to 1, got 1.5; 1 is top-k",
+        "selections[3].options.lambda: expected a finite number of at least 0, got 'much'",
+        "selections[1]: top-k at scale 0 cannot drop anything",
+        "selections[2]: scale 6 is the last scale",
+        "selections[3]: scale 2 is listed twice",
+    ]
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.startswith(start)
+    assert "did you mean 'top-k'?" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        (
+            {"resample_scales": [4]},
+            "selections: expected all selections of the plan there, got resample",
+        ),
+        ({"lambda_": 3.0}, "lambda: this tts-var plan would not read it, got 3.0"),
+        ({"strategy": "importance"}, "selections: this importance plan would not read it"),
+        (
+            {"batch_schedule": (6, 6, 6, 6, 3, 3, 3)},
+            "batch_schedule[2]: expected fewer than 6 (population before the top-k at scale 2)",
+        ),
+    ],
+)
+def test_settings_beside_selections_are_refused(settings: dict[str, Any], start: str) -> None:
+    problems = problems_of(SelectionSetting(scale=2, operator="top-k"), **settings)
+    assert any(problem.startswith(start) for problem in problems), problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unruly(Operator):
+    """Does what it is told, however wrong."""
+
+    name: ClassVar[str] = "unruly"
+    reads: ClassVar[frozenset[Signal]] = frozenset()
+
+    returns: Any = None
+
+    def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
+        assert evidence.features is None
+        assert evidence.reward_history is None
+        found: Choice = self.returns(count)
+        return found
+
+
+class _Answer:
+    """A function that can be hashed and compared, as options must be."""
+
+    def __init__(self, ancestors: Any, **numbers: Any) -> None:
+        self.ancestors, self.numbers = ancestors, numbers
+
+    def __call__(self, count: int) -> Any:
+        if isinstance(self.ancestors, Exception):
+            raise self.ancestors
+        if self.ancestors is None:
+            return None
+        return Choice(ancestor_index=np.array(self.ancestors), numbers=self.numbers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (_Answer(None), "expected a Choice, got NoneType"),
+        (_Answer([0, 1]), "ancestor_index: expected 3 whole numbers, got int64 of shape (2,)"),
+        (_Answer([0.0, 1.0, float("nan")]), "ancestor_index: expected 3 whole numbers, got float64"),
+        (_Answer([0, 1, 6]), "ancestor_index: expected slots from 0 to 5, got [0, 1, 6]"),
+        (_Answer([0, -1, 2]), "ancestor_index: expected slots from 0 to 5, got [0, -1, 2]"),
+        (_Answer([0, 1, 1]), "ancestor_index: expected distinct slots, because `repeats` is False"),
+        (_Answer([0, 1, 2], gain=float("nan")), "numbers['gain']: expected finite numbers"),
+        (_Answer([0, 1, 2], gain=[1.0, 2.0]), "numbers['gain']: expected one number or one for each of 6"),
+        (_Answer([0, 1, 2], gain="much"), "numbers['gain']: expected numbers, got 'much'"),
+        (_Answer(KeyError("lost")), "failed (KeyError: 'lost')"),
+    ],
+)
+def test_what_an_operator_does_wrong_is_said_with_its_name_and_scale(answer: _Answer, said: str) -> None:
+    plan = plan_with(Unruly(returns=answer))
+    with pytest.raises(SelectionError) as raised:
+        chosen(plan, [0.0] * 6)
+    assert str(raised.value).startswith(f"operator unruly at scale 3: {said}")
+
+
+def test_an_unordered_choice_is_put_in_order() -> None:
+    choice = chosen(plan_with(Unruly(returns=_Answer([5, 0, 2], gain=1))), [0.0] * 6)
+    assert choice.ancestor_index.tolist() == [0, 2, 5]
+    assert float(choice.numbers["gain"]) == 1.0  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Operator):
+    """Writes down what it draws."""
+
+    name: ClassVar[str] = "drawn"
+    reads: ClassVar[frozenset[Signal]] = frozenset()
+
+    def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
+        return Choice(ancestor_index=np.arange(count), numbers={"at": rng.random()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Drawn):
+    """The same under another name."""
+
+    name: ClassVar[str] = "other"
+
+
+def test_streams_are_named_by_the_operator() -> None:
+    draws = [
+        float(chosen(plan_with(operator), [0.0] * 6).numbers["at"])  # type: ignore[arg-type]
+        for operator in (Drawn(), Drawn(), Other())
+    ]
+    assert draws[0] == draws[1] != draws[2]
+
+
+OWN = {
+    "no_class = 3": "has no select, scored_scales, describe",
+    "class no_class(Operator):\n    name, reads = 'mine', frozenset()\n"
+    "    def select(self, e, c, r): ...": "expected a frozen dataclass",
+    "class no_class: pass": "has no select, scored_scales, describe",
+    "@dataclass(frozen=True)\nclass no_class(Operator):\n    name = 'mine'\n"
+    "    reads = frozenset()": "expected a method select",
+    "@dataclass(frozen=True)\nclass no_class(Operator):\n"
+    "    def select(self, e, c, r): ...": "expected a name, a text in the class, got None",
+    "@dataclass(frozen=True)\nclass no_class(Operator):\n    name = 'top-k'\n    reads = {'rewards'}\n"
+    "    def select(self, e, c, r): ...": "got that of a built-in operator, 'top-k'",
+}
+
+
+@pytest.mark.parametrize(("source", "said"), list(OWN.items()))
+def test_what_is_no_operator_is_refused_before_anything_runs(
+    source: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"own_{abs(hash(source))}"
+    head = "from dataclasses import dataclass\nfrom ttsvar_ray.search.operators.protocol import Operator\n"
+    (tmp_path / f"{name}.py").write_text(head + source + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    problems = problems_of(SelectionSetting(scale=2, operator=f"{name}:no_class"))
+    assert all(problem.startswith("selections[0].operator: ") for problem in problems)
+    assert any(said in problem for problem in problems), problems
+
+
+def test_sources_of_own_operators_are_digested_and_those_of_the_package_are_not() -> None:
+    assert own_sources([TopK(), Resample(), DiverseTopK()]) == {}
+    (name,) = own_sources([Unruly(returns=None), TopK()])
+    assert name.endswith("test_operators:Unruly")
+    assert operator_class("top-k", setting="here") is TopK
+
+
+def test_the_example_of_ones_own_operator_runs() -> None:
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "own_operator.py"))
+    assert example["mean_reward"](8, prompts=30) > example["mean_reward"](2, prompts=30)
