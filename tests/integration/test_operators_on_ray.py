@@ -80,9 +80,9 @@ def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
 
     content = json.loads((tmp_path / "out" / "run.json").read_text())["content"]
     source = (ROOT / "docs" / "examples" / "own_operator.py").read_bytes()
-    assert content[f"operator.{OWN}"] == hashlib.sha256(source).hexdigest()
-    monkeypatch.setattr(job_module, "own_sources", lambda operators: {f"operator.{OWN}": "changed"})
-    with pytest.raises(OutputError, match=rf"operator\.{OWN}: .* in the folder, .changed. now"):
+    assert content[f"code.operator.{OWN}"] == hashlib.sha256(source).hexdigest()
+    monkeypatch.setattr(job_module, "own_sources", lambda operators: {f"code.operator.{OWN}": "changed"})
+    with pytest.raises(OutputError, match=rf"code.operator.{OWN}: .* in the folder, .changed. now"):
         run(config)
 
 

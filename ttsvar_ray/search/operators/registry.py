@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import typing
 from collections.abc import Iterable
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.own_code import is_own, load_own, require_callables
+from ttsvar_ray.own_code import is_own, load_own, named_object, require_callables
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 
 OPERATORS = {
@@ -32,8 +31,7 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
         ConfigurationError: no such operator, or a class that is none.
     """
     if name in OPERATORS:
-        module, _, class_name = OPERATORS[name].partition(":")
-        found: type[Operator] = getattr(importlib.import_module(module), class_name)
+        found: type[Operator] = named_object(OPERATORS[name])
         return found
     if not is_own(name):
         close = difflib.get_close_matches(name, OPERATORS, n=1)
@@ -45,6 +43,10 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
     own = load_own(name, setting=setting)
     require_callables(own, ("select", "scored_scales", "describe"), setting=setting, what="an operator")
     problems = class_problems(own.object)
+    try:
+        typing.get_type_hints(own.object)
+    except (NameError, TypeError, AttributeError) as error:
+        problems.append(f"its annotations cannot be read ({type(error).__name__}: {error})")
     if problems:
         raise ConfigurationError([f"{setting}: {name}: {problem}" for problem in problems])
     return own.object  # type: ignore[no-any-return]
@@ -53,10 +55,6 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
 def class_problems(found: Any) -> list[str]:
     """Return what keeps a class from being an operator."""
     problems = []
-    try:
-        typing.get_type_hints(found)
-    except (NameError, TypeError, AttributeError) as error:
-        problems.append(f"its annotations cannot be read ({type(error).__name__}: {error})")
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         problems.append("expected a frozen dataclass, whose fields are the operator's options")
     if getattr(found, "select", None) is Operator.select:
@@ -82,4 +80,6 @@ def own_sources(operators: Iterable[Operator]) -> dict[str, str]:
     """
     paths = {f"{type(one).__module__}:{type(one).__qualname__}" for one in operators}
     own = sorted(path for path in paths if path not in OPERATORS.values())
-    return {f"operator.{path}": load_own(path, setting="strategy.selections").source_digest for path in own}
+    return {
+        f"code.operator.{path}": load_own(path, setting="strategy.selections").source_digest for path in own
+    }
