@@ -245,7 +245,7 @@ def _fetch_from_hub(download: Download) -> None:
         return
     record = _read_record(folder)
     noted = record.get(download.source, {}).get("commit")
-    repository = dataclasses.replace(repository, revision=noted) if noted else repository.pinned()
+    repository = dataclasses.replace(repository, revision=str(noted)) if noted else repository.pinned()
     for whole in (False, True):
         if whole:
             repository.fetch(download.patterns, folder=folder)

@@ -7,6 +7,8 @@ HF_HUB_OFFLINE) and its resuming of broken downloads hold. Nothing of a reposito
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
 import logging
 import re
 from collections.abc import Sequence
@@ -138,11 +140,9 @@ def _hub_errors() -> tuple[type[Exception], ...]:
     """Return what a request to the hub may end with: its own errors, and those of its HTTP client."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    try:
-        import httpx2 as httpx
-    except ImportError:
-        import httpx
-    return OSError, HfHubHTTPError, ValueError, httpx.HTTPError
+    # The hub's client moved from one package to the other; both name their errors alike.
+    client = importlib.import_module("httpx2" if importlib.util.find_spec("httpx2") else "httpx")
+    return OSError, HfHubHTTPError, ValueError, client.HTTPError
 
 
 def _first_line(error: BaseException) -> str:
