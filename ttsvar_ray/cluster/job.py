@@ -35,6 +35,7 @@ from ttsvar_ray.dataset import (
     write_bad_lines,
 )
 from ttsvar_ray.leasing.ledger import LeaseLedger
+from ttsvar_ray.models.row_stability import cpu_kernels
 from ttsvar_ray.prompts.read import (
     bad_lines,
     read_prompts,
@@ -114,6 +115,7 @@ def run_job(
             bad_lines=scan.bad_lines,
             column_types=scan.column_types,
             seed=config.seed,
+            cpu_kernels=cpu_kernels(),
         )
         layout = OutputLayout(root)
         if force_new:
@@ -122,7 +124,7 @@ def run_job(
         carried = carried_columns(scan.column_types)
         with OutputLock(layout) as lock:
             layout = lock.layout
-            open_output(layout, manifest)
+            warn_of_other_kernels(open_output(layout, manifest), manifest)
             if scan.bad_lines and shard.index == 0:
                 write_bad_lines(layout.bad_lines_file, bad_lines(source))
             committed = committed_chunks(layout)
@@ -160,6 +162,17 @@ def run_job(
                 parts.fetch()
                 driver.run()
             return driver.summary(started)
+
+
+def warn_of_other_kernels(begun: RunManifest, now: RunManifest) -> None:
+    """Say so where a run is continued on a machine that may round otherwise than the one that began it."""
+    if begun.cpu_kernels and begun.cpu_kernels != now.cpu_kernels:
+        logger.warning(
+            "this run was begun with the CPU kernels of %s and goes on with those of %s: prompts that run on a "
+            "CPU may get other images than they would have got there; what is finished stays as it is",
+            begun.cpu_kernels,
+            now.cpu_kernels,
+        )
 
 
 @contextlib.contextmanager

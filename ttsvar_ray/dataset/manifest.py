@@ -51,6 +51,7 @@ class RunManifest:
         seed: the run seed.
         created: when the run was started first, ISO 8601, UTC.
         versions: of this package and what it computes with.
+        cpu_kernels: what decides how the machine that began the run rounds on a CPU; "" if unknown.
     """
 
     config: Mapping[str, Any]
@@ -64,6 +65,7 @@ class RunManifest:
     seed: int
     created: str = field(default_factory=_now)
     versions: Mapping[str, str] = field(default_factory=_installed_versions)
+    cpu_kernels: str = ""
 
     def __post_init__(self) -> None:
         for name in ("config", "content", "prompts_path"):
@@ -86,6 +88,7 @@ class RunManifest:
                 "columns": {name: kind.value for name, kind in self.column_types.items()},
             },
             "versions": dict(self.versions),
+            "cpu_kernels": self.cpu_kernels,
         }
 
     @classmethod
@@ -106,6 +109,7 @@ class RunManifest:
             seed=data["seed"],
             created=data["created"],
             versions=data["versions"],
+            cpu_kernels=data.get("cpu_kernels", ""),
         )
 
 

@@ -253,6 +253,9 @@ class InceptionFeatures(ImageNetwork):
     affine map, and here the second is applied directly.
     """
 
+    # Below 16: from there on, one thread computes its convolutions of one pixel by another library.
+    batch_rows = 8
+
     def __init__(
         self,
         network: InceptionNetwork,

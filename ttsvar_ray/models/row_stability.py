@@ -9,12 +9,28 @@ On other devices, and when gradients are recorded, nothing is changed.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_ROWS_PER_THREAD = 8
 MIN_CONV_IMAGES = 2
+
+
+KERNEL_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+"""Environment variables that decide which kernels the libraries under torch take."""
+
+
+def cpu_kernels() -> str:
+    """Return what decides how this process rounds on a CPU: instruction set, processor, limits set by hand."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
+    processor = names[0].partition(":")[2].strip() if names else "unknown processor"
+    limits = [f"{name}={os.environ[name]}" for name in KERNEL_LIMITS if name in os.environ]
+    return ", ".join((torch.backends.cpu.get_cpu_capability(), processor, *limits))
 
 
 def _pads(tensor: Tensor) -> bool:
@@ -43,15 +59,21 @@ class StableLinear(nn.Linear):
         return stable_linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
-def pad_images(images: Tensor) -> Tensor:
-    """Return images [B, C, H, W] as a CPU convolution computes each alike, in any batch.
+def channels_first(images: Tensor) -> Tensor:
+    """Return images [B, C, H, W] in one memory order, channels first and row by row, whatever made them.
 
-    A lone image is doubled, so the result may have more rows than its argument; and the numbers lie in memory
-    channels first, row by row, whatever made them.
+    Kernels that read neighbours (convolutions, averages) add in another order where channels lie last.
     """
-    if not _pads(images):
-        return images
-    if images.shape[0] < MIN_CONV_IMAGES:
+    # Two steps: an axis of length 1 may keep any stride in `contiguous`, and kernels are chosen by strides.
+    return images.contiguous().flatten().view(images.shape) if _pads(images) else images
+
+
+def pad_images(images: Tensor) -> Tensor:
+    """Return images [B, C, H, W] as a CPU convolution computes each alike, in any batch of up to 15.
+
+    A lone image is doubled, so the result may have more rows than its argument; memory order as
+    `channels_first`. From 16 images on, one thread computes convolutions of one pixel by another library.
+    """
+    if images.shape[0] < MIN_CONV_IMAGES and _pads(images):
         images = images.expand(MIN_CONV_IMAGES, *images.shape[1:])
-    # Two steps: an axis of length 1 may keep any stride in `contiguous`, and a convolution looks at strides.
-    return images.contiguous().flatten().view(images.shape)
+    return channels_first(images)

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from outcome_samples import CONTEXT, result
 
+from ttsvar_ray.cluster.job import warn_of_other_kernels
 from ttsvar_ray.config import load_config
 from ttsvar_ray.dataset import (
     OutputLayout,
@@ -22,6 +24,7 @@ from ttsvar_ray.dataset import (
     write_chunk,
 )
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.models.row_stability import cpu_kernels
 from ttsvar_ray.types import ColumnType
 
 
@@ -55,6 +58,20 @@ def test_the_same_run_goes_on_with_its_first_manifest(tmp_path: Path) -> None:
     (tmp_path / "data/.part-00000.parquet.1234.tmp").write_bytes(b"half")
     assert open_output(layout, manifest("cluster.workers=3", "engine.micro_batch_rows=4")) == first
     assert layout.data_folder.names() == []
+
+
+def test_a_run_that_goes_on_with_other_kernels_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = OutputLayout(tmp_path)
+    here = dataclasses.replace(manifest(), cpu_kernels=cpu_kernels())
+    assert here.cpu_kernels.startswith(torch.backends.cpu.get_cpu_capability())
+    begun = open_output(layout, here)
+    warn_of_other_kernels(open_output(layout, here), here)
+    warn_of_other_kernels(dataclasses.replace(begun, cpu_kernels=""), here)
+    assert not caplog.records
+    warn_of_other_kernels(begun, dataclasses.replace(here, cpu_kernels="another"))
+    assert "begun with the CPU kernels" in caplog.text
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:

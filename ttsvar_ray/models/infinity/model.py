@@ -18,7 +18,7 @@ from ttsvar_ray.models.infinity.text_encoder import TextFeatures
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, to_uint8
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.kv_cache import KVCache
-from ttsvar_ray.models.row_stability import pad_images
+from ttsvar_ray.models.row_stability import channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, draw_bits, guided_logits, probability_of_one
 from ttsvar_ray.types import Float32Array, UInt8Array
 
@@ -242,4 +242,4 @@ class InfinityModel:
         if reduced == tuple(summed.shape[-2:]):
             return summed
         # By area: the map is a sum of fine codes, and skipping cells would alias them.
-        return F.interpolate(summed, size=reduced, mode="area")
+        return F.interpolate(channels_first(summed), size=reduced, mode="area")

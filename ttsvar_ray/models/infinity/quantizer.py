@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.row_stability import channels_first
 from ttsvar_ray.types import ScaleSchedule
 
 
@@ -103,6 +104,7 @@ class Quantizer:
 
     def reduce(self, summed: Tensor, size: tuple[int, int]) -> Tensor:
         """Reduce a feature map to (height, width) as `downsample` says."""
+        summed = channels_first(summed)
         if self.downsample is Downsample.AREA:
             return F.interpolate(summed, size=size, mode="area")
         return F.interpolate(summed, size=size, mode="bilinear", align_corners=False)

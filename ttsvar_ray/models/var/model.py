@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ttsvar_ray.models.decode_chunks import decode_in_chunks
 from ttsvar_ray.models.kv_cache import KVCache
+from ttsvar_ray.models.row_stability import channels_first
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.var.classes import ClassNames
 from ttsvar_ray.models.var.sampling import draw_token_bits, restricted_probabilities
@@ -22,8 +23,8 @@ from ttsvar_ray.types import Float32Array, UInt8Array
 SELECTOR_PIXELS = 256
 """Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
 
-DECODE_ROWS = 16
-"""Images decoded at once: bounds the decoder's memory."""
+DECODE_ROWS = 8
+"""Images decoded at once: bounds the decoder's memory, and is below what `pad_images` promises."""
 
 ChooseTokens = Callable[[Tensor], Tensor]
 """From logits float32 [B, n, V] (temperature and guidance applied) to bits uint8 [B, n, D]."""
@@ -220,7 +221,7 @@ class VarModel:
         if size == "selector" and longer > largest:
             factor = largest / longer
             reduced = tuple(max(round(side * factor), 1) for side in summed.shape[-2:])
-            summed = F.interpolate(summed, size=reduced, mode="area")
+            summed = F.interpolate(channels_first(summed), size=reduced, mode="area")
         narrow = self.device.type != "cpu" and self.block_dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.block_dtype, enabled=narrow):
             return self.tokenizer.decode(summed)

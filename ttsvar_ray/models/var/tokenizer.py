@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.row_stability import pad_images
+from ttsvar_ray.models.row_stability import channels_first, pad_images
 from ttsvar_ray.types import ScaleSchedule
 
 
@@ -243,7 +243,7 @@ class VqDecoder(nn.Module):
 
 def next_input(summed: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the next scale's input float32 [B, n, d]: the feature map averaged down to its size."""
-    reduced = F.interpolate(summed, size=size, mode="area")
+    reduced = F.interpolate(channels_first(summed), size=size, mode="area")
     return reduced.flatten(2).transpose(1, 2)
 
 
