@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.support.var import SMALL_CASES, load_case, public_keys
-from ttsvar_ray.models.infinity.checkpoint import load_strict
-from ttsvar_ray.models.var.checkpoint import var_tokenizer_keys, var_transformer_keys
+from ttsvar_ray.models.checkpoint import load_strict
 from ttsvar_ray.models.var.config import PRESETS
+from ttsvar_ray.models.var.directory import var_tokenizer_keys, var_transformer_keys
 from ttsvar_ray.models.var.sampling import restricted_probabilities
 from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from tests.support.seeded_weights import seeded_weights
-from ttsvar_ray.models.infinity.checkpoint import load_strict
+from ttsvar_ray.models.checkpoint import load_strict
 from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.models.var.classes import ClassNames
 from ttsvar_ray.models.var.config import VarConfig, linear_guidance, square_schedule
 from ttsvar_ray.models.var.model import VarModel
-from ttsvar_ray.models.var.state import VarState
 from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder, next_input
 from ttsvar_ray.models.var.transformer import VarTransformer
 
@@ -35,7 +35,7 @@ class Case:
     tensors: dict[str, Tensor]
     model: VarModel
 
-    def next_features(self, state: VarState) -> Tensor:
+    def next_features(self, state: ScaleState) -> Tensor:
         """Return what the transformer sees of the feature map at the next scale."""
         return next_input(state.summed, self.model.scale_schedule[state.scale_index])
 
@@ -103,11 +103,11 @@ def public_keys() -> dict[str, dict[str, list[int]]]:
     return keys
 
 
-def same_state(one: VarState, two: VarState) -> bool:
+def same_state(one: ScaleState, two: ScaleState) -> bool:
     """Return whether two states are the same bytes."""
     layers = zip(one.cache.layers, two.cache.layers, strict=True)
     return (
-        one.labels == two.labels
+        [one.texts[row] for row in one.text_rows] == [two.texts[row] for row in two.text_rows]
         and torch.equal(one.summed, two.summed)
         and all(torch.equal(a, b) for a, b in zip(one.bits, two.bits, strict=True))
         and all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in layers)

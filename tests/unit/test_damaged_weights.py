@@ -15,7 +15,7 @@ from tests.support.tiny_clip import save_clip, save_siglip
 from tests.support.var import load_case
 from ttsvar_ray.errors import CheckpointError, TtsVarError, reading_weights
 from ttsvar_ray.features.registry import build_extractor
-from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.registry import load_model, model_path
 from ttsvar_ray.models.var.directory import save_var

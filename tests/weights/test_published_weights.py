@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.registry import describe_model, load_model, resolve_device
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rng import bit_uniforms

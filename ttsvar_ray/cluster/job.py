@@ -168,8 +168,8 @@ def warn_of_other_kernels(begun: RunManifest, now: RunManifest) -> None:
     """Say so where a run is continued on a machine that may round otherwise than the one that began it."""
     if begun.cpu_kernels and begun.cpu_kernels != now.cpu_kernels:
         logger.warning(
-            "this run was begun with the CPU kernels of %s and goes on with those of %s: prompts that run on a "
-            "CPU may get other images than they would have got there; what is finished stays as it is",
+            "this run was begun with the CPU kernels of %s and goes on with those of %s: prompts that run on "
+            "a CPU may get other images than they would have got there; what is finished stays as it is",
             begun.cpu_kernels,
             now.cpu_kernels,
         )

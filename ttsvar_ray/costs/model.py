@@ -9,7 +9,7 @@ from ttsvar_ray.costs.encoder import EncoderShape
 from ttsvar_ray.costs.memory import transformer_weight_bytes
 from ttsvar_ray.costs.plan_cost import ComponentFlops
 from ttsvar_ray.costs.shape import TransformerShape
-from ttsvar_ray.models.infinity.decode_sizes import decode_rows, selector_map_size
+from ttsvar_ray.models.decoding import decode_rows, selector_map_size
 from ttsvar_ray.types import ScaleSchedule
 from ttsvar_ray.vision.published import NetworkCost
 

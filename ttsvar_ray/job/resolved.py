@@ -23,8 +23,7 @@ from ttsvar_ray.job.parts import (
     resolve_extractor,
     resolve_rewards,
 )
-from ttsvar_ray.models.choice import ModelChoice
-from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.description import ModelChoice, ModelDescription
 from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.search.operators.protocol import Signal

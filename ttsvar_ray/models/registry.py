@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
-from ttsvar_ray.models.choice import ModelChoice
-from ttsvar_ray.models.description import CONFIG_NAME, ModelDescription, read_description
+from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
 from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
 

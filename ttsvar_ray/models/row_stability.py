@@ -25,7 +25,7 @@ KERNEL_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTI
 
 
 def cpu_kernels() -> str:
-    """Return what decides how this process rounds on a CPU: instruction set, processor, limits set by hand."""
+    """Return what decides how this process rounds on a CPU: instruction set, processor, limits set."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
     processor = names[0].partition(":")[2].strip() if names else "unknown processor"

@@ -25,7 +25,7 @@ from ttsvar_ray.cli.doctor.checks import (
 from ttsvar_ray.cli.doctor.weights import check_models, check_networks
 from ttsvar_ray.config import load_config
 from ttsvar_ray.features.registry import EXTRACTORS
-from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.rewards.registry import REWARDS
 
 

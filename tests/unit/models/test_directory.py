@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_infinity import text_parts, tiny_model
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.infinity.checkpoint import load_strict, read_weights, tokenizer_keys, transformer_keys
+from ttsvar_ray.models.checkpoint import load_strict
 from ttsvar_ray.models.infinity.directory import save_infinity
+from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
 from ttsvar_ray.models.registry import describe_model, load_model
+from ttsvar_ray.models.weight_files import read_weights
 
 PLAN = {"batch_schedule": [4, 4, 4, 2, 2, 2, 1, 1], "cluster_scales": [2], "resample_scales": [5]}
 

@@ -10,8 +10,8 @@ import torch
 from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_parts, tiny_model
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.state import InfinityState
 from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.rng import bit_uniforms
 
 PROMPTS = ["a red circle", "two green rings and a blue square", "a square"]
@@ -29,15 +29,13 @@ def uniforms(model: InfinityModel, scale: int, names: Sequence[str]) -> np.ndarr
     return np.stack([bit_uniforms(7, name, scale, 0, count) for name in names])
 
 
-def run(
-    model: InfinityModel, state: InfinityState, names: Sequence[str], upto: int | None = None
-) -> InfinityState:
+def run(model: InfinityModel, state: ScaleState, names: Sequence[str], upto: int | None = None) -> ScaleState:
     for scale in range(state.scale_index, model.num_scales if upto is None else upto):
         state = model.advance(state, uniforms(model, scale, names))
     return state
 
 
-def start(model: InfinityModel, prompts: Sequence[int]) -> InfinityState:
+def start(model: InfinityModel, prompts: Sequence[int]) -> ScaleState:
     return model.start(model.encode_text(PROMPTS), prompts)
 
 
@@ -47,7 +45,7 @@ def same_bytes(a: Any, b: Any) -> bool:
     return all(same_bytes(x, y) for x, y in zip(a, b, strict=True))
 
 
-def contents(state: InfinityState) -> list[torch.Tensor]:
+def contents(state: ScaleState) -> list[torch.Tensor]:
     caches = [t for layer in state.cache.layers for t in (layer.keys, layer.values)]
     return [state.summed, *state.bits, *caches]
 
@@ -174,7 +172,7 @@ def test_selector_images_of_a_large_model_are_small() -> None:
     schedule = ((1, 1), (2, 3), (80, 128))
     model = tiny_model(schedule=schedule)
     summed = torch.linspace(-1, 1, 80 * 128).reshape(1, 1, 80, 128).expand(2, 8, 80, 128).contiguous()
-    state = InfinityState(
+    state = ScaleState(
         texts=model.encode_text(["a ring"]), text_rows=(0, 0), summed=summed, cache=start(model, [0]).cache
     )
     small = model.decode(state, size="selector")

@@ -20,9 +20,9 @@ from tests.support.published_infinity import (
     write_published,
 )
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, OutputError
-from ttsvar_ray.models.choice import ModelChoice
-from ttsvar_ray.models.infinity.checkpoint import fit_text_table, tokenizer_keys
+from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.infinity.convert import Companion, convert, with_files
+from ttsvar_ray.models.infinity.key_map import fit_text_table, tokenizer_keys
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import PRESETS, find_preset
 from ttsvar_ray.models.infinity.published import describe_preset

@@ -11,7 +11,7 @@ import torch
 
 from tests.support.var import load_case, public_keys, seed
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.choice import ModelChoice
+from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.models.var.config import PRESETS, VarConfig, VarPreset, square_schedule
 from ttsvar_ray.models.var.directory import describe_var_preset, load_var, save_var

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tests.support.var import load_case, same_state
 from ttsvar_ray.errors import ConfigurationError, InputError
+from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.config import VarConfig, linear_guidance
 from ttsvar_ray.models.var.sampling import draw_token_bits, restricted_probabilities
-from ttsvar_ray.models.var.state import VarState
 from ttsvar_ray.models.var.tokenizer import bits_to_tokens, tokens_to_bits
 
 
@@ -31,7 +31,7 @@ def _uniforms(model, rows: int, scale_index: int) -> np.ndarray:  # type: ignore
     return np.stack(draws)
 
 
-def _run(model, labels: list[int], rows: list[int], scales: int) -> VarState:  # type: ignore[no-untyped-def]
+def _run(model, labels: list[int], rows: list[int], scales: int) -> ScaleState:  # type: ignore[no-untyped-def]
     """Run some of six trajectories for some scales."""
     state = model.start(tuple(labels), rows)
     for scale_index in range(scales):

@@ -18,7 +18,8 @@ from recipes.shapes.reward_examples import (
     sample_batch,
 )
 from recipes.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, to_uint8
+from ttsvar_ray.models.decoding import to_uint8
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.shapes.captions import (
     Kind,
     hard_negatives,

@@ -74,7 +74,7 @@ def examine(config: JobConfig | None, fetched: Path) -> list[Finding]:
     from ttsvar_ray.cli.doctor import checks, weights
     from ttsvar_ray.cli.doctor.checks import Mark
     from ttsvar_ray.job.resolved import model_choice
-    from ttsvar_ray.models.choice import ModelChoice
+    from ttsvar_ray.models.description import ModelChoice
 
     folders = {**output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
     choices, named = [ModelChoice(name=name) for name in weights.MODELS], {}

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError, OutputError
+from ttsvar_ray.models.checkpoint import check_fit
 from ttsvar_ray.models.description import (
     CONFIG_NAME,
     FORMAT_VERSION,
@@ -28,9 +29,9 @@ from ttsvar_ray.models.description import (
     WEIGHT_FILES,
     ModelDescription,
 )
-from ttsvar_ray.models.infinity.checkpoint import check_fit, tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.directory import BLOCKS, FAMILY, parse_tokenizer
+from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.published import section_values
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer

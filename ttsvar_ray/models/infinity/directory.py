@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.models.checkpoint import build_loaded, save_weights
 from ttsvar_ray.models.description import (
     CONFIG_NAME,
     FORMAT_VERSION,
@@ -26,12 +27,11 @@ from ttsvar_ray.models.description import (
     WEIGHT_FILES,
     ModelDescription,
 )
-from ttsvar_ray.models.infinity.checkpoint import load_strict, save_weights, tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.positive_prompt import with_positive_prompt
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder, with_positive_prompt
 from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings
@@ -97,31 +97,22 @@ def build_transformer(
     dtype: torch.dtype,
     source: str,
 ) -> InfinityTransformer:
-    """Return a transformer in evaluation mode: blocks in `dtype`, the small rest in float32.
-
-    Nothing is initialised only to be overwritten, and no weight is held twice: each goes to the device in
-    its dtype alone, from files that are mapped, not read.
-    """
-    with torch.device("meta"):
-        transformer = InfinityTransformer(config, schedule)
-    placed = {
-        key: value.to(device, dtype if key.startswith(BLOCKS) else torch.float32)
-        for key, value in transformer_keys(weights, text_max_length=config.text_max_length).items()
-    }
-    load_strict(transformer, placed, source=source)
-    transformer.to(device)
-    return transformer.requires_grad_(False).eval()
+    """Return a transformer in evaluation mode: blocks in `dtype`, the small rest in float32."""
+    return build_loaded(
+        lambda: InfinityTransformer(config, schedule),
+        transformer_keys(weights, text_max_length=config.text_max_length),
+        device=device,
+        source=source,
+        narrow=BLOCKS,
+        dtype=dtype,
+    )
 
 
 def build_tokenizer(
     config: TokenizerConfig, weights: Weights, *, device: torch.device, source: str
 ) -> ImageTokenizer:
     """Return a tokenizer in evaluation mode, in float32."""
-    with torch.device("meta"):
-        tokenizer = ImageTokenizer(config)
-    placed = {key: value.to(device, torch.float32) for key, value in tokenizer_keys(weights).items()}
-    load_strict(tokenizer, placed, source=source)
-    return tokenizer.requires_grad_(False).eval()
+    return build_loaded(lambda: ImageTokenizer(config), tokenizer_keys(weights), device=device, source=source)
 
 
 def load_infinity(

@@ -9,10 +9,15 @@ Most names are kept. What the maps undo:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor, nn
+
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.weight_files import Weights
 
 DROPPED_TRANSFORMER_LEAVES = {
     "lvl_1L": "which scale each training position belongs to; follows from the schedule",
@@ -94,3 +99,33 @@ def _wrapped(name: str) -> str:
     if last in _CONVOLUTIONS or (last == "conv" and above and above[-1] in _RESIZERS):
         return f"{owner}.conv.{leaf}"
     return name
+
+
+def transformer_keys(weights: Weights, *, text_max_length: int) -> Weights:
+    """Return a published transformer state dict under the names and lengths of `InfinityTransformer`."""
+    kept = {own: weights[name] for name, own in map_transformer_keys(weights).kept.items()}
+    if "cfg_uncond" in kept:
+        kept["cfg_uncond"] = fit_text_table(kept["cfg_uncond"], text_max_length)
+    return kept
+
+
+def tokenizer_keys(weights: Weights) -> Weights:
+    """Return a published tokenizer state dict under the names of `ImageTokenizer`."""
+    return {own: weights[name] for name, own in map_tokenizer_keys(weights).kept.items()}
+
+
+def fit_text_table(table: Tensor, rows: int) -> Tensor:
+    """Return the learned "no text" features [rows, channels] from a table of another length.
+
+    A longer table is cut. A shorter one goes on with the values that the published code initialises it with
+    (a normal of standard deviation 1.2, cut at 2, over the root of the channels, from seed 0), as its loader
+    leaves them there.
+    """
+    if table.ndim != 2 or table.shape[0] >= rows:
+        return table[:rows]
+    channels = table.shape[1]
+    initial = torch.empty(rows, channels)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.trunc_normal_(initial, std=1.2, generator=generator)
+    tail = initial[table.shape[0] :] / math.sqrt(channels)
+    return torch.cat((table, tail.to(table.dtype)))

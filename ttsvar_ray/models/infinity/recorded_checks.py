@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.decoding import to_uint8
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.recorded import RecordedArchitecture, RecordedTexts
-from ttsvar_ray.models.infinity.state import InfinityState
-from ttsvar_ray.models.infinity.tokenizer import to_uint8
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.sampling import SamplingSettings, top_p_margin
+from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.recorded.comparison import EXACT, Case
 from ttsvar_ray.types import ScaleSchedule
 
@@ -146,7 +146,7 @@ def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: Case) -
     case.between("teacher_forced", together, torch.cat(conditional, dim=1), LOGITS)
 
 
-def _force(model: InfinityModel, state: InfinityState, bits: Tensor, case: Case) -> InfinityState:
+def _force(model: InfinityModel, state: ScaleState, bits: Tensor, case: Case) -> ScaleState:
     """Advance one scale with recorded bits, comparing its logits and the new feature map."""
     index = state.scale_index
     given = bits.to(model.device)
@@ -160,14 +160,14 @@ def _force(model: InfinityModel, state: InfinityState, bits: Tensor, case: Case)
     return state
 
 
-def _check_equal_states(name: str, got: InfinityState, expected: InfinityState, case: Case) -> None:
+def _check_equal_states(name: str, got: ScaleState, expected: ScaleState, case: Case) -> None:
     case.between(f"{name}.summed", got.summed, expected.summed, EXACT)
     for index, (mine, theirs) in enumerate(zip(got.cache.layers, expected.cache.layers, strict=True)):
         case.between(f"{name}.keys{index}", mine.keys, theirs.keys, EXACT)
         case.between(f"{name}.values{index}", mine.values, theirs.values, EXACT)
 
 
-def _check_image(arch: RecordedArchitecture, model: InfinityModel, state: InfinityState, case: Case) -> None:
+def _check_image(arch: RecordedArchitecture, model: InfinityModel, state: ScaleState, case: Case) -> None:
     if arch.tokenizer_weights is not None and case.recorded.keys() & {"decoded", "image_bgr_u8"}:
         image = model.decode_float(state.summed)
         half = "decoded" in case.recorded and case.recorded["decoded"].dtype == torch.float16

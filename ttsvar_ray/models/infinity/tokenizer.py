@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -245,8 +244,3 @@ class ImageTokenizer(nn.Module):
     def decode(self, features: Tensor) -> Tensor:
         """Return an image [B, 3, H*p, W*p] clamped to [-1, 1]."""
         return self.decoder(features).clamp(-1, 1)
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """Turn [B, 3, H, W] in [-1, 1] into uint8 RGB [B, H, W, 3]; truncates, as published."""
-    return ((image.float() + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

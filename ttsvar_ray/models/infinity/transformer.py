@@ -26,10 +26,10 @@ from ttsvar_ray.models.infinity.attention import (
     TextPoolAttention,
     block_causal_attention,
     query_groups,
+    rope_table,
 )
 from ttsvar_ray.models.infinity.conditioning import Conditioning, rows_of
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.rope import rope_table
 from ttsvar_ray.models.kv_cache import KVCache, LayerCache
 from ttsvar_ray.models.row_stability import StableLinear
 from ttsvar_ray.types import ScaleSchedule
@@ -221,6 +221,11 @@ class InfinityTransformer(nn.Module):
             self.shared_ada_lin[1].weight.mul_(0.1)  # type: ignore[union-attr, operator]
             self.head_nm.ada_lin[1].weight.mul_(0.1)  # type: ignore[union-attr, operator]
             self.head.weight.mul_(0.02)
+
+    @property
+    def block_dtype(self) -> torch.dtype:
+        """The dtype of the blocks, and so of the KV cache."""
+        return self.blocks[0].sa.proj.weight.dtype
 
     def set_block_dtype(self, dtype: torch.dtype) -> None:
         """Hold the blocks in `dtype`; text side, modulation, embedding and head stay float32."""

@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.models.checkpoint import build_loaded, save_weights
 from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES, ModelDescription
 from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.infinity.checkpoint import load_strict, save_weights
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
-from ttsvar_ray.models.var.checkpoint import var_tokenizer_keys, var_transformer_keys
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.config import VarConfig, VarPreset, linear_guidance
 from ttsvar_ray.models.var.model import VarModel
@@ -30,13 +29,28 @@ from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.models.weight_files import Weights, read_weights
 from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
-from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "var"
 CLASSES = "classes.json"
 REWARD = "clip-score"
 EXTRACTOR = "pca"
 _BLOCKS = "blocks."
+
+DROPPED_TRANSFORMER_KEYS = ("lvl_1L", "attn_bias_for_masking")
+"""Constant buffers of training: scale of each position, and the mask over scales."""
+
+DROPPED_TOKENIZER_PREFIXES = ("encoder.", "quant_conv.", "quantize.ema_vocab_hit_SV")
+"""The way from image to tokens, and training's usage counts."""
+
+
+def var_transformer_keys(weights: Weights) -> Weights:
+    """Return a published transformer state dict under the names of `VarTransformer`."""
+    return {key: value for key, value in weights.items() if key not in DROPPED_TRANSFORMER_KEYS}
+
+
+def var_tokenizer_keys(weights: Weights) -> Weights:
+    """Return a published VQ-VAE state dict under the names of `VqDecoder`."""
+    return {key: value for key, value in weights.items() if not key.startswith(DROPPED_TOKENIZER_PREFIXES)}
 
 
 def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelDescription:
@@ -96,50 +110,23 @@ def load_var(
     files = fetch_all(description.weights)
     return VarModel(
         name=description.name,
-        transformer=_build_transformer(
-            config,
-            description.scale_schedule,
-            read_weights(files["transformer"]),
+        transformer=build_loaded(
+            lambda: VarTransformer(config, description.scale_schedule),
+            var_transformer_keys(read_weights(files["transformer"])),
             device=device,
-            dtype=dtype,
             source=str(files["transformer"]),
+            narrow=_BLOCKS,
+            dtype=dtype,
         ),
-        tokenizer=_build_tokenizer(
-            tokenizer_config,
-            read_weights(files["tokenizer"]),
+        tokenizer=build_loaded(
+            lambda: VqDecoder(tokenizer_config),
+            var_tokenizer_keys(read_weights(files["tokenizer"])),
             device=device,
             source=str(files["tokenizer"]),
         ),
         classes=ClassNames.read(files["classes"]) if "classes" in files else imagenet_classes(),
         sampling=sampling,
     )
-
-
-def _build_transformer(
-    config: VarConfig,
-    schedule: ScaleSchedule,
-    weights: Weights,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    source: str,
-) -> VarTransformer:
-    with torch.device("meta"):
-        transformer = VarTransformer(config, schedule)
-    placed = {
-        key: value.to(device, dtype if key.startswith(_BLOCKS) else torch.float32)
-        for key, value in var_transformer_keys(weights).items()
-    }
-    load_strict(transformer, placed, source=source)
-    return transformer.to(device).requires_grad_(False).eval()
-
-
-def _build_tokenizer(config: VqConfig, weights: Weights, *, device: torch.device, source: str) -> VqDecoder:
-    with torch.device("meta"):
-        tokenizer = VqDecoder(config)
-    placed = {key: value.to(device, torch.float32) for key, value in var_tokenizer_keys(weights).items()}
-    load_strict(tokenizer, placed, source=source)
-    return tokenizer.to(device).requires_grad_(False).eval()
 
 
 def save_var(

@@ -237,8 +237,7 @@ class VqDecoder(nn.Module):
 
     def decode(self, summed: Tensor) -> Tensor:
         """Return images [B, 3, H*p, W*p] clamped to [-1, 1] of feature maps [B, d, H, W]."""
-        images = pad_images(summed)
-        return self.decoder(self.post_quant_conv(images)).clamp(-1, 1)[: summed.shape[0]]
+        return self.decoder(self.post_quant_conv(summed)).clamp(-1, 1)
 
 
 def next_input(summed: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,31 +1,31 @@
-"""The state of some VAR trajectories between two scales: a value."""
+"""The state of some trajectories between two scales: a value."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttsvar_ray.models.kv_cache import KVCache
 
-EncodedClasses = tuple[int, ...]
-"""One label per prompt."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VarState:
-    """B trajectories, possibly of several classes, before the same scale.
+class ScaleState:
+    """B trajectories, possibly of several texts, before the same scale.
 
     Attributes:
-        labels: class of each trajectory.
+        texts: what the family knows of each text that some trajectory has; shared between states.
+        text_rows: the text of each trajectory, indices into `texts`.
         summed: float32 [B, d, H, W], the feature map that the finished scales add up to.
         cache: keys and values of the finished scales.
         bits: uint8 [B, n, D] of each finished scale, on the model's device.
     """
 
-    labels: tuple[int, ...]
+    texts: tuple[Any, ...]
+    text_rows: tuple[int, ...]
     summed: Tensor
     cache: KVCache
     bits: tuple[Tensor, ...] = ()
@@ -38,23 +38,26 @@ class VarState:
     @property
     def num_rows(self) -> int:
         """B."""
-        return len(self.labels)
+        return len(self.text_rows)
 
-    def gather(self, rows: Sequence[int]) -> VarState:
-        """Select and repeat trajectories."""
+    def gather(self, rows: Sequence[int]) -> ScaleState:
+        """Select and repeat trajectories; texts that nobody has any more are let go."""
         if list(rows) == list(range(self.num_rows)):
             return self
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.summed.device)
-        return VarState(
-            labels=tuple(self.labels[row] for row in rows),
+        used = dict.fromkeys(self.text_rows[row] for row in rows)
+        place = {text: position for position, text in enumerate(used)}
+        return ScaleState(
+            texts=tuple(self.texts[text] for text in used),
+            text_rows=tuple(place[self.text_rows[row]] for row in rows),
             summed=self.summed.index_select(0, index),
             cache=self.cache.gather(index),
             bits=tuple(scale.index_select(0, index) for scale in self.bits),
         )
 
     @staticmethod
-    def concatenate(states: Sequence[VarState]) -> VarState:
-        """Stack trajectories before the same scale.
+    def concatenate(states: Sequence[ScaleState]) -> ScaleState:
+        """Stack trajectories before the same scale; a text that states share is kept once.
 
         Raises:
             ValueError: no states, or states before different scales.
@@ -62,8 +65,18 @@ class VarState:
         scales = sorted({state.scale_index for state in states})
         if len(scales) != 1:
             raise ValueError(f"states: expected some before one common scale, got scales {scales}")
-        return VarState(
-            labels=tuple(label for state in states for label in state.labels),
+        places: dict[int, int] = {}
+        texts: list[Any] = []
+        text_rows: list[int] = []
+        for state in states:
+            for text in state.texts:
+                if id(text) not in places:
+                    places[id(text)] = len(texts)
+                    texts.append(text)
+            text_rows += [places[id(state.texts[row])] for row in state.text_rows]
+        return ScaleState(
+            texts=tuple(texts),
+            text_rows=tuple(text_rows),
             summed=torch.cat([state.summed for state in states]),
             cache=KVCache.concatenate([state.cache for state in states]),
             bits=tuple(torch.cat(scale) for scale in zip(*(state.bits for state in states), strict=True)),

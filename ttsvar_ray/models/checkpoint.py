@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ttsvar_ray.models.infinity.key_map import map_tokenizer_keys, map_transformer_keys
-from ttsvar_ray.models.weight_files import Weights, read_weights
+from ttsvar_ray.models.weight_files import Weights
 from ttsvar_ray.vision import checkpoints
-
-__all__ = ["Weights", "load_strict", "read_weights", "save_weights", "tokenizer_keys", "transformer_keys"]
 
 CONSTANT_SUFFIX = ".zero_k_bias"
 """Buffers that are zero in every model: filled in when a file leaves them out."""
 
-
-def transformer_keys(weights: Weights, *, text_max_length: int) -> Weights:
-    """Return a published transformer state dict under the names and lengths of `InfinityTransformer`."""
-    kept = {own: weights[name] for name, own in map_transformer_keys(weights).kept.items()}
-    if "cfg_uncond" in kept:
-        kept["cfg_uncond"] = fit_text_table(kept["cfg_uncond"], text_max_length)
-    return kept
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
-def tokenizer_keys(weights: Weights) -> Weights:
-    """Return a published tokenizer state dict under the names of `ImageTokenizer`."""
-    return {own: weights[name] for name, own in map_tokenizer_keys(weights).kept.items()}
+def build_loaded(
+    make: Callable[[], _Module],
+    weights: Weights,
+    *,
+    device: torch.device,
+    source: str,
+    narrow: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> _Module:
+    """Return a module with given weights, in evaluation mode.
 
+    Nothing is initialised only to be overwritten, and no weight is held twice: each goes to the device in
+    its dtype alone, from files that are mapped, not read.
 
-def fit_text_table(table: Tensor, rows: int) -> Tensor:
-    """Return the learned "no text" features [rows, channels] from a table of another length.
-
-    A longer table is cut. A shorter one goes on with the values that the published code initialises it with
-    (a normal of standard deviation 1.2, cut at 2, over the root of the channels, from seed 0), as its loader
-    leaves them there.
+    Args:
+        make: builds the module.
+        weights: under the module's own names.
+        device: where it computes.
+        source: of the weights, for messages.
+        narrow: prefix of the names that are held in `dtype`; the rest is float32.
+        dtype: see `narrow`.
     """
-    if table.ndim != 2 or table.shape[0] >= rows:
-        return table[:rows]
-    channels = table.shape[1]
-    initial = torch.empty(rows, channels)
-    generator = torch.Generator().manual_seed(0)
-    nn.init.trunc_normal_(initial, std=1.2, generator=generator)
-    tail = initial[table.shape[0] :] / math.sqrt(channels)
-    return torch.cat((table, tail.to(table.dtype)))
+    with torch.device("meta"):
+        module = make()
+    placed = {
+        key: value.to(device, dtype if narrow and key.startswith(narrow) else torch.float32)
+        for key, value in weights.items()
+    }
+    load_strict(module, placed, source=source)
+    module.to(device)
+    return module.requires_grad_(False).eval()
 
 
 def load_strict(module: nn.Module, weights: Weights, *, source: str) -> None:

@@ -1,0 +1,239 @@
+"""What the families with a transformer, a KV cache and a summed feature map have in common.
+
+A family says how it reads texts, what its transformer answers to a state, how logits become bits, and what
+bits add to the feature map; everything that `NextScaleModel` promises of states and rows is here, once.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttsvar_ray.models.decoding import decode_in_chunks, decode_rows, selector_map_size, to_uint8
+from ttsvar_ray.models.kv_cache import KVCache
+from ttsvar_ray.models.row_stability import channels_first, pad_images
+from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.models.state import ScaleState
+from ttsvar_ray.types import Float32Array, ScaleSchedule, UInt8Array
+
+ChooseBits = Callable[[Tensor], Tensor]
+"""From a family's logits (temperature and guidance applied) to bits uint8 [B, n, D]."""
+
+
+def _given(bits: Tensor, _logits: Tensor) -> Tensor:
+    return bits
+
+
+class CachedModel(ABC):
+    """Implements `NextScaleModel` but for what differs between families.
+
+    Rows are independent: on a CPU a trajectory's bits and pixels are the same bytes in any batch.
+
+    Args:
+        name: written to the output rows.
+        transformer, tokenizer: the family's modules, in evaluation mode, on one device.
+        sampling: how bits are drawn.
+        scale_schedule: (h, w) tokens of each scale.
+        bits_per_token: D.
+        map_size: (H, W) cells of the feature map.
+    """
+
+    transformer: Any
+    tokenizer: Any
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        transformer: Any,
+        tokenizer: Any,
+        sampling: SamplingSettings,
+        scale_schedule: ScaleSchedule,
+        bits_per_token: int,
+        map_size: tuple[int, int],
+    ) -> None:
+        if len(sampling.guidance) != len(scale_schedule):
+            raise ValueError(
+                f"sampling: settings for {len(sampling.guidance)} scales, the model has {len(scale_schedule)}"
+            )
+        self.name = name
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.scale_schedule = scale_schedule
+        self.bits_per_token = bits_per_token
+        self._map_size = map_size
+        self.image_height = map_size[0] * tokenizer.config.patch_size
+        self.image_width = map_size[1] * tokenizer.config.patch_size
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> tuple[Any, ...]:
+        """Encode [prompts] texts once; each entry serves all trajectories of its prompt."""
+
+    @abstractmethod
+    def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
+        """Return the logits of the next scale, temperature and guidance applied, and the extended cache."""
+
+    @abstractmethod
+    def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Return bits uint8 [B, n, D] drawn from logits by uniforms float32 [B, n * D]."""
+
+    @abstractmethod
+    def accumulate(self, summed: Tensor, bits: Tensor, scale_index: int) -> Tensor:
+        """Return the feature map [B, d, H, W] with one more scale of bits [B, n, D]."""
+
+    @abstractmethod
+    def check_given(self, bits: Tensor, scale_index: int) -> None:
+        """Raise `ValueError` where given bits name nothing that could have been drawn."""
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.scale_schedule)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        device: torch.device = self.transformer.pos_start.device
+        return device
+
+    @property
+    def block_dtype(self) -> torch.dtype:
+        """The dtype of the blocks, and so of the KV cache."""
+        dtype: torch.dtype = self.transformer.block_dtype
+        return dtype
+
+    @property
+    def num_streams(self) -> int:
+        """Sequences of each trajectory: conditional, and with guidance unconditional."""
+        return 2 if self.sampling.uses_guidance else 1
+
+    @torch.inference_mode()
+    def start(self, text: Sequence[Any], text_rows: Sequence[int]) -> ScaleState:
+        """Return a state before scale 0 with one trajectory per entry of `text_rows`."""
+        used = dict.fromkeys(text_rows)
+        place = {row: position for position, row in enumerate(used)}
+        size = (len(text_rows), self.tokenizer.config.codebook_dim, *self._map_size)
+        return ScaleState(
+            texts=tuple(text[row] for row in used),
+            text_rows=tuple(place[row] for row in text_rows),
+            summed=torch.zeros(size, device=self.device),
+            cache=KVCache(),
+        )
+
+    def advance(self, state: ScaleState, uniforms: Float32Array) -> ScaleState:
+        """Run the next scale and draw its bits; uniforms float32 [rows, n * bits_per_token]."""
+        expected = (state.num_rows, self._tokens(state) * self.bits_per_token)
+        if uniforms.shape != expected:
+            raise ValueError(
+                f"uniforms: expected {expected} at scale {state.scale_index}, got {uniforms.shape}"
+            )
+        limits = torch.from_numpy(np.ascontiguousarray(uniforms)).to(self.device)
+        return self.advance_with(state, lambda logits: self.draw(logits, limits))
+
+    @torch.inference_mode()
+    def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:
+        """Run the next scale and let `choose` turn its logits into bits."""
+        tokens = self._tokens(state)
+        logits, cache = self.next_logits(state)
+        bits = choose(logits)
+        assert bits.shape == (state.num_rows, tokens, self.bits_per_token), bits.shape
+        return self._extend(state, bits, cache)
+
+    def _extend(self, state: ScaleState, bits: Tensor, cache: KVCache) -> ScaleState:
+        return ScaleState(
+            texts=state.texts,
+            text_rows=state.text_rows,
+            summed=self.accumulate(state.summed, bits, state.scale_index),
+            cache=cache,
+            bits=(*state.bits, bits),
+        )
+
+    @torch.inference_mode()
+    def replay(self, state: ScaleState, bits: Sequence[np.ndarray]) -> ScaleState:
+        """Run further scales with given bits, uint8 [rows, n, bits_per_token] each.
+
+        Scale by scale through the same kernels as `advance`, so that the result is the same bytes.
+
+        Raises:
+            ValueError: another shape, or bits that name nothing.
+        """
+        for scale_bits in bits:
+            expected = (state.num_rows, self._tokens(state), self.bits_per_token)
+            if scale_bits.shape != expected:
+                raise ValueError(
+                    f"bits: expected {expected} at scale {state.scale_index}, got {scale_bits.shape}"
+                )
+            given = torch.from_numpy(np.array(scale_bits, dtype=np.uint8)).to(self.device)
+            self.check_given(given, state.scale_index)
+            if state.scale_index == self.num_scales - 1:
+                # Nothing reads the last scale's keys: its bits alone complete the feature map.
+                state = self._extend(state, given, state.cache)
+            else:
+                state = self.advance_with(state, functools.partial(_given, given))
+        return state
+
+    @torch.inference_mode()
+    def gather(self, state: ScaleState, rows: Sequence[int]) -> ScaleState:
+        """Select and repeat trajectories."""
+        return state.gather(rows)
+
+    @torch.inference_mode()
+    def concatenate(self, states: Sequence[ScaleState]) -> ScaleState:
+        """Stack the trajectories of states before the same scale."""
+        return ScaleState.concatenate(states)
+
+    def scale_index(self, state: ScaleState) -> int:
+        """Return the number of finished scales."""
+        return state.scale_index
+
+    def bits(self, state: ScaleState) -> tuple[np.ndarray, ...]:
+        """Return the bits of the finished scales, each uint8 [rows, n, bits_per_token]."""
+        return tuple(scale.cpu().numpy() for scale in state.bits)
+
+    def decode(self, state: ScaleState, *, size: str = "full") -> UInt8Array:
+        """Decode the feature map so far to uint8 RGB [rows, height, width, 3]."""
+        patch = self.tokenizer.config.patch_size
+        height, width = self._decoded_size(state.summed, size)
+        return decode_in_chunks(
+            state.summed,
+            lambda maps: to_uint8(self.decode_float(maps, size=size)),
+            step=decode_rows(height * patch, width * patch),
+        )
+
+    @torch.inference_mode()
+    def decode_float(self, summed: Tensor, *, size: str = "full") -> Tensor:
+        """Decode feature maps [B, d, H, W] to images [B, 3, height, width] in [-1, 1]."""
+        rows, reduced = summed.shape[0], self._decoded_size(summed, size)
+        if reduced != tuple(summed.shape[-2:]):
+            # By area: the map is a sum of fine codes, and skipping cells would alias them.
+            summed = F.interpolate(channels_first(summed), size=reduced, mode="area")
+        narrow = self.device.type != "cpu" and self.block_dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.block_dtype, enabled=narrow):
+            images: Tensor = self.tokenizer.decode(pad_images(summed))[:rows]
+        return images
+
+    def kv_bytes(self, scale_index: int) -> int:
+        """Bytes of KV cache of one trajectory after `scale_index`; the last scale's are never kept."""
+        kept = self.scale_schedule[: min(scale_index + 1, self.num_scales - 1)]
+        config = self.transformer.config
+        per_token = 2 * config.depth * config.embed_dim * self.block_dtype.itemsize
+        return sum(height * width for height, width in kept) * per_token * self.num_streams
+
+    def _tokens(self, state: ScaleState) -> int:
+        if state.scale_index >= self.num_scales:
+            raise ValueError(f"state: all {self.num_scales} scales are finished; decode it")
+        height, width = self.scale_schedule[state.scale_index]
+        return height * width
+
+    def _decoded_size(self, summed: Tensor, size: str) -> tuple[int, int]:
+        height, width = summed.shape[-2:]
+        if size == "selector":
+            return selector_map_size(height, width, self.tokenizer.config.patch_size)
+        return height, width
