@@ -16,12 +16,11 @@ from torch import Tensor
 from tests.support.tiny_clip import save_clip
 from tests.support.tiny_infinity import tiny_model
 from tests.support.var import load_case
-from ttsvar_ray.features.registry import load_backbone
+from ttsvar_ray.features.backbones import load_backbone
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.models.row_stability import StableLinear, pad_images
 from ttsvar_ray.models.var.tokenizer import next_input
-from ttsvar_ray.rewards.clip_reward import load_clip_score
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.types import Preprocessing
 
@@ -156,7 +155,7 @@ def test_rewards(preprocessing: Preprocessing, tmp_path: Path) -> None:
     save_clip(tmp_path)
     for reward in (
         build_reward("shapes", path=model_path("shapes") / "reward", preprocessing=preprocessing.value),
-        load_clip_score(tmp_path, preprocessing=preprocessing),
+        build_reward("clip-score", path=tmp_path, preprocessing=preprocessing.value),
     ):
         texts = reward.encode_text(["a red ring"])
 
