@@ -43,17 +43,22 @@ head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 port="$((20000 + SLURM_JOB_ID % 10000))"
 export head_node port gpus="${SLURM_GPUS_ON_NODE:-0}" cpus="${SLURM_CPUS_PER_TASK:-1}"
 
-# Every node runs Ray for as long as this script wants it; the first one has the head.
+# Every node runs Ray for as long as this script wants it; the first one has the head. Ray gives a node 30 seconds to
+# come up, which a busy file system may exceed: it has three tries.
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 bash -c '
     here=(--num-gpus "$gpus" --num-cpus "$cpus" --disable-usage-stats --block)
-    if [ "$SLURM_PROCID" -eq 0 ]; then
-        exec ray start --head --port "$port" --include-dashboard=false "${here[@]}"
-    fi
-    until (exec 3<>"/dev/tcp/$head_node/$port") 2>/dev/null; do sleep 1; done
-    exec ray start --address "$head_node:$port" "${here[@]}"' &
+    for try in 1 2 3; do
+        if [ "$SLURM_PROCID" -eq 0 ]; then
+            ray start --head --port "$port" --include-dashboard=false "${here[@]}" && break
+        else
+            until (exec 3<>"/dev/tcp/$head_node/$port") 2>/dev/null; do sleep 1; done
+            ray start --address "$head_node:$port" "${here[@]}" && break
+        fi
+    done' &
 ray_step=$!
 trap 'kill "$ray_step" 2>/dev/null || true' EXIT
-until [ "$at_limit" = yes ] || (exec 3<>"/dev/tcp/$head_node/$port") 2>/dev/null; do
+until [ "$at_limit" = yes ] ||
+    python -c 'import os, ray; ray.init("{head_node}:{port}".format(**os.environ))' 2> /dev/null; do
     kill -0 "$ray_step" || { echo "Ray did not start" >&2; exit 75; }
     sleep 1
 done

@@ -170,17 +170,13 @@ def flags_of(words: list[str]) -> dict[str, str]:
 
 def required_packages(*extras: str) -> set[str]:
     """Return the packages that this one asks for, with some extras."""
-    import importlib.metadata
-
-    wanted = set()
-    for line in importlib.metadata.requires("ttsvar-ray") or []:
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"extra == '([a-z0-9]+)'", marker)
-        if extra is None or extra[1] in extras:
-            name = re.match(r"[\w.-]+", requirement)
-            assert name
-            wanted.add(name[0])
-    return wanted
+    tomllib = pytest.importorskip("tomllib", reason="in Python since 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [
+        *project["dependencies"],
+        *(line for e in extras for line in project["optional-dependencies"][e]),
+    ]
+    return {re.split(r"[^\w.-]", line)[0] for line in lines}
 
 
 def closed_schema() -> dict[str, Any]:
