@@ -60,6 +60,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     home = tmp_path / "home"
     (home / "small").mkdir(parents=True)
     (home / "small" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    # Its python3 is the one that made the environment of the tests.
+    (home / ".bash_profile").write_text(f"export PATH={sys.base_prefix}/bin:$PATH\n")
     for name in ("key", "host"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True
