@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sklearn.cluster import KMeans
 
 from ttsvar_ray.search.k_means import k_means
 
@@ -61,6 +62,16 @@ def test_clusters_are_as_tight_as_those_of_many_more_restarts(population: int, n
         found += inertia(points, k_means(points, num_clusters, np.random.default_rng(seed), 10))
         best += inertia(points, k_means(points, num_clusters, np.random.default_rng(seed), 300))
     assert best <= found <= 1.02 * best
+
+
+@pytest.mark.parametrize(("population", "num_clusters"), [(6, 4), (8, 6), (16, 12)])
+def test_clusters_are_as_tight_as_those_of_scikit_learn(population: int, num_clusters: int) -> None:
+    found, reference = 0.0, 0.0
+    for seed in range(15):
+        points = draw_points(seed, "normal", population, dim=256)
+        found += inertia(points, k_means(points, num_clusters, np.random.default_rng(seed), 10))
+        reference += KMeans(num_clusters, n_init=10, random_state=seed).fit(points).inertia_
+    assert found <= 1.01 * reference
 
 
 def test_rounding_decides_nothing() -> None:
