@@ -42,7 +42,7 @@ class S3Lock:
 
     def read(self) -> FoundLock | None:
         """Return the lock that is there."""
-        with self._told():
+        with self._named_errors():
             try:
                 answer = self._client.get_object(Bucket=self._bucket, Key=self._key)
             except self._client.exceptions.NoSuchKey:
@@ -76,7 +76,7 @@ class S3Lock:
         from botocore.exceptions import ClientError
 
         name = {"Bucket": self._bucket, "Key": self._key}
-        with self._told():
+        with self._named_errors():
             if not self._deletes_on_condition():
                 self._client.delete_object(**name)
                 return
@@ -96,7 +96,7 @@ class S3Lock:
     def _put(self, condition: Mapping[str, str]) -> bool:
         from botocore.exceptions import ClientError
 
-        with self._told():
+        with self._named_errors():
             try:
                 answer = self._client.put_object(
                     Bucket=self._bucket, Key=self._key, Body=self._text.encode(), **condition
@@ -117,7 +117,7 @@ class S3Lock:
         return True
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:

@@ -1,5 +1,9 @@
 """Chunks of outcomes to Parquet parts.
 
+Comes in: whole chunks, each prompt done or given up. Goes out: a part of data, a part of the trace, dead
+letters. A part never appears under its final name before it is whole, and no row is ever in two places or in
+none.
+
 Invariant: `data/part-N.parquet` exists exactly if chunk N is whole.
 
     a new part          dead letters, trace, part: what the part vouches for is there

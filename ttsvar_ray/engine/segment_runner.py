@@ -1,4 +1,10 @@
-"""One forward pass over a segment: from trajectories to rewards, features, bits and pixels."""
+"""One segment of the plan for one micro-batch on one device: from parents to rewards, features, bits and pixels.
+
+Comes in: trajectories, possibly of many prompts; their parents' states are held here, or are replayed from the
+bits that came with the task. Goes out: for each trajectory the rewards and features that operators read, the
+bits of this segment, and in the last segment its image. Nothing is selected here, nothing is decoded that no
+operator reads, and a row's result never depends on the other rows of its micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +32,7 @@ from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 @dataclass(frozen=True, slots=True)
 class RowOutcome:
-    """What one trajectory brought home from one segment.
+    """What one trajectory gave in one segment.
 
     Attributes:
         rewards: one per scored scale of the segment and member of the ensemble, the members side by side; may

@@ -134,7 +134,7 @@ class Location:
     def open_arrow(self) -> Any:
         """Open for pyarrow, with random access; FileNotFoundError if it is not there."""
         self._forget_listings()
-        with self._told():
+        with self._named_errors():
             return self.filesystem.open_input_file(self._place)
 
     def read_bytes(self) -> bytes:
@@ -177,7 +177,7 @@ class Location:
             except FileNotFoundError:
                 return []
         self._forget_listings()
-        with self._told():
+        with self._named_errors():
             found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
@@ -189,7 +189,7 @@ class Location:
     def delete(self) -> None:
         """Delete the file, if it is there."""
         self.before_change()
-        with self._told(), contextlib.suppress(FileNotFoundError):
+        with self._named_errors(), contextlib.suppress(FileNotFoundError):
             _remove(self)
 
     def remove_leftovers(self) -> None:
@@ -205,7 +205,7 @@ class Location:
                     (self / name).delete()
                 else:
                     self.before_change()
-                    with self._told():
+                    with self._named_errors():
                         _move(self / name, file)
 
     @contextlib.contextmanager
@@ -221,7 +221,7 @@ class Location:
                 staged = Path(folder) / "staged"
                 yield staged
                 self.before_change()
-                with self._told():
+                with self._named_errors():
                     self._publish(staged)
             return
         with self._temporary() as temporary:
@@ -266,7 +266,7 @@ class Location:
 
     def _info(self) -> Any:
         self._forget_listings()
-        with self._told():
+        with self._named_errors():
             return self.filesystem.get_file_info(self._place)
 
     def _forget_listings(self) -> None:
@@ -301,7 +301,7 @@ class Location:
         kept.delete()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         """Say where an error of a store happened; a file that is absent stays `FileNotFoundError`."""
         try:
             yield

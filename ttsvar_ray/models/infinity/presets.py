@@ -115,7 +115,7 @@ class InfinityPreset:
     temperature: float = 0.5
     weights: str | None = None
 
-    # The judges of the published search; their weights are named by the job.
+    # Reward and features of the published search; their weights are named by the job.
     reward: str = "image-reward"
     extractor: str = "pca"
 
