@@ -72,7 +72,7 @@ def _is_done(job: JobConfig) -> bool:
 
 
 def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig, float]]:
-    """Return the job and its baselines by label, each with its transformer FLOPs per prompt over raw's."""
+    """Return the job and its baselines by label, each with its FLOPs per prompt over raw's."""
     from ttsvar_ray.cli.plan_report import job_report
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import resolve
@@ -81,7 +81,7 @@ def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig,
         counted = job_report(resolve(job)).counted
         if counted is None:
             raise ConfigurationError(f"model {job.model.name!r}: the costs of its family are not counted")
-        return counted.cost.transformer_flops
+        return counted.cost.flops
 
     main = config.model_copy(update={"output": config.output.model_copy(update={"path": str(root)})})
     raw = _baseline(config, root, "raw", 1)
