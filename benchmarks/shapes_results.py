@@ -1,4 +1,4 @@
-"""The table of docs/results.md: raw, best-of-N, importance sampling and TTS-VAR on the built-in model.
+"""The table of docs/results.md: raw, best-of-N, resampling alone and TTS-VAR on the built-in model.
 
     python -m benchmarks.shapes_results --per-kind 100 --repetitions 3
 
@@ -57,7 +57,7 @@ SEARCHES = (
     Method(name="TTS-VAR, model's plan, N=2", strategy={"name": "tts-var", "plan": "model", "n": 2}),
     Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published", "n": 1}),
     Method(name="TTS-VAR, published plan, N=2", strategy={"name": "tts-var", "plan": "published", "n": 2}),
-    Method(name="importance sampling, N=2", strategy={"name": "importance", "plan": "published", "n": 2}),
+    Method(name="resampling alone, N=2", strategy={"name": "importance", "plan": "published", "n": 2}),
 )
 
 
@@ -205,7 +205,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
-        is_search = row["method"].startswith(("TTS", "importance"))
+        is_search = row["method"].startswith(("TTS", "resampling"))
         equal = paired_difference(row["accuracy"], best_of_curve(rows, row["flops"])) if is_search else None
         minus_raw: Estimate | None = paired_difference(row["accuracy"], raw) if row is not rows[0] else None
         cells = [
