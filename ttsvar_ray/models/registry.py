@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.resources
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
 from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
+from ttsvar_ray.models.family import FamilyEntry
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
-from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
+from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root, text_encoder_source
 
 if TYPE_CHECKING:
     import torch
@@ -22,20 +24,22 @@ BUILT_IN = "shapes"
 """The model that ships in the package."""
 
 
-def _infinity() -> Callable[..., NextScaleModel]:
-    from ttsvar_ray.models.infinity.directory import load_infinity
-
-    return load_infinity
-
-
-def _var() -> Callable[..., NextScaleModel]:
-    from ttsvar_ray.models.var.directory import load_var
-
-    return load_var
+FAMILIES = {
+    "infinity": "ttsvar_ray.models.infinity.published",
+    "var": "ttsvar_ray.models.var.directory",
+}
+"""Family name in config.json -> the module that holds its `ENTRY`, imported when it is asked for."""
 
 
-FAMILIES: dict[str, Callable[[], Callable[..., NextScaleModel]]] = {"infinity": _infinity, "var": _var}
-"""Family name in config.json -> function that imports and returns its loader."""
+def family_entry(name: str) -> FamilyEntry:
+    """Return what there is to know of a family."""
+    entry: FamilyEntry = importlib.import_module(FAMILIES[name]).ENTRY
+    return entry
+
+
+def _published(name: str) -> FamilyEntry | None:
+    """Return the family that a published model is of; None for other names."""
+    return next((entry for entry in map(family_entry, FAMILIES) if name in entry.published), None)
 
 
 def model_path(name_or_path: str) -> Path:
@@ -61,10 +65,7 @@ def model_path(name_or_path: str) -> Path:
 
 def published_names() -> tuple[str, ...]:
     """Return the names of the published models."""
-    from ttsvar_ray.models.infinity.presets import PRESETS
-    from ttsvar_ray.models.var.config import PRESETS as VAR_PRESETS
-
-    return (*PRESETS, *VAR_PRESETS)
+    return tuple(name for entry in map(family_entry, FAMILIES) for name in entry.published)
 
 
 def describe_model(model: str | ModelChoice) -> ModelDescription:
@@ -74,25 +75,27 @@ def describe_model(model: str | ModelChoice) -> ModelDescription:
         CheckpointError: not a model directory, or a family this version does not know.
         ConfigurationError: an image size that the model does not have, or settings it does not read.
     """
-    from ttsvar_ray.models.infinity.published import at_size
-
     choice = ModelChoice(name=model) if isinstance(model, str) else model
     description = _describe(choice)
-    description = at_size(description, resolution=choice.resolution, aspect_ratio=choice.aspect_ratio)
+    if choice.resolution is not None or choice.aspect_ratio is not None:
+        if not description.has_published_sizes:
+            setting = "resolution" if choice.resolution is not None else "aspect_ratio"
+            raise ConfigurationError(
+                f"model.{setting}: model {description.name!r} draws {description.image_width}x"
+                f"{description.image_height} pixels only; remove it"
+            )
+        at_size = family_entry(description.family).at_size
+        assert at_size is not None, "a family whose directories say that they have published sizes"
+        description = at_size(description, choice.resolution, choice.aspect_ratio)
     return dataclasses.replace(description, positive_prompt=choice.positive_prompt)
 
 
 def _describe(choice: ModelChoice) -> ModelDescription:
-    from ttsvar_ray.models.infinity.presets import PRESETS
-    from ttsvar_ray.models.infinity.published import describe_preset, locate_text_encoder
-    from ttsvar_ray.models.var.config import PRESETS as VAR_PRESETS
-    from ttsvar_ray.models.var.directory import describe_var_preset
-
-    if choice.name in PRESETS:
-        return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
-    if choice.name in VAR_PRESETS:
-        _refuse_text_settings(choice)
-        return describe_var_preset(VAR_PRESETS[choice.name], path=choice.path)
+    published = _published(choice.name)
+    if published is not None:
+        if not published.reads_texts:
+            _refuse_text_settings(choice)
+        return published.describe(choice)
     if choice.path is not None:
         raise ConfigurationError(
             f"model.path: names the files of a published model ({', '.join(published_names())}); model.name "
@@ -111,7 +114,7 @@ def _describe(choice: ModelChoice) -> ModelDescription:
         root = HubRepository.parse(choice.name)
         weights = {part: WeightSource(root, source.name) for part, source in weights.items()}
     if choice.text_encoder is not None:
-        weights["text_encoder"] = locate_text_encoder(Path(), choice.text_encoder)
+        weights["text_encoder"] = text_encoder_source(choice.text_encoder)
     return dataclasses.replace(description, weights=weights)
 
 
@@ -166,11 +169,9 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
 
 
 def _require_weights(choice: ModelChoice) -> None:
-    from ttsvar_ray.models.infinity.presets import PRESETS
-    from ttsvar_ray.models.infinity.published import require_weights
-
-    if choice.name in PRESETS:
-        require_weights(PRESETS[choice.name], choice.path)
+    published = _published(choice.name)
+    if published is not None:
+        published.require_weights(choice)
 
 
 def _pinned(reference: str | None) -> str | None:
@@ -262,6 +263,6 @@ def load_model(
     )
     check_top_k(description, top_k)
     target = resolve_device(device)
-    load = FAMILIES[description.family]()
+    load = family_entry(description.family).load
     with reading_weights(f"model {choice.path or choice.name}"):
         return load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)

@@ -10,6 +10,16 @@ from pathlib import Path
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.hub import HubRepository, is_hub_reference
 
+TEXT_ENCODER_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "spiece.model",
+)
+"""Of a text encoder's repository: it may also hold the same weights for other frameworks."""
+
 _BLOCK = 64 * 1024
 _SAMPLES = 32
 
@@ -73,6 +83,11 @@ class WeightSource:
         if isinstance(self.root, HubRepository):
             return f"{self.root.pinned()} {self.name}".rstrip()
         return fingerprint_path(self.fetch())
+
+
+def text_encoder_source(reference: str) -> WeightSource:
+    """Return where a text encoder is that a setting names: a folder or a repository of its own."""
+    return WeightSource(parse_root(reference), patterns=TEXT_ENCODER_FILES)
 
 
 def fetch_all(weights: Mapping[str, WeightSource]) -> dict[str, Path]:

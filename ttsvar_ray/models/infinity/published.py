@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.description import ModelDescription, pixels_per_token
+from ttsvar_ray.models.description import ModelChoice, ModelDescription, pixels_per_token
+from ttsvar_ray.models.family import FamilyEntry
 from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.infinity.directory import FAMILY, tokenizer_section
+from ttsvar_ray.models.infinity.directory import FAMILY, load_infinity, tokenizer_section
 from ttsvar_ray.models.infinity.presets import (
     HUB_REPOSITORY,
+    PRESETS,
     TEXT_ENCODER_FOLDER,
     TEXT_ENCODER_REPOSITORY,
     TOP_P,
@@ -23,18 +25,14 @@ from ttsvar_ray.models.infinity.resolutions import (
     published_resolution,
 )
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
-from ttsvar_ray.models.weight_source import Root, WeightSource, parse_root
-from ttsvar_ray.types import ScaleSchedule
-
-TEXT_ENCODER_FILES = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "spiece.model",
+from ttsvar_ray.models.weight_source import (
+    TEXT_ENCODER_FILES,
+    Root,
+    WeightSource,
+    parse_root,
+    text_encoder_source,
 )
-"""Of the text encoder's repository: it also holds the same weights for other frameworks."""
+from ttsvar_ray.types import ScaleSchedule
 
 
 def describe_preset(
@@ -85,13 +83,14 @@ def describe_preset(
     )
 
 
-def require_weights(preset: InfinityPreset, path: str | None) -> None:
+def require_weights(choice: ModelChoice) -> None:
     """See that there are weights to load.
 
     Raises:
         ConfigurationError: a model whose weights were never released, and no path to others.
     """
-    if preset.weights is None and path is None:
+    preset = PRESETS[choice.name]
+    if preset.weights is None and choice.path is None:
         raise ConfigurationError(
             f"model.path: no weights of {preset.name!r} were released; give the folder of your own, with "
             f"{preset.published_name}.pth and {preset.tokenizer.file} in it"
@@ -101,33 +100,25 @@ def require_weights(preset: InfinityPreset, path: str | None) -> None:
 def locate_text_encoder(root: Root, text_encoder: str | None) -> WeightSource:
     """Return where the text encoder of a published model is; see `describe_preset`."""
     if text_encoder is not None:
-        return WeightSource(parse_root(text_encoder), patterns=TEXT_ENCODER_FILES)
+        return text_encoder_source(text_encoder)
     if not isinstance(root, HubRepository) and (root / TEXT_ENCODER_FOLDER).is_dir():
         return WeightSource(root, TEXT_ENCODER_FOLDER)
     return WeightSource(HubRepository(TEXT_ENCODER_REPOSITORY), patterns=TEXT_ENCODER_FILES)
 
 
 def at_size(
-    description: ModelDescription, *, resolution: str | None, aspect_ratio: str | None
+    description: ModelDescription, resolution: str | None, aspect_ratio: str | None
 ) -> ModelDescription:
     """Return a model with another image size: another schedule, and positions stretched to its grid.
 
     Args:
-        description: of any model.
+        description: of a model with the published sizes.
         resolution: a key of `SCALES_OF_SIZE`; None keeps the model's.
         aspect_ratio: width:height, to the nearest template; None keeps the model's.
 
     Raises:
-        ConfigurationError: a size that is none, or a model with one size only.
+        ConfigurationError: a size that is none.
     """
-    if resolution is None and aspect_ratio is None:
-        return description
-    if not description.has_published_sizes:
-        setting = "resolution" if resolution is not None else "aspect_ratio"
-        raise ConfigurationError(
-            f"model.{setting}: model {description.name!r} draws {description.image_width}x"
-            f"{description.image_height} pixels only; remove it"
-        )
     size, ratio = _size_of(description.scale_schedule)
     chosen = published_resolution(
         size if resolution is None else resolution,
@@ -184,3 +175,16 @@ def section_values(description: ModelDescription) -> dict[str, Any]:
             "top_p": sampling.top_p,
         },
     }
+
+
+def _describe(choice: ModelChoice) -> ModelDescription:
+    return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
+
+
+ENTRY = FamilyEntry(
+    load=load_infinity,
+    published=PRESETS,
+    describe=_describe,
+    require_weights=require_weights,
+    at_size=at_size,
+)

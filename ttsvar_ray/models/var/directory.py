@@ -19,11 +19,18 @@ import torch
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.checkpoint import build_loaded, save_weights
-from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES, ModelDescription
+from ttsvar_ray.models.description import (
+    CONFIG_NAME,
+    FORMAT_VERSION,
+    WEIGHT_FILES,
+    ModelChoice,
+    ModelDescription,
+)
+from ttsvar_ray.models.family import FamilyEntry
 from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
-from ttsvar_ray.models.var.config import VarConfig, VarPreset, linear_guidance
+from ttsvar_ray.models.var.config import PRESETS, VarConfig, VarPreset, linear_guidance
 from ttsvar_ray.models.var.model import VarModel
 from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
@@ -173,3 +180,10 @@ def save_var(
             config[key] = dict(section)
     # Last, so that an interrupted save is not taken for a model.
     (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(choice: ModelChoice) -> ModelDescription:
+    return describe_var_preset(PRESETS[choice.name], path=choice.path)
+
+
+ENTRY = FamilyEntry(load=load_var, published=PRESETS, describe=_describe, reads_texts=False)
