@@ -1,9 +1,9 @@
 """Values that cross layers.
 
-Here are the words that every room shares: a `Prompt` and its `key`, the schedule of scales, the closed choices of
-the search, and the array types. What a run gives back is in `results`, what travels between coordinator and
-workers in `coordination.messages`. No behaviour beyond a value's own validity, and no heavy imports: everything
-else rests on this file, and it rests on nothing.
+Here are the words that every room shares: a `Prompt` and its `key`, the schedule of scales, the closed
+choices of the search, and the array types. What a run gives back is in `results`, what travels between
+coordinator and workers in `coordination.messages`. No behaviour beyond a value's own validity, and no heavy
+imports: everything else rests on this file, and it rests on nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One segment of the plan for one micro-batch on one device: from parents to rewards, features, bits and pixels.
+"""One segment for one micro-batch on one device: from parents to rewards, features, bits and pixels.
 
-Comes in: trajectories, possibly of many prompts; their parents' states are held here, or are replayed from the
-bits that came with the task. Goes out: for each trajectory the rewards and features that operators read, the
-bits of this segment, and in the last segment its image. Nothing is selected here, nothing is decoded that no
-operator reads, and a row's result never depends on the other rows of its micro-batch.
+Comes in: trajectories, possibly of many prompts; their parents' states are held here, or are replayed from
+the bits that came with the task. Goes out: for each trajectory the rewards and features that operators
+read, the bits of this segment, and in the last segment its image. Nothing is selected here, nothing is
+decoded that no operator reads, and a row's result never depends on the other rows of its micro-batch.
 """
 
 from __future__ import annotations

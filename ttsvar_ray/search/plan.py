@@ -1,9 +1,9 @@
 """The plan: how many trajectories run each scale, which operator selects where, and what is scored.
 
-Comes in: settings, compiled by `search.strategy.compile_plan`. Goes out: `Plan.segments`, the runs of scales
-between selections; `search.loop`, the engine, the coordinator and the simulator all walk through them. A plan is
-a value: it knows nothing of a prompt, a model's weights or a worker, and nothing in it is left unread. It never
-changes after it was made.
+Comes in: settings, compiled by `search.strategy.compile_plan`. Goes out: `Plan.segments`, the runs of
+scales between selections; `search.loop`, the engine, the coordinator and the simulator all walk through
+them. A plan is a value: it knows nothing of a prompt, a model's weights or a worker, and nothing in it is
+left unread. It never changes after it was made.
 """
 
 from __future__ import annotations
