@@ -66,6 +66,11 @@ class StorageError(TtsVarError):
     """A path or URI that no storage here can open, or a storage that refused or failed."""
 
 
+def brief(error: BaseException) -> str:
+    """Return kind and first line of what other code raised, for messages."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no more is known').splitlines()[0]}"
+
+
 @contextlib.contextmanager
 def noting(problems: list[str]) -> Iterator[None]:
     """Add what is wrong with settings to a list, so that all problems can be told at once."""
@@ -95,8 +100,7 @@ def reading_weights(where: object, *, kind: str = "weights") -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
             raise
-        said = (str(error).strip() or "no more is known").splitlines()[0]
         raise CheckpointError(
-            f"{where}: cannot be read as {kind} ({type(error).__name__}: {said}); a file is damaged, cut "
+            f"{where}: cannot be read as {kind} ({brief(error)}); a file is damaged, cut "
             "short or of another kind: copy or fetch it again"
         ) from error

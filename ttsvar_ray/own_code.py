@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, brief
 
 _FORM = "package.module:Name"
 
@@ -165,9 +165,8 @@ def _import(module_name: str, setting: str) -> ModuleType:
             "in the folder that holds it, or add that folder to PYTHONPATH"
         ) from None
     except Exception as error:
-        said = (str(error).strip() or "no more is known").splitlines()[0]
         raise ConfigurationError(
-            f"{setting}: module {module_name!r} fails while it is imported ({type(error).__name__}: {said})"
+            f"{setting}: module {module_name!r} fails while it is imported ({brief(error)})"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ttsvar_ray.errors import RewardError, SelectionError, TtsVarError
+from ttsvar_ray.errors import RewardError, SelectionError, TtsVarError, brief
 from ttsvar_ray.rng import selection_stream
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Signal
 from ttsvar_ray.search.plan import Plan, Selection
@@ -73,13 +73,11 @@ def select(
     )
     rng = selection_stream(run_seed, prompt_key, scale_index, operator.name)
     try:
-        choice = operator.select(evidence, selection.survivors, rng)
+        return _checked(operator.select(evidence, selection.survivors, rng), selection, population)
     except TtsVarError:
         raise
     except Exception as error:
-        said = (str(error).strip() or "no more is known").splitlines()[0]
-        raise _fault(selection, f"failed ({type(error).__name__}: {said})") from error
-    return _checked(choice, selection, population)
+        raise _fault(selection, f"failed ({brief(error)})") from error
 
 
 def _features_seen(
@@ -138,6 +136,8 @@ def _number(name: str, value: npt.ArrayLike, selection: Selection, population: i
         numbers = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise _fault(selection, f"numbers[{name!r}]: expected numbers, got {value!r}") from None
+    if not isinstance(name, str):
+        raise _fault(selection, f"numbers: expected text as names, got {name!r}")
     if numbers.shape not in ((), (population,)):
         raise _fault(
             selection,

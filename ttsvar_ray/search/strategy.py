@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, brief, noting
 from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
-from ttsvar_ray.search.operators.registry import OPERATORS, class_problems, operator_class
+from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
 from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -254,17 +254,15 @@ def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) ->
     where = f"selections[{index}]"
     operator: type[Operator] | Operator | None = None
     if isinstance(setting.operator, str):
-        try:
+        with noting(problems):
             operator = operator_class(setting.operator, setting=f"{where}.operator")
             problems += option_problems(
                 operator, setting.options, named=lambda option: f"{where}.options.{option}"
             )
-        except ConfigurationError as error:
-            problems += error.problems
     else:
-        operator = setting.operator
-        if type(operator).__module__ + ":" + type(operator).__qualname__ not in OPERATORS.values():
-            problems += [f"{where}.operator: {problem}" for problem in class_problems(type(operator))]
+        found = [] if is_built_in(setting.operator) else class_problems(type(setting.operator))
+        problems += [f"{where}.operator: {problem}" for problem in found]
+        operator = None if found else setting.operator
         if setting.options:
             problems.append(f"{where}.options: expected none for an operator that is made already.")
     return _Wanted(
@@ -288,22 +286,34 @@ def _make_operators(
     for one in wanted:
         operator = one.operator
         assert operator is not None
-        try:
+        with noting(problems):
             if isinstance(operator, type):
                 settings = _SHARED.get(operator.name, {})
                 given = {option: shared[key] for option, key in settings.items() if shared[key] is not None}
                 operator = make_operator(operator, {**given, **one.options}, setting=one.where)
-            scored = operator.scored_scales(int(one.scale))
-            if not all(is_whole_number(scale) and 0 <= scale <= one.scale for scale in scored):
-                raise ConfigurationError(
-                    f"{one.where}: operator {operator.name}: scored_scales: expected scales from 0 to "
-                    f"{one.scale}, got {scored!r}"
-                )
-        except ConfigurationError as error:
-            problems += error.problems
-        else:
+            _check_answers(operator, int(one.scale), setting=one.where)
             operators[int(one.scale)] = operator
     return operators
+
+
+def _check_answers(operator: Operator, scale: int, *, setting: str) -> None:
+    """Refuse an operator whose `scored_scales` or `describe` cannot be used.
+
+    Raises:
+        ConfigurationError: says which, and what was expected.
+    """
+    where = f"{setting}: operator {operator.name}"
+    try:
+        described, scored = operator.describe(), operator.scored_scales(scale)
+    except Exception as error:
+        raise ConfigurationError(f"{where}: fails before anything is selected ({brief(error)})") from error
+    if not isinstance(described, str):
+        raise ConfigurationError(f"{where}: describe: expected a text, got {described!r}")
+    needed = Signal.REWARDS in operator.reads
+    is_usable = isinstance(scored, Sequence) and bool(scored) == needed
+    if not is_usable or not all(is_whole_number(one) and 0 <= one <= scale for one in scored):
+        expected = f"scales from 0 to {scale}" if needed else "none, because it reads no rewards"
+        raise ConfigurationError(f"{where}: scored_scales: expected {expected}, got {scored!r}")
 
 
 def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:

@@ -222,9 +222,12 @@ class _Answer:
         (_Answer([0, 1, 2], gain=[1.0, 2.0]), "numbers['gain']: expected one number or one for each of 6"),
         (_Answer([0, 1, 2], gain="much"), "numbers['gain']: expected numbers, got 'much'"),
         (_Answer(KeyError("lost")), "failed (KeyError: 'lost')"),
+        (lambda count: Choice(ancestor_index=[[0], [1, 2]]), "failed (ValueError: "),
+        (lambda count: Choice(ancestor_index=range(count), numbers=[1.0]), "failed (AttributeError: "),
+        (lambda count: Choice(ancestor_index=range(count), numbers={3: 1.0}), "numbers: expected text as "),
     ],
 )
-def test_what_an_operator_does_wrong_is_said_with_its_name_and_scale(answer: _Answer, said: str) -> None:
+def test_what_an_operator_does_wrong_is_said_with_its_name_and_scale(answer: Any, said: str) -> None:
     plan = plan_with(Unruly(returns=answer))
     with pytest.raises(SelectionError) as raised:
         chosen(plan, [0.0] * 6)
@@ -288,6 +291,62 @@ def test_what_is_no_operator_is_refused_before_anything_runs(
     problems = problems_of(SelectionSetting(scale=2, operator=f"{name}:no_class"))
     assert all(problem.startswith("selections[0].operator: ") for problem in problems)
     assert any(said in problem for problem in problems), problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odd(Unruly):
+    """Answers what it is told to when it is asked what it reads, and how it is described."""
+
+    reads: ClassVar[frozenset[Signal]] = frozenset({Signal.REWARDS})
+
+    scored: Any = (3,)
+    described: Any = ""
+
+    def __post_init__(self) -> None:
+        if self.described == "refused":
+            raise KeyError("no such thing")
+
+    def scored_scales(self, scale_index: int) -> tuple[int, ...]:
+        if self.scored == "raise":
+            raise KeyError("lost")
+        found: tuple[int, ...] = self.scored
+        return found
+
+    def describe(self) -> str:
+        found: str = self.described
+        return found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scored": None}, "operator unruly: scored_scales: expected scales from 0 to 3, got None"),
+        ({"scored": ()}, "operator unruly: scored_scales: expected scales from 0 to 3, got ()"),
+        ({"scored": (4,)}, "operator unruly: scored_scales: expected scales from 0 to 3, got (4,)"),
+        ({"scored": "raise"}, "operator unruly: fails before anything is selected (KeyError: 'lost')"),
+        ({"described": 3}, "operator unruly: describe: expected a text, got 3"),
+        ({"described": "refused"}, "operator unruly refuses its options (KeyError: 'no such thing')"),
+    ],
+)
+def test_an_operator_that_cannot_say_what_it_reads_is_refused(options: dict[str, Any], said: str) -> None:
+    operator = f"{Odd.__module__}:Odd"
+    assert problems_of(SelectionSetting(scale=3, operator=operator, options=options)) == [
+        f"selections[0]: {said}"
+    ]
+
+
+def test_scores_that_an_operator_does_not_read_are_refused() -> None:
+    class Wasteful(Unruly):
+        def scored_scales(self, scale_index: int) -> tuple[int, ...]:
+            return (scale_index,)
+
+    (problem,) = problems_of(SelectionSetting(scale=3, operator=Wasteful()))
+    assert "scored_scales: expected none, because it reads no rewards, got (3,)" in problem
+
+
+def test_an_object_that_is_no_operator_is_refused() -> None:
+    problems = problems_of(SelectionSetting(scale=3, operator=object()))  # type: ignore[arg-type]
+    assert problems[0].startswith("selections[0].operator: expected a frozen dataclass")
 
 
 def test_sources_of_own_operators_are_digested_and_those_of_the_package_are_not() -> None:

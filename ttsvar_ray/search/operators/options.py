@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, brief
 from ttsvar_ray.search.operators.protocol import Operator
 from ttsvar_ray.search.validation import is_whole_number
 
@@ -65,9 +65,9 @@ def make_operator(operator: type[Operator], given: Mapping[str, Any], *, setting
     try:
         made = operator(**values)
         hash(made)
-    except (ValueError, TypeError) as error:
+    except Exception as error:
         raise ConfigurationError(
-            f"{setting}: operator {operator.name} refuses its options: {error}"
+            f"{setting}: operator {operator.name} refuses its options ({brief(error)})"
         ) from error
     return made
 

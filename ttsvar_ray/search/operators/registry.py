@@ -52,6 +52,11 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
     return own.object  # type: ignore[no-any-return]
 
 
+def is_built_in(operator: Operator) -> bool:
+    """Whether an operator is of this package."""
+    return _path(operator) in OPERATORS.values()
+
+
 def class_problems(found: Any) -> list[str]:
     """Return what keeps a class from being an operator."""
     problems = []
@@ -78,8 +83,11 @@ def own_sources(operators: Iterable[Operator]) -> dict[str, str]:
     Raises:
         ConfigurationError: a class that other processes could not import.
     """
-    paths = {f"{type(one).__module__}:{type(one).__qualname__}" for one in operators}
-    own = sorted(path for path in paths if path not in OPERATORS.values())
+    own = sorted({_path(one) for one in operators if not is_built_in(one)})
     return {
         f"code.operator.{path}": load_own(path, setting="strategy.selections").source_digest for path in own
     }
+
+
+def _path(operator: Operator) -> str:
+    return f"{type(operator).__module__}:{type(operator).__qualname__}"
