@@ -65,7 +65,8 @@ class _RandomSelections:
         else:
             # The latest reward alone is the potential VALUE, the default.
             sharpness = getattr(operator, "lambda_", _PUBLISHED_LAMBDA)
-            weights = [math.exp(sharpness * float(rewards[-1])) for rewards in seen["reward_history"]]
+            logs = [sharpness * float(rewards[-1]) for rewards in seen["reward_history"]]
+            weights = [math.exp(one - max(logs)) for one in logs]
             ancestors = self._random.choices(slots, weights, k=selection.survivors)
         return Choice(ancestor_index=np.array(sorted(ancestors), dtype=np.int64))
 

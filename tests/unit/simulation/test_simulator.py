@@ -202,6 +202,11 @@ def test_every_kind_of_plan_runs_with_both_kinds_of_selections(selections: str) 
         assert (result.prompts, result.failed) == (8, 0)
 
 
+def test_weights_beyond_any_float_are_drawn_by() -> None:
+    sharp = compile_plan(scale_schedule=TTS_VAR.scale_schedule, lambda_=1e5)
+    assert run(plan=sharp, gpus=1, prompts=2, selections="cheap").failed == 0
+
+
 def test_the_coordinators_can_be_timed() -> None:
     ticks = itertools.count()
     result = simulate(
