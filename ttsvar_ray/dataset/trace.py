@@ -13,8 +13,14 @@ from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.storage import Location
 from ttsvar_ray.types import Prompt
 
-_COLUMN_OF_NUMBERS = ("log_weights", "ess", "labels")
-"""Numbers of the operators "resample" and "cluster" that have a column; all others are in `numbers`."""
+_COLUMNS_OF = {"resample": ("log_weights", "ess"), "cluster": ("labels",)}
+"""Numbers of two operators that have a column. All others are in `numbers`, those of another operator too that
+happens to call one of its own so."""
+
+
+def _own_column(record: SelectionRecord, name: str, missing: tuple[float, ...] = ()) -> tuple[float, ...]:
+    return record.numbers.get(name, missing) if name in _COLUMNS_OF.get(record.kind, ()) else missing
+
 
 _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]], ...] = (
     ("row", pa.int64(), lambda prompt, record: prompt.row),
@@ -24,12 +30,12 @@ _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]
     ("kind", pa.string(), lambda prompt, record: record.kind),
     ("ancestor_index", pa.list_(pa.int32()), lambda prompt, record: record.ancestor_index),
     ("rewards", pa.list_(pa.float32()), lambda prompt, record: record.rewards),
-    ("log_weights", pa.list_(pa.float64()), lambda prompt, record: record.numbers.get("log_weights", ())),
-    ("ess", pa.float64(), lambda prompt, record: record.numbers.get("ess", (float("nan"),))[0]),
+    ("log_weights", pa.list_(pa.float64()), lambda prompt, record: _own_column(record, "log_weights")),
+    ("ess", pa.float64(), lambda prompt, record: _own_column(record, "ess", (float("nan"),))[0]),
     (
         "labels",
         pa.list_(pa.int32()),
-        lambda prompt, record: [int(label) for label in record.numbers.get("labels", ())],
+        lambda prompt, record: [int(label) for label in _own_column(record, "labels")],
     ),
     ("placement", pa.list_(pa.string()), lambda prompt, record: record.placement),
     ("moved", pa.int32(), lambda prompt, record: record.moved),
@@ -41,7 +47,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]
         lambda prompt, record: [
             {"name": name, "values": values}
             for name, values in sorted(record.numbers.items())
-            if name not in _COLUMN_OF_NUMBERS
+            if name not in _COLUMNS_OF.get(record.kind, ())
         ],
     ),
 )

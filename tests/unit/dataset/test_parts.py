@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -228,6 +229,18 @@ def test_the_trace_has_a_row_per_selection(tmp_path: Path) -> None:
     assert (first["log_weights"], first["labels"]) == ([-0.5, -1.5], [])
     assert first["numbers"] == [{"name": "novelty", "values": [0.25, 0.75]}]
     assert first["placement"] == ["w0", "w1"]
+
+
+def test_numbers_of_an_own_operator_keep_their_values_whatever_they_are_called(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    finished = result(0)
+    numbers = {"ess": (1.5, 2.5), "labels": (0.5, 3e10), "log_weights": (1.0,)}
+    record = dataclasses.replace(finished.trace[0], kind="mine", numbers=numbers)
+    finished = dataclasses.replace(finished, trace=(record,))
+    write_chunk(layout, 0, rows=range(1), finished=[finished], failed=[], context=CONTEXT)
+    (row,) = pq.read_table(str(layout.trace_part(0))).to_pylist()
+    assert {entry["name"]: tuple(entry["values"]) for entry in row["numbers"]} == numbers
+    assert (row["labels"], row["log_weights"]) == ([], [])
 
 
 def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
