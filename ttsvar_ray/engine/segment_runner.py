@@ -141,6 +141,10 @@ class SegmentRunner:
             if embedded:
                 assert self._extractor is not None, "a plan that reads features has an extractor"
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
+                if features.ndim < 2 or len(features) != len(images):
+                    raise ValueError(
+                        f"features: expected a vector for each of {len(images)} images, got shape {features.shape}"
+                    )
 
         packed = self._pack_segment(segment, state)
         if not segment.is_last:

@@ -55,6 +55,12 @@ class RewardEnsemble:
             if member.recipe not in pixels:
                 pixels[member.recipe] = member.preprocess(images)
             encoded = member.encode_text(texts)
-            rewards[:, column] = member.score_prepared(pixels[member.recipe], encoded)
+            scores = np.asarray(member.score_prepared(pixels[member.recipe], encoded))
+            if scores.shape != (len(images),):  # one score for all would pass unseen
+                raise ValueError(
+                    f"reward {member.name}: expected one score for each of {len(images)} images, got shape "
+                    f"{scores.shape}"
+                )
+            rewards[:, column] = scores
             cut_texts += np.array([text.truncated for text in encoded], dtype=np.int64)
         return EnsembleScores(rewards=rewards, cut_texts=cut_texts)

@@ -177,6 +177,25 @@ def test_reports_carry_what_the_segment_is_for(expected: dict[str, list[SegmentR
     np.testing.assert_array_equal(reward, last.rewards[0])
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (8,), (9, 4)])
+def test_features_that_are_not_one_vector_an_image_fail_the_prompt(shape: tuple[int, ...]) -> None:
+    class Odd(TinyExtractor):
+        def extract(self, images: np.ndarray) -> np.ndarray:
+            return np.zeros(shape, dtype=np.float32)
+
+    engine = Engine(
+        model=TinyModel(),
+        reward=TinyReward(),
+        extractor=Odd(),
+        plan=tts_var_plan(),
+        run_seed=7,
+        settings=EngineSettings(),
+    )
+    (failure,) = engine.run_segment([shard(make_prompts(1)[0], 0, range(8))])
+    assert isinstance(failure, ShardFailure)
+    assert "features: expected a vector for each of 8 images, got shape" in failure.error
+
+
 def test_each_missing_parent_is_replayed_once_however_often_it_was_chosen() -> None:
     prompt = make_prompts(1)[0]
     source = make_engine()

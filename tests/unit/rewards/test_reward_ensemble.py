@@ -35,6 +35,13 @@ class Recorder(ConstantReward):
         return means
 
 
+class OneForAll(Recorder):
+    """Scores all images at once."""
+
+    def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
+        return super().score_prepared(pixels, texts)[:1]
+
+
 IMAGES = np.random.default_rng(2).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
 
 
@@ -55,5 +62,9 @@ def test_a_single_member_names_the_ensemble_and_several_need_a_name() -> None:
     for members in ([], [ConstantReward(), ConstantReward()]):
         with pytest.raises(ValueError, match="expected one member, or several and a name"):
             RewardEnsemble(members)
+    with pytest.raises(
+        ValueError, match=r"reward red: expected one score for each of 3 images, got shape \(1,\)"
+    ):
+        RewardEnsemble([OneForAll("red", recipe="same", channel=0)]).score(IMAGES, ["a", "b", "c"])
     with pytest.raises(ValueError, match="one per image"):
         RewardEnsemble([ConstantReward()]).score(IMAGES, ["a"])
