@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError, brief
+from ttsvar_ray.errors import ConfigurationError, TtsVarError, brief
 
 _FORM = "package.module:Name"
 
@@ -30,13 +30,28 @@ class OwnCode:
     Attributes:
         object: the class or function.
         path: as written in the settings.
-        source_digest: sha256 of the source file of its module, hexadecimal. What that module imports is
-            not in it.
+        source_digest: sha256 of the source file of its module, hexadecimal; where that has it from another,
+            of both files together. What these import is not in it.
     """
 
     object: Any
     path: str
     source_digest: str
+
+    def make(self, arguments: Mapping[str, Any], *, setting: str) -> Any:
+        """Call it.
+
+        Raises:
+            ConfigurationError: it raises. Memory that is full, and errors of this package, pass.
+        """
+        try:
+            return self.object(**arguments)
+        except (TtsVarError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+                raise
+            raise ConfigurationError(f"{setting}: {self.path} cannot be made ({brief(error)})") from error
 
 
 def is_own(name: str) -> bool:
@@ -71,7 +86,11 @@ def load_own(path: str, *, setting: str) -> OwnCode:
         if not hasattr(found, part):
             raise ConfigurationError(_no_such_name(module_name, found, part, setting))
         found = getattr(found, part)
-    return OwnCode(object=found, path=path, source_digest=_source_digest(module, setting))
+    source = _source(module, setting)
+    origin = sys.modules.get(str(getattr(found, "__module__", None)), module)
+    if origin is not module and str(getattr(origin, "__file__", None)).endswith(".py"):
+        source += _source(origin, setting)
+    return OwnCode(object=found, path=path, source_digest=hashlib.sha256(source).hexdigest())
 
 
 def require_callables(own: OwnCode, members: Sequence[str], *, setting: str, what: str) -> None:
@@ -177,11 +196,11 @@ def _no_such_name(module_name: str, holder: Any, name: str, setting: str) -> str
     return f"{setting}: module {module_name!r} has no {name!r}; {hint}"
 
 
-def _source_digest(module: ModuleType, setting: str) -> str:
+def _source(module: ModuleType, setting: str) -> bytes:
     file = getattr(module, "__file__", None)
     if file is None or not file.endswith(".py"):
         raise ConfigurationError(
             f"{setting}: expected a module with a source file, whose digest a run records; "
             f"{module.__name__!r} has {file or 'none'}"
         )
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return Path(file).read_bytes()

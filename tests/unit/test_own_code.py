@@ -67,6 +67,13 @@ def test_a_class_inside_a_class_and_a_module_inside_a_package(folder: Path) -> N
     assert load_own("own_package.inner:make", setting="x").object() == 1
 
 
+def test_a_class_that_a_package_hands_on_is_digested_where_it_stands_too(folder: Path) -> None:
+    (folder / "own_front.py").write_text("from own_liking import Liked\n")
+    first = load_own("own_front:Liked", setting="x").source_digest
+    (folder / "own_liking.py").write_text(SOURCE + "\n# changed\n")
+    assert load_own("own_front:Liked", setting="x").source_digest != first
+
+
 def test_another_source_is_another_digest(folder: Path) -> None:
     first = load_own("own_liking:Liked", setting="x").source_digest
     (folder / "own_liking.py").write_text(SOURCE + "\n# changed\n")

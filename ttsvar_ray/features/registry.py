@@ -127,7 +127,7 @@ def build_extractor(
         own, arguments = find_own_extractor(
             name, backbone=backbone, preprocessing=preprocessing, device=device, options=options
         )
-        mine: FeatureExtractor = own.object(**arguments)
+        mine: FeatureExtractor = own.make(arguments, setting="features.extractor")
         return mine
     entry = EXTRACTORS.get(name)
     problems = []

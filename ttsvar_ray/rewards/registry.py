@@ -195,7 +195,7 @@ def build_reward(
         own, arguments = find_own_reward(
             name, path=path, device=device, preprocessing=preprocessing, dtype=dtype, options=options
         )
-        mine: Reward = own.object(**arguments)
+        mine: Reward = own.make(arguments, setting="reward.name")
         if missing := [attribute for attribute in ("name", "recipe") if not hasattr(mine, attribute)]:
             raise ConfigurationError(f"reward.name: expected a {' and a '.join(missing)} in {name}, got none")
         return mine

@@ -32,6 +32,12 @@ class Nameless:
     def encode_text(self, texts): ...
     def score_prepared(self, pixels, texts): ...
 
+class Lost(Nameless):
+    name = "lost"
+    def __init__(self, *, device):
+        raise RuntimeError("no such table")
+    def extract(self, images): ...
+
 class NoExtractor:
     def __init__(self, *, device): ...
 """
@@ -127,6 +133,14 @@ def test_options_that_nobody_reads_are_refused(overrides: list[str], said: str) 
 def test_a_reward_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"expected a name in own_broken:Nameless, got none"):
         build_reward("own_broken:Nameless")
+
+
+def test_what_cannot_be_made_ends_the_job_and_not_one_worker_after_another() -> None:
+    said = r"own_broken:Lost cannot be made \(RuntimeError: no such table\)"
+    with pytest.raises(ConfigurationError, match=f"reward.name: {said}"):
+        build_reward("own_broken:Lost")
+    with pytest.raises(ConfigurationError, match=f"features.extractor: {said}"):
+        build_extractor("own_broken:Lost", backbone=None)
 
 
 def test_options_change_what_a_run_is() -> None:
