@@ -175,7 +175,10 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
             joint_component=joint_component(config.features, description),
         )
     except ConfigurationError as error:
-        raise ConfigurationError([f"strategy.{problem}" for problem in error.problems]) from None
+        problems = [f"strategy.{problem}" for problem in error.problems]
+        raise ConfigurationError(
+            [problem.replace("strategy.strategy:", "strategy.name:", 1) for problem in problems]
+        ) from None
     members = config.reward.members
     if members is None:
         return plan

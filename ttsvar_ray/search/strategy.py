@@ -173,7 +173,7 @@ def compile_plan(
         "batch_schedule": batch_schedule,
         "cluster_scales": cluster_scales,
         "resample_scales": resample_scales,
-        "selections": selections,
+        "selections": selections and [one.operator for one in selections],
     }
     wanted = _wanted(name, num_scales, cluster_scales, resample_scales, selections, problems)
     problems += _missing_selections(name, num_scales, n, bool(wanted))
