@@ -143,7 +143,8 @@ class SegmentRunner:
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
                 if features.ndim < 2 or len(features) != len(images):
                     raise ValueError(
-                        f"features: expected a vector for each of {len(images)} images, got shape {features.shape}"
+                        f"features: expected a vector for each of {len(images)} images, got shape "
+                        f"{features.shape}"
                     )
 
         packed = self._pack_segment(segment, state)
