@@ -124,10 +124,10 @@ class Cell:
             return CellState.BROKEN, self._broken
         if self._workers:
             return CellState.RUNNING, ""
-        if self._pool.unusable is not None:
-            return CellState.UNUSABLE, self._pool.unusable
         if self._pool.stuck is not None:
             return CellState.STUCK, self._pool.stuck
+        if self._pool.unusable is not None:
+            return CellState.UNUSABLE, self._pool.unusable
         return CellState.STARTING, ""
 
     async def lease(self, prompts: Sequence[Prompt], is_last: bool) -> None:

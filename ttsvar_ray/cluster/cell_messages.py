@@ -19,7 +19,8 @@ class CellState(str, enum.Enum):
     PENDING    to be started, at once or after a pause
     STARTING   no worker is up, and may yet come
     RUNNING    a worker is up
-    UNUSABLE   no worker was ever up, and no engine can be built from the settings, weights or device
+    UNUSABLE   no worker was ever up, and one found that no engine can be built from the settings, weights or
+               device; others may yet come
     STUCK      no worker is up, and several in a row of every number have failed to start
     BROKEN     its actor cannot go on and must be started anew
     GIVEN_UP   it failed too often in a row
@@ -37,11 +38,6 @@ class CellState(str, enum.Enum):
     def is_terminal(self) -> bool:
         """Whether nothing more comes of the cell."""
         return self is CellState.GIVEN_UP
-
-    @property
-    def lacks_workers(self) -> bool:
-        """Whether it tries in vain to get a worker."""
-        return self in (CellState.UNUSABLE, CellState.STUCK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,7 +145,7 @@ class Cells:
         going = [cell for cell in self._cells if not cell.state.is_terminal]
         if not going:
             return f"the last coordinator is given up: {self._given_up}"
-        if all(cell.state.lacks_workers for cell in going):
+        if all(cell.state is CellState.STUCK for cell in going):
             return f"no worker could be started; the last error was: {going[0].reason}"
         return None
 

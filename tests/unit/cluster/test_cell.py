@@ -251,6 +251,25 @@ def test_an_engine_that_cannot_be_built_is_told_at_once(monkeypatch: pytest.Monk
     assert "worker-0 cannot be built: " in asyncio.run(wait())
 
 
+def test_engines_that_can_be_built_nowhere_leave_a_cell_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UnusableError(CheckpointError, RayError):
+        """As Ray raises an error of ours that a method raised."""
+
+    group = FakeGroup(start_fault=lambda worker: UnusableError("weights of another model"))
+    scene = Scene(monkeypatch, group, workers=2)
+
+    async def wait() -> list[CellState]:
+        cell = await scene.start()
+        states = [CellState.STARTING]
+        while states[-1] is not CellState.STUCK:
+            states.append((await cell.next_update(0.01)).state)
+        await cell.stop()
+        return list(dict.fromkeys(states))
+
+    states = asyncio.run(asyncio.wait_for(wait(), timeout=20))
+    assert states == [CellState.STARTING, CellState.UNUSABLE, CellState.STUCK]
+
+
 def test_workers_too_small_for_the_plan_make_a_cell_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, FakeGroup(memory_bytes=99), workers=1)
     load = SegmentLoad(tokens=1, held_bytes=60, running_bytes=70, batch_seconds=0.1, row_seconds=0.1)

@@ -234,6 +234,22 @@ def test_a_run_fails_when_every_cell_is_stuck(monkeypatch: pytest.MonkeyPatch) -
     assert scene.cells.failure == "no worker could be started; the last error was: no driver"
 
 
+def test_one_engine_that_cannot_be_built_ends_no_run_that_had_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch, 1)
+    scene.cells.start_due(0.0)
+    scene.begun[0].says(CellUpdate(state=CellState.RUNNING, workers=2))
+    scene.news(1.0)
+    scene.begun[0].says(ActorDiedError())
+    scene.news(2.0)
+    scene.cells.start_due(100.0)
+    # Of the second incarnation one worker has failed; the other one is still starting.
+    scene.begun[1].says(CellUpdate(state=CellState.UNUSABLE, reason="worker-0.1.0 cannot be built"))
+    scene.news(101.0)
+    assert scene.cells.failure is None
+
+
 def test_all_cells_end(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch, 2)
     scene.cells.start_due(0.0)
