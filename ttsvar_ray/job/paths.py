@@ -8,7 +8,7 @@ from typing import Any
 from ttsvar_ray.config import JobConfig, Shard
 from ttsvar_ray.models.hub import is_hub_reference
 from ttsvar_ray.models.registry import BUILT_IN, published_names
-from ttsvar_ray.storage import is_uri
+from ttsvar_ray.storage.uris import is_uri, split_query
 
 
 def resolve_output(path: str, *, submitted: bool, shard: Shard | None = None) -> str:
@@ -21,11 +21,10 @@ def resolve_output(path: str, *, submitted: bool, shard: Shard | None = None) ->
             from the home folder of the user that runs the cluster.
         shard: of a prompt set that several runs share: each writes to a folder of its own inside.
     """
-    if shard is not None:
-        path = f"{path.rstrip('/')}/{shard.folder}"
     if is_uri(path):
-        return path
-    given = Path(path).expanduser()
+        base_uri, query = split_query(path)
+        return path if shard is None else f"{base_uri}/{shard.folder}{query}"
+    given = Path(path).expanduser() / ("" if shard is None else shard.folder)
     base = Path.home() if submitted else Path.cwd()
     return str(given if given.is_absolute() else base / given)
 

@@ -27,6 +27,10 @@ def test_a_shard_writes_to_a_folder_of_its_own() -> None:
     shard = Shard(2, 8)
     assert resolve_output("/data/x/", submitted=False, shard=shard) == "/data/x/shard-2-of-8"
     assert resolve_output("s3://bucket/x", submitted=True, shard=shard) == "s3://bucket/x/shard-2-of-8"
+    with_query = "s3://bucket/x/?region=eu-west-1&endpoint_override=host:9000"
+    assert resolve_output(with_query, submitted=False, shard=shard) == (
+        "s3://bucket/x/shard-2-of-8?region=eu-west-1&endpoint_override=host:9000"
+    )
 
 
 def test_weights_are_found_from_any_working_directory(
