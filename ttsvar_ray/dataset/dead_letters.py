@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
+from ttsvar_ray.errors import OutputError
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.storage import Location
 
@@ -43,12 +45,16 @@ def write_letters(location: Location, letters: Sequence[dict[str, Any]]) -> None
 
 
 def read_letters(location: Location) -> list[dict[str, Any]]:
-    """Return the dead letters of one chunk; none if there is no file."""
-    try:
-        with location.open() as file:
-            return [json.loads(line) for line in file]
-    except FileNotFoundError:
-        return []
+    """Return the dead letters of one chunk; none if there is no file. People edit them.
+
+    Raises:
+        OutputError: a line is none.
+    """
+    with contextlib.suppress(FileNotFoundError), location.open() as file:
+        return [
+            _read(line, f"{location}: line {number}") for number, line in enumerate(file, 1) if line.strip()
+        ]
+    return []
 
 
 def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:
@@ -57,12 +63,20 @@ def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:
 
 
 def count_lines(location: Location) -> int:
-    """Return the lines of a file; 0 if there is none."""
+    """Return the lines of a file that are not blank; 0 if there is none."""
     try:
         with location.open() as file:
-            return sum(1 for _ in file)
+            return sum(bool(line.strip()) for line in file)
     except FileNotFoundError:
         return 0
+
+
+def _read(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        letter = json.loads(line)
+        return {**letter, "row": int(letter["row"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{where} is no dead letter ({type(error).__name__}: {error}); mend it") from None
 
 
 def _letter(outcome: PromptFailure) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -68,11 +69,13 @@ def merge_trace_part(
     """Put the selections of prompts that ran again into the trace of their chunk, in prompt order.
 
     Args:
-        location: the trace as it is; one of an earlier version may lack columns, which are empty then.
+        location: the trace as it is; one of an earlier version may lack columns, which are empty then, and
+            one that somebody has deleted is begun anew.
         finished: what is new.
         replaced: rows whose selections, of a try that was cut short, are dropped.
     """
-    with location.open_arrow() as file:
+    present = trace_schema().empty_table()
+    with contextlib.suppress(FileNotFoundError), location.open_arrow() as file:
         present = pq.read_table(file)
     for name, kind, _ in _COLUMNS:
         if name not in present.column_names:

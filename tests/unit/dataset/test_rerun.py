@@ -148,6 +148,33 @@ def test_letters_that_say_so_are_left_alone(tmp_path: Path) -> None:
     assert failed_rows(layout, {1}) == {}
 
 
+def test_blank_lines_among_letters_count_for_nothing(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    write_with_failures(layout)
+    file = layout.failed_part(1)
+    file.write_text("\n" + file.read_text().replace("\n", "\n\n"))
+    assert failed_rows(layout, {1}) == {1: AGAIN}
+    assert summarise_output(layout, {1: ROWS}).failed == len(AGAIN)
+
+
+@pytest.mark.parametrize("line", ['{"row": 5, "retry": False}', '{"retry": false}', "5", '{"row": [5]}'])
+def test_letters_that_cannot_be_read_are_told(line: str, tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    write_with_failures(layout)
+    layout.failed_part(1).write_text(f'{{"row": 6}}\n{line}\n')
+    with pytest.raises(OutputError, match=r"failed/part-00001.jsonl: line 2 is no dead letter"):
+        failed_rows(layout, {1})
+
+
+def test_a_trace_that_somebody_deleted_keeps_no_prompt_from_running_again(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    write_with_failures(layout)
+    layout.trace_part(1).delete()
+    write_chunk(layout, 1, rows=ROWS, finished=[done(row) for row in AGAIN], failed=[], context=CONTEXT)
+    assert set(pq.read_table(tmp_path / "trace/part-00001.parquet")["row"].to_pylist()) == set(AGAIN)
+    assert summarise_output(layout, {1: ROWS}).failed == 0
+
+
 def test_only_committed_chunks_have_rows_to_run_again(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     write_with_failures(layout)
