@@ -15,7 +15,7 @@ from ttsvar_ray.storage import Location
 from ttsvar_ray.types import Prompt
 
 _COLUMNS_OF = {"resample": ("log_weights", "ess"), "cluster": ("labels",)}
-"""Numbers of two operators that have a column. All others are in `numbers`, whatever an operator calls them."""
+"""Numbers of two operators that have a column. All others are in `numbers`, whatever they are called."""
 
 
 def _own_column(record: SelectionRecord, name: str, missing: tuple[float, ...] = ()) -> tuple[float, ...]:

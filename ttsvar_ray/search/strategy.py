@@ -169,7 +169,7 @@ def compile_plan(
         raise ConfigurationError(problems)
 
     num_scales = len(scale_schedule)
-    given = {
+    given: dict[str, Any] = {
         "batch_schedule": batch_schedule,
         "cluster_scales": cluster_scales,
         "resample_scales": resample_scales,
