@@ -56,7 +56,7 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     summarise_output,
 )
-from ttsvar_ray.errors import InterruptedRunError, RunFailedError, TtsVarError
+from ttsvar_ray.errors import InterruptedRunError, OutputError, RunFailedError, StorageError, TtsVarError
 from ttsvar_ray.job.resolved import coordinator_settings
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
@@ -135,6 +135,9 @@ class Driver:
                         "(ray start --object-store-memory, --object-spilling-directory), or lower "
                         "output.rows_per_part",
                     )
+                except StorageError as error:
+                    # Prompts are read while the run goes on, from a storage that may fail for a while.
+                    self._end(RunFailedError, str(error))
                 finally:
                     self.cells.stop(in_order=not self.is_pressed)
                     self.writer.stop()
@@ -313,11 +316,15 @@ class Driver:
         raise kind(self._go_on(what))
 
     def _go_on(self, what: str) -> str:
-        parts = len(committed_chunks(self.layout))
-        return (
-            f"{what}. {parts} of {len(self.ledger.chunks)} parts are committed in {self.layout.root}; "
-            "the same command goes on from there"
-        )
+        root, wanted = self.layout.root, len(self.ledger.chunks)
+        try:
+            parts = f"{len(committed_chunks(self.layout))} of {wanted} parts are committed in {root}"
+        except (OutputError, StorageError, OSError) as error:
+            # What cannot be counted must not hide why the run ends.
+            parts = (
+                f"Of its {wanted} parts those that are whole are in {root}, which cannot be read ({error})"
+            )
+        return f"{what}. {parts}; the same command goes on from there"
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)

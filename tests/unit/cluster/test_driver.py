@@ -1,0 +1,70 @@
+"""How a session of a job ends when its storage fails; without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ttsvar_ray.cluster import driver as driver_module
+from ttsvar_ray.cluster.driver import Driver
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.errors import RunFailedError, StorageError
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A driver whose storage of prompts fails in the loop; what it did at the end is in `calls`."""
+
+    @contextlib.contextmanager
+    def nothing(*_given: Any, **_named: Any) -> Any:
+        yield None
+
+    def loop(_self: Driver, _stop: Any) -> None:
+        raise StorageError("s3://bucket/prompts.txt: the storage refused or failed (timeout)")
+
+    for name in ("ray_session", "stop_on_signals", "demanded"):
+        monkeypatch.setattr(driver_module, name, nothing)
+    monkeypatch.setattr(driver_module, "ray", SimpleNamespace(cluster_resources=dict))
+    monkeypatch.setattr(driver_module, "lay_out_workers", lambda *_given, **_named: None)
+    monkeypatch.setattr(driver_module, "profile_name", lambda *_given: "cpu")
+    monkeypatch.setattr(Driver, "_start_actors", lambda *_given: None)
+    monkeypatch.setattr(Driver, "_loop", loop)
+    made = object.__new__(Driver)
+    made.config = JobConfig()
+    made.parts = SimpleNamespace(expect=lambda profile: None)  # type: ignore[assignment]
+    made.layout = OutputLayout(tmp_path)
+    made.ledger = SimpleNamespace(chunks=range(3))  # type: ignore[assignment]
+    made.is_pressed = False
+    calls: list[str] = []
+    made.cells = SimpleNamespace(stop=lambda in_order: calls.append("stop cells"))  # type: ignore[assignment]
+
+    def flush(_seconds: float) -> list[Any]:
+        calls.append("flush")
+        return []
+
+    made.writer = SimpleNamespace(flush=flush, stop=lambda: calls.append("stop writer"))  # type: ignore[assignment]
+    return SimpleNamespace(run=made.run, calls=calls)
+
+
+def test_a_storage_of_prompts_that_fails_ends_a_run_in_good_order(driver: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunFailedError) as ended:
+        driver.run()
+    assert str(ended.value) == (
+        "s3://bucket/prompts.txt: the storage refused or failed (timeout). "
+        f"0 of 3 parts are committed in {tmp_path}; the same command goes on from there"
+    )
+    assert driver.calls == ["flush", "stop cells", "stop writer"]
+
+
+def test_an_output_that_cannot_be_read_hides_no_reason(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_layout: OutputLayout) -> frozenset[int]:
+        raise StorageError("s3://bucket/x: the storage refused or failed (503)")
+
+    monkeypatch.setattr(driver_module, "committed_chunks", fail)
+    with pytest.raises(RunFailedError, match=r"prompts.txt: .* \(timeout\)\. Of its 3 parts .* \(503\)\)"):
+        driver.run()
