@@ -139,7 +139,8 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
 
     Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
     (`published`). A model's batch schedule belongs to its selections: where the job names selection
-    scales, it is not used; where it names the operators, too, nothing of the model's plan is.
+    scales, it is not used, nor are its potential and lambda where the job has no resampling; where it names
+    the operators, too, nothing of the model's plan is.
     """
     strategy = config.strategy
     reads_model = strategy.plan == "model" and strategy.selections is None
@@ -153,6 +154,8 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
     }
     if strategy.cluster_scales is not None or strategy.resample_scales is not None:
         settings.pop("batch_schedule", None)
+    if strategy.resample_scales == ():
+        settings = {name: value for name, value in settings.items() if name not in ("potential", "lambda")}
     settings |= {name: value for name, value in given.items() if value is not None}
     try:
         plan = compile_plan(

@@ -65,6 +65,15 @@ def test_the_job_wins_over_the_model(tmp_path: Path) -> None:
     assert plan.survivors_after[0] == 8, "the model's batch schedule belongs to its own selections"
 
 
+def test_a_job_without_resampling_does_not_take_the_models_lambda(tmp_path: Path) -> None:
+    without = {"cluster_scales": [4], "resample_scales": []}
+    assert selections(config_for(model_directory(tmp_path), strategy=without)) == [(4, "cluster")]
+    with pytest.raises(ConfigurationError, match=r"lambda: this tts-var plan would not read it, got 3"):
+        resolve(config_for(model_directory(tmp_path), strategy={**without, "lambda": 3}))
+    with pytest.raises(ConfigurationError, match=r"scheme: this .* would not read it, got systematic"):
+        resolve(config_for(model_directory(tmp_path), strategy={**without, "scheme": "systematic"}))
+
+
 @pytest.mark.parametrize(
     ("name", "n", "scales"), [("raw", 1, []), ("best-of-n", 4, []), ("importance", 4, [8, 11])]
 )
