@@ -40,31 +40,14 @@ def resample(
     Raises:
         RewardError: a weight is NaN or +inf, or none is above zero.
     """
-    return _SCHEMES[scheme](log_weights, num_survivors, generator)
-
-
-def multinomial(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
-    """Draw every survivor independently (TTS-VAR's scheme); arguments as in `resample`."""
-    return _invert(log_weights, np.sort(generator.random(num_survivors)))
-
-
-def stratified(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
-    """Draw one survivor in each of num_survivors equal strata; arguments as in `resample`."""
-    positions = (np.arange(num_survivors) + generator.random(num_survivors)) / num_survivors
+    count = num_survivors
+    if scheme is ResamplingScheme.MULTINOMIAL:
+        positions = np.sort(generator.random(count))
+    elif scheme is ResamplingScheme.STRATIFIED:
+        positions = (np.arange(count) + generator.random(count)) / count
+    else:
+        positions = (np.arange(count) + generator.random()) / count
     return _invert(log_weights, positions)
-
-
-def systematic(log_weights: Float64Array, num_survivors: int, generator: np.random.Generator) -> Int64Array:
-    """Draw with one uniform that shifts an even grid; arguments as in `resample`."""
-    positions = (np.arange(num_survivors) + generator.random()) / num_survivors
-    return _invert(log_weights, positions)
-
-
-_SCHEMES = {
-    ResamplingScheme.MULTINOMIAL: multinomial,
-    ResamplingScheme.STRATIFIED: stratified,
-    ResamplingScheme.SYSTEMATIC: systematic,
-}
 
 
 def effective_sample_size(log_weights: Float64Array) -> float:

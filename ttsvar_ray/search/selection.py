@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +14,8 @@ from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.principal_component import first_component_of_all
 from ttsvar_ray.types import Float64Array, Int64Array
 
-
-class Select(Protocol):
-    """The signature of `select`."""
-
-    def __call__(
-        self,
-        plan: Plan,
-        selection: Selection,
-        *,
-        features: npt.NDArray[np.floating] | None,
-        reward_history: npt.NDArray[np.floating],
-        run_seed: int,
-        prompt_key: str,
-    ) -> Choice:
-        """Choose the survivors of a whole population."""
+Select = Callable[..., Choice]
+"""What has the signature of `select`."""
 
 
 def select(

@@ -9,7 +9,7 @@ tts-var      many coarse trajectories, few fine ones: clustering, then resamplin
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
-    SelectionScale,
+    WantedSelection,
     batch_schedule_problems,
     is_whole_number,
     selection_scale_problems,
@@ -64,36 +64,6 @@ _SHARED = {
     "cluster": {"restarts": "cluster_restarts"},
 }
 """Options that one setting gives to all selections by an operator: the setting of each."""
-_NOUNS = {"cluster": "clustering", "resample": "resampling"}
-
-
-@dataclass(slots=True, kw_only=True)
-class _Wanted:
-    """A selection on its way from settings to the plan."""
-
-    where: str
-    scale: int
-    setting: str
-    operator: type[Operator] | Operator | None
-    options: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        return "" if self.operator is None else self.operator.name
-
-    @property
-    def scale_setting(self) -> SelectionScale:
-        noun = _NOUNS.get(self.name, self.name)
-        remedy = (
-            f"remove {self.where if self.setting == 'selections' else f'{self.scale} from {self.setting}'}"
-        )
-        return SelectionScale(
-            where=self.where,
-            scale=self.scale,
-            noun=noun,
-            must_drop=self.operator is not None and not self.operator.repeats,
-            remedy=remedy,
-        )
 
 
 def settings_read_by(strategy: Strategy) -> frozenset[str]:
@@ -178,10 +148,9 @@ def compile_plan(
     wanted = _wanted(name, num_scales, cluster_scales, resample_scales, selections, problems)
     problems += _missing_selections(name, num_scales, n, bool(wanted))
     problems += _unread_settings(name, given, shared, wanted)
-    scales = [one.scale_setting for one in wanted]
-    problems += selection_scale_problems(num_scales, scales)
+    problems += selection_scale_problems(num_scales, wanted)
     if batch_schedule is not None and name is Strategy.TTS_VAR:
-        problems += batch_schedule_problems(num_scales, batch_schedule, scales)
+        problems += batch_schedule_problems(num_scales, batch_schedule, wanted)
     operators = {} if problems else _make_operators(wanted, shared, problems)
     if problems:
         raise ConfigurationError(problems)
@@ -213,7 +182,7 @@ def _wanted(
     resample_scales: Sequence[int] | None,
     selections: Sequence[SelectionSetting] | None,
     problems: list[str],
-) -> list[_Wanted]:
+) -> list[WantedSelection]:
     """Return the selections: the caller's where given, else the preset's."""
     if strategy in (Strategy.RAW, Strategy.BEST_OF_N):
         return []
@@ -238,19 +207,13 @@ def _wanted(
         operator = operator_class(name, setting=name)
         scales = [scale for scale, published in preset if published == name] if given is None else given
         wanted += [
-            _Wanted(
-                where=f"{name}_scales[{position}]",
-                scale=scale,
-                setting=f"{name}_scales",
-                operator=operator,
-                options={},
-            )
+            WantedSelection(where=f"{name}_scales[{position}]", scale=scale, operator=operator)
             for position, scale in enumerate(scales)
         ]
     return wanted
 
 
-def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) -> _Wanted:
+def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) -> WantedSelection:
     where = f"selections[{index}]"
     operator: type[Operator] | Operator | None = None
     if isinstance(setting.operator, str):
@@ -265,21 +228,23 @@ def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) ->
         operator = None if found else setting.operator
         if setting.options:
             problems.append(f"{where}.options: expected none for an operator that is made already.")
-    return _Wanted(
-        where=where, scale=setting.scale, setting="selections", operator=operator, options=setting.options
-    )
+    return WantedSelection(where=where, scale=setting.scale, operator=operator, options=setting.options)
+
+
+def _shared_options(name: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: shared[key] for option, key in _SHARED.get(name, {}).items() if shared[key] is not None}
 
 
 def _shared_problems(shared: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, settings in _SHARED.items():
-        given = {option: shared[key] for option, key in settings.items() if shared[key] is not None}
+        given = _shared_options(name, shared)
         problems += option_problems(operator_class(name, setting=name), given, named=settings.__getitem__)
     return problems
 
 
 def _make_operators(
-    wanted: Sequence[_Wanted], shared: Mapping[str, Any], problems: list[str]
+    wanted: Sequence[WantedSelection], shared: Mapping[str, Any], problems: list[str]
 ) -> dict[int, Operator]:
     """Return the operator at each scale."""
     operators: dict[int, Operator] = {}
@@ -288,9 +253,8 @@ def _make_operators(
         assert operator is not None
         with noting(problems):
             if isinstance(operator, type):
-                settings = _SHARED.get(operator.name, {})
-                given = {option: shared[key] for option, key in settings.items() if shared[key] is not None}
-                operator = make_operator(operator, {**given, **one.options}, setting=one.where)
+                given = {**_shared_options(operator.name, shared), **one.options}
+                operator = make_operator(operator, given, setting=one.where)
             _check_answers(operator, int(one.scale), setting=one.where)
             operators[int(one.scale)] = operator
     return operators
@@ -340,7 +304,10 @@ def _missing_selections(strategy: Strategy, num_scales: int, n: int, has_selecti
 
 
 def _unread_settings(
-    strategy: Strategy, given: Mapping[str, Any], shared: Mapping[str, Any], wanted: Collection[_Wanted]
+    strategy: Strategy,
+    given: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    wanted: Collection[WantedSelection],
 ) -> list[str]:
     """Refuse settings that would change nothing: they are misunderstandings."""
     readable = set(_READS[strategy])
@@ -348,11 +315,15 @@ def _unread_settings(
         if isinstance(one.operator, type):
             settings = _SHARED.get(one.name, {})
             readable |= {key for option, key in settings.items() if option not in one.options}
+
+    def written(value: Any) -> Any:
+        return value.value if isinstance(value, enum.Enum) else value
+
     defaults = {"scheme": ResamplingScheme.MULTINOMIAL, "cluster_restarts": 10}
     told = {**given, **{key: value for key, value in shared.items() if value != defaults.get(key)}}
     return [
-        f"{setting}: this {strategy.value} plan would not read it, got {value}; remove it, or use a strategy "
-        f"or selection scales that do."
+        f"{setting}: this {strategy.value} plan would not read it, got {written(value)}; remove it, or use a "
+        "strategy or selection scales that do."
         for setting, value in told.items()
         if value is not None and value not in ((), []) and setting not in readable
     ]

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsvar_ray.search.operators.protocol import Operator
+
+_NOUNS = {"cluster": "clustering", "resample": "resampling"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionScale:
-    """A scale that settings name for a selection.
+class WantedSelection:
+    """A selection on its way from settings to the plan.
 
     Attributes:
         where: the setting, `cluster_scales[0]`.
         scale: as written, whatever it is.
-        noun: what stands there, for messages.
-        must_drop: whether it makes sense only where a trajectory is dropped.
-        remedy: how to take it away again.
+        operator: the class that is named, or one that is made; None where that is wrong.
+        options: of the class.
     """
 
     where: str
     scale: int
-    noun: str
-    must_drop: bool
-    remedy: str
+    operator: type[Operator] | Operator | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> str:
+        """The setting without its index."""
+        return self.where.partition("[")[0]
+
+    @property
+    def name(self) -> str:
+        """Of the operator."""
+        return "" if self.operator is None else self.operator.name
+
+    @property
+    def noun(self) -> str:
+        """What stands there, for messages."""
+        return _NOUNS.get(self.name, self.name)
+
+    @property
+    def must_drop(self) -> bool:
+        """Whether it makes sense only where a trajectory is dropped."""
+        return self.operator is not None and not self.operator.repeats
+
+    @property
+    def remedy(self) -> str:
+        """How to take it away again."""
+        listed = self.setting != "selections"
+        return f"remove {f'{self.scale} from {self.setting}' if listed else self.where}"
 
 
 def is_whole_number(value: object) -> bool:
@@ -31,13 +60,12 @@ def is_whole_number(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def selection_scale_problems(num_scales: int, selections: Sequence[SelectionScale]) -> list[str]:
+def selection_scale_problems(num_scales: int, selections: Sequence[WantedSelection]) -> list[str]:
     """Return what is wrong with the selection scales: range, repetition, two selections at one scale."""
     problems: list[str] = []
     seen: dict[int, str] = {}
     for selection in selections:
-        scale, where = selection.scale, selection.where
-        setting = where.partition("[")[0]
+        scale, where, setting = selection.scale, selection.where, selection.setting
         lowest = 1 if selection.must_drop else 0
         if not is_whole_number(scale):
             problems.append(f"{where}: expected a scale index, got {scale!r}; use a whole number.")
@@ -69,7 +97,7 @@ def selection_scale_problems(num_scales: int, selections: Sequence[SelectionScal
 
 
 def batch_schedule_problems(
-    num_scales: int, batch_schedule: Sequence[int], selections: Sequence[SelectionScale]
+    num_scales: int, batch_schedule: Sequence[int], selections: Sequence[WantedSelection]
 ) -> list[str]:
     """Return what is wrong with a schedule of survivors.
 
