@@ -307,7 +307,7 @@ def _unread_settings(
     strategy: Strategy,
     given: Mapping[str, Any],
     shared: Mapping[str, Any],
-    wanted: Collection[WantedSelection],
+    wanted: Sequence[WantedSelection],
 ) -> list[str]:
     """Refuse settings that would change nothing: they are misunderstandings."""
     readable = set(_READS[strategy])
