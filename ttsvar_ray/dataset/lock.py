@@ -77,7 +77,13 @@ class OutputLock:
         self._thread = threading.Thread(target=self._beat, name="output-lock", daemon=True)
 
     def __enter__(self) -> OutputLock:
-        self._acquire()
+        try:
+            self._acquire()
+        except OSError as error:
+            raise OutputError(
+                f"{self._layout.root}: expected a folder that can be written to ({error}); choose another "
+                "--output folder, or mend this one"
+            ) from error
         self._thread.start()
         return self
 

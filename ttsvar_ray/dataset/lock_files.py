@@ -190,7 +190,8 @@ class LocalLock:
     def _now(self) -> float:
         """Return the time of a fresh file beside it: on a network file system both are the server's."""
         try:
-            with tempfile.TemporaryFile(dir=self._path.parent) as probe:
+            # Where it needs a name for a moment, one that is tidied up after a crash.
+            with tempfile.TemporaryFile(dir=self._path.parent, prefix=".probe.", suffix=".tmp") as probe:
                 return os.fstat(probe.fileno()).st_mtime
         except OSError:  # No room for another file.
             return time.time()

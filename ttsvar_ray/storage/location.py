@@ -174,7 +174,7 @@ class Location:
         if self.is_local:
             try:
                 return sorted(os.listdir(self.path))  # noqa: PTH208 - names alone; a Path each would weigh more
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
         self._forget_listings()
         with self._named_errors():

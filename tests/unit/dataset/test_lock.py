@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -296,6 +297,29 @@ def test_a_lock_is_never_written_through_a_link(tmp_path: Path) -> None:
     assert not LocalLock(tmp_path / "out/.lock", "t").claim({}, None)
     assert private.read_text() == "mine"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_place_that_no_folder_can_be_made_at_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    layout = OutputLayout(tmp_path / "file" / "output")
+    assert layout.root.names() == []
+    with pytest.raises(OutputError, match="file/output: expected a folder that can be written to"):
+        OutputLock(layout).__enter__()
+
+
+def test_a_crash_at_the_probe_of_the_clock_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on NFS, where a file without a name is created with one, which is then deleted.
+    leave_lock(OutputLayout(tmp_path), host="elsewhere", pid=1)
+    monkeypatch.setattr(tempfile, "_O_TMPFILE_WORKS", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda *given, **named: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            LocalLock(tmp_path / ".lock", "token").read()
+    assert sorted(path.name[:7] for path in tmp_path.iterdir()) == [".lock", ".probe."]
+    OutputLayout(tmp_path).root.remove_leftovers()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_run_that_waits_is_not_disturbed_when_the_owner_tidies_up(layout: OutputLayout) -> None:
