@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,16 @@ from tests.support.s3_server import S3Server, moto_server
 
 # Ray makes its workers give way to every other process: on a busy machine tests would wait minutes for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a command that runs in this process sets up: its handler writes to a stream that is gone."""
+    package = logging.getLogger("ttsvar_ray")
+    kept = (list(package.handlers), package.level, package.propagate)
+    yield
+    package.handlers[:], package.propagate = kept[0], kept[2]
+    package.setLevel(kept[1])
 
 
 @pytest.fixture(scope="session")
