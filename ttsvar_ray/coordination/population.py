@@ -188,6 +188,11 @@ class Population:
         ]
         return np.stack(features)
 
+    def _features_with(self, report: SegmentReport) -> list[Float32Array]:
+        """Return the features of a report and of those that were taken in before."""
+        reports = [report, *(before for before, _ in self._reported.values())]
+        return [each.features for each in reports if each.features is not None]
+
     def _in_slot_order(self) -> list[tuple[SegmentReport, int]]:
         return [self._reported[slot] for slot in range(self._segment.population)]
 
@@ -206,6 +211,8 @@ class Population:
             problem = f"bits of {count} slots and {scales} scales, got {[len(b) for b in report.bits]}"
         elif needs_features and features != count:
             problem = f"features of {count} slots, got {features}"
+        elif needs_features and len(shapes := {each.shape[1:] for each in self._features_with(report)}) > 1:
+            problem = f"features of one shape for the whole population, got {sorted(shapes)}"
         elif segment.is_last and len(report.images) != count:
             problem = f"{count} images, got {len(report.images)}"
         return None if problem is None else f"report of segment {segment.index}: expected {problem}"

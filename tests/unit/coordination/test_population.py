@@ -121,6 +121,19 @@ def test_a_task_carries_each_missing_parent_once() -> None:
     assert all(len(bits) == 3 for bits in nowhere.parent_bits.values()), "bits of all finished scales"
 
 
+def test_features_of_two_shapes_are_not_one_population() -> None:
+    population = start()
+    assert population.accept(report(population, range(3))) is None
+    rest = report(population, range(3, 6))
+    assert rest.features is not None
+    complaint = population.accept(replace(rest, features=rest.features[:, :1]))
+    assert (
+        complaint is not None and "features of one shape for the whole population, got [(1,), (" in complaint
+    )
+    assert population.accept(rest) is None
+    population.advance()
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
