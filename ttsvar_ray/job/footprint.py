@@ -154,8 +154,10 @@ def _extractor(config: JobConfig, description: ModelDescription) -> NetworkCost:
 
 def _published(weights: PublishedWeights | None, name: str, setting: str) -> NetworkCost:
     if weights is None or weights.cost is None:
+        entries = {**REWARDS} if setting == "reward.name" else {**EXTRACTORS}
+        known = [key for key, entry in entries.items() if entry.weights.cost is not None]
         raise ConfigurationError(
-            f"{setting}: costs are known for published networks, or from a directory's config.json; "
+            f"{setting}: costs are known for {', '.join(known)}, or from a directory's config.json; "
             f"got {name!r}"
         )
     return weights.cost

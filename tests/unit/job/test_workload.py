@@ -119,8 +119,8 @@ def test_what_fits_grows_with_the_device() -> None:
 
 
 def test_a_reward_whose_costs_are_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ttsvar_ray.job import footprint
+    from ttsvar_ray.rewards.registry import REWARDS
 
-    monkeypatch.setattr(footprint, "REWARDS", {})
-    with pytest.raises(ValueError, match=r"reward\.name: costs are known for"):
+    monkeypatch.delitem(REWARDS, "image-reward")
+    with pytest.raises(ValueError, match=r"reward\.name: costs are known for hps-v2\.1, .*, constant, or from"):
         workload(job())
