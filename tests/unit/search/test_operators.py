@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from ttsvar_ray.errors import ConfigurationError, SelectionError
 from ttsvar_ray.search.describe import selector_demand
 from ttsvar_ray.search.operators.diverse_top_k import DiverseTopK
-from ttsvar_ray.search.operators.options import make_operator
+from ttsvar_ray.search.operators.options import make_operator, option
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.operators.registry import OPERATORS, operator_class, own_sources
 from ttsvar_ray.search.operators.resample import Resample
@@ -332,6 +333,29 @@ def test_an_operator_that_cannot_say_what_it_reads_is_refused(options: dict[str,
     operator = f"{Odd.__module__}:Odd"
     assert problems_of(SelectionSetting(scale=3, operator=operator, options=options)) == [
         f"selections[0]: {said}"
+    ]
+
+
+class Level(enum.Enum):
+    LOW = 1
+    HIGH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levelled(Unruly):
+    """Has options of other kinds."""
+
+    level: Level = Level.LOW
+    share: float = option(0.5, most=1)
+
+
+def test_options_of_every_kind_are_read() -> None:
+    path = f"{Levelled.__module__}:Levelled"
+    made = plan_with(path, level=2, share=np.float32(0.25)).selections[0].operator
+    assert made == Levelled(level=Level.HIGH, share=0.25)
+    assert problems_of(SelectionSetting(scale=3, operator=path, options={"level": 3, "share": 10**400})) == [
+        "selections[0].options.level: expected one of 1, 2, got 3; choose one of them.",
+        f"selections[0].options.share: expected a finite number of at most 1, got {10**400}; correct it.",
     ]
 
 

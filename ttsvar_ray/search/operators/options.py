@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import enum
 import math
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,10 +83,10 @@ def _fields(operator: type[Operator]) -> dict[str, tuple[dataclasses.Field[Any],
 def _problem(field: dataclasses.Field[Any], kind: Any, value: Any) -> str | None:
     """Return what is wrong with one value, None where nothing is."""
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        names = [str(member.value) for member in kind]
-        if value in names or isinstance(value, kind):
+        values = [member.value for member in kind]
+        if value in values or isinstance(value, kind):
             return None
-        return f"expected one of {', '.join(names)}, got {value!r}; choose one of them."
+        return f"expected one of {', '.join(map(str, values))}, got {value!r}; choose one of them."
     if kind in (bool, str):
         wanted = "true or false" if kind is bool else "text"
         return None if isinstance(value, kind) else f"expected {wanted}, got {value!r}; correct it."
@@ -95,17 +96,18 @@ def _problem(field: dataclasses.Field[Any], kind: Any, value: Any) -> str | None
     is_number = is_whole_number(value) if kind is int else _is_finite(value)
     if is_number and (least is None or value >= least) and (most is None or value <= most):
         return None
-    span = (
-        "" if least is None else f" of at least {least:g}" if most is None else f" from {least:g} to {most:g}"
-    )
-    if least is None and most is not None:
-        span = f" of at most {most:g}"
+    span = "" if least is None else f" of at least {least:g}"
+    if most is not None:
+        span = f" of at most {most:g}" if least is None else f" from {least:g} to {most:g}"
     noun = "a whole number" if kind is int else "a finite number"
     return f"expected {noun}{span}, got {value!r}; {field.metadata.get('advice', 'correct it')}."
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _converted(kind: Any, value: Any) -> Any:
