@@ -35,7 +35,6 @@ from ttsvar_ray.dataset import (
     write_bad_lines,
 )
 from ttsvar_ray.leasing.ledger import LeaseLedger
-from ttsvar_ray.models.row_stability import cpu_kernels
 from ttsvar_ray.prompts.read import (
     bad_lines,
     read_prompts,
@@ -93,6 +92,7 @@ def run_job(
     from ttsvar_ray.job.paths import resolve_output
     from ttsvar_ray.job.resolved import resolve
     from ttsvar_ray.job.runnable import job_parts
+    from ttsvar_ray.models.row_stability import cpu_kernels
 
     if parts is None:
         parts = job_parts(resolve(config, needs_parts=True))
