@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ttsvar_ray.types import UInt8Array
+
+if TYPE_CHECKING:  # Costs ask for the sizes, in processes that run no network.
+    from torch import Tensor
 
 SELECTOR_PIXELS = 256
 """Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
@@ -51,6 +53,8 @@ def decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: 
         decode: [b, d, H, W] to uint8 [b, height, width, 3].
         step: most maps of one call.
     """
+    import torch
+
     rows = len(maps)
     filled = -(-rows // step) * step if rows > step else rows
     order = torch.arange(filled, device=maps.device).clamp(max=rows - 1)
@@ -59,4 +63,6 @@ def decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: 
 
 def to_uint8(image: Tensor) -> Tensor:
     """Turn [B, 3, H, W] in [-1, 1] into uint8 RGB [B, H, W, 3]; truncates, as published."""
+    import torch
+
     return ((image.float() + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
