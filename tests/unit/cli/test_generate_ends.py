@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,15 +49,6 @@ STATE: dict[str, Any] = {
     "workers_wanted": 2,
     "seconds": 10.0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _keep_logging() -> Any:
-    package = logging.getLogger("ttsvar_ray")
-    kept = package.handlers[:], package.level, package.propagate
-    yield
-    package.handlers[:], package.propagate = kept[0], kept[2]
-    package.setLevel(kept[1])
 
 
 def generate_with(monkeypatch: pytest.MonkeyPatch, run: Callable[..., JobSummary], *more: str) -> Result:
