@@ -34,7 +34,7 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
 from ttsvar_ray.features.protocol import FeatureExtractor
-from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.model import InfinityModel
@@ -95,8 +95,8 @@ def measure(
             run_seed=0,
             settings=EngineSettings(micro_batch_rows=config.engine.micro_batch_rows),
         )
-        shape = model_shape(config, resolved.description, plan, on_gpu=device.type == "cuda")
-        planned = memory_plan(shape, plan, selector_decode="full")
+        networks = job_networks(config, resolved.description, plan, on_gpu=device.type == "cuda")
+        planned = memory_plan(networks, plan, selector_decode="full")
         timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
         peak = max(run["peak_bytes"] for run in timed)
         runs.append(

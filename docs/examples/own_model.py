@@ -86,9 +86,6 @@ class QuiltModel:
         pixels = np.clip(state.quilt, 0, 255).astype(np.uint8)
         return pixels.repeat(8, axis=1).repeat(8, axis=2)
 
-    def kv_bytes(self, scale_index: int) -> int:
-        return 0  # it keeps no cache: the quilt says it all
-
 
 class ColourReward:
     name, recipe = "colour", "images as they are"

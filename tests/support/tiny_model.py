@@ -153,9 +153,6 @@ class TinyModel:
         colours = np.clip(128 + 2 * state.feature_map[..., :3], 0, 255).astype(np.uint8)
         return colours.repeat(self._pixels_per_token, axis=1).repeat(self._pixels_per_token, axis=2)
 
-    def kv_bytes(self, scale_index: int) -> int:
-        return 64 * sum(h * w for h, w in self.scale_schedule[: scale_index + 1])
-
     def _logits(self, state: TinyState, scale_index: int) -> Int64Array:
         """Return int64 [rows, h * w, bits_per_token]."""
         rows, columns = self._grid(scale_index)

@@ -7,9 +7,8 @@ from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, table_lines
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.costs import DeviceProfile, ModelShape, PlanCost, load_profile, plan_cost
-from ttsvar_ray.costs.memory import transformer_parameters
-from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, model_shape
+from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, load_profile, plan_cost
+from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
 from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.job.workload import is_gpu, workload_of
@@ -26,8 +25,8 @@ _PLAN_HEADER = ("scale", "grid", "tokens", "population", "selection", "survivors
 _COST_HEADER = ("FLOPs", "share", "KV cache")
 
 
-def _shape(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> ModelShape:
-    """Return the sizes of a job's networks where it would run: on the profile's device, if one is given."""
+def _networks(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> JobNetworks:
+    """Return the costs of a job's networks where it would run: on the profile's device, if one is given."""
     model, device = job.config.model, job.config.model.device
     if profile is not None:
         on_gpu = is_gpu(profile)
@@ -36,7 +35,7 @@ def _shape(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None)
         on_gpu = device.startswith("cuda") or (
             device == "auto" and (model.name in published_names() or resolve_device(device).type == "cuda")
         )
-    return model_shape(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
+    return job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +43,13 @@ class CountedCosts:
     """What is counted of a job.
 
     Attributes:
-        shape: sizes of its networks.
+        networks: of the job.
         cost: FLOPs and KV bytes.
         memory: of one prompt on one device.
         workload: seconds by segment, where a device was named.
     """
 
-    shape: ModelShape
+    networks: JobNetworks
     cost: PlanCost
     memory: MemoryPlan
     workload: Workload | None
@@ -103,7 +102,7 @@ class JobReport:
                 "kv_bytes": scale.kv_bytes,
             }
         return report | {
-            "parameters": _parameters(counted.shape),
+            "parameters": counted.networks.parameters,
             "flops": {
                 "transformer": counted.cost.transformer_flops,
                 "decode": counted.cost.decode_flops,
@@ -165,26 +164,15 @@ def job_report(
     device = None if profile is None else load_profile(profile)
     if not has_counted_costs(job.description):
         return JobReport(job=job, counted=None)
-    shape = _shape(job, text_tokens=text_tokens, profile=device)
+    networks = _networks(job, text_tokens=text_tokens, profile=device)
     size = job.config.engine.selector_decode
-    components = shape.component_flops(size, shape.transformer.text_length)
     counted = CountedCosts(
-        shape=shape,
-        cost=plan_cost(job.plan, shape.transformer, components),
-        memory=memory_plan(shape, job.plan, selector_decode=size, pass_rows=job.pass_rows),
-        workload=None if device is None else workload_of(job, shape, device),
+        networks=networks,
+        cost=plan_cost(job.plan, networks, selector_decode=size),
+        memory=memory_plan(networks, job.plan, selector_decode=size, pass_rows=job.pass_rows),
+        workload=None if device is None else workload_of(job, networks, device),
     )
     return JobReport(job=job, counted=counted)
-
-
-def _parameters(shape: ModelShape) -> dict[str, int]:
-    return {
-        "transformer": transformer_parameters(shape.transformer).total,
-        "image tokenizer": shape.decoder.parameters + shape.decoder.encoder_parameters,
-        "text encoder": shape.text_encoder.parameters,
-        "reward": shape.reward.parameters,
-        "features": shape.extractor.parameters,
-    }
 
 
 def _headline(job: ResolvedJob) -> str:
@@ -254,19 +242,19 @@ def _demand_line(report: JobReport) -> str:
 
 
 def _cost_lines(counted: CountedCosts) -> list[str]:
-    cost, shape = counted.cost, counted.shape
-    height, width = shape.image_size
-    names = ", ".join(f"{name} {_count(count)}" for name, count in _parameters(shape).items() if count)
+    cost, networks = counted.cost, counted.networks
+    image, padded = networks.model.decodes["full"], networks.model.text_tokens
+    names = ", ".join(f"{name} {_count(count)}" for name, count in networks.parameters.items() if count)
     flops = (
         f"FLOPs per prompt: {flops_text(cost.flops)} = transformer {flops_text(cost.transformer_flops)} "
         f"+ decoder {flops_text(cost.decode_flops)} + selectors {flops_text(cost.selector_flops)} "
-        f"+ text {flops_text(cost.encode_text_flops)} (texts of {shape.transformer.text_length} tokens; "
-        f"the engine pads them to {shape.transformer.text_max_length})"
+        f"+ text {flops_text(cost.encode_text_flops)}"
     )
-    one_image = flops_text(shape.decoder.decode_flops(*shape.map_size))
+    if padded:
+        flops += f" (texts of {networks.text_tokens} tokens; the engine pads them to {padded})"
     return [
         flops,
-        f"one decoded image: {width} x {height} pixels, {one_image}",
+        f"one decoded image: {image.width} x {image.height} pixels, {flops_text(image.flops)}",
         f"parameters: {names}",
         f"KV cache of one prompt at its peak: {bytes_text(cost.peak_kv_bytes)}",
     ]
@@ -274,7 +262,7 @@ def _cost_lines(counted: CountedCosts) -> list[str]:
 
 def _memory_lines(counted: CountedCosts) -> list[str]:
     memory = counted.memory
-    precision = "bfloat16" if counted.shape.transformer.element_bytes == 2 else "float32"
+    precision = "bfloat16" if counted.networks.model.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
     stages = [
         (stage.name, bytes_text(stage.taken), bytes_text(stage.least), bytes_text(stage.kept))

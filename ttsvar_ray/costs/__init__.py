@@ -1,20 +1,22 @@
-"""Counted costs: FLOPs, bytes and, with a device's rates, seconds. Free of torch: shapes are enough."""
+"""Counted costs: FLOPs, bytes and, with a device's rates, seconds.
 
-from ttsvar_ray.costs.model import ModelShape
-from ttsvar_ray.costs.plan_cost import ComponentFlops, PlanCost, PlannedScale, plan_cost
+Only `trace` and `count`, which run a model's modules on the meta device, need torch.
+"""
+
+from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost, TextCost
+from ttsvar_ray.costs.plan_cost import PlanCost, PlannedScale, plan_cost
 from ttsvar_ray.costs.profile import DeviceProfile, device_names, load_profile
-from ttsvar_ray.costs.shape import ScaleCost, TransformerShape, scale_costs
 
 __all__ = [
-    "ComponentFlops",
+    "DecodeCost",
     "DeviceProfile",
-    "ModelShape",
+    "JobNetworks",
+    "ModelCost",
     "PlanCost",
     "PlannedScale",
     "ScaleCost",
-    "TransformerShape",
+    "TextCost",
     "device_names",
     "load_profile",
     "plan_cost",
-    "scale_costs",
 ]

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ttsvar_ray.costs.encoder import EncoderShape
-from ttsvar_ray.vision.published import NetworkCost
-
-_FLOAT32_BYTES = 4
+from ttsvar_ray.vision.published import FLOAT32_BYTES, NetworkCost
 
 
 def blip_cost(vision: Mapping[str, Any], text: Mapping[str, Any], text_tokens: int) -> NetworkCost:
@@ -33,7 +31,7 @@ def blip_cost(vision: Mapping[str, Any], text: Mapping[str, Any], text_tokens: i
     return NetworkCost(
         parameters=tower.parameters + reader.parameters,
         image_flops=tower.flops() + reader.flops(),
-        activation_bytes=max(tower.activation_bytes(_FLOAT32_BYTES), reader.activation_bytes(_FLOAT32_BYTES)),
+        activation_bytes=max(tower.activation_bytes(FLOAT32_BYTES), reader.activation_bytes(FLOAT32_BYTES)),
     )
 
 
@@ -43,7 +41,7 @@ def blip_tower_cost(vision: Mapping[str, Any]) -> NetworkCost:
     return NetworkCost(
         parameters=tower.parameters,
         image_flops=tower.flops(),
-        activation_bytes=tower.activation_bytes(_FLOAT32_BYTES),
+        activation_bytes=tower.activation_bytes(FLOAT32_BYTES),
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ttsvar_ray.vision.published import FLOAT32_BYTES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderShape:
@@ -47,7 +49,7 @@ class EncoderShape:
     def weight_bytes(self, element_bytes: int) -> int:
         """Return the bytes of the weights, `element_bytes` a number."""
         kept = self.depth * self.ffn_dim * self.width if self.keeps_float32_outputs else 0
-        return (self.parameters - kept) * element_bytes + kept * 4
+        return (self.parameters - kept) * element_bytes + kept * FLOAT32_BYTES
 
     def flops(self, tokens: int | None = None) -> float:
         """Return the FLOPs of one forward pass over one image or text.
@@ -92,3 +94,6 @@ T5_XL = EncoderShape(
     keeps_float32_outputs=True,
 )
 """The encoder of flan-t5-xl, on texts padded to 512 tokens."""
+
+NO_ENCODER = EncoderShape(width=0, depth=0, ffn_dim=0, tokens=0)
+"""Of models that read no texts."""

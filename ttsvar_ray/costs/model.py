@@ -1,103 +1,159 @@
-"""The sizes of a job's networks, as far as they decide its cost; read from settings, not from weights."""
+"""What a job's networks cost: of its model as counted from the modules, of the rest as it is known."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import EncoderShape
-from ttsvar_ray.costs.memory import transformer_weight_bytes
-from ttsvar_ray.costs.plan_cost import ComponentFlops
-from ttsvar_ray.costs.shape import TransformerShape
-from ttsvar_ray.models.decoding import decode_rows, selector_map_size
-from ttsvar_ray.types import ScaleSchedule
-from ttsvar_ray.vision.published import NetworkCost
-
-_WIDE = 4
+from ttsvar_ray.vision.published import FLOAT32_BYTES, NetworkCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """One job's networks.
+class ScaleCost:
+    """What one scale costs one trajectory, guidance included.
 
     Attributes:
-        name: of the model.
-        schedule: (h, w) tokens of each scale.
-        transformer: its sizes.
-        decoder: the image tokenizer.
-        cells_per_token: cells of the feature map on one side of a token: 2 with spatial patchify, else 1.
+        tokens, cumulative_tokens: of this scale, and with all before it.
+        linear_flops: matrices.
+        attention_flops: attention to the tokens so far.
+        text_attention_flops: attention to the padded text.
+        text_tokens: of the padded text; 0 for models that read no texts.
+        kv_bytes: keys and values of all tokens so far, the last scale's included, which are never kept.
+        state_bytes: of the trajectory after the scale: keys and values kept, map, bits.
+        running_bytes: most alive while the scale runs, the state before and after included.
+    """
+
+    tokens: int
+    cumulative_tokens: int
+    linear_flops: float
+    attention_flops: float
+    text_attention_flops: float
+    text_tokens: int
+    kv_bytes: int
+    state_bytes: int
+    running_bytes: int
+
+    def flops(self, text_share: float = 1.0) -> float:
+        """Return all FLOPs, where `text_share` of the padded text is real."""
+        return self.linear_flops + self.attention_flops + text_share * self.text_attention_flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextCost:
+    """What the model itself makes of one prompt's text features, once.
+
+    Attributes:
+        flops: of the padded text.
+        held_bytes: that a worker keeps while the prompt lasts.
+        running_bytes: most alive meanwhile.
+    """
+
+    flops: float
+    held_bytes: int
+    running_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeCost:
+    """What decoding one image costs.
+
+    Attributes:
+        height, width: pixels.
+        rows: images decoded at once.
+        flops: of convolutions and attention.
+        traffic_bytes: read and written by everything else.
+        peak_bytes: most alive; weights and the convolutions' own workspace are not counted.
+    """
+
+    height: int
+    width: int
+    rows: int
+    flops: float
+    traffic_bytes: int
+    peak_bytes: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the image."""
+        return self.height * self.width
+
+    def bytes_of(self, images: int) -> int:
+        """Return the most bytes alive while images are decoded, a few at a time."""
+        return min(images, self.rows) * self.peak_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCost:
+    """What a next-scale model costs.
+
+    Attributes:
+        depth: blocks.
+        element_bytes: of one number of the blocks.
+        scales: of one trajectory.
+        text: of one prompt.
+        decodes: by size, "full" and "selector".
+        parameters, weight_bytes: by part; buffers are bytes, but no parameters.
+        block_bytes: weights of all blocks.
+    """
+
+    depth: int
+    element_bytes: int
+    scales: tuple[ScaleCost, ...]
+    text: TextCost
+    decodes: Mapping[str, DecodeCost]
+    parameters: Mapping[str, int]
+    weight_bytes: Mapping[str, int]
+    block_bytes: int
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that every text is padded to; 0 for models that read no texts."""
+        return self.scales[0].text_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobNetworks:
+    """All networks of one job.
+
+    Attributes:
+        model: the generator.
+        text_tokens: real tokens of a typical text.
         text_encoder: its sizes; tokens are what it pads to.
         text_encoder_bytes: its weights in memory.
         reward, extractor: of the job; the extractor costs nothing where the plan does not cluster.
         reward_element_bytes: of one number of the reward's networks.
     """
 
-    name: str
-    schedule: ScaleSchedule
-    transformer: TransformerShape
-    decoder: DecoderShape
-    cells_per_token: int
+    model: ModelCost
+    text_tokens: int
     text_encoder: EncoderShape
     text_encoder_bytes: int
     reward: NetworkCost
     extractor: NetworkCost
-    reward_element_bytes: int = 4
+    reward_element_bytes: int = FLOAT32_BYTES
 
     @property
-    def map_size(self) -> tuple[int, int]:
-        """(height, width) of the full feature map in cells."""
-        height, width = self.schedule[-1]
-        return height * self.cells_per_token, width * self.cells_per_token
+    def text_share(self) -> float:
+        """Part of a padded text that is real."""
+        return self.text_tokens / self.model.text_tokens if self.model.text_tokens else 0.0
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of a full image in pixels."""
-        height, width = self.map_size
-        return height * self.decoder.patch_size, width * self.decoder.patch_size
-
-    @property
-    def map_values(self) -> int:
-        """Numbers in the feature map of one trajectory."""
-        height, width = self.map_size
-        return height * width * self.decoder.codebook_dim
-
-    def decoded_map(self, size: str) -> tuple[int, int]:
-        """Return (height, width) in cells of the map that is decoded at "full" or "selector" size."""
-        if size == "full":
-            return self.map_size
-        return selector_map_size(*self.map_size, self.decoder.patch_size)
-
-    def decode_rows(self, size: str) -> int:
-        """Return how many images are decoded at once at a size."""
-        height, width = self.decoded_map(size)
-        return decode_rows(height * self.decoder.patch_size, width * self.decoder.patch_size)
-
-    def decode_bytes(self, size: str, images: int) -> int:
-        """Return the most bytes alive while `images` are decoded at a size, a few at a time."""
-        peak = self.decoder.decode_peak_bytes(*self.decoded_map(size), self.transformer.element_bytes)
-        return min(images, self.decode_rows(size)) * peak
-
-    def component_flops(self, selector_decode: str, text_tokens: int) -> ComponentFlops:
-        """Return the FLOPs of one call of each part beside the transformer.
-
-        Args:
-            selector_decode: "full" or "selector", the size of the images that selections look at.
-            text_tokens: real tokens of a typical text; padding is not counted.
-        """
-        return ComponentFlops(
-            decode=self.decoder.decode_flops(*self.map_size),
-            selector_decode=self.decoder.decode_flops(*self.decoded_map(selector_decode)),
-            embed=self.extractor.image_flops,
-            score=self.reward.image_flops,
-            encode_text=self.text_encoder.flops(text_tokens) + self.reward.text_flops,
-        )
-
-    def weight_bytes(self) -> dict[str, int]:
-        """Return the bytes of all weights in memory, by part."""
+    def parameters(self) -> dict[str, int]:
+        """Parameters by part."""
         return {
-            "transformer": transformer_weight_bytes(self.transformer),
-            "image tokenizer": _WIDE * (self.decoder.parameters + self.decoder.encoder_parameters),
+            **self.model.parameters,
+            "text encoder": self.text_encoder.parameters,
+            "reward": self.reward.parameters,
+            "features": self.extractor.parameters,
+        }
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of all weights in memory, by part."""
+        return {
+            **self.model.weight_bytes,
             "text encoder": self.text_encoder_bytes,
             "reward": self.reward_element_bytes * self.reward.parameters,
-            "features": _WIDE * self.extractor.parameters,
+            "features": FLOAT32_BYTES * self.extractor.parameters,
         }

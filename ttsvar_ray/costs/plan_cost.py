@@ -4,29 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttsvar_ray.costs.shape import ScaleCost, TransformerShape, scale_costs
+from ttsvar_ray.costs.model import JobNetworks, ScaleCost
 from ttsvar_ray.search.describe import ScaleRow, describe, selector_demand
 from ttsvar_ray.search.plan import Plan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentFlops:
-    """FLOPs of one call of the parts beside the transformer; 0 where they do not matter.
-
-    Attributes:
-        decode: decoding one image at the model's size.
-        selector_decode: decoding one image for the selectors alone (equal to `decode` where they
-            look at full images).
-        embed: features of one image.
-        score: reward of one image.
-        encode_text: text features of one prompt.
-    """
-
-    decode: float = 0.0
-    selector_decode: float = 0.0
-    embed: float = 0.0
-    score: float = 0.0
-    encode_text: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,27 +59,37 @@ class PlanCost:
         return tuple(scale.flops / total for scale in self.scales)
 
 
-def plan_cost(plan: Plan, shape: TransformerShape, components: ComponentFlops) -> PlanCost:
-    """Return what one prompt costs under `plan`; images are decoded only where somebody looks."""
-    costs = scale_costs(plan.scale_schedule, shape)
+def plan_cost(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> PlanCost:
+    """Return what one prompt costs under `plan`; images are decoded only where somebody looks.
+
+    Padding of texts is not counted.
+
+    Args:
+        selector_decode: "full" or "selector", the size of the images that selections look at.
+    """
+    model, share = networks.model, networks.text_share
     scales = tuple(
         PlannedScale(
-            row=row, cost=cost, flops=row.population * cost.flops, kv_bytes=row.population * cost.kv_bytes
+            row=row,
+            cost=cost,
+            flops=row.population * cost.flops(share),
+            kv_bytes=row.population * cost.kv_bytes,
         )
-        for row, cost in zip(describe(plan), costs, strict=True)
+        for row, cost in zip(describe(plan), model.scales, strict=True)
     )
     demand = selector_demand(plan)
     final_images = plan.survivors_after[-1]
     kept = [scale.kv_bytes for scale in scales[:-1]]
-    if len(costs) > 1:
-        kept.append(final_images * costs[-2].kv_bytes)
+    if len(scales) > 1:
+        kept.append(final_images * scales[-2].cost.kv_bytes)
+    decodes = (demand.decodes - final_images) * model.decodes[selector_decode].flops
     return PlanCost(
         scales=scales,
-        transformer_flops=sum(scale.flops for scale in scales) + shape.text_flops,
-        decode_flops=(
-            (demand.decodes - final_images) * components.selector_decode + final_images * components.decode
+        transformer_flops=sum(scale.flops for scale in scales) + share * model.text.flops,
+        decode_flops=decodes + final_images * model.decodes["full"].flops,
+        selector_flops=(
+            demand.embeddings * networks.extractor.image_flops + demand.scores * networks.reward.image_flops
         ),
-        selector_flops=demand.embeddings * components.embed + demand.scores * components.score,
-        encode_text_flops=components.encode_text,
+        encode_text_flops=networks.text_encoder.flops(networks.text_tokens) + networks.reward.text_flops,
         peak_kv_bytes=max(kept, default=0),
     )

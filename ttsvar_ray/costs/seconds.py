@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ttsvar_ray.costs.memory import transformer_parameters
-from ttsvar_ray.costs.model import ModelShape
+from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost
 from ttsvar_ray.costs.profile import DeviceProfile
-from ttsvar_ray.costs.shape import ScaleCost
-from ttsvar_ray.vision.published import BATCH_ROWS, NetworkCost
+from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES, NetworkCost
 
 ELEMENTWISE_BYTES = 300
 """Memory traffic outside matmuls and attention, per token, channel and block: norms, modulation, rotation,
 casts and residuals of the eager code. Counted in published code at 322; this code does about the same."""
-
-
-_WIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +43,37 @@ def chord(curve: Callable[[int], float], rows: int) -> Line:
     return Line(max(one - slope, 0.0), slope)
 
 
-def scale_line(model: ModelShape, cost: ScaleCost, device: DeviceProfile, rows: int) -> Line:
-    """Return the time of one scale.
+def scale_line(model: ModelCost, cost: ScaleCost, device: DeviceProfile, rows: int) -> Line:
+    """Return the time of one scale, with the text at its padded length.
 
     Args:
-        cost: of the scale, with the text at its padded length.
         rows: a full micro-batch.
     """
-    shape = model.transformer
-    matmuls = (cost.linear_flops + cost.head_flops) / device.narrow_flops
-    attention = (cost.attention_flops + cost.cross_attention_flops) / device.attention_flops
-    moved = cost.tokens * shape.sequences * shape.embed_dim * shape.depth * ELEMENTWISE_BYTES
+    matmuls = cost.linear_flops / device.narrow_flops
+    attention = (cost.attention_flops + cost.text_attention_flops) / device.attention_flops
+    # A token leaves a key and a value in every channel of every block and sequence.
+    channels = cost.kv_bytes // (2 * model.element_bytes * cost.cumulative_tokens)
+    moved = cost.tokens * channels * ELEMENTWISE_BYTES
     # The cache is written anew at every scale: read, written, and read by the attention.
     moved += 3 * cost.kv_bytes
     each = matmuls + attention + moved / device.memory_bytes_per_second
-    weights = transformer_parameters(shape).blocks * shape.element_bytes / device.memory_bytes_per_second
-    floor = max(shape.depth * device.layer_seconds, weights)
+    floor = max(model.depth * device.layer_seconds, model.block_bytes / device.memory_bytes_per_second)
     return chord(lambda count: max(floor, count * each), rows)
 
 
-def decode_line(
-    model: ModelShape, size: str, device: DeviceProfile, *, decode_rows: int, element_bytes: int
-) -> Line:
-    """Return the time to decode the images of a micro-batch.
-
-    Args:
-        size: "full" or "selector".
-        decode_rows: images decoded in one call.
-        element_bytes: of the convolutions' inputs and outputs.
-    """
-    cells = model.decoded_map(size)
-    flops = model.decoder.decode_flops(*cells) / device.conv_flops
-    moved = model.decoder.decode_traffic(*cells, element_bytes) / device.memory_bytes_per_second
-    return Line(device.decode_seconds, flops + moved + device.decode_seconds / decode_rows)
+def decode_line(decode: DecodeCost, device: DeviceProfile) -> Line:
+    """Return the time to decode the images of a micro-batch."""
+    each = decode.flops / device.conv_flops + decode.traffic_bytes / device.memory_bytes_per_second
+    return Line(device.decode_seconds, each + device.decode_seconds / decode.rows)
 
 
 def network_line(
-    network: NetworkCost, pixels: int, device: DeviceProfile, *, padded: bool, element_bytes: int = 4
+    network: NetworkCost,
+    pixels: int,
+    device: DeviceProfile,
+    *,
+    padded: bool,
+    element_bytes: int = FLOAT32_BYTES,
 ) -> Line:
     """Return the time of a reward or of features.
 
@@ -95,18 +84,21 @@ def network_line(
     """
     if network.image_flops == 0:
         return Line()
-    each = network.image_flops / (device.float32_flops if element_bytes == _WIDE else device.narrow_flops)
+    each = network.image_flops / (
+        device.float32_flops if element_bytes == FLOAT32_BYTES else device.narrow_flops
+    )
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
     return Line(BATCH_ROWS * each, resize) if padded else Line(0.0, each + resize)
 
 
-def text_seconds(model: ModelShape, device: DeviceProfile) -> float:
+def text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
     """Return the time to encode one prompt's text, padded as the engine pads it."""
-    shape = model.transformer
-    projections = 4.0 * shape.embed_dim**2 * shape.text_max_length * shape.depth * shape.sequences
-    flops = model.text_encoder.flops() + projections
-    launches = device.layer_seconds * (model.text_encoder.depth + shape.depth / 4)
-    return max(flops / device.narrow_flops, launches) + model.reward.text_flops / device.float32_flops
+    model, encoder, reward = networks.model, networks.text_encoder, networks.reward
+    seconds = reward.text_flops / device.float32_flops
+    if not model.text_tokens:
+        return seconds
+    launches = device.layer_seconds * (encoder.depth + model.depth / 4)
+    return seconds + max((encoder.flops() + model.text.flops) / device.narrow_flops, launches)
 
 
 def encode_file_seconds(image_format: str, pixels: int, device: DeviceProfile) -> float:

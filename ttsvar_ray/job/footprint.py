@@ -1,43 +1,50 @@
-"""From a job's settings to the sizes of its networks, for cost models; reads JSON files, never weights."""
+"""From a job's settings to what its networks cost; reads JSON files, never weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import ModelShape, TransformerShape
+from ttsvar_ray.costs import JobNetworks, ModelCost
 from ttsvar_ray.costs.blip import blip_cost, blip_tower_cost
-from ttsvar_ray.costs.decoder import DecoderShape
-from ttsvar_ray.costs.encoder import T5_XL, EncoderShape
+from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.registry import family_entry
+from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedWeights
+from ttsvar_ray.vision.published import FLOAT32_BYTES, NO_COST, NetworkCost, PublishedWeights
+
+if TYPE_CHECKING:
+    from ttsvar_ray.models.cached_model import CachedModel
 
 TYPICAL_TEXT_TOKENS = 32
 
+_counted: dict[str, ModelCost] = {}
+"""By all that decides them: counting takes a second or two."""
+
 
 def has_counted_costs(description: ModelDescription) -> bool:
-    """Whether the costs of a model's family are known."""
-    return description.family == "infinity"
+    """Whether the costs of a model's family can be counted."""
+    return family_entry(description.family).on_meta is not None
 
 
-def model_shape(
+def job_networks(
     config: JobConfig,
     description: ModelDescription,
     plan: Plan,
     *,
     on_gpu: bool,
     text_tokens: int = TYPICAL_TEXT_TOKENS,
-) -> ModelShape:
-    """Return the sizes of a job's networks.
+) -> JobNetworks:
+    """Return what a job's networks cost.
 
     Args:
         config: the job.
@@ -47,70 +54,71 @@ def model_shape(
         text_tokens: real tokens of a typical text.
 
     Raises:
-        ConfigurationError: a family, or a reward, whose costs are not counted.
+        ConfigurationError: a family that cannot be counted, or a reward whose costs are not known.
     """
-    if not has_counted_costs(description):
-        raise ConfigurationError(
-            f"model {description.name!r}: costs are counted for models of the family infinity, "
-            f"this one is of the family {description.family!r}"
-        )
-    sizes = TransformerConfig.from_json(description.transformer)
     narrow = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and on_gpu)
-    transformer = TransformerShape(
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        ffn_dim=sizes.ffn_dim,
-        bits_per_token=sizes.bits_per_token,
-        text_length=min(text_tokens, sizes.text_max_length),
-        guidance=uses_guidance(config, description),
-        kv_element_bytes=2 if narrow else 4,
-        num_heads=sizes.num_heads,
-        text_channels=sizes.text_channels,
-        text_max_length=sizes.text_max_length,
-        max_scales=sizes.max_scales,
-    )
-    text_encoder = _text_encoder(description, sizes)
-    return ModelShape(
-        name=description.name,
-        schedule=plan.scale_schedule,
-        transformer=transformer,
-        decoder=DecoderShape.from_section(description.tokenizer),
-        cells_per_token=2 if description.tokenizer.get("spatial_patchify", False) else 1,
-        text_encoder=text_encoder,
-        text_encoder_bytes=text_encoder.weight_bytes(2 if narrow and on_gpu else 4),
+    model = _count(config, description, "bfloat16" if narrow else "float32")
+    encoder = _text_encoder(description)
+    return JobNetworks(
+        model=model,
+        text_tokens=min(text_tokens, model.text_tokens),
+        text_encoder=encoder,
+        text_encoder_bytes=encoder.weight_bytes(2 if narrow and on_gpu else FLOAT32_BYTES),
         reward=_reward(config, description),
         extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NO_COST,
-        reward_element_bytes=2 if config.reward.dtype == "bfloat16" else 4,
+        reward_element_bytes=2 if config.reward.dtype == "bfloat16" else FLOAT32_BYTES,
     )
 
 
-def uses_guidance(config: JobConfig, description: ModelDescription) -> bool:
-    """Whether each trajectory runs two sequences: the job's guidance, or the model's own."""
-    given = config.sampling.guidance
-    if given is None:
-        return any(value != 1 for value in description.sampling.guidance)
-    return any(value != 1 for value in given) if isinstance(given, tuple) else given != 1
+def _count(config: JobConfig, description: ModelDescription, dtype: str) -> ModelCost:
+    on_meta = family_entry(description.family).on_meta
+    if on_meta is None:
+        raise ConfigurationError(
+            f"model {description.name!r}: the family {description.family!r} has no `on_meta`, from which "
+            "costs are counted"
+        )
+    sampling, sizes = description.sampling, description.transformer
+    if config.sampling.guidance is not None:
+        guidance = per_scale("guidance", config.sampling.guidance, description.num_scales)
+        sampling = dataclasses.replace(sampling, guidance=guidance)
+    decisive = (description.family, description.scale_schedule, sizes, description.tokenizer, sampling, dtype)
+    key = repr(decisive)
+    if key not in _counted:
+        # torch, which not every plan needs.
+        import torch
+
+        from ttsvar_ray.costs.count import count_model
+
+        def make(depth: int) -> CachedModel:
+            own = dataclasses.replace(description, transformer={**sizes, "depth": depth})
+            return on_meta(own, dtype=getattr(torch, dtype), sampling=sampling)
+
+        _counted[key] = count_model(make, int(sizes["depth"]))
+    return _counted[key]
 
 
-def _text_encoder(description: ModelDescription, sizes: TransformerConfig) -> EncoderShape:
+def _text_encoder(description: ModelDescription) -> EncoderShape:
     """Return the shape in the encoder's own config.json, or the published one of the same width."""
-    root, name = description.weights["text_encoder"].root, description.weights["text_encoder"].name
+    source, sizes = description.weights.get("text_encoder"), description.transformer
+    if source is None:
+        return NO_ENCODER
+    root, name = source.root, source.name
     if not isinstance(root, Path) and name:
         # Of a model directory in a repository, which brings its encoder: one small file, mostly cached.
         root = root.fetch([f"{name}/config.json"])
     values = _read(root / name) if isinstance(root, Path) else None
     if values is None:
-        if sizes.text_channels != T5_XL.width:
+        if sizes["text_channels"] != T5_XL.width:
             raise ConfigurationError(
-                f"model {description.name!r}: no config.json of its text encoder at "
-                f"{description.weights['text_encoder']}, so its costs are unknown"
+                f"model {description.name!r}: no config.json of its text encoder at {source}, so its costs "
+                "are unknown"
             )
         return T5_XL
     return EncoderShape(
         width=int(values["d_model"]),
         depth=int(values["num_layers"]),
         ffn_dim=int(values["d_ff"]),
-        tokens=sizes.text_max_length,
+        tokens=int(sizes["text_max_length"]),
         gated=str(values.get("feed_forward_proj", "")).startswith("gated"),
         heads=int(values["num_heads"]),
         vocabulary=int(values["vocab_size"]),

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import ModelShape
-from ttsvar_ray.job.footprint import has_counted_costs, model_shape
+from ttsvar_ray.costs import JobNetworks
+from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.vision.published import BATCH_ROWS
+from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES
 
 if TYPE_CHECKING:
     import torch
 
 RESERVED_SHARE = 0.05
 """Of a GPU's memory, kept free: the workspace of its libraries, and what is lost between blocks of memory."""
-
-_WIDE = 4
 
 
 def trajectory_bytes(
@@ -30,30 +28,30 @@ def trajectory_bytes(
     """
     if not has_counted_costs(description):
         return None
-    model = model_shape(config, description, plan, on_gpu=str(device).startswith("cuda"))
-    return available_bytes(device, memory_gb=config.engine.memory_gb, workspace=workspace_bytes(model))
+    memory_gb = config.engine.memory_gb
+    if not str(device).startswith("cuda"):
+        return available_bytes(device, memory_gb=memory_gb)
+    networks = job_networks(config, description, plan, on_gpu=True)
+    return available_bytes(device, memory_gb=memory_gb, workspace=workspace_bytes(networks))
 
 
-def workspace_bytes(model: ModelShape) -> int:
+def workspace_bytes(networks: JobNetworks) -> int:
     """Return the most bytes that looking at images or encoding a text takes, whichever is larger.
 
     It does not grow with the micro-batch: these networks run in batches of a fixed size, texts one by one.
     Decoding is counted with the segments, see `job.workload.running_bytes`.
     """
-    return max(image_network_bytes(model), text_bytes(model))
+    return max(image_network_bytes(networks), text_bytes(networks))
 
 
-def image_network_bytes(model: ModelShape) -> int:
+def image_network_bytes(networks: JobNetworks) -> int:
     """Return about the most bytes alive while a full batch of images is scored, or turned into features."""
-    return BATCH_ROWS * max(model.reward.activation_bytes, model.extractor.activation_bytes)
+    return BATCH_ROWS * max(networks.reward.activation_bytes, networks.extractor.activation_bytes)
 
 
-def text_bytes(model: ModelShape) -> int:
+def text_bytes(networks: JobNetworks) -> int:
     """Return the most bytes that the text side takes while one prompt is encoded, what stays included."""
-    shape = model.transformer
-    # The keys and values of all blocks, and a second time while they are split by text.
-    kept = 2 * shape.depth * shape.text_max_length * shape.embed_dim * shape.element_bytes * shape.sequences
-    return 2 * kept + model.text_encoder.activation_bytes(_WIDE)
+    return networks.model.text.running_bytes + networks.text_encoder.activation_bytes(FLOAT32_BYTES)
 
 
 def available_bytes(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ttsvar_ray.costs import ModelShape, scale_costs
-from ttsvar_ray.costs.memory import conditioning_bytes
+from ttsvar_ray.costs import JobNetworks
 from ttsvar_ray.job.memory import RESERVED_SHARE, image_network_bytes, text_bytes, workspace_bytes
 from ttsvar_ray.job.workload import held_bytes, running_bytes
 from ttsvar_ray.search.plan import Plan
@@ -90,25 +88,23 @@ class MemoryPlan:
 
 
 def memory_plan(
-    model: ModelShape, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
+    networks: JobNetworks, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
 ) -> MemoryPlan:
     """Return what one prompt of a plan takes on one device.
 
     Args:
-        model: sizes of the job's networks.
+        networks: of the job.
         plan: the job's plan.
         selector_decode: "full" or "selector", the size of the images that selections look at.
         pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.
     """
-    padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
-    costs = scale_costs(plan.scale_schedule, padded)
-    text = conditioning_bytes(model.transformer)
-    stages = [Stage("text", text_bytes(model), text_bytes(model), text)]
+    model, text = networks.model, networks.model.text.held_bytes
+    stages = [Stage("text", text_bytes(networks), text_bytes(networks), text)]
     parents = text
     for segment in plan.segments:
-        held = held_bytes(model, costs, segment)
+        held = held_bytes(model, segment)
         at_once, alone = (
-            running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            running_bytes(model, segment, rows=rows, selector_decode=selector_decode)
             for rows in (segment.population, 1)
         )
         kept = segment.population * held
@@ -117,20 +113,20 @@ def memory_plan(
         if pass_rows is not None:
             # Whatever runs, a pass has states of its own for all of its rows.
             rows = pass_rows[segment.index]
-            each = running_bytes(model, costs, segment, rows=rows, selector_decode=selector_decode)
+            each = running_bytes(model, segment, rows=rows, selector_decode=selector_decode)
             taken = least = parents + kept + rows * each
         stages.append(Stage(f"scales {segment.first_scale}-{segment.last_scale}", taken, least, kept))
         parents = kept
     survivors = plan.survivors_after[-1]
-    stages.append(_passing("decode", model.decode_bytes("full", survivors)))
+    stages.append(_passing("decode", model.decodes["full"].bytes_of(survivors)))
     if selector_decode == "selector":
         widest = max(segment.population for segment in plan.segments)
-        stages.append(_passing("decode for selectors", model.decode_bytes("selector", widest)))
-    stages.append(_passing("reward and features", image_network_bytes(model)))
+        stages.append(_passing("decode for selectors", model.decodes["selector"].bytes_of(widest)))
+    stages.append(_passing("reward and features", image_network_bytes(networks)))
     return MemoryPlan(
-        weights=model.weight_bytes(),
+        weights=networks.weight_bytes,
         stages=tuple(stages),
-        workspace=workspace_bytes(model),
+        workspace=workspace_bytes(networks),
     )
 
 

@@ -12,7 +12,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
@@ -104,9 +104,9 @@ def _is_workload_file(profile: str) -> bool:
 
 
 def _bytes_left(job: ResolvedJob, device: DeviceProfile) -> int:
-    shape = model_shape(job.config, job.description, job.plan, on_gpu=True)
+    networks = job_networks(job.config, job.description, job.plan, on_gpu=True)
     memory = memory_plan(
-        shape,
+        networks,
         job.plan,
         selector_decode=job.config.engine.selector_decode,
         pass_rows=job.pass_rows,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload, rows_by_segment
-from ttsvar_ray.costs import DeviceProfile, ModelShape, load_profile, scale_costs
-from ttsvar_ray.costs.memory import conditioning_bytes, state_bytes, step_bytes
+from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost, load_profile
 from ttsvar_ray.costs.seconds import (
     Line,
     decode_line,
@@ -17,10 +15,9 @@ from ttsvar_ray.costs.seconds import (
     scale_line,
     text_seconds,
 )
-from ttsvar_ray.costs.shape import ScaleCost
 from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
@@ -56,8 +53,8 @@ def build_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload:
     Raises:
         ConfigurationError: a model family or a reward whose costs are not counted.
     """
-    model = model_shape(job.config, job.description, job.plan, on_gpu=is_gpu(profile))
-    return workload_of(job, model, profile)
+    networks = job_networks(job.config, job.description, job.plan, on_gpu=is_gpu(profile))
+    return workload_of(job, networks, profile)
 
 
 def is_gpu(profile: DeviceProfile) -> bool:
@@ -65,11 +62,10 @@ def is_gpu(profile: DeviceProfile) -> bool:
     return not profile.name.startswith("cpu")
 
 
-def workload_of(job: ResolvedJob, model: ModelShape, profile: DeviceProfile) -> Workload:
-    """Return the loads of a plan's segments for known sizes; see `build_workload`."""
-    padded = dataclasses.replace(model.transformer, text_length=model.transformer.text_max_length)
+def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile) -> Workload:
+    """Return the loads of a plan's segments for known costs; see `build_workload`."""
     plan, selector_decode = job.plan, job.config.engine.selector_decode
-    costs = scale_costs(plan.scale_schedule, padded)
+    model, costs = networks.model, networks.model.scales
     most = rows_by_segment(job.config.engine.micro_batch_rows, plan)
     fixed = job.pass_rows
     lines = [
@@ -81,9 +77,9 @@ def workload_of(job: ResolvedJob, model: ModelShape, profile: DeviceProfile) -> 
     for segment in plan.segments:
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
-            time += Line(0.0, text_seconds(model, profile) / segment.population)
+            time += Line(0.0, text_seconds(networks, profile) / segment.population)
         time += _images(
-            model,
+            networks,
             segment,
             profile,
             selector_decode=selector_decode,
@@ -98,10 +94,9 @@ def workload_of(job: ResolvedJob, model: ModelShape, profile: DeviceProfile) -> 
         segments.append(
             SegmentLoad(
                 tokens=sum(costs[scale].tokens for scale in _scales(segment)),
-                held_bytes=held_bytes(model, costs, segment),
+                held_bytes=held_bytes(model, segment),
                 running_bytes=running_bytes(
                     model,
-                    costs,
                     segment,
                     rows=segment.population if fixed is None else fixed[segment.index],
                     selector_decode=selector_decode,
@@ -115,17 +110,14 @@ def workload_of(job: ResolvedJob, model: ModelShape, profile: DeviceProfile) -> 
     return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")
 
 
-def held_bytes(model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment) -> int:
+def held_bytes(model: ModelCost, segment: Segment) -> int:
     """Return what stays of one trajectory after a segment, its share of the prompt's text included."""
     if segment.is_last:
         return 0
-    text = conditioning_bytes(model.transformer) // segment.population
-    return state_bytes(costs[segment.last_scale], model.transformer, model.map_values) + text
+    return model.scales[segment.last_scale].state_bytes + model.text.held_bytes // segment.population
 
 
-def running_bytes(
-    model: ModelShape, costs: tuple[ScaleCost, ...], segment: Segment, *, rows: int, selector_decode: str
-) -> int:
+def running_bytes(model: ModelCost, segment: Segment, *, rows: int, selector_decode: str) -> int:
     """Return the most bytes that one trajectory takes while a segment runs: in its scales, or while its
     images are decoded, whichever is more.
 
@@ -135,17 +127,11 @@ def running_bytes(
         rows: of the micro-batch.
         selector_decode: "full" or "selector", the size of the images that selections look at.
     """
-    last = len(costs) - 1
     peak = 0
     for scale in _scales(segment):
-        before = costs[scale - 1] if scale else None
-        step = step_bytes(before, costs[scale], model.transformer, model.map_values, is_last=scale == last)
-        # The last scale's own keys and values are not kept.
-        kept = before if scale == last else costs[scale]
-        state = 0 if kept is None else state_bytes(kept, model.transformer, model.map_values)
-        size = _decoded_size(segment, scale, selector_decode)
-        decoded = 0 if size is None else model.decode_bytes(size, rows)
-        peak = max(peak, step, state + math.ceil(decoded / rows))
+        cost, size = model.scales[scale], _decoded_size(segment, scale, selector_decode)
+        decoded = 0 if size is None else model.decodes[size].bytes_of(rows)
+        peak = max(peak, cost.running_bytes, cost.state_bytes + math.ceil(decoded / rows))
     return peak
 
 
@@ -160,38 +146,30 @@ def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | N
 
 
 def _images(
-    model: ModelShape, segment: Segment, profile: DeviceProfile, *, selector_decode: str, image_format: str
+    networks: JobNetworks,
+    segment: Segment,
+    profile: DeviceProfile,
+    *,
+    selector_decode: str,
+    image_format: str,
 ) -> Line:
     """Return the time of the images that a segment decodes, scores and writes."""
-    time = Line()
+    time, padded = Line(), is_gpu(profile)
     for scale in _scales(segment):
         size = _decoded_size(segment, scale, selector_decode)
         if size is None:
             continue
-        final = segment.is_last and scale == segment.last_scale
-        scored = scale in segment.scored_scales
-        embedded = scale == segment.last_scale and Signal.FEATURES in segment.reads
-        time += decode_line(
-            model,
-            size,
-            profile,
-            decode_rows=model.decode_rows(size),
-            element_bytes=model.transformer.element_bytes,
-        )
-        height, width = model.decoded_map(size)
-        pixels = height * width * model.decoder.patch_size**2
-        if scored:
+        decode, last = networks.model.decodes[size], scale == segment.last_scale
+        time += decode_line(decode, profile)
+        if scale in segment.scored_scales:
+            element = networks.reward_element_bytes
             time += network_line(
-                model.reward,
-                pixels,
-                profile,
-                padded=is_gpu(profile),
-                element_bytes=model.reward_element_bytes,
+                networks.reward, decode.pixels, profile, padded=padded, element_bytes=element
             )
-        if embedded:
-            time += network_line(model.extractor, pixels, profile, padded=is_gpu(profile))
-        if final:
-            written = encode_file_seconds(image_format, pixels, profile)
+        if last and Signal.FEATURES in segment.reads:
+            time += network_line(networks.extractor, decode.pixels, profile, padded=padded)
+        if last and segment.is_last:
+            written = encode_file_seconds(image_format, decode.pixels, profile)
             time += Line(0.0, written / ENCODE_THREADS)
     return time
 

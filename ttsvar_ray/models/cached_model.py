@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.models.autocast import autocast
 from ttsvar_ray.models.decoding import decode_in_chunks, decode_rows, selector_map_size, to_uint8
 from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.row_stability import channels_first, pad_images
@@ -215,16 +216,9 @@ class CachedModel(ABC):
             # By area: the map is a sum of fine codes, and skipping cells would alias them.
             summed = F.interpolate(channels_first(summed), size=reduced, mode="area")
         narrow = self.device.type != "cpu" and self.block_dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.block_dtype, enabled=narrow):
+        with autocast(self.device, dtype=self.block_dtype, enabled=narrow):
             images: Tensor = self.tokenizer.decode(pad_images(summed))[:rows]
         return images
-
-    def kv_bytes(self, scale_index: int) -> int:
-        """Bytes of KV cache of one trajectory after `scale_index`; the last scale's are never kept."""
-        kept = self.scale_schedule[: min(scale_index + 1, self.num_scales - 1)]
-        config = self.transformer.config
-        per_token = 2 * config.depth * config.embed_dim * self.block_dtype.itemsize
-        return sum(height * width for height, width in kept) * per_token * self.num_streams
 
     def _tokens(self, state: ScaleState) -> int:
         if state.scale_index >= self.num_scales:

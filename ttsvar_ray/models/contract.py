@@ -88,8 +88,6 @@ class _Check:
                 f"bits of scale {scale_index}: expected 0 and 1 of shape {shape}, got "
                 f"{bits[scale_index].shape}",
             )
-        sizes = [model.kv_bytes(scale_index) for scale_index in range(model.num_scales)]
-        _require(sizes == sorted(sizes), f"kv_bytes: expected sizes that never fall, got {sizes}")
 
     def _check_independence(self, whole: Any, images: np.ndarray) -> None:
         last = self._rows[-1]

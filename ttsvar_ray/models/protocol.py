@@ -92,7 +92,3 @@ class NextScaleModel(Protocol):
                 for models that are small already).
         """
         ...
-
-    def kv_bytes(self, scale_index: int) -> int:
-        """Bytes of KV cache that one trajectory holds after scale `scale_index` (guidance included)."""
-        ...

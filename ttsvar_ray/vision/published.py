@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkCost:

@@ -1,24 +1,27 @@
-"""Counts against the published models, and against the modules here: parameters, decoder and reward FLOPs."""
+"""Counts against the published models, and against numbers recorded when they were formulas."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from ttsvar_ray.costs import TransformerShape
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.costs.blip import blip_cost
-from ttsvar_ray.costs.decoder import DecoderShape
 from ttsvar_ray.costs.encoder import T5_XL
-from ttsvar_ray.costs.memory import transformer_parameters, transformer_weight_bytes
+from ttsvar_ray.costs.trace import tracing
 from ttsvar_ray.features.registry import EXTRACTORS
-from ttsvar_ray.models.infinity.presets import PRESETS, InfinityPreset
-from ttsvar_ray.models.infinity.resolutions import published_resolution
-from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
-from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
+from ttsvar_ray.models.registry import describe_model, family_entry
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
 from ttsvar_ray.rewards.registry import REWARDS
+
+RECORDED = json.loads((Path(__file__).parents[2] / "data" / "costs" / "plans.json").read_text())
 
 PUBLISHED_BILLIONS = {
     "infinity-2b": 2.205,
@@ -31,79 +34,69 @@ PUBLISHED_BILLIONS = {
     "infinity-layer40": 4.716,
     "infinity-layer48": 8.767,
     "infinity-20b": 19.95,
+    "var-d16": 0.310,
+    "var-d30": 2.01,
 }
-
-F16 = DecoderShape(codebook_dim=32)
-F8 = DecoderShape(codebook_dim=14, encoder_multipliers=(1, 2, 4, 4), decoder_multipliers=(1, 2, 4, 4))
-
-
-def shape_of(preset: InfinityPreset, element_bytes: int = 2) -> TransformerShape:
-    sizes = preset.transformer_config()
-    return TransformerShape(
-        embed_dim=sizes.embed_dim,
-        depth=sizes.depth,
-        ffn_dim=sizes.ffn_dim,
-        bits_per_token=sizes.bits_per_token,
-        num_heads=sizes.num_heads,
-        kv_element_bytes=element_bytes,
-    )
 
 
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED_BILLIONS.items())
 def test_published_parameter_counts(name: str, billions: float) -> None:
-    assert transformer_parameters(shape_of(PRESETS[name])).total / 1e9 == pytest.approx(billions, rel=0.005)
+    description = describe_model(name)
+    on_meta = family_entry(description.family).on_meta
+    assert on_meta is not None
+    transformer = on_meta(description, dtype=torch.bfloat16, sampling=description.sampling).transformer
+    count = sum(parameter.numel() for parameter in transformer.parameters())
+    assert count / 1e9 == pytest.approx(billions, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["infinity-2b", "infinity-8b", "infinity-125m"])
-def test_parameters_and_bytes_are_the_modules_own(name: str) -> None:
-    preset = PRESETS[name]
-    resolution = published_resolution(preset.size)
-    with torch.device("meta"):
-        module = InfinityTransformer(preset.transformer_config(resolution), resolution.schedule)
-    module.set_block_dtype(torch.bfloat16)
-    count = transformer_parameters(shape_of(preset))
-    assert count.total == sum(parameter.numel() for parameter in module.parameters())
-    held = [*module.parameters(), *module.buffers()]
-    assert transformer_weight_bytes(shape_of(preset)) == sum(t.numel() * t.element_size() for t in held)
+@pytest.mark.parametrize("record", RECORDED, ids=lambda record: " ".join(record["arguments"]))
+def test_a_plan_says_what_was_recorded(record: dict[str, Any]) -> None:
+    result = CliRunner().invoke(app, ["plan", *record["arguments"], "--json"])
+    assert result.exit_code == 0, result.output
+    said, recorded = json.loads(result.stdout), record["plan"]
+    stages = {stage["name"]: stage for stage in said["memory"]["stages"]}
+    for stage in recorded["memory"].pop("stages"):
+        near(stages[stage.pop("name")], stage)
+    if recorded.get("seconds"):
+        assert said["seconds"]["segments"] == pytest.approx(recorded["seconds"], rel=0.02)
+    for scale, expected in zip(said["scales"], recorded["scales"], strict=True):
+        near(scale, expected)
+    near(said["parameters"], recorded["parameters"])
+    near(said["flops"], recorded["flops"])
+    near(said["memory"]["weights"], recorded["memory"].pop("weights"))
+    near(said["memory"], recorded["memory"])
+
+
+def near(said: dict[str, Any], recorded: dict[str, Any]) -> None:
+    assert {key: said[key] for key in recorded} == pytest.approx(recorded, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("multipliers", "channels", "cells", "tera"),
     [
-        TokenizerConfig(codebook_dim=32),
-        TokenizerConfig(codebook_dim=14, encoder_multipliers=(1, 2, 4, 4), decoder_multipliers=(1, 2, 4, 4)),
-        TokenizerConfig(
-            codebook_dim=16,
-            base_channels=96,
-            encoder_multipliers=(1,),
-            decoder_multipliers=(1,),
-            num_res_blocks=1,
-            pixel_shuffle=4,
-            norm=Norm.NONE,
-            activation=Activation.RELU,
-        ),
+        ((1, 2, 4, 4, 4), 32, 64, 9.85),
+        ((1, 2, 4, 4, 4), 32, 32, 2.46),
+        ((1, 2, 4, 4, 4), 32, 16, 0.616),
+        ((1, 2, 4, 4), 14, 128, 9.89),
     ],
 )
-def test_tokenizer_parameters_are_the_modules_own(config: TokenizerConfig) -> None:
+def test_published_decoder_flops(
+    multipliers: tuple[int, ...], channels: int, cells: int, tera: float
+) -> None:
     with torch.device("meta"):
-        module = ImageTokenizer(config)
-    shape = DecoderShape.from_section({**vars_of(config), "norm": config.norm.value})
-    assert shape.parameters == sum(p.numel() for p in module.decoder.parameters())
-    assert shape.encoder_parameters == sum(p.numel() for p in module.encoder.parameters())
-
-
-def vars_of(config: TokenizerConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__slots__}
-
-
-def test_published_decoder_flops() -> None:
-    tera = 1e12
-    assert F16.decode_flops(64, 64) / tera == pytest.approx(9.85, rel=0.002)
-    assert F16.decode_flops(32, 32) / tera == pytest.approx(2.46, rel=0.002)
-    assert F16.decode_flops(16, 16) / tera == pytest.approx(0.616, rel=0.002)
-    assert F16.encode_flops(64, 64) / tera == pytest.approx(4.16, rel=0.002)
-    assert F8.decode_flops(128, 128) / tera == pytest.approx(9.89, rel=0.002)
-    assert (F8.parameters + F8.encoder_parameters) / 1e6 == pytest.approx(81.6, rel=0.002)
+        tokenizer = ImageTokenizer(
+            TokenizerConfig(
+                codebook_dim=channels, encoder_multipliers=multipliers, decoder_multipliers=multipliers
+            )
+        )
+    features = torch.empty(1, channels, cells, cells, device="meta")
+    with tracing() as wide:
+        tokenizer.decode(features)
+    with tracing(narrow=torch.bfloat16) as narrow:
+        tokenizer.decode(features)
+    assert wide.flops / 1e12 == pytest.approx(tera, rel=0.002)
+    assert narrow.flops == wide.flops
+    assert narrow.peak_bytes < wide.peak_bytes
 
 
 def test_published_selector_and_text_flops() -> None:

@@ -26,7 +26,7 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.build import build_engine
-from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.simulation import simulated_job
@@ -207,10 +207,10 @@ def test_costs_are_those_of_full_passes() -> None:
     assert fixed.seconds(3, 8, 1) > loose.seconds(3, 8, 1)
 
     plan = job.plan
-    model = model_shape(config, job.description, plan, on_gpu=True)
+    networks = job_networks(config, job.description, plan, on_gpu=True)
     sizes = {"selector_decode": "full"}
-    padded = memory_plan(model, plan, pass_rows=(32, 32, 16, 8, 4), **sizes)
-    usual = memory_plan(model, plan, **sizes)
+    padded = memory_plan(networks, plan, pass_rows=(32, 32, 16, 8, 4), **sizes)
+    usual = memory_plan(networks, plan, **sizes)
     last = fixed.segments[-1]
     assert padded.least_bytes - padded.weight_bytes >= 4 * last.running_bytes
     assert padded.prompts_under_way(141e9) < usual.prompts_under_way(141e9)

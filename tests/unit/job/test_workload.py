@@ -11,7 +11,7 @@ from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import load_profile
 from ttsvar_ray.costs.seconds import chord
-from ttsvar_ray.job.footprint import model_shape
+from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory import RESERVED_SHARE, available_bytes, trajectory_bytes
 from ttsvar_ray.job.memory_plan import CONTEXT_BYTES, memory_plan
 from ttsvar_ray.job.resolved import resolve
@@ -105,8 +105,8 @@ def test_what_fits_grows_with_the_device() -> None:
     config = job()
     resolved = resolve(config)
     plan = resolved.plan
-    shape = model_shape(config, resolved.description, plan, on_gpu=True)
-    memory = memory_plan(shape, plan, selector_decode="full")
+    networks = job_networks(config, resolved.description, plan, on_gpu=True)
+    memory = memory_plan(networks, plan, selector_decode="full")
     under_way = [memory.prompts_under_way(size * 1e9) for size in (12, 24, 40, 80, 141)]
     assert under_way == sorted(under_way)
     assert under_way[0] == 0

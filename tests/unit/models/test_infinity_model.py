@@ -144,14 +144,16 @@ def test_guidance_one_runs_the_conditional_stream_alone() -> None:
     two = run(guided, start(guided, [0, 1]), ["x", "y"], 3)
     assert one.cache.layers[0].keys.shape[0] == 1
     assert two.cache.layers[0].keys.shape[0] == 2
-    assert plain.kv_bytes(2) * 2 == guided.kv_bytes(2)
+    assert one.cache.nbytes * 2 == two.cache.nbytes
 
 
-def test_kv_bytes_is_what_the_cache_holds(model: InfinityModel) -> None:
-    state = start(model, [0, 1, 2])
+def test_the_cache_holds_a_key_and_a_value_per_token_but_for_the_last_scale(model: InfinityModel) -> None:
+    config, state = model.transformer.config, start(model, [0, 1, 2])
+    per_token = 3 * model.num_streams * 2 * config.depth * config.embed_dim * model.block_dtype.itemsize
+    counts = [height * width for height, width in model.scale_schedule]
     for scale in range(model.num_scales):
         state = run(model, state, ["x", "y", "z"], scale + 1)
-        assert state.cache.nbytes == 3 * model.kv_bytes(scale)
+        assert state.cache.nbytes == per_token * sum(counts[:-1][: scale + 1])
 
 
 def test_text_matters_and_seed_matters(model: InfinityModel) -> None:

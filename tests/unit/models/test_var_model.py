@@ -61,10 +61,12 @@ def test_replay_gather_and_concatenate_go_on_as_if_nothing_had_happened(model) -
     assert same_state(model.advance(parts, uniforms), model.advance(straight, uniforms))
 
 
-def test_cache_is_as_large_as_announced(model) -> None:  # type: ignore[no-untyped-def]
+def test_cache_holds_a_key_and_a_value_per_token_but_for_the_last_scale(model) -> None:  # type: ignore[no-untyped-def]
+    config, counts = model.transformer.config, [height * width for height, width in model.scale_schedule]
+    per_token = 2 * model.num_streams * 2 * config.depth * config.embed_dim * model.block_dtype.itemsize
     for scale_index in range(model.num_scales):
         state = _run(model, [1], [0, 0], scale_index + 1)
-        assert state.cache.nbytes == 2 * model.kv_bytes(scale_index)
+        assert state.cache.nbytes == per_token * sum(counts[:-1][: scale_index + 1])
 
 
 def test_selector_images_are_small_only_where_full_ones_are_large(model) -> None:  # type: ignore[no-untyped-def]

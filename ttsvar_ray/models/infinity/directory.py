@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.checkpoint import build_loaded, save_weights
@@ -162,6 +163,38 @@ def load_infinity(
         ),
         sampling=sampling,
         prepare_text=with_positive_prompt if description.positive_prompt else str,
+    )
+
+
+class _NoText:
+    """Features of the right shape for any text."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self._size = (config.text_max_length, config.text_channels)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        lens = torch.empty(len(texts), dtype=torch.long, device="meta")
+        return torch.empty(len(texts), *self._size, device="meta"), lens
+
+
+def infinity_on_meta(
+    description: ModelDescription, *, dtype: torch.dtype, sampling: SamplingSettings
+) -> InfinityModel:
+    """Return a model on the meta device, whose text encoder makes empty features."""
+    # Chunks only name the blocks, and need not divide every depth.
+    config = TransformerConfig.from_json({**description.transformer, "block_chunks": 1})
+    tokenizer_config, quantizer = parse_tokenizer(description.tokenizer, description.scale_schedule)
+    with torch.device("meta"):
+        transformer = InfinityTransformer(config, description.scale_schedule)
+        tokenizer = ImageTokenizer(tokenizer_config)
+    transformer.set_block_dtype(dtype)
+    return InfinityModel(
+        name=description.name,
+        transformer=transformer.eval(),
+        tokenizer=tokenizer.eval(),
+        quantizer=quantizer,
+        text_encoder=_NoText(config),
+        sampling=sampling,
     )
 
 

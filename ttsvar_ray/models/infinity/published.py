@@ -9,7 +9,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelChoice, ModelDescription, pixels_per_token
 from ttsvar_ray.models.family import FamilyEntry
 from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.infinity.directory import FAMILY, load_infinity, tokenizer_section
+from ttsvar_ray.models.infinity.directory import FAMILY, infinity_on_meta, load_infinity, tokenizer_section
 from ttsvar_ray.models.infinity.presets import (
     HUB_REPOSITORY,
     PRESETS,
@@ -183,6 +183,7 @@ def _describe(choice: ModelChoice) -> ModelDescription:
 
 ENTRY = FamilyEntry(
     load=load_infinity,
+    on_meta=infinity_on_meta,
     published=PRESETS,
     describe=_describe,
     require_weights=require_weights,

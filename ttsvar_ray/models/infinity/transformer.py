@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.models.autocast import autocast
 from ttsvar_ray.models.infinity.attention import (
     CrossAttention,
     QueryGroup,
@@ -269,7 +270,7 @@ class InfinityTransformer(nn.Module):
         normed = self.text_norm(text)
         pooled = self.text_proj_for_sos.ca(normed, stream_mask).float()
         context = self.text_proj_for_ca(normed)
-        with torch.autocast(text.device.type, enabled=False):
+        with autocast(text.device, enabled=False):
             block_modulation = self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
             head_modulation = self.head_nm.ada_lin(pooled).unflatten(-1, (2, -1))
         memories = [block.ca.text_keys_values(context) for block in self.blocks]
@@ -289,7 +290,7 @@ class InfinityTransformer(nn.Module):
     def predict(self, x: Tensor, head_modulation: Tensor) -> Tensor:
         """Return logits float32 [R, n, 2 * bits_per_token] from x [R, n, C], modulation [R, 2, C]."""
         scale, shift = head_modulation[:, None].unbind(dim=2)
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast(x.device, enabled=False):
             return self.head(plain_norm(x) * (1 + scale) + shift)
 
     def scale_step(

@@ -136,6 +136,22 @@ def load_var(
     )
 
 
+def var_on_meta(description: ModelDescription, *, dtype: torch.dtype, sampling: SamplingSettings) -> VarModel:
+    """Return a model on the meta device, with nameless classes."""
+    config = VarConfig.from_json(description.transformer)
+    with torch.device("meta"):
+        transformer = VarTransformer(config, description.scale_schedule)
+        tokenizer = VqDecoder(VqConfig.from_json(description.tokenizer))
+    transformer.blocks.to(dtype)
+    return VarModel(
+        name=description.name,
+        transformer=transformer.eval(),
+        tokenizer=tokenizer.eval(),
+        classes=ClassNames([()] * config.num_classes),
+        sampling=sampling,
+    )
+
+
 def save_var(
     path: Path,
     *,
@@ -186,4 +202,6 @@ def _describe(choice: ModelChoice) -> ModelDescription:
     return describe_var_preset(PRESETS[choice.name], path=choice.path)
 
 
-ENTRY = FamilyEntry(load=load_var, published=PRESETS, describe=_describe, reads_texts=False)
+ENTRY = FamilyEntry(
+    load=load_var, on_meta=var_on_meta, published=PRESETS, describe=_describe, reads_texts=False
+)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.models.autocast import autocast
 from ttsvar_ray.models.kv_cache import KVCache, LayerCache
 from ttsvar_ray.models.row_stability import StableLinear, stable_linear
 from ttsvar_ray.models.var.config import VarConfig
@@ -195,13 +196,14 @@ class VarTransformer(nn.Module):
         shared = None
         if self.config.shared_modulation:
             shared = self.shared_ada_lin(condition).float().view(condition.shape[0], 1, 6, -1)
+        is_last = scale_index == len(self.scale_schedule) - 1
         layers = []
         for index, block in enumerate(self.blocks):
             before = cache.layers[index] if cache.layers else None
             modulation = block.modulation(condition, shared)  # type: ignore[operator]
             x, full = block(x, before, modulation, streams=streams)
-            layers.append(full)
-        with torch.autocast(x.device.type, enabled=False):
+            if not is_last:
+                layers.append(full)
+        with autocast(x.device, enabled=False):
             logits = self.head(self.head_nm(x, condition)).float()
-        is_last = scale_index == len(self.scale_schedule) - 1
         return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
