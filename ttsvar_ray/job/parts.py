@@ -103,17 +103,23 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
                 f"{', '.join(EXTRACTORS)}, got 'auto'"
             )
         name = description.extractor
+    entry = EXTRACTORS.get(name)
+    reads_no_sign = is_own(name) if entry is None else not (entry.reads_sign or entry.is_joint)
+    if reads_no_sign and section.pca_sign is not ComponentSign.DETERMINISTIC:
+        raise ConfigurationError(
+            f"features.pca_sign: extractor {name!r} finds no principal component and would not read it, got "
+            f"{section.pca_sign.value!r}; remove it, or use extractor pca or pca_all"
+        )
     if is_own(name):
         files = _existing("features.backbone", section.backbone, None)
         own, _ = find_own_extractor(
             name, backbone=files, preprocessing=section.preprocessing, options=section.options
         )
         return NamedPart(name=name, path=files, source_digest=own.source_digest)
-    if name not in EXTRACTORS:
+    if entry is None:
         raise ConfigurationError(
             f"features.extractor: expected auto or one of {', '.join(EXTRACTORS)}, got {name!r}"
         )
-    entry = EXTRACTORS[name]
     own_path = description.backbone_path if entry.takes_any_backbone else None
     path = _existing("features.backbone", section.backbone, own_path)
     if path is None:

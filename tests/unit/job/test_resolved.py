@@ -151,6 +151,15 @@ def test_a_joint_extractor_is_part_of_the_plan() -> None:
     assert resolve(joint).plan.joint_component is ComponentSign.PUBLISHED
 
 
+def test_a_sign_that_no_extractor_would_read_is_refused() -> None:
+    for extractor in ("pca", "pca_all"):
+        features = {"extractor": extractor, "pca_sign": "published"}
+        resolve(config_for("shapes", features=features), needs_parts=True)
+    features = {"extractor": "pool", "pca_sign": "published"}
+    with pytest.raises(ConfigurationError, match=r"features\.pca_sign: extractor 'pool' .*remove it"):
+        resolve(config_for("shapes", features=features), needs_parts=True)
+
+
 def ensemble(**reward: Any) -> dict[str, Any]:
     return {"name": "ensemble", "members": {"shapes": None, "constant": None}, **reward}
 
