@@ -11,10 +11,11 @@ import time
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from ttsvar_ray.shapes.captions import hard_negatives, sample_example
+from recipes.shapes.render import render
+from recipes.shapes.variants import hard_negatives
+from ttsvar_ray.shapes.captions import sample_example
 from ttsvar_ray.shapes.checker import judge
 from ttsvar_ray.shapes.detection import find_objects
-from ttsvar_ray.shapes.render import render
 
 SEED = 2025
 SETTINGS = (

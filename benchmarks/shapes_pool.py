@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recipes.shapes.prompt_set import prompt_set
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.shapes.captions import Caption
 from ttsvar_ray.shapes.checker import check
-from ttsvar_ray.shapes.prompt_set import prompt_set
 
 PROMPTS_AT_A_TIME = 6
 

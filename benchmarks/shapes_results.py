@@ -28,6 +28,7 @@ from PIL import Image
 
 from benchmarks.shapes_flops import prompt_flops
 from benchmarks.statistics import Estimate, estimate, paired_difference
+from recipes.shapes.prompt_set import prompt_set
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
@@ -36,7 +37,6 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.shapes.checker import check
-from ttsvar_ray.shapes.prompt_set import prompt_set
 from ttsvar_ray.types import Prompt
 
 POOL = 8

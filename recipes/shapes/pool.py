@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE
-from ttsvar_ray.shapes.render import render_batch
+from recipes.shapes.render import render_batch
 from ttsvar_ray.shapes.scene import sample_scene
 from ttsvar_ray.types import UInt8Array
 

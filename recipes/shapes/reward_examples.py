@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recipes.shapes.render import render_batch
+from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.shapes.captions import (
     COUNT_WORDS,
     KINDS,
@@ -14,14 +16,11 @@ from ttsvar_ray.shapes.captions import (
     Caption,
     Claim,
     Kind,
-    hard_negatives,
     sample_caption,
     sample_scene_for,
-    true_captions,
     write_caption,
 )
 from ttsvar_ray.shapes.geometry import SHAPES, Shape
-from ttsvar_ray.shapes.render import render_batch
 from ttsvar_ray.shapes.scene import (
     COLORS,
     MAX_OBJECTS,

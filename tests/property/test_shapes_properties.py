@@ -6,19 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ttsvar_ray.shapes.captions import (
-    KINDS,
-    VOCABULARY,
-    Kind,
-    hard_negatives,
-    parse_caption,
-    sample_caption,
-    sample_example,
-    true_captions,
-)
+from recipes.shapes.render import coverage_mask, render
+from recipes.shapes.variants import hard_negatives, true_captions
+from ttsvar_ray.shapes.captions import KINDS, VOCABULARY, Kind, parse_caption, sample_caption, sample_example
 from ttsvar_ray.shapes.checker import judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject
-from ttsvar_ray.shapes.render import coverage_mask, render
 from ttsvar_ray.shapes.scene import Relation, Scene
 
 SEEDS = st.integers(0, 2**32 - 1)

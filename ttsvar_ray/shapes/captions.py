@@ -7,8 +7,6 @@ gives the claims back, so an image can be judged from the text alone.
 from __future__ import annotations
 
 import enum
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.shapes.geometry import SHAPES, Shape
-from ttsvar_ray.shapes.scene import COLORS, Color, Relation, Scene, clear_relation, sample_scene
+from ttsvar_ray.shapes.scene import COLORS, Color, Relation, Scene, sample_scene
 
 _T = TypeVar("_T")
 
@@ -56,12 +54,6 @@ PLURALS: dict[Shape, str] = {
 LONG_RELATIONS: dict[Relation, str] = {
     Relation.LEFT: "to the left of",
     Relation.RIGHT: "to the right of",
-}
-_OPPOSITES: dict[Relation, Relation] = {
-    Relation.LEFT: Relation.RIGHT,
-    Relation.RIGHT: Relation.LEFT,
-    Relation.ABOVE: Relation.BELOW,
-    Relation.BELOW: Relation.ABOVE,
 }
 
 VOCABULARY: tuple[str, ...] = tuple(
@@ -207,78 +199,6 @@ def sample_example(rng: np.random.Generator, kind: Kind | None = None) -> tuple[
     return sample_scene_for(rng, caption), caption
 
 
-def hard_negatives(caption: Caption, rng: np.random.Generator) -> list[Caption]:
-    """Return captions of the same kind and wording with one thing wrong, in random order.
-
-    One for each way of going wrong that the kind allows: a shape replaced (one negative per claim), a colour
-    replaced (one per named colour), another count, the opposite relation and another one, the objects of a
-    relation exchanged, the two colours of an attribution exchanged. No negative is true of a scene that shows
-    exactly what the caption claims.
-    """
-    negatives: list[tuple[tuple[Claim, ...], Relation | None]] = []
-    claims, relation = caption.claims, caption.relation
-    used_shapes = {claim.shape for claim in claims}
-    used_colors = {claim.color for claim in claims}
-    for place, claim in enumerate(claims):
-        shape = _other(rng, [s for s in SHAPES if s not in used_shapes])
-        negatives.append((_replaced(claims, place, claim, shape=shape), relation))
-        if claim.color is not None:
-            color = _other(rng, [c for c in COLORS if c not in used_colors])
-            negatives.append((_replaced(claims, place, claim, color=color), relation))
-        if claim.count > 1:
-            count = _other(rng, [n for n in COUNT_WORDS if n != claim.count])
-            negatives.append((_replaced(claims, place, claim, count=count), relation))
-    if relation is not None:
-        opposite = _OPPOSITES[relation]
-        negatives.append((claims, opposite))
-        negatives.append((claims, _other(rng, [r for r in Relation if r not in (relation, opposite)])))
-        negatives.append((claims[::-1], relation))
-    if caption.kind is Kind.COLOR_ATTR:
-        first, second = claims
-        exchanged = (
-            Claim(count=1, shape=first.shape, color=second.color),
-            Claim(count=1, shape=second.shape, color=first.color),
-        )
-        negatives.append((exchanged, None))
-    long_relation = any(text in caption.text for text in LONG_RELATIONS.values())
-    prefix = caption.text.startswith(PREFIX)
-    return [
-        write_caption(caption.kind, *negatives[int(i)], long_relation=long_relation, prefix=prefix)
-        for i in rng.permutation(len(negatives))
-    ]
-
-
-def true_captions(scene: Scene) -> list[Caption]:
-    """Return every caption of the shortest wording that a scene of this world makes true, as GenEval judges.
-
-    Useful to re-draw the caption of one scene; unlike `sample_example`, the scene may show more than is said.
-    A colour is only claimed where all objects of the shape have it, and a relation only between objects that
-    are alone of their shape, for GenEval looks at the most certain object of a class and at no other.
-    """
-    found: list[Caption] = []
-    shapes = [item.shape for item in scene.objects]
-    colored: dict[Shape, Claim] = {}
-    for shape in dict.fromkeys(shapes):
-        found.append(write_caption(Kind.SINGLE_OBJECT, (Claim(count=1, shape=shape),)))
-        if shapes.count(shape) in COUNT_WORDS:
-            found.append(write_caption(Kind.COUNTING, (Claim(count=shapes.count(shape), shape=shape),)))
-        colors = {item.color for item in scene.objects if item.shape is shape}
-        if len(colors) == 1:
-            colored[shape] = Claim(count=1, shape=shape, color=colors.pop())
-            found.append(write_caption(Kind.COLORS, (colored[shape],)))
-    for a, b in itertools.permutations(scene.objects, 2):
-        if a.shape is b.shape:
-            continue
-        pair = (Claim(count=1, shape=a.shape), Claim(count=1, shape=b.shape))
-        found.append(write_caption(Kind.TWO_OBJECT, pair))
-        relation = clear_relation(a, b)
-        if relation is not None and shapes.count(a.shape) == shapes.count(b.shape) == 1:
-            found.append(write_caption(Kind.POSITION, pair, relation))
-        if a.color is not b.color and a.shape in colored and b.shape in colored:
-            found.append(write_caption(Kind.COLOR_ATTR, (colored[a.shape], colored[b.shape])))
-    return list(dict.fromkeys(found))
-
-
 def _phrase(claim: Claim) -> str:
     """Return the words of one claim."""
     color = f"{claim.color.value} " if claim.color is not None else ""
@@ -319,22 +239,3 @@ def _kind_of(claims: tuple[Claim, ...], relation: Relation | None, text: str) ->
     if relation is not None:
         return Kind.POSITION
     return Kind.COLOR_ATTR if any(colored) else Kind.TWO_OBJECT
-
-
-def _replaced(
-    claims: tuple[Claim, ...],
-    place: int,
-    claim: Claim,
-    *,
-    shape: Shape | None = None,
-    color: Color | None = None,
-    count: int | None = None,
-) -> tuple[Claim, ...]:
-    """Return the claims with one attribute of one of them changed."""
-    changed = Claim(count=count or claim.count, shape=shape or claim.shape, color=color or claim.color)
-    return (*claims[:place], changed, *claims[place + 1 :])
-
-
-def _other(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
-    """Draw one of several choices."""
-    return choices[int(rng.integers(len(choices)))]

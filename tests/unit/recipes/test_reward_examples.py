@@ -18,16 +18,10 @@ from recipes.shapes.reward_examples import (
     sample_batch,
 )
 from recipes.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
+from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.models.decoding import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import (
-    Kind,
-    hard_negatives,
-    parse_caption,
-    sample_example,
-    true_captions,
-    write_caption,
-)
+from ttsvar_ray.shapes.captions import Kind, parse_caption, sample_example, write_caption
 from ttsvar_ray.shapes.geometry import SHAPES
 from ttsvar_ray.shapes.scene import COLORS, sample_scene
 

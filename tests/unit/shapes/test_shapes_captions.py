@@ -10,6 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.shapes.prompt_set import (
+    PromptSet,
+    distinct_captions,
+    geneval_metadata,
+    prompt_set,
+    write_prompt_set,
+)
+from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.shapes.captions import (
     KIND_WEIGHTS,
@@ -19,20 +27,11 @@ from ttsvar_ray.shapes.captions import (
     Caption,
     Claim,
     Kind,
-    hard_negatives,
     parse_caption,
     sample_caption,
     sample_example,
-    true_captions,
 )
 from ttsvar_ray.shapes.geometry import Shape
-from ttsvar_ray.shapes.prompt_set import (
-    PromptSet,
-    distinct_captions,
-    geneval_metadata,
-    prompt_set,
-    write_prompt_set,
-)
 from ttsvar_ray.shapes.scene import Color, Relation, sample_scene
 
 ALL = [caption for name in PromptSet for kind in KINDS for caption in distinct_captions(name, kind)]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from recipes.shapes.render import render
+from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import hard_negatives, parse_caption, sample_example, true_captions
+from ttsvar_ray.shapes.captions import parse_caption, sample_example
 from ttsvar_ray.shapes.checker import check, judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
 from ttsvar_ray.shapes.geometry import SHAPES, Shape
-from ttsvar_ray.shapes.render import render
 from ttsvar_ray.shapes.scene import COLORS, PALETTE, Color, Scene, SceneObject, sample_scene
 from ttsvar_ray.types import UInt8Array
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from recipes.shapes.render import coverage_mask, render, render_batch
 from ttsvar_ray.shapes.geometry import COVER, OUTLINES, SHAPES, Shape, signed_distance
-from ttsvar_ray.shapes.render import coverage_mask, render, render_batch
 from ttsvar_ray.shapes.scene import (
     BACKGROUND_DISTANCE,
     COLORS,
