@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.shapes_flops import prompt_flops
 from benchmarks.statistics import Estimate, estimate, paired_difference
 from recipes.shapes.prompt_set import prompt_set
+from ttsvar_ray.cli.plan_report import job_report
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine
-from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.shapes.checker import check
@@ -131,6 +131,13 @@ def piece_path(folder: Path, method: Method, repetition: int, share: int, shares
     return folder / f"{slug}-rep{repetition}-{share}of{shares}.json"
 
 
+def prompt_flops(resolved: ResolvedJob) -> float:
+    """Return the FLOPs of one prompt, everything counted, as `ttsvar-ray plan` counts them."""
+    counted = job_report(resolved).counted
+    assert counted is not None
+    return counted.cost.flops
+
+
 def best_of(result: Mapping[str, Any], size: int) -> tuple[float, float]:
     """Return (accuracy, reward) of best-of-`size`, averaged over the disjoint groups of a pool."""
     order = np.argsort(result["slots"])
@@ -145,31 +152,31 @@ def rows_of_table(folder: Path, model: str, repetitions: int, shares: int) -> li
     pools = [load_pieces(folder, POOL_METHOD, rep, shares) for rep in range(repetitions)]
     kinds = np.array([result["kind"] for result in pools[0].values()])
 
-    def row(name: str, plan: Plan, per_prompt: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
+    def row(name: str, resolved: ResolvedJob, per_prompt: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
         by_kind = {kind: float(per_prompt[kinds == kind].mean()) for kind in dict.fromkeys(kinds)}
         return {
             "method": name,
-            "tokens": token_forwards(plan),
-            "flops": prompt_flops(plan, model) / one_image,
+            "tokens": token_forwards(resolved.plan),
+            "flops": prompt_flops(resolved) / one_image,
             "accuracy": per_prompt,
             "reward": float(rewards.mean()),
             "kinds": by_kind,
         }
 
-    best_of_n = {size: resolve(job(_best_of(size), model, 0)).plan for size in (1, 2, 4, 8)}
-    one_image = prompt_flops(best_of_n[1], model)
+    best_of_n = {size: resolve(job(_best_of(size), model, 0)) for size in (1, 2, 4, 8)}
+    one_image = prompt_flops(best_of_n[1])
     rows = []
-    for size, plan in best_of_n.items():
+    for size, resolved in best_of_n.items():
         scores = np.array([[best_of(result, size) for result in pool.values()] for pool in pools])
         name = "raw" if size == 1 else f"best-of-{size}"
-        rows.append(row(name, plan, scores[:, :, 0].mean(axis=0), scores[:, :, 1]))
+        rows.append(row(name, resolved, scores[:, :, 0].mean(axis=0), scores[:, :, 1]))
     ceiling = np.array([[float(any(r["correct"])) for r in pool.values()] for pool in pools]).mean(axis=0)
     rows.append(row(f"any of {POOL} right (a perfect judge)", best_of_n[POOL], ceiling, np.array([np.nan])))
     for method in SEARCHES:
         runs = [load_pieces(folder, method, rep, shares) for rep in range(repetitions)]
         correct = np.array([[float(r["correct"][0]) for r in run.values()] for run in runs]).mean(axis=0)
         rewards = np.array([[r["rewards"][0] for r in run.values()] for run in runs])
-        rows.append(row(method.name, resolve(job(method, model, 0)).plan, correct, rewards))
+        rows.append(row(method.name, resolve(job(method, model, 0)), correct, rewards))
     return rows
 
 
