@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ttsvar_ray.config.content import content_digest, flatten
 from ttsvar_ray.config.load import load_config, option_names
 from ttsvar_ray.config.sections import (
     ClusterConfig,
@@ -13,12 +14,10 @@ from ttsvar_ray.config.sections import (
     PromptsConfig,
     RewardConfig,
     SamplingConfig,
-    Shard,
     SimulationConfig,
     StrategyConfig,
-    content_digest,
-    flatten,
 )
+from ttsvar_ray.config.shard import Shard
 
 __all__ = [
     "ClusterConfig",

@@ -5,8 +5,6 @@ A value of None means "what the model, its default plan or the preset says".
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from ttsvar_ray.config.content import content_digest, content_of, flatten
+from ttsvar_ray.config.shard import Shard, read_shard, shard_text
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
@@ -264,44 +264,12 @@ class EngineConfig(_Section):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several runs that share a prompt set: part k of the data set is made by shard k mod `count`."""
-
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    @property
-    def folder(self) -> str:
-        """Its own folder in the output's."""
-        return f"shard-{self.index}-of-{self.count}"
-
-
-def _read_shard(value: Any) -> Any:
-    """Read `i/n`."""
-    if value is None or isinstance(value, Shard):
-        return value
-    index, slash, count = value.partition("/") if isinstance(value, str) else ("", "", "")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(
-            f"expected i/n with i from 0 to n-1, such as 0/8 for the first of eight, got {value!r}"
-        )
-    return Shard(int(index), int(count))
-
-
-def _shard_text(shard: Shard | None) -> str | None:
-    return None if shard is None else str(shard)
-
-
 class ClusterConfig(_Section):
     """How the job uses a Ray cluster. Never changes what is generated."""
 
     workers: _Count | None = Field(default=None, description="None: one per GPU, or per CPU without GPUs")
     spread: _Count | Literal["auto"] = Field(default="auto", description="workers that share one prompt")
-    shard: Annotated[Shard | None, BeforeValidator(_read_shard), PlainSerializer(_shard_text)] = Field(
+    shard: Annotated[Shard | None, BeforeValidator(read_shard), PlainSerializer(shard_text)] = Field(
         default=None,
         description="i/n: this run makes every n-th part from part i on, in a folder of its own below the "
         "output; the same prompt set and settings for all n",
@@ -425,54 +393,10 @@ class JobConfig(_Section):
         Left out is what may differ between two sessions of one run: placement, speed, where files
         are. The prompts are left out too: their own digest says whether they changed.
         """
-        flat = flatten(self.resolved())
         # A GPU's kernels are chosen by shape, and that is what such a run holds fixed.
         counts = ("engine.micro_batch_rows",) if self.engine.deterministic else ()
-        return {
-            key: None if _within(key, "reward.members") else value
-            for key, value in flat.items()
-            if key in counts or not any(_within(key, off) for off in NOT_CONTENT)
-        }
+        return content_of(flatten(self.resolved()), counts=counts)
 
     def digest(self) -> str:
         """Return the sha256 of `content`, hexadecimal."""
         return content_digest(self.content())
-
-
-def content_digest(content: Mapping[str, Any]) -> str:
-    """Return the sha256 of what changes what is generated, hexadecimal."""
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-NOT_CONTENT = (
-    "model.device",
-    # What the files hold counts, not where they are: a run records their fingerprints.
-    "model.path",
-    "model.text_encoder",
-    "reward.path",
-    "features.backbone",
-    "prompts",
-    "engine.micro_batch_rows",
-    "engine.threads",
-    "engine.memory_gb",
-    "cluster",
-    "output.path",
-)
-"""Settings (or whole sections) that do not change what is generated; but see `JobConfig.content`."""
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
-
-
-def _within(key: str, area: str) -> bool:
-    return key == area or key.startswith(f"{area}.")

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ttsvar_ray.config import JobConfig, load_config, option_names
-from ttsvar_ray.config.sections import NOT_CONTENT
+from ttsvar_ray.config.content import NOT_CONTENT
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.types import PotentialKind
 
