@@ -37,7 +37,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
     parser.add_argument("--model-dir", type=Path, default=None, help="default: WORK_DIR/model")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--budget-seconds", type=float, default=None, help="of one stage in this sitting")
+    parser.add_argument("--budget-seconds", type=float, default=None, help="of one stage in this session")
     parser.add_argument("--examples", type=int, default=100_000, help="captioned scenes for the transformer")
     parser.add_argument("--tokenizer-steps", type=int, default=TokenizerRecipe().steps)
     parser.add_argument("--transformer-steps", type=int, default=TransformerRecipe().steps)

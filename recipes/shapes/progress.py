@@ -35,17 +35,17 @@ class Curve:
         self._started = time.monotonic()
 
     def add(self, **values: float | int | str | list[float]) -> None:
-        """Append one point, with the seconds of this sitting."""
+        """Append one point, with the seconds of this session."""
         point = {
             **values,
-            "sitting_seconds": round(time.monotonic() - self._started, 1),
+            "session_seconds": round(time.monotonic() - self._started, 1),
         }
         with self._path.open("a") as file:
             file.write(json.dumps(point) + "\n")
 
 
-class Sitting:
-    """The time budget of one sitting, and when to save."""
+class Session:
+    """The time budget of one session, and when to save."""
 
     def __init__(self, budget_seconds: float | None, save_every_seconds: float) -> None:
         self._end = None if budget_seconds is None else time.monotonic() + budget_seconds
@@ -53,7 +53,7 @@ class Sitting:
         self._saved = time.monotonic()
 
     def is_over(self) -> bool:
-        """Whether the budget of this sitting is used up."""
+        """Whether the budget of this session is used up."""
         return self._end is not None and time.monotonic() > self._end
 
     def save_is_due(self) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE
 from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
-from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
+from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkpoint
 from recipes.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
 from recipes.shapes.reward_evaluation import ScoreBatch, pair_accuracy
 from recipes.shapes.reward_examples import RewardBatch, sample_batch
@@ -111,13 +111,13 @@ def train_reward(
     degrade: Degrade = blur_and_noise,
     budget_seconds: float | None = None,
 ) -> bool:
-    """Train, or go on training, until `recipe.steps` or the end of this sitting.
+    """Train, or go on training, until `recipe.steps` or the end of this session.
 
     Args:
         work_dir: holds the checkpoint and the learning curve.
         recipe: hyper-parameters (None: the defaults).
         degrade: augmentation of the training images.
-        budget_seconds: of this sitting; None for no limit.
+        budget_seconds: of this session; None for no limit.
 
     Returns:
         Whether all steps are done.
@@ -153,7 +153,7 @@ def train_reward(
         save_checkpoint(path, {**state, "optimizers": [o.state_dict() for o in optimizers]})
 
     curve = Curve(work_dir / CURVE)
-    sitting = Sitting(budget_seconds, save_every_seconds=60)
+    session = Session(budget_seconds, save_every_seconds=60)
     for step in range(first_step, recipe.steps):
         rng = np.random.default_rng([recipe.seed, _TRAINING, step])
         batch = sample_batch(rng, recipe.batch, IMAGE_SIZE)
@@ -186,9 +186,9 @@ def train_reward(
             curve.add(step=step, images=(step + 1) * recipe.batch, **point)
         if (step and step % recipe.measure_every == 0) or last:
             curve.add(step=step, **_measured(average, degrade, recipe.measure_images))
-        if last or sitting.is_over() or sitting.save_is_due():
+        if last or session.is_over() or session.save_is_due():
             save(step + 1)
-        if sitting.is_over() and not last:
+        if session.is_over() and not last:
             return False
     return True
 
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stage from the command line."""
     parser = argparse.ArgumentParser(description="Train the reward of the built-in model.")
     parser.add_argument("--work-dir", type=Path, default=Path(".shapes-training"))
-    parser.add_argument("--budget-seconds", type=float, default=None, help="length of this sitting")
+    parser.add_argument("--budget-seconds", type=float, default=None, help="length of this session")
     parser.add_argument("--steps", type=int, default=RewardRecipe().steps)
     parser.add_argument("--seed", type=int, default=RewardRecipe().seed)
     options = parser.parse_args(arguments)
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         export_reward(options.work_dir, options.work_dir / DIRECTORY, degrade=degrade)
         logger.info("reward directory: %s", options.work_dir / DIRECTORY)
     else:
-        logger.info("the sitting is over; run the same command to go on")
+        logger.info("the session is over; run the same command to go on")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from recipes.shapes.parallel import Rank
 from recipes.shapes.pool import Pool
 from recipes.shapes.progress import (
     Curve,
-    Sitting,
+    Session,
     load_checkpoint,
     save_checkpoint,
 )
@@ -100,7 +100,7 @@ def train_tokenizer(
     work_dir: Path,
     budget_seconds: float | None,
 ) -> None:
-    """Train, or go on training, until `recipe.steps` or the end of this sitting."""
+    """Train, or go on training, until `recipe.steps` or the end of this session."""
     torch.manual_seed(recipe.seed)
     model = ImageTokenizer(TOKENIZER).to(rank.device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,7 +123,7 @@ def train_tokenizer(
         gains, first_step = saved["gains"], saved["step"]
 
     curve = Curve(work_dir / "tokenizer.jsonl")
-    sitting = Sitting(budget_seconds, save_every_seconds=60)
+    session = Session(budget_seconds, save_every_seconds=60)
 
     def save(step: int) -> None:
         if rank.is_first:
@@ -196,8 +196,8 @@ def train_tokenizer(
                 gains=gains,
                 psnr=tokenizer_psnr(average, quantizer, pool, rank.device),
             )
-        over = rank.agree(sitting.is_over())
-        if over or sitting.save_is_due() or step == recipe.steps - 1:
+        over = rank.agree(session.is_over())
+        if over or session.save_is_due() or step == recipe.steps - 1:
             save(step + 1)
         if over:
             return

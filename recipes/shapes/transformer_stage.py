@@ -23,7 +23,7 @@ from recipes.shapes.architecture import SCHEDULE, TRANSFORMER, text_encoder_conf
 from recipes.shapes.examples import Examples
 from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.parallel import Rank
-from recipes.shapes.progress import Curve, Sitting, load_checkpoint, save_checkpoint
+from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkpoint
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 
@@ -127,7 +127,7 @@ def train_transformer(
     work_dir: Path,
     budget_seconds: float | None,
 ) -> None:
-    """Train, or go on training, until `recipe.steps` or the end of this sitting."""
+    """Train, or go on training, until `recipe.steps` or the end of this session."""
     torch.manual_seed(recipe.seed)
     model = TextToBits().to(rank.device)
     average = TextToBits().to(rank.device).requires_grad_(False)
@@ -150,7 +150,7 @@ def train_transformer(
         first_step = saved["step"]
 
     curve = Curve(work_dir / "transformer.jsonl")
-    sitting = Sitting(budget_seconds, save_every_seconds=90)
+    session = Session(budget_seconds, save_every_seconds=90)
     losses: dict[int, list[list[float]]] = {}
     images_seen = 0
 
@@ -212,10 +212,10 @@ def train_transformer(
         if rank.is_first and (step + 1) % 100 == 0:
             means = {n: np.mean(rows, axis=0).round(4).tolist() for n, rows in losses.items()}
             best = means[max(means)]
-            curve.add(step=step + 1, images_this_sitting=images_seen, rate=rate, bit_loss=best)
+            curve.add(step=step + 1, images_this_session=images_seen, rate=rate, bit_loss=best)
             losses.clear()
-        over = rank.agree(sitting.is_over()) if step % 5 == 0 else False
-        if over or step == recipe.steps - 1 or sitting.save_is_due():
+        over = rank.agree(session.is_over()) if step % 5 == 0 else False
+        if over or step == recipe.steps - 1 or session.save_is_due():
             save(step + 1)
         if over:
             return

@@ -87,7 +87,7 @@ def test_thirty_kills_change_nothing(nodes: Cluster, tmp_path: Path) -> None:
             driver.stop()
         kills += chaos.kills
         run += 1
-        print(f"run {run}: {dict(chaos.kills)}, {driver.starts} sittings")
+        print(f"run {run}: {dict(chaos.kills)}, {driver.starts} sessions")
         assert data_bytes(output) == expected, chaos.history
         table = pq.read_table(output / "data", columns=["row", "tag"])
         assert table["row"].to_pylist() == table["tag"].to_pylist() == list(range(PROMPTS))

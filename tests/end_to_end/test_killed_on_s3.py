@@ -106,8 +106,8 @@ def test_a_driver_that_is_killed_outright_is_continued_to_the_same_bytes(
 def test_of_many_runs_that_reach_for_one_lock_one_gets_it(s3: S3Server) -> None:
     location = locate(f"s3://{s3.new_bucket()}/run/.lock")
     found = None
-    for sitting in range(5):  # First a free lock, then those of the winners before.
-        locks = [S3Lock(location, f"token {sitting}.{i}") for i in range(8)]
+    for session in range(5):  # First a free lock, then those of the winners before.
+        locks = [S3Lock(location, f"token {session}.{i}") for i in range(8)]
         won: list[S3Lock] = []
         start = threading.Barrier(len(locks))
 

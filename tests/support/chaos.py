@@ -54,7 +54,7 @@ class Driver:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Begin the next sitting with the very same command."""
+        """Begin the next session with the very same command."""
         self.starts += 1
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.support.chaos_driver", *self.arguments]
@@ -76,7 +76,7 @@ class Driver:
         if code == 0:
             return True
         assert code in (TO_BE_CONTINUED, -signal.SIGKILL), (
-            f"sitting {self.starts} ended with {code}:\n{self.log.read_text()[-4000:]}"
+            f"session {self.starts} ended with {code}:\n{self.log.read_text()[-4000:]}"
         )
         self.start()
         return False

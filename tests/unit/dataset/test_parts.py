@@ -243,7 +243,7 @@ def test_numbers_of_an_own_operator_keep_their_values_whatever_they_are_called(t
     assert (row["labels"], row["log_weights"]) == ([], [])
 
 
-def test_the_summary_counts_files_of_all_sittings(tmp_path: Path) -> None:
+def test_the_summary_counts_files_of_all_sessions(tmp_path: Path) -> None:
     layout = write_two_chunks(tmp_path)
     write_bad_lines(layout.bad_lines_file, [BadLine(line=4, reason="blank", excerpt="")])
     summary = summarise_output(layout)

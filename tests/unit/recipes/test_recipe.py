@@ -36,7 +36,7 @@ TRANSFORMER_RECIPE = TransformerRecipe(
 )
 
 
-def run_in_sittings(stage: str, folder: Path, steps: int, once: object) -> None:
+def run_in_sessions(stage: str, folder: Path, steps: int, once: object) -> None:
     """Call a stage with no time at all until its steps are done."""
     for _ in range(steps + 1):
         once(0.0)  # type: ignore[operator]
@@ -85,12 +85,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stopping_makes_no_difference(trained: Path, tmp_path: Path) -> None:
     pool = pool_module.Pool(next(trained.glob("scenes-*.npy")))
     pool.size = 100  # the rest is held out, as in the fixture
-    run_in_sittings(
+    run_in_sessions(
         "tokenizer", tmp_path, 4, lambda s: train_tokenizer(ONE, TOKENIZER_RECIPE, pool, tmp_path, s)
     )
     tokenizer, quantizer = trained_tokenizer(trained)
     examples = open_examples(trained, tokenizer, seed=0, size=40)
-    run_in_sittings(
+    run_in_sessions(
         "transformer",
         tmp_path,
         7,

@@ -49,11 +49,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sittings_make_no_difference(trained: Path, tmp_path: Path) -> None:
-    sittings = 1
+def test_sessions_make_no_difference(trained: Path, tmp_path: Path) -> None:
+    sessions = 1
     while not train_reward(tmp_path, recipe=SHORT, budget_seconds=0.0):
-        sittings += 1
-    assert sittings == SHORT.steps
+        sessions += 1
+    assert sessions == SHORT.steps
     whole, parts = (torch.load(folder / "reward.pt", weights_only=True) for folder in (trained, tmp_path))
     for part in ("trainer", "average"):
         for name, value in whole[part].items():
