@@ -29,8 +29,8 @@ def test_flops_of_one_image_by_part() -> None:
     assert sum(cost.attention_flops for cost in costs) / TERA == pytest.approx(35.9, rel=0.002)
     masked = sum(cost.text_attention_flops for cost in costs)
     assert masked * 32 / 512 / TERA == pytest.approx(0.18, rel=0.03)
-    # the published loop projects the text again at each of the 13 scales: 0.45
-    assert 13 * model.text.flops * 32 / 512 / TERA == pytest.approx(0.45, rel=0.1)
+    # the published loop projects the text again at each of the 13 scales: 0.45, and 0.025 to pool it
+    assert 13 * model.text.flops * 32 / 512 / TERA == pytest.approx(0.45 + 0.025, rel=0.01)
 
 
 def test_key_value_cache_after_each_scale() -> None:
@@ -57,7 +57,7 @@ def test_flops_of_a_prompt(strategy: str, n: int, size: str, transformer: float,
     # the published sum projects the text at every scale and trajectory, this one once a prompt: 1.3 % at most
     assert cost.transformer_flops / TERA == pytest.approx(transformer, rel=0.014)
     assert cost.transformer_flops / TERA < transformer
-    assert cost.flops / TERA == pytest.approx(total, rel=0.006)
+    assert cost.flops / TERA == pytest.approx(total, rel=0.002)
 
 
 def test_shares_and_peak() -> None:
@@ -78,7 +78,7 @@ def test_guidance_doubles_the_transformer() -> None:
         for settings in ((), ("sampling.guidance=1",))
     )
     # But for the vectors that modulate the blocks, which every stream has for itself, too.
-    assert guided.transformer_flops == pytest.approx(2 * plain.transformer_flops, rel=0.001)
+    assert guided.transformer_flops == pytest.approx(2 * plain.transformer_flops, rel=2e-5)
     assert guided.peak_kv_bytes == 2 * plain.peak_kv_bytes
 
 
