@@ -5,8 +5,8 @@
 #   sbatch cluster_configs/slurm.sh JOB.yaml --output /shared/run [options of generate]
 #   sbatch --nodes=1 --array=0-7 cluster_configs/slurm.sh JOB.yaml --output /shared/run    # eight runs, a shard each
 # Two minutes before its time limit a run commits what is whole and puts itself back into the queue. It does so
-# for no other reason: it ends with the exit code of `generate`, and 2 (settings) and 3 (done, some prompts given
-# up) would be the same again.
+# for no other reason: it ends with the exit code of `generate`, and 2 (settings) and 3 (done, more given up
+# than `max_failed` allows) would be the same again.
 #SBATCH --job-name=ttsvar
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -10,7 +10,7 @@ import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
-from ttsvar_ray.cli.generate import run
+from ttsvar_ray.cli.generate import is_within_budget, run
 
 if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
@@ -54,11 +54,11 @@ def demo(
             for label, (each, _) in jobs.items():
                 typer.echo(f"{label}: {each.output.path}", err=True)
                 summary = run(each, console=console, debug=debug)
-                failures += summary.failed + summary.bad_lines
+                failures += 0 if is_within_budget(each, summary) else summary.failed + summary.bad_lines
         _report(jobs, root)
     if failures:
         typer.echo(f"{failures} prompts have no image: see the failed folders in {root}")
-        raise typer.Exit(ExitCode.DEAD_LETTERS)
+        raise typer.Exit(ExitCode.TOO_MANY_FAILED)
 
 
 def _is_done(job: JobConfig) -> bool:

@@ -25,8 +25,8 @@ class ExitCode(enum.IntEnum):
     """Something unforeseen, or a verdict that is no."""
     BAD_SETTINGS = 2
     """Settings, prompts, weights or output folder that cannot be used; nothing was started."""
-    DEAD_LETTERS = 3
-    """Done, but some prompts have no image: see the `failed` folder of the output."""
+    TOO_MANY_FAILED = 3
+    """Done, but more prompts have no image than `max_failed` allows: see `failed/` in the output."""
     RESUMABLE = 75
     """Stopped early; the same command goes on."""
     INTERRUPTED = 130

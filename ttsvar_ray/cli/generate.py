@@ -75,7 +75,8 @@ def generate(
     """Generate images for a prompt set. Typing the same command again continues a stopped run.
 
     Exit codes: 0 done; 1 failed, or rows are missing in the end; 2 bad settings or input, nothing was
-    started; 3 done, but prompts were dead-lettered; 75 stopped early, the same command continues.
+    started; 3 done, but more prompts have no image than max_failed allows; 75 stopped early, the same
+    command continues.
     """
     flags = {
         "model.name": model,
@@ -97,9 +98,9 @@ def generate(
 
         config = load_config(job, options.overrides(flags, settings))
     summary = run(config, console=console, debug=debug, retry_failed=retry_failed, force_new=force_new)
-    typer.echo("\n".join(summary_lines(summary, judge_shapes=config.model.name == "shapes")))
-    if summary.failed or summary.bad_lines:
-        raise typer.Exit(ExitCode.DEAD_LETTERS)
+    typer.echo("\n".join(summary_lines(config, summary)))
+    if not is_within_budget(config, summary):
+        raise typer.Exit(ExitCode.TOO_MANY_FAILED)
 
 
 def run(
@@ -124,13 +125,14 @@ def run(
         return run_job(config, progress=reporter, retry_failed=retry_failed, force_new=force_new)
 
 
-def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
-    """Return how a job ended, for people: what was made, where it is, what to do next.
+def is_within_budget(config: JobConfig, summary: JobSummary) -> bool:
+    """Whether no more prompts have no image than `max_failed` allows."""
+    missing = summary.failed + summary.bad_lines
+    return config.max_failed.allows(missing, of=summary.prompts + missing)
 
-    Args:
-        summary: of the job.
-        judge_shapes: whether the built-in world's checker can judge its images.
-    """
+
+def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
+    """Return how a job ended, for people: what was made, where it is, what to do next."""
     from ttsvar_ray.cli.show import duration
 
     resumed = f" ({summary.prompts_resumed} of them before)" if summary.prompts_resumed else ""
@@ -142,19 +144,27 @@ def summary_lines(summary: JobSummary, *, judge_shapes: bool) -> list[str]:
         f"images       {summary.images}",
         f"mean reward  {reward}",
         f"time         {duration(summary.seconds)}{rate}",
-        f"failures     {summary.failed} prompts given up, {summary.bad_lines} bad lines",
+        f"failures     {_failures(config, summary)}",
         f"output       {summary.output}",
     ]
     if summary.notices:
         lines.append(f"notices      {len(summary.notices)} (above)")
     lines += ["", "next", f"  {_loading(summary.output)}"]
-    if judge_shapes and summary.images:
+    if config.model.name == "shapes" and summary.images:
         lines.append(f"  ttsvar-ray shapes-report {summary.output}")
     if summary.failed or summary.bad_lines:
         lines.append(f"  see why: {summary.output}/failed")
     if summary.failed:
         lines.append("  try those again: the same command with --retry-failed")
     return lines
+
+
+def _failures(config: JobConfig, summary: JobSummary) -> str:
+    counts = f"{summary.failed} prompts given up, {summary.bad_lines} bad lines"
+    if not summary.failed and not summary.bad_lines:
+        return counts
+    how_many = "within" if is_within_budget(config, summary) else "more than"
+    return f"{counts} ({how_many} max_failed, {config.max_failed})"
 
 
 def _loading(output: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ttsvar_ray.config.content import content_digest, flatten
+from ttsvar_ray.config.failure_budget import FailureBudget
 from ttsvar_ray.config.load import load_config, option_names
 from ttsvar_ray.config.sections import (
     ClusterConfig,
@@ -22,6 +23,7 @@ from ttsvar_ray.config.shard import Shard
 __all__ = [
     "ClusterConfig",
     "EngineConfig",
+    "FailureBudget",
     "FeaturesConfig",
     "JobConfig",
     "ModelConfig",

@@ -27,6 +27,7 @@ NOT_CONTENT = (
     "engine.memory_gb",
     "cluster",
     "output.path",
+    "max_failed",
 )
 """Settings (or whole sections) that do not change what is generated; but see `content_of`."""
 

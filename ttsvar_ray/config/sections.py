@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from ttsvar_ray.config.content import content_digest, content_of, flatten
+from ttsvar_ray.config.failure_budget import FailureBudget, read_failure_budget
 from ttsvar_ray.config.shard import Shard, read_shard, shard_text
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -373,6 +374,13 @@ class JobConfig(_Section):
     simulation: SimulationConfig = SimulationConfig()
     # A column of the output holds it: 64 bits.
     seed: Annotated[_Integer, Field(ge=-(2**63), lt=2**63)] = 0
+    max_failed: Annotated[
+        FailureBudget, BeforeValidator(read_failure_budget), PlainSerializer(FailureBudget.__str__)
+    ] = Field(
+        default=read_failure_budget("1%"),
+        description="prompts without an image, and bad lines, up to which a run that is done ends with exit "
+        "code 0: a share of all lines, or a count; above it with 3",
+    )
 
     def weight_files(self) -> Iterator[tuple[str, str, WeightFiles]]:
         """Yield section, key and mark of every setting that says where weights are."""

@@ -117,13 +117,42 @@ def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert line in result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("lost", [{"failed": 2}, {"bad_lines": 1}])
-def test_dead_letters_are_an_exit_code_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, lost: dict[str, int]
+@pytest.mark.parametrize(
+    ("lost", "budget", "code"),
+    [
+        ({"failed": 1, "bad_lines": 1}, None, 0),
+        ({"failed": 2, "bad_lines": 1}, None, 3),
+        ({"failed": 3}, "3", 0),
+        ({"bad_lines": 4}, "3", 3),
+        ({"failed": 1}, "0", 3),
+        ({"failed": 1}, "0.5%", 0),
+        ({"bad_lines": 2}, "0.5%", 3),
+        ({"failed": 200}, "100%", 0),
+    ],
+)
+def test_failures_up_to_the_budget_are_a_warning_and_above_it_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, lost: dict[str, int], budget: str | None, code: int
 ) -> None:
-    result = generate_with(monkeypatch, lambda config, **_: JobSummary(**{**SUMMARY, **lost}))
-    assert result.exit_code == 3
+    missing = sum(lost.values())
+    summary = JobSummary(**{**SUMMARY, **lost, "prompts": 200 - missing})
+    more = () if budget is None else ("--set", f"max_failed={budget}")
+    result = generate_with(monkeypatch, lambda config, **_: summary, *more)
+    assert result.exit_code == code
     assert "see why: /somewhere/out/failed" in result.stdout
+    verdict = "more than" if code else "within"
+    counts = f"{lost.get('failed', 0)} prompts given up, {lost.get('bad_lines', 0)} bad lines"
+    assert f"failures     {counts} ({verdict} max_failed, {budget or '1%'})" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("budget", ["0.5", "-1", "101%", "some", "true"])
+def test_a_budget_that_is_neither_count_nor_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch, budget: str
+) -> None:
+    result = generate_with(
+        monkeypatch, lambda config, **_: JobSummary(**SUMMARY), "--set", f"max_failed={budget}"
+    )
+    assert result.exit_code == 2
+    assert "max_failed: expected a count such as 20, or a share such as 0.1%" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def test_the_option_list_is_pinned() -> None:
         "simulation.selections",
         "simulation.compare",
         "seed",
+        "max_failed",
     ]
 
 
