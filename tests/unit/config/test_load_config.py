@@ -184,7 +184,7 @@ def test_all_problems_come_at_once() -> None:
         "seed: expected a number, got true",
         (
             "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, "
-            "reward, features, engine, cluster, output, simulation, seed"
+            "reward, features, engine, cluster, output, simulation, seed, max_failed"
         ),
     )
 
