@@ -1,6 +1,6 @@
 """The table of docs/results.md: raw, best-of-N, resampling, TTS-VAR and its controls on the built-in model.
 
-    python -m benchmarks.shapes_results --per-kind 100 --repetitions 3
+    python -m benchmarks.shapes_results --per-kind 100 --repetitions 2
 
 Every method runs the reporting prompts (never used for tuning) with fresh random streams per repetition.
 Accuracy is the exact checker's verdict on the image with the best reward. One number per prompt, the mean
@@ -376,7 +376,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="shapes")
     parser.add_argument("--per-kind", type=int, default=100)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--shares", type=int, default=4, help="pieces that each method's prompts are cut into"
