@@ -86,7 +86,7 @@ def pass_through(prompts_file: Path, output: Path) -> tuple[int, float, float, f
     """
     started = time.monotonic()
     source = PromptSource(path=str(prompts_file))
-    scan = scan_prompts(source)
+    scan = scan_prompts(source, rows_per_chunk=ROWS_PER_PART)
     scanned = time.monotonic()
     config = load_config(None, [f"output.rows_per_part={ROWS_PER_PART}"], needs_files=False)
     manifest = RunManifest(
@@ -97,6 +97,8 @@ def pass_through(prompts_file: Path, output: Path) -> tuple[int, float, float, f
         prompts_digest=scan.digest,
         prompt_count=scan.count,
         bad_lines=scan.bad_lines,
+        rows_per_chunk=scan.rows_per_chunk,
+        chunk_digests=scan.chunk_digests,
         column_types=scan.column_types,
         seed=config.seed,
     )

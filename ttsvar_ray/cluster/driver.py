@@ -56,7 +56,14 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     summarise_output,
 )
-from ttsvar_ray.errors import InterruptedRunError, OutputError, RunFailedError, StorageError, TtsVarError
+from ttsvar_ray.errors import (
+    InputError,
+    InterruptedRunError,
+    OutputError,
+    RunFailedError,
+    StorageError,
+    TtsVarError,
+)
 from ttsvar_ray.job.resolved import coordinator_settings
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
@@ -106,6 +113,7 @@ class Driver:
 
         Raises:
             InterruptedRunError, RunFailedError: what is whole is committed; the same command goes on.
+            InputError: the prompt file was changed; the same command goes on once it is as it was.
         """
         cluster = self.config.cluster
         cpus = None
@@ -138,6 +146,9 @@ class Driver:
                 except StorageError as error:
                     # Prompts are read while the run goes on, from a storage that may fail for a while.
                     self._end(RunFailedError, str(error))
+                except InputError as error:
+                    # The prompt file is no longer what it was: what was made of it before stays.
+                    self._end(InputError, str(error))
                 finally:
                     self.cells.stop(in_order=not self.is_pressed)
                     self.writer.stop()

@@ -102,7 +102,7 @@ def run_job(
     if is_relative and is_submitted_job():
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
     with _prompt_source(config) as source:
-        scan = scan_prompts(source)
+        scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         operators = [selection.operator for selection in parts.plan.selections]
         content = {**config.content(), **parts.fingerprints(), **own_sources(operators)}
         manifest = RunManifest(
@@ -113,6 +113,8 @@ def run_job(
             prompts_digest=scan.digest,
             prompt_count=scan.count,
             bad_lines=scan.bad_lines,
+            rows_per_chunk=scan.rows_per_chunk,
+            chunk_digests=scan.chunk_digests,
             column_types=scan.column_types,
             seed=config.seed,
             cpu_kernels=cpu_kernels(),

@@ -19,7 +19,7 @@ from ttsvar_ray.errors import OutputError
 from ttsvar_ray.storage import redacted
 from ttsvar_ray.types import ColumnType
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def _now() -> str:
@@ -47,6 +47,7 @@ class RunManifest:
         config_digest: digest of `content`.
         prompts_path: where the prompts came from.
         prompts_digest, prompt_count, bad_lines: the prompt set.
+        rows_per_chunk, chunk_digests: of its chunks, each of which has a part.
         column_types: the caller's columns, fixed for all parts.
         seed: the run seed.
         created: when the run was started first, ISO 8601, UTC.
@@ -61,6 +62,8 @@ class RunManifest:
     prompts_digest: str
     prompt_count: int
     bad_lines: int
+    rows_per_chunk: int
+    chunk_digests: tuple[str, ...]
     column_types: Mapping[str, ColumnType]
     seed: int
     created: str = field(default_factory=_now)
@@ -86,6 +89,8 @@ class RunManifest:
                 "count": self.prompt_count,
                 "bad_lines": self.bad_lines,
                 "columns": {name: kind.value for name, kind in self.column_types.items()},
+                # One line, for millions of prompts have thousands of chunks.
+                "chunks": {"rows": self.rows_per_chunk, "digests": " ".join(self.chunk_digests)},
             },
             "versions": dict(self.versions),
             "cpu_kernels": self.cpu_kernels,
@@ -105,6 +110,8 @@ class RunManifest:
             prompts_digest=prompts["digest"],
             prompt_count=prompts["count"],
             bad_lines=prompts["bad_lines"],
+            rows_per_chunk=prompts["chunks"]["rows"],
+            chunk_digests=tuple(prompts["chunks"]["digests"].split()),
             column_types={name: ColumnType(kind) for name, kind in prompts["columns"].items()},
             seed=data["seed"],
             created=data["created"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -137,7 +138,23 @@ def _setting_differences(present: RunManifest, wanted: RunManifest) -> list[str]
 def _prompt_differences(present: RunManifest, wanted: RunManifest) -> list[str]:
     if present.prompts_digest == wanted.prompts_digest:
         return []
-    return [f"prompts: {_prompt_set(present)} in the folder, {_prompt_set(wanted)} now"]
+    where = _first_change(present, wanted)
+    return [f"prompts: {_prompt_set(present)} in the folder, {_prompt_set(wanted)} now{where}"]
+
+
+def _first_change(present: RunManifest, wanted: RunManifest) -> str:
+    """Return which chunk of prompts is the first that differs; nothing where chunks do not compare."""
+    size, digests = present.rows_per_chunk, present.chunk_digests
+    if wanted.rows_per_chunk != size or not digests:
+        return ""
+    pairs = zip(digests, wanted.chunk_digests, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if same == len(digests):
+        return f"; the first {present.prompt_count} are the same, others were added at the end"
+    first, last = same * size, min((same + 1) * size, present.prompt_count)
+    is_partial = last < first + size and wanted.prompt_count > present.prompt_count
+    added = ", or others were added at the end" * is_partial
+    return f"; the first {first} are the same, a change is in prompts {first + 1} to {last}{added}"
 
 
 def _prompt_set(manifest: RunManifest) -> str:

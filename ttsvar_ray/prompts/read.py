@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,16 +15,21 @@ from typing import Any, BinaryIO
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.columns import ColumnTypes
+from ttsvar_ray.prompts.digests import SetDigest, chunk_digest
 from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
 from ttsvar_ray.prompts.records import read_records
 from ttsvar_ray.prompts.source import STANDARD_INPUT, BadLine, PromptSource, excerpt, format_of
 from ttsvar_ray.storage import locate
 from ttsvar_ray.types import ColumnType, Prompt
 
+logger = logging.getLogger(__name__)
+
 _KEYS_SHOWN = 20
 
 MAX_COLUMNS = 1000
 """Each is a column of every part: far more of them make small parts large and slow."""
+
+ROWS_PER_CHUNK = 256
 
 _HALF_PAIR = "expected text, got half of a surrogate pair, which no encoding can write"
 
@@ -38,6 +43,8 @@ class PromptScan:
         bad_lines: lines that hold none.
         digest: sha256 over ids, texts and columns in order: equal digests are equal prompt sets,
             whatever the file format.
+        rows_per_chunk: prompts of a chunk; the last one may have fewer.
+        chunk_digests: of each chunk, so that a change of the file is found where it is.
         column_types: the caller's columns that are carried through.
         ordinals: which occurrence of its id each prompt is.
     """
@@ -45,17 +52,24 @@ class PromptScan:
     count: int
     bad_lines: int
     digest: str
+    rows_per_chunk: int
+    chunk_digests: tuple[str, ...]
     column_types: Mapping[str, ColumnType]
     ordinals: Ordinals
 
 
-def scan_prompts(source: PromptSource) -> PromptScan:
+def scan_prompts(source: PromptSource, *, rows_per_chunk: int = ROWS_PER_CHUNK) -> PromptScan:
     """Read a prompt set once to count and name it.
+
+    Args:
+        source: a file or URI.
+        rows_per_chunk: prompts that have a digest together, and that `read_prompts` holds at a time.
 
     Raises:
         InputError: the file cannot be used at all, or holds no usable prompt.
     """
-    ordinals, columns, digest, bad = Ordinals(), ColumnTypes(), _SetDigest(), _FirstBadLine()
+    ordinals, columns, bad = Ordinals(), ColumnTypes(), _FirstBadLine()
+    digest = SetDigest(rows_per_chunk)
     count = 0
     for item in _usable(source, bad):
         ordinals.observe(item.prompt_id)
@@ -66,14 +80,17 @@ def scan_prompts(source: PromptSource) -> PromptScan:
                 f"{source.name}: expected at most {MAX_COLUMNS} columns beside the prompt, got more by "
                 f"prompt {count + 1} ({some}, ...); keys that differ from line to line belong into one column"
             )
-        digest.add(item)
+        digest.add(item.canonical)
         count += 1
     if not count:
         raise InputError(bad.nothing_usable(source))
+    whole, chunks = digest.result()
     return PromptScan(
         count=count,
         bad_lines=bad.count,
-        digest=digest.result(),
+        digest=whole,
+        rows_per_chunk=rows_per_chunk,
+        chunk_digests=chunks,
         column_types=columns.result(),
         ordinals=ordinals,
     )
@@ -85,7 +102,10 @@ def read_prompts(
     *,
     scan: PromptScan | None = None,
 ) -> Iterator[Prompt]:
-    """Yield the prompts of a file in order, streaming; bad lines go to `on_bad_line`.
+    """Yield the prompts of a file in order, a chunk in memory at a time; bad lines go to `on_bad_line`.
+
+    No prompt is yielded whose chunk is not what the scan saw. Prompts that were added at the end since are
+    no part of the set.
 
     Args:
         source: a file or URI (for standard input see `spool_standard_input`).
@@ -93,25 +113,43 @@ def read_prompts(
         scan: the result of `scan_prompts` for this source; None scans first.
 
     Raises:
-        InputError: as `scan_prompts`; also when the file is no longer what was scanned.
+        InputError: as `scan_prompts`; also at the first chunk that is no longer what was scanned.
     """
     scan = scan if scan is not None else scan_prompts(source)
-    digest = _SetDigest()
-    # A prompt that the scan did not see has no ordinal: the file was changed.
-    ordinals = itertools.chain(scan.ordinals, itertools.repeat(0))
-    for row, (item, ordinal) in enumerate(zip(_usable(source, on_bad_line), ordinals, strict=False)):
-        digest.add(item)
-        yield Prompt(
-            row=row,
-            prompt_id=item.prompt_id,
-            ordinal=ordinal,
-            text=item.text,
-            columns=MappingProxyType(dict(item.columns)),
+    items, ordinals = _usable(source, on_bad_line), iter(scan.ordinals)
+    for chunk, expected in enumerate(scan.chunk_digests):
+        first = chunk * scan.rows_per_chunk
+        rows = range(first, min(first + scan.rows_per_chunk, scan.count))
+        found = list(itertools.islice(items, len(rows)))
+        if chunk_digest(item.canonical for item in found) != expected:
+            raise InputError(_changed(source, rows, found))
+        for row, item in zip(rows, found, strict=True):
+            yield Prompt(
+                row=row,
+                prompt_id=item.prompt_id,
+                ordinal=next(ordinals),
+                text=item.text,
+                columns=MappingProxyType(dict(item.columns)),
+            )
+    if next(items, None) is not None:
+        logger.warning(
+            "%s: prompts were added at the end since this run was started; it has the first %d alone",
+            source.name,
+            scan.count,
         )
-    if digest.result() != scan.digest:
-        raise InputError(
-            f"{source.name}: the prompt file was changed while the job was reading it; run again"
-        )
+
+
+def _changed(source: PromptSource, rows: range, found: Sequence[_Item]) -> str:
+    """Return what to say of a chunk that is no longer what was scanned."""
+    if len(found) < len(rows):
+        ends = f"it ends after prompt {rows.start + len(found)}, where more were before"
+    else:
+        ends = f"the change is in or around lines {found[0].line} to {found[-1].line}"
+    return (
+        f"{source.name}: the prompt file was changed while the job was reading it: prompts {rows.start + 1} "
+        f"to {rows.stop} are no longer those that it began with ({ends}). None of them was used; put the "
+        "file back as it was, or give the changed set an --output of its own"
+    )
 
 
 def bad_lines(source: PromptSource) -> Iterator[BadLine]:
@@ -149,22 +187,11 @@ def spool_standard_input(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
+    line: int
     prompt_id: str
     text: str
     columns: Mapping[str, Any]
     canonical: bytes
-
-
-class _SetDigest:
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, item: _Item) -> None:
-        self._hash.update(item.canonical)
-        self._hash.update(b"\n")
-
-    def result(self) -> str:
-        return self._hash.hexdigest()
 
 
 class _FirstBadLine:
@@ -211,7 +238,11 @@ def _item_of(
         taken = (source.column, source.id_column)
         columns = {name: value for name, value in fields.items() if name not in taken}
         return _Item(
-            prompt_id=prompt_id, text=text, columns=columns, canonical=_canonical(prompt_id, text, columns)
+            line=line,
+            prompt_id=prompt_id,
+            text=text,
+            columns=columns,
+            canonical=_canonical(prompt_id, text, columns),
         )
     except _UnusableError as problem:
         shown = raw or json.dumps(dict(fields), ensure_ascii=True, default=str)

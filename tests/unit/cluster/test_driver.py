@@ -13,7 +13,7 @@ from ttsvar_ray.cluster import driver as driver_module
 from ttsvar_ray.cluster.driver import Driver
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
-from ttsvar_ray.errors import RunFailedError, StorageError
+from ttsvar_ray.errors import InputError, RunFailedError, StorageError
 
 
 @pytest.fixture
@@ -58,6 +58,18 @@ def test_a_storage_of_prompts_that_fails_ends_a_run_in_good_order(driver: Any, t
         "s3://bucket/prompts.txt: the storage refused or failed (timeout). "
         f"0 of 3 parts are committed in {tmp_path}; the same command goes on from there"
     )
+    assert driver.calls == ["flush", "stop cells", "stop writer"]
+
+
+def test_a_prompt_file_that_was_changed_ends_a_run_in_good_order(
+    driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop(_self: Driver, _stop: Any) -> None:
+        raise InputError("p.txt: the prompt file was changed")
+
+    monkeypatch.setattr(Driver, "_loop", loop)
+    with pytest.raises(InputError, match=r"was changed\. 0 of 3 parts are committed .* goes on from"):
+        driver.run()
     assert driver.calls == ["flush", "stop cells", "stop writer"]
 
 

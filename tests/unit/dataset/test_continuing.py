@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ from ttsvar_ray.models.row_stability import cpu_kernels
 from ttsvar_ray.types import ColumnType
 
 
-def manifest(*overrides: str, digest: str = "a" * 64, count: int = 10) -> RunManifest:
+def manifest(
+    *overrides: str, digest: str = "a" * 64, count: int = 10, chunks: tuple[str, ...] = ("d",)
+) -> RunManifest:
     config = load_config(None, overrides, needs_files=False)
     return RunManifest(
         config=config.resolved(),
@@ -38,6 +41,8 @@ def manifest(*overrides: str, digest: str = "a" * 64, count: int = 10) -> RunMan
         prompts_digest=digest,
         prompt_count=count,
         bad_lines=1,
+        rows_per_chunk=4,
+        chunk_digests=chunks,
         column_types={"tag": ColumnType.JSON},
         seed=config.seed,
     )
@@ -118,6 +123,25 @@ def test_another_prompt_set_is_refused(tmp_path: Path) -> None:
     open_output(layout, manifest())
     with pytest.raises(OutputError, match=r"prompts: 10 of p.txt \(digest aaaa.* in the folder, 11 of p.txt"):
         check_output(layout, manifest(digest="b" * 64, count=11))
+
+
+@pytest.mark.parametrize(
+    ("count", "chunks", "told"),
+    [
+        (10, ("a", "x", "c"), "the first 4 are the same, a change is in prompts 5 to 8$"),
+        (9, ("a", "b", "x"), "the first 8 are the same, a change is in prompts 9 to 10$"),
+        (11, ("a", "b", "x"), "the first 8 are .* in prompts 9 to 10, or others were added at the end$"),
+        (14, ("a", "b", "c", "e"), "the first 10 are the same, others were added at the end$"),
+    ],
+)
+def test_where_another_prompt_set_differs_is_told(
+    tmp_path: Path, count: int, chunks: tuple[str, ...], told: str
+) -> None:
+    layout = OutputLayout(tmp_path)
+    open_output(layout, manifest(chunks=("a", "b", "c")))
+    with pytest.raises(OutputError) as caught:
+        check_output(layout, manifest(digest="b" * 64, count=count, chunks=chunks))
+    assert re.search(told, str(caught.value).splitlines()[1])
 
 
 def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def test_the_whole_folder_opens_through_its_card(tmp_path: Path) -> None:
         prompts_digest="d",
         prompt_count=5,
         bad_lines=0,
+        rows_per_chunk=256,
+        chunk_digests=("d",),
         column_types={},
         seed=7,
     )

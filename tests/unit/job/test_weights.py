@@ -40,6 +40,8 @@ def manifest(config: JobConfig) -> RunManifest:
         prompts_digest="0",
         prompt_count=1,
         bad_lines=0,
+        rows_per_chunk=256,
+        chunk_digests=("d",),
         column_types={},
         seed=0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tracemalloc
 from pathlib import Path
@@ -284,12 +285,58 @@ def test_empty_standard_input_is_an_error_and_leaves_no_file(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_changed_between_the_passes_is_noticed(tmp_path: Path) -> None:
-    source = write(tmp_path, "p.txt", "a\nb\n")
+def numbered(count: int, **changed: str) -> str:
+    return "".join(changed.get(f"at_{line}", f"number {line}\n") for line in range(count))
+
+
+@pytest.mark.parametrize(
+    ("content", "told", "good"),
+    [
+        (numbered(10, at_5="another\n"), "prompts 5 to 8 .* in or around lines 5 to 8", 4),
+        (numbered(10, at_5=""), "prompts 5 to 8 .* in or around lines 5 to 8", 4),
+        (numbered(10, at_9="another\n"), "prompts 9 to 10 .* in or around lines 9 to 10", 8),
+        (numbered(9), "prompts 9 to 10 .*it ends after prompt 9", 8),
+    ],
+)
+def test_no_prompt_of_a_changed_chunk_is_handed_out(
+    tmp_path: Path, content: str, told: str, good: int
+) -> None:
+    source = write(tmp_path, "p.txt", numbered(10))
+    scan = scan_prompts(source, rows_per_chunk=4)
+    write(tmp_path, "p.txt", content)
+    handed_out: list[str] = []
+    with pytest.raises(InputError, match=told):
+        handed_out.extend(prompt.text for prompt in read_prompts(source, scan=scan))
+    assert handed_out == [f"number {row}" for row in range(good)]
+
+
+def test_a_file_that_is_edited_in_the_middle_of_a_run_and_put_back_leaves_no_other_text(
+    tmp_path: Path,
+) -> None:
+    source = write(tmp_path, "p.txt", numbered(40_000))
     scan = scan_prompts(source)
-    write(tmp_path, "p.txt", "a\nc\n")
+    drawn = dict[int, str]()
+    prompts = read_prompts(source, scan=scan)
+    drawn.update((prompt.row, prompt.text) for prompt in itertools.islice(prompts, 256))
+    # In place, as an editor or an object store does it to those who read.
+    with Path(source.path).open("r+") as file:
+        file.write(numbered(40_000).replace("number", "answer"))
     with pytest.raises(InputError, match="was changed"):
-        list(read_prompts(source, scan=scan))
+        drawn.update((prompt.row, prompt.text) for prompt in prompts)
+    write(tmp_path, "p.txt", numbered(40_000))
+    assert 256 <= len(drawn) < 40_000
+    expected = {prompt.row: prompt.text for prompt in read_prompts(source, scan=scan)}
+    assert drawn.items() <= expected.items()
+
+
+def test_lines_that_are_added_while_a_run_reads_are_told_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write(tmp_path, "p.txt", numbered(10))
+    scan = scan_prompts(source, rows_per_chunk=4)
+    write(tmp_path, "p.txt", numbered(12))
+    assert len(list(read_prompts(source, scan=scan))) == 10
+    assert "it has the first 10 alone" in caplog.text
 
 
 def test_prompts_are_read_from_object_stores(tmp_path: Path, s3: S3Server) -> None:
