@@ -29,7 +29,7 @@ def test_flops_of_one_image_by_part() -> None:
     assert sum(cost.attention_flops for cost in costs) / TERA == pytest.approx(35.9, rel=0.002)
     masked = sum(cost.text_attention_flops for cost in costs)
     assert masked * 32 / 512 / TERA == pytest.approx(0.18, rel=0.03)
-    # the published loop projects the text again at each of the 13 scales: 0.45, and 0.025 to pool and project it
+    # the published loop projects the text again at each of the 13 scales: 0.45; 0.025 to pool and project it
     assert 13 * model.text.flops * 32 / 512 / TERA == pytest.approx(0.45 + 0.025, rel=0.01)
 
 
