@@ -58,6 +58,28 @@ def trace_schema() -> pa.Schema:
     return pa.schema([(name, kind) for name, kind, _ in _COLUMNS])
 
 
+def selection_records(table: pa.Table) -> dict[int, list[SelectionRecord]]:
+    """Return the selections of a trace, as `trace_schema` has them, by row of the prompt set."""
+    records: dict[int, list[SelectionRecord]] = {}
+    for row in table.to_pylist():
+        own = {name: row[name] for name in _COLUMNS_OF.get(row["kind"], ())}
+        numbers = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in own.items()}
+        numbers |= {one["name"]: tuple(one["values"]) for one in row.get("numbers") or ()}
+        record = SelectionRecord(
+            prompt_key="",
+            scale_index=row["scale_index"],
+            kind=row["kind"],
+            ancestor_index=tuple(row["ancestor_index"]),
+            rewards=tuple(row["rewards"]),
+            numbers=numbers,
+            placement=tuple(row["placement"]),
+            moved=row["moved"],
+            reason=row["reason"],
+        )
+        records.setdefault(row["row"], []).append(record)
+    return records
+
+
 def write_trace_part(location: Location, finished: Iterable[PromptResult]) -> None:
     """Write the selections of these prompts, in the order given, atomically."""
     _write(location, _table(finished))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from typing_extensions import assert_never
 
@@ -30,7 +30,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
-from ttsvar_ray.search.loop import Seen, search
+from ttsvar_ray.search.loop import Found, Seen, search
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.types import Int64Array, Prompt
 
@@ -98,15 +98,16 @@ def _take(source: Iterator[Prompt], count: int) -> tuple[tuple[Prompt, ...], Ite
 
 
 def search_prompt(
-    prompt: Prompt, *, plan: Plan, engine: Engine, run_seed: int
+    prompt: Prompt, *, plan: Plan, engine: Engine, run_seed: int, loop: Callable[..., Found] = search
 ) -> PromptResult | PromptFailure:
-    """Search images for one prompt on one engine, with the loop of `search.loop`: no coordinator, one try.
+    """Search images for one prompt on one engine, with a loop over scales: no coordinator, one try.
 
     Args:
         prompt: the prompt.
         plan: what to run; the engine was built for it.
         engine: runs the segments.
         run_seed: names the random streams of the selections; the engine must have the same.
+        loop: Algorithm 1, or one of the same arguments in its place.
 
     Returns:
         All images by rank, the same as those of any other way to run the prompt; or why there are none.
@@ -129,13 +130,18 @@ def search_prompt(
         return Seen(scores=report.rewards.reshape(shape), features=report.features)
 
     try:
-        found = search(plan, run_segment, run_seed=run_seed, prompt_key=prompt.key)
+        found = loop(plan, run_segment, run_seed=run_seed, prompt_key=prompt.key)
     except _FailedSegmentError as error:
         return PromptFailure(prompt=prompt, attempts=1, errors=(str(error),))
     except TtsVarError as error:
         return PromptFailure(prompt=prompt, attempts=1, errors=(f"{type(error).__name__}: {error}",))
     finally:
         engine.release(prompt.key, 1)
+    if len(found.choices) != len(plan.selections):
+        raise ValueError(
+            f"loop: expected a choice for each of the plan's {len(plan.selections)} selections, "
+            f"got {len(found.choices)}"
+        )
     images = []
     for rank, slot in enumerate(found.ranking.tolist()):
         lineage = found.past.lineage[slot].tolist()

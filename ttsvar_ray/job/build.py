@@ -12,11 +12,18 @@ from ttsvar_ray.job.parts import combination
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.rewards.ensemble import RewardEnsemble
+from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rewards.registry import build_reward
 
 
-def build_engine(job: ResolvedJob) -> Engine:
-    """Load the model, the reward and, where the plan clusters, the extractor; return the engine.
+def build_engine(
+    job: ResolvedJob, *, reward: Reward | None = None, extractor: FeatureExtractor | None = None
+) -> Engine:
+    """Load the model, the reward and, where the plan reads features, the extractor; return the engine.
+
+    Args:
+        job: what to build.
+        reward, extractor: objects in place of what the settings name.
 
     Raises:
         ConfigurationError: settings that do not fit the model or this machine.
@@ -44,8 +51,8 @@ def build_engine(job: ResolvedJob) -> Engine:
     )
     return Engine(
         model=model,
-        extractor=_build_extractor(job, device=device),
-        reward=build_ensemble(job, device=device),
+        extractor=_build_extractor(job, device=device) if extractor is None else extractor,
+        reward=build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward]),
         plan=job.plan,
         run_seed=config.seed,
         settings=EngineSettings(

@@ -1,0 +1,43 @@
+"""From Python: a job on a cluster and a search in this process give the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from ttsvar_ray import generate, load
+from ttsvar_ray.errors import OutputError
+
+PROMPTS = ["a photo of a ring and a circle", {"prompt": "a photo of three bars", "id": "bars"}]
+SETTINGS = {
+    "strategy.batch_schedule": [3] * 5 + [2] * 3 + [1] * 5,
+    "strategy.cluster_scales": [5],
+    "strategy.resample_scales": [8],
+    "engine.threads": 1,
+}
+
+
+def test_a_job_and_this_process_give_the_same_results(ray_cluster: Cluster, tmp_path: Path) -> None:
+    options = {"model": "shapes", "device": "cpu", "seed": 4, "keep": "all", "settings": SETTINGS}
+    here = generate(PROMPTS, **options)
+    written = generate(PROMPTS, **options, output=tmp_path / "out", address=ray_cluster.address)
+    again = load(tmp_path / "out")
+    assert len(written) == len(again) == 2
+    for mine, theirs in zip(here, again, strict=True):
+        assert (mine.prompt, mine.prompt_id) == (theirs.prompt, theirs.prompt_id)
+        assert [image.encoded for image in mine.images] == [image.encoded for image in theirs.images]
+        assert [image.lineage for image in mine.images] == [image.lineage for image in theirs.images]
+        assert mine.reward == pytest.approx(theirs.reward, abs=1e-6)
+        assert mine.tree is not None
+        assert theirs.tree is not None
+        assert [level.kept for level in mine.tree.levels] == [level.kept for level in theirs.tree.levels]
+        assert [level.labels for level in mine.tree.levels] == [level.labels for level in theirs.tree.levels]
+    assert [result.prompt for result in again.find("bars")] == ["a photo of three bars"]
+    assert again.find("none") == []
+    assert [result.prompt_id for result in again[:2]] == [again[0].prompt_id, again[-1].prompt_id]
+    with pytest.raises(IndexError, match="from 0 to 1"):
+        again[2]
+    with pytest.raises(OutputError, match=r"found no run\.json"):
+        load(tmp_path)

@@ -1,0 +1,201 @@
+"""The package from Python, on the built-in model in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ttsvar_ray
+from ttsvar_ray import Result, Search, generate
+from ttsvar_ray.api.results import NoImageError
+from ttsvar_ray.api.tree import SearchTree
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
+from ttsvar_ray.rewards.protocol import PlainReward
+from ttsvar_ray.search import loop as algorithm
+from ttsvar_ray.search.operators.protocol import Choice
+from ttsvar_ray.search.plan import Plan
+
+PROMPT = "a photo of a ring and a circle"
+SMALL = {
+    "strategy.batch_schedule": [3] * 5 + [2] * 3 + [1] * 5,
+    "strategy.cluster_scales": [5],
+    "strategy.resample_scales": [8],
+}
+
+
+@pytest.fixture(scope="module")
+def search() -> Search:
+    return Search("shapes", device="cpu", seed=3, keep="all", settings={**SMALL, "engine.threads": 1})
+
+
+@pytest.fixture(scope="module")
+def results(search: Search) -> list[Result]:
+    return search.run([PROMPT, {"prompt": PROMPT, "id": "again"}, PROMPT])
+
+
+def test_what_the_docs_show_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "cluster" not in block
+    ]
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)  # noqa: S102 - our own text
+    assert names["results"][0].image.size == (48, 48)
+    assert all(place == 0 for place in names["control"][0].lineage)
+    assert "winner: slots" in capsys.readouterr().out
+
+
+def test_importing_the_package_imports_no_network_and_no_cluster() -> None:
+    code = (
+        "import sys, ttsvar_ray; ttsvar_ray.__version__; ttsvar_ray.generate; ttsvar_ray.load; "
+        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(hasattr(ttsvar_ray, name) for name in ttsvar_ray.__all__)
+    assert set(ttsvar_ray.__all__) <= set(dir(ttsvar_ray))
+    with pytest.raises(AttributeError, match="it has FoundImage"):
+        ttsvar_ray.sample  # noqa: B018
+
+
+def test_results_come_in_the_order_of_the_prompts(results: list[Result]) -> None:
+    assert [(result.prompt, result.prompt_id) for result in results] == [
+        (PROMPT, PROMPT),
+        (PROMPT, "again"),
+        (PROMPT, PROMPT),
+    ]
+    first, again, repeated = (np.asarray(result.image) for result in results)
+    assert first.shape == (48, 48, 3)
+    assert (first != again).any()
+    assert (first != repeated).any(), "equal ids are told apart"
+
+
+def test_a_result_holds_its_search(results: list[Result]) -> None:
+    result = results[0]
+    assert result.reward == result.images[0].reward == result.images[0].reward_history[-1]
+    assert result.tree is not None
+    assert result.tree.winner == result.lineage
+    assert [level.operator for level in result.tree.levels] == ["cluster", "resample", ""]
+    assert [level.population for level in result.tree.levels] == [3, 2, 1]
+    assert str(result.tree).startswith("scale 5: cluster, 3 to 2, keeps ")
+    assert PROMPT in result._repr_html_()
+
+
+def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, results: list[Result]) -> None:
+    prompts = [PROMPT]
+    (same,) = search.run(prompts, loop=algorithm.search)
+    assert same.best.encoded == results[0].best.encoded
+
+    def first_ones(plan: Plan, run_segment: Any, *, run_seed: int, prompt_key: str) -> algorithm.Found:
+        """Select without looking: the first trajectories go on."""
+        ancestors = np.arange(plan.population_before[0])
+        past, pasts, choices = algorithm.Past.empty(len(ancestors)), [], []
+        for segment in plan.segments:
+            past = past.grown(ancestors, run_segment(segment, ancestors).scores, plan)
+            pasts.append(past)
+            if segment.selection is not None:
+                ancestors = np.arange(segment.selection.survivors)
+                choices.append(Choice(ancestor_index=ancestors))
+        return algorithm.Found(ranking=np.array([0]), pasts=tuple(pasts), choices=tuple(choices))
+
+    (other,) = search.run(prompts, loop=first_ones)
+    assert other.lineage == (0, 0, 0)
+
+    def forgetful(*arguments: Any, **more: Any) -> algorithm.Found:
+        found = first_ones(*arguments, **more)
+        return dataclasses.replace(found, choices=())
+
+    with pytest.raises(ValueError, match="expected a choice for each of the plan's 2 selections, got 0"):
+        search.run(prompts, loop=forgetful)
+
+
+class Reddest(PlainReward):
+    """Likes red."""
+
+    name = "reddest"
+
+    def score(self, images: Any, texts: Any) -> Any:
+        """Return the share of red."""
+        return images[..., 0].mean(axis=(1, 2), dtype=np.float32) / 255
+
+
+def test_a_reward_object_scores_the_images() -> None:
+    one = generate(PROMPT, strategy="best-of-n", n=2, reward=Reddest(), device="cpu", keep="all", seed=1)[0]
+    red = [float(np.asarray(image.image)[..., 0].mean()) / 255 for image in one.images]
+    assert red == pytest.approx([image.reward for image in one.images], abs=1e-6)
+    assert red == sorted(red, reverse=True)
+    with pytest.raises(ConfigurationError, match=r"reward: an object is given.*reward\.path"):
+        Search(reward=Reddest(), settings={"reward.path": "folder"})
+    with pytest.raises(ConfigurationError, match=r"import path such as '.*:Reddest'"):
+        generate(PROMPT, reward=Reddest(), output="unwritten")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"settings": {"strategy.lamda": 5}}, "did you mean 'lambda'"),
+        ({"n": 0}, r"strategy\.n: expected at least 1"),
+        ({"keep": "some"}, r"output\.keep"),
+        ({"address": "auto"}, "say where, output="),
+        ({"prompts": [" "]}, r"prompts\[0\]: expected a text"),
+        ({"prompts": [{"id": "x"}]}, r"prompts\[0\]: expected a text, or a mapping"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        generate(arguments.pop("prompts", PROMPT), **arguments)
+
+
+def test_a_failed_prompt_says_why_and_has_no_picture() -> None:
+    class Broken(Reddest):
+        def score(self, images: Any, texts: Any) -> Any:
+            return np.full(len(images), np.nan, dtype=np.float32)
+
+    failed = generate(PROMPT, strategy="raw", reward=Broken(), device="cpu")[0]
+    assert (failed.images, failed.tree) == ((), None)
+    assert "NaN" in failed.error or "finite" in failed.error
+    with pytest.raises(NoImageError, match="has no image"):
+        failed.image  # noqa: B018
+    assert "no image" in failed._repr_html_()
+
+
+def test_the_picture_of_a_tree_shows_every_trajectory_and_the_winners_line() -> None:
+    def image(rank: int, reward: float, lineage: tuple[int, ...]) -> ResultImage:
+        final = FinalImage(payload=b"", width=1, height=1, image_format="png")
+        return ResultImage(
+            rank=rank, image=final, reward=reward, reward_history=(reward,), lineage=lineage, bits=()
+        )
+
+    trace = [
+        SelectionRecord(
+            prompt_key="p",
+            scale_index=2,
+            kind="my <operator>",
+            ancestor_index=(0, 3, 3),
+            rewards=(0.1, float("nan"), -0.2, 0.9),
+        )
+    ]
+    tree = SearchTree.of(trace, [image(0, 0.8, (3, 2)), image(1, 0.7, (3, 1))])
+    drawn = ET.fromstring(tree.svg())  # noqa: S314 - our own text
+    space = "{http://www.w3.org/2000/svg}"
+    circles, lines = drawn.findall(f"{space}circle"), drawn.findall(f"{space}line")
+    assert (len(circles), len(lines)) == (4 + 3, 3)
+    assert [line.get("stroke-width") for line in lines] == ["1", "1", "3"]
+    told = [circle.findtext(f"{space}title") for circle in circles]
+    assert told[1] == "trajectory 1, dropped"
+    assert told[3] == "trajectory 3, kept, reward 0.9000"
+    assert told[4] == "trajectory 0, kept", "its image was not kept, so nothing is known of its reward"
+    assert "my <operator>" in [text.text for text in drawn.findall(f"{space}text")]

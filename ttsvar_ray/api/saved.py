@@ -1,0 +1,139 @@
+"""A data set that a run has written, opened from Python: rows as results, with their pictures and trees."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ttsvar_ray.api.results import FoundImage, Result
+from ttsvar_ray.api.tree import SearchTree
+from ttsvar_ray.dataset import OutputLayout, RunManifest, read_manifest
+from ttsvar_ray.dataset.trace import selection_records
+from ttsvar_ray.errors import OutputError
+from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
+from ttsvar_ray.storage import Location
+
+_PARTS_KEPT = 2
+"""Parts in memory: going through the results in order reads each part once."""
+
+
+def load(output: str | Path) -> SavedRun:
+    """Open the data set that a run has written, whether it is finished or not.
+
+    Args:
+        output: folder or URI.
+
+    Raises:
+        OutputError: there is no run, or one that cannot be read.
+        StorageError: a URI that cannot be opened.
+    """
+    return SavedRun(OutputLayout(output))
+
+
+class SavedRun(Sequence[Result]):
+    """The finished prompts of a run, in the order of the prompt file; pictures are read when asked for.
+
+    Attributes:
+        manifest: what the run is: settings, prompts, versions.
+    """
+
+    def __init__(self, layout: OutputLayout) -> None:
+        """Read which prompts are there, not their pictures; see `load`."""
+        manifest = read_manifest(layout)
+        if manifest is None:
+            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        self.manifest: RunManifest = manifest
+        self._layout = layout
+        self._parts: list[int] = []
+        self._starts: list[int] = []
+        self._rows: list[int] = []
+        self._places: dict[str, list[int]] = {}
+        for chunk, part in sorted(layout.data_parts().items()):
+            best = _read(part, ["row", "prompt_id", "image_rank"])
+            best = best.filter(pc.equal(best["image_rank"], 0))
+            self._parts.append(chunk)
+            self._starts.append(len(self._rows))
+            for place, prompt_id in enumerate(best["prompt_id"].to_pylist(), start=len(self._rows)):
+                self._places.setdefault(prompt_id, []).append(place)
+            self._rows += best["row"].to_pylist()
+        self._part = functools.lru_cache(maxsize=_PARTS_KEPT)(self._read_part)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Result: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Result]: ...
+    def __getitem__(self, place: int | slice) -> Result | list[Result]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"expected a place from 0 to {len(self) - 1}, got {place}")
+        place %= len(self)
+        chunk = self._parts[bisect.bisect_right(self._starts, place) - 1]
+        return self._part(chunk)[self._rows[place]]
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self[place] for place in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"SavedRun({str(self._layout.root)!r}, {len(self)} of {self.manifest.prompt_count} prompts)"
+
+    def find(self, prompt_id: str) -> list[Result]:
+        """Return the results of a prompt id: none, one, or several where prompts share it."""
+        return [self[place] for place in self._places.get(prompt_id, [])]
+
+    def _read_part(self, chunk: int) -> dict[int, Result]:
+        """Return the results of a chunk by row of the prompt file."""
+        images: dict[int, list[dict[str, Any]]] = {}
+        for row in _read(self._layout.data_part(chunk)).to_pylist():
+            images.setdefault(row["row"], []).append(row)
+        try:
+            records = selection_records(_read(self._layout.trace_part(chunk)))
+        except FileNotFoundError:  # deleted by hand: the tree has only its ends
+            records = {}
+        return {number: _result(rows, records.get(number, ())) for number, rows in images.items()}
+
+
+def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
+    try:
+        with part.open_arrow() as file:
+            return pq.read_table(file, columns=columns)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(f"{part}: expected a whole Parquet file ({error})") from None
+
+
+def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Result:
+    rows = sorted(rows, key=lambda row: row["image_rank"])
+    images = [
+        ResultImage(
+            rank=row["image_rank"],
+            image=FinalImage(
+                payload=row["image"]["bytes"],
+                width=row["width"],
+                height=row["height"],
+                image_format=row["image"]["path"].rpartition(".")[2],
+            ),
+            reward=row["reward"],
+            reward_history=tuple(float("nan") if r is None else r for r in row["reward_history"]),
+            lineage=tuple(row["lineage"]),
+            bits=tuple(row.get("bits") or ()),
+        )
+        for row in rows
+    ]
+    return Result(
+        prompt=rows[0]["prompt"],
+        prompt_id=rows[0]["prompt_id"],
+        images=tuple(FoundImage.of(image) for image in images),
+        tree=SearchTree.of(trace, images),
+    )

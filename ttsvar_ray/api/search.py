@@ -1,0 +1,324 @@
+"""Searching from Python: in this process, or as a job on Ray that leaves a data set.
+
+generate(prompts, ...)  ->  one Result per prompt
+Search(...)             ->  the same with everything loaded once, streaming, and with a loop of one's own
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttsvar_ray.api.results import Result
+from ttsvar_ray.config import load_config
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search import loop as algorithm
+from ttsvar_ray.types import Prompt
+
+if TYPE_CHECKING:
+    from ttsvar_ray.api.saved import SavedRun
+    from ttsvar_ray.features.protocol import FeatureExtractor
+    from ttsvar_ray.rewards.protocol import Reward
+
+Loop = Callable[..., algorithm.Found]
+"""What `search.loop.search` is: `(plan, run_segment, *, run_seed, prompt_key) -> Found`."""
+
+
+class Search:
+    """A model, a reward and a plan, loaded once in this process; results are those of any cluster.
+
+    Attributes:
+        plan: what is done to each prompt.
+    """
+
+    def __init__(
+        self,
+        model: str = "shapes",
+        *,
+        n: int | None = None,
+        strategy: str | None = None,
+        reward: str | Reward | None = None,
+        extractor: str | FeatureExtractor | None = None,
+        seed: int | None = None,
+        device: str | None = None,
+        keep: str = "best",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load everything.
+
+        Args:
+            model: "shapes" (built in), a published name, or a model directory.
+            n: N of the strategy; multiplies the population.
+            strategy: raw, best-of-n, importance, tts-var, ...
+            reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
+            extractor: likewise, of `features.protocol.FeatureExtractor`.
+            seed: of all random streams.
+            device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
+            keep: "best", or "all" finished images by rank.
+            settings: any other setting by its dotted name, `{"strategy.lambda": 5}`, as in a job file.
+
+        Raises:
+            ConfigurationError: everything that is wrong with the settings.
+            CheckpointError: weights that cannot be used.
+        """
+        objects = {
+            "reward": None if isinstance(reward, str) else reward,
+            "extractor": None if isinstance(extractor, str) else extractor,
+        }
+        given = _given(
+            model=model,
+            n=n,
+            strategy=strategy,
+            reward=reward if isinstance(reward, str) else None,
+            extractor=extractor if isinstance(extractor, str) else None,
+            seed=seed,
+            device=device,
+            keep=keep,
+        )
+        config = load_config(None, _overrides(given | dict(settings or {})), needs_files=False)
+        from ttsvar_ray.coordination.settings import CoordinatorSettings
+        from ttsvar_ray.job.build import build_engine
+        from ttsvar_ray.job.resolved import resolve
+
+        _refuse_two_sources(objects, settings or {})
+        resolved = resolve(config, needs_parts=not any(objects.values()))
+        self.plan = resolved.plan
+        self._seed = config.seed
+        self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
+        self._engine = build_engine(resolved, **objects)
+
+    def stream(self, prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[tuple[int, Result]]:
+        """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
+
+        Args:
+            prompts: texts, or mappings with "prompt" and "id"; equal ids draw different images.
+        """
+        from ttsvar_ray.engine.local import run_local
+
+        for outcome in run_local(
+            _numbered(prompts),
+            plan=self.plan,
+            engines=[self._engine],
+            run_seed=self._seed,
+            settings=self._settings,
+        ):
+            yield outcome.prompt.row, _result(outcome)
+
+    def run(
+        self, prompts: str | Iterable[str | Mapping[str, str]], *, loop: Loop | None = None
+    ) -> list[Result]:
+        """Return a result per prompt, in their order.
+
+        Args:
+            prompts: as in `stream`.
+            loop: a search of one's own in place of Algorithm 1, called for one prompt after the other as
+                `search.loop.search` is; `run_segment` carries trajectories through the plan's segments.
+        """
+        if loop is None:
+            return [result for _, result in sorted(self.stream(prompts), key=lambda pair: pair[0])]
+        from ttsvar_ray.engine.local import search_prompt
+
+        return [
+            _result(
+                search_prompt(prompt, plan=self.plan, engine=self._engine, run_seed=self._seed, loop=loop)
+            )
+            for prompt in _numbered(prompts)
+        ]
+
+
+def generate(
+    prompts: str | Iterable[str | Mapping[str, str]],
+    *,
+    model: str = "shapes",
+    n: int | None = None,
+    strategy: str | None = None,
+    reward: str | Reward | None = None,
+    extractor: str | FeatureExtractor | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    keep: str = "best",
+    settings: Mapping[str, Any] | None = None,
+    output: str | Path | None = None,
+    address: str | None = None,
+    progress: bool = False,
+) -> Sequence[Result]:
+    """Return the best images for prompts.
+
+    Without `output` everything happens in this process, and nothing is written. With it the prompts become a
+    job on Ray (of `address`, or of this machine) which writes a data set there and can be continued by the
+    same call; the results are read from it one by one.
+
+    Args:
+        prompts: one text, several, or mappings with "prompt" and "id".
+        model, n, strategy, reward, extractor, seed, device, keep, settings: see `Search`. A job on Ray takes
+            no objects: workers import a reward or extractor by its path, "package.module:Name".
+        output: folder or URI of the data set.
+        address: of a Ray cluster.
+        progress: show a bar.
+
+    Raises:
+        ConfigurationError, CheckpointError: settings that cannot be run.
+        OutputError: `output` holds another run.
+    """
+    if output is not None:
+        return _job(
+            prompts,
+            _given(
+                model=model,
+                n=n,
+                strategy=strategy,
+                reward=_by_path("reward", reward),
+                extractor=_by_path("extractor", extractor),
+                seed=seed,
+                device=device,
+                keep=keep,
+            )
+            | dict(settings or {})
+            | {"output.path": str(output)}
+            | ({} if address is None else {"cluster.address": address}),
+            progress=progress,
+        )
+    if address is not None:
+        raise ConfigurationError("output: a job on a cluster writes a data set; say where, output='FOLDER'")
+    texts = list(_numbered(prompts))
+    search = Search(
+        model,
+        n=n,
+        strategy=strategy,
+        reward=reward,
+        extractor=extractor,
+        seed=seed,
+        device=device,
+        keep=keep,
+        settings=settings,
+    )
+    found: dict[int, Result] = {}
+    with _bar(len(texts), enabled=progress) as advance:
+        for place, result in search.stream(
+            [{"prompt": prompt.text, "id": prompt.prompt_id} for prompt in texts]
+        ):
+            found[place] = result
+            advance(1)
+    return [found[place] for place in range(len(texts))]
+
+
+def _job(
+    prompts: str | Iterable[str | Mapping[str, str]], settings: Mapping[str, Any], *, progress: bool
+) -> SavedRun:
+    """Run the prompts as a job and open what it wrote."""
+    from ttsvar_ray.api.saved import load
+    from ttsvar_ray.cluster.job import run_job
+
+    with tempfile.TemporaryDirectory(prefix="ttsvar-prompts-") as folder:
+        file = Path(folder) / "prompts.jsonl"
+        count = 0
+        with file.open("w", encoding="utf-8") as lines:
+            for prompt in _numbered(prompts):
+                lines.write(json.dumps({"prompt": prompt.text, "id": prompt.prompt_id}) + "\n")
+                count += 1
+        wanted = {**settings, "prompts.path": str(file), "prompts.id_column": "id"}
+        config = load_config(None, _overrides(wanted))
+        with _bar(count, enabled=progress) as advance:
+            done = 0
+
+            def follow(state: Any) -> None:
+                nonlocal done
+                advance(state.prompts_done - done)
+                done = state.prompts_done
+
+            summary = run_job(config, progress=follow)
+    return load(summary.output)
+
+
+def _given(
+    *,
+    model: str,
+    n: int | None,
+    strategy: str | None,
+    reward: str | None,
+    extractor: str | None,
+    seed: int | None,
+    device: str | None,
+    keep: str,
+) -> dict[str, Any]:
+    named = {
+        "model.name": model,
+        "strategy.n": n,
+        "strategy.name": strategy,
+        "reward.name": reward,
+        "features.extractor": extractor,
+        "seed": seed,
+        "model.device": device,
+        "output.keep": keep,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as a command line has them; JSON is YAML."""
+    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
+def _refuse_two_sources(objects: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    sections = {"reward": "reward.", "extractor": "features."}
+    problems = [
+        f"{name}: an object is given, which no setting describes, and {setting}, too; remove one"
+        for name, value in objects.items()
+        if value is not None
+        for setting in settings
+        if setting.startswith(sections[name])
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _by_path(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    path = f"{type(value).__module__}:{type(value).__qualname__}"
+    raise ConfigurationError(
+        f"{name}: expected a name or an import path such as '{path}' for a job "
+        "on Ray, whose workers import it; got an object. Without output= the object itself will do"
+    )
+
+
+def _numbered(prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[Prompt]:
+    """Yield prompts as a prompt file would: equal ids are told apart by their ordinal."""
+    seen: dict[str, int] = {}
+    for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts):
+        text = one if isinstance(one, str) else one.get("prompt")
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigurationError(
+                f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', got {one!r}"
+            )
+        prompt_id = text if isinstance(one, str) else one.get("id", text)
+        ordinal = seen.get(prompt_id, 0)
+        seen[prompt_id] = ordinal + 1
+        yield Prompt(row=row, prompt_id=prompt_id, ordinal=ordinal, text=text)
+
+
+def _result(outcome: PromptResult | PromptFailure) -> Result:
+    prompt = outcome.prompt
+    if isinstance(outcome, PromptFailure):
+        error = outcome.errors[-1] if outcome.errors else "given up"
+        return Result(prompt=prompt.text, prompt_id=prompt.prompt_id, images=(), tree=None, error=error)
+    return Result.of(prompt.text, prompt.prompt_id, outcome.images, outcome.trace)
+
+
+@contextlib.contextmanager
+def _bar(total: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error; yield what moves it by a number of prompts."""
+    if not enabled:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as shown:
+        task = shown.add_task("prompts", total=total)
+        yield lambda count: shown.advance(task, count)
