@@ -66,10 +66,9 @@ class Search:
             ConfigurationError: everything that is wrong with the settings.
             CheckpointError: weights that cannot be used.
         """
-        objects = {
-            "reward": None if isinstance(reward, str) else reward,
-            "extractor": None if isinstance(extractor, str) else extractor,
-        }
+        own_reward = None if isinstance(reward, str) else reward
+        own_extractor = None if isinstance(extractor, str) else extractor
+        objects = {"reward": own_reward, "extractor": own_extractor}
         given = _given(
             model=model,
             n=n,
@@ -86,11 +85,11 @@ class Search:
         from ttsvar_ray.job.resolved import resolve
 
         _refuse_two_sources(objects, settings or {})
-        resolved = resolve(config, needs_parts=not any(objects.values()))
+        resolved = resolve(config, needs_parts=own_reward is None and own_extractor is None)
         self.plan = resolved.plan
         self._seed = config.seed
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
-        self._engine = build_engine(resolved, **objects)
+        self._engine = build_engine(resolved, reward=own_reward, extractor=own_extractor)
 
     def stream(self, prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[tuple[int, Result]]:
         """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
