@@ -114,7 +114,7 @@ class Answers:
         segment = self._plan.segments[task.segment_index]
         has_features = Signal.FEATURES in segment.reads
         picked = [(task.prompt.row * 7919 + slot * 31 + task.segment_index) % 509 for slot in task.slots]
-        image = FinalImage(payload=b"", width=1024, height=1024, image_format="png")
+        image = FinalImage.of_bytes(b"", width=1024, height=1024, image_format="png")
         return SegmentReport(
             prompt_key=task.prompt.key,
             attempt=task.attempt,

@@ -46,7 +46,7 @@ FAILS_EVERY = 1_000
 REPEATS_EVERY = 4
 """Each fourth prompt repeats the one before it: as many ordinals to keep as a prompt set could have."""
 
-_IMAGE = FinalImage(payload=b"\x89PNG", width=1, height=1, image_format="png")
+_IMAGE = FinalImage.of_bytes(b"\x89PNG", width=1, height=1, image_format="png")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

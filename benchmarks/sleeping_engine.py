@@ -111,7 +111,7 @@ class SleepingEngine:
         segments.setdefault(segment.index, set()).update(task.slots)
         count = len(task.slots)
         has_features = Signal.FEATURES in segment.reads
-        image = FinalImage(payload=self._image, width=1024, height=1024, image_format="png")
+        image = FinalImage.of_bytes(self._image, width=1024, height=1024, image_format="png")
         return SegmentReport(
             prompt_key=task.prompt.key,
             attempt=task.attempt,

@@ -38,6 +38,10 @@ class OutputError(TtsVarError):
     """An output folder that cannot be continued: another configuration, or another run's lock."""
 
 
+class DamagedImageError(TtsVarError):
+    """The bytes of an image are no longer those that its worker encoded."""
+
+
 class LostRowsError(TtsVarError):
     """Prompts that are in neither the images nor the dead letters of an output, or in both."""
 

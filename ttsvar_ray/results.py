@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,29 @@ PackedBits = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalImage:
-    """One finished image. `payload` is opaque here: encoded bytes, or a reference to them."""
+    """One finished image.
+
+    Attributes:
+        payload: encoded bytes, or a reference to them, which is opaque here.
+        crc32: of the bytes as they were encoded: on their way to the file they pass through the memories of
+            several machines.
+    """
 
     payload: Any
     width: int
     height: int
     image_format: str
+    crc32: int
+
+    @classmethod
+    def of_bytes(cls, content: bytes, *, width: int, height: int, image_format: str) -> FinalImage:
+        """Return the image of bytes that have just been encoded."""
+        crc32 = zlib.crc32(content)
+        return cls(payload=content, width=width, height=height, image_format=image_format, crc32=crc32)
+
+    def is_intact(self, content: bytes) -> bool:
+        """Whether bytes are those that were encoded."""
+        return zlib.crc32(content) == self.crc32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,9 @@
 A trial is a small job: several runs of it, each with random failures and now and then `--retry-failed`, each
 killed at a random step of what it does to the storage. A step is the moment before or after a file is
 flushed, renamed, linked, deleted, moved or uploaded, and before or after the lock is taken or released: of
-parts, traces, dead letters, bad lines, run.json, the card and the lock. Then one run is left alone, and its
-output must be that of a job that was never disturbed, byte for byte.
+parts, traces, manifests, dead letters, bad lines, run.json, the card and the lock. Then the files of every
+part are what its manifest says. In the end one run is left alone, and its output must be that of a job that
+was never disturbed, byte for byte.
 
 `TTSVAR_CRASHES=100000` runs so many trials on each of three storages; in pieces with
 `TTSVAR_CRASHES_FROM=<first seed>`: each piece runs the seeds from there up to `TTSVAR_CRASHES`.
@@ -13,6 +14,7 @@ output must be that of a job that was never disturbed, byte for byte.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import shutil
@@ -43,6 +45,7 @@ from ttsvar_ray.dataset import (
     summarise_output,
     write_bad_lines,
 )
+from ttsvar_ray.dataset.part_manifest import read_part_manifest
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts import BadLine
 from ttsvar_ray.results import (
@@ -58,7 +61,7 @@ from ttsvar_ray.types import ColumnType, Prompt
 FIRST = int(os.environ.get("TTSVAR_CRASHES_FROM", "0"))
 TRIALS = int(os.environ.get("TTSVAR_CRASHES", "120"))
 
-MOST_STEPS = 90
+MOST_STEPS = 120
 """About as many as a run of the largest job takes."""
 
 MANIFEST: dict[str, Any] = {
@@ -212,7 +215,7 @@ def make_prompts(count: int) -> list[Prompt]:
 
 
 def done(prompt: Prompt) -> PromptResult:
-    image = FinalImage(payload=f"image {prompt.row}".encode(), width=1, height=1, image_format="png")
+    image = FinalImage.of_bytes(f"image {prompt.row}".encode(), width=1, height=1, image_format="png")
     kept = ResultImage(
         rank=0, image=image, reward=prompt.row, reward_history=(), lineage=(0,), bits=(), member_rewards=()
     )
@@ -264,12 +267,25 @@ def files(where: str) -> dict[str, bytes]:
     layout = OutputLayout(where)
     folders = {"": layout.root, "data/": layout.data_folder, "trace/": layout.trace_folder}
     folders["failed/"] = layout.failed_folder
+    folders["manifest/"] = layout.manifest_folder
     return {
         f"{prefix}{name}": (folder / name).read_bytes()
         for prefix, folder in folders.items()
         for name in folder.names()
-        if prefix or name not in ("data", "trace", "failed")
+        if prefix or not (layout.root / name).is_folder()
     }
+
+
+def check_manifests(where: str) -> None:
+    """Compare the files of each part that is there with its manifest."""
+    layout = OutputLayout(where)
+    for index, part in layout.data_parts().items():
+        manifest = read_part_manifest(layout.manifest_part(index))
+        assert manifest is not None
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        assert digest in [each.sha256 for each in (manifest.data, *manifest.data_before)]
+        digest = hashlib.sha256(layout.trace_part(index).read_bytes()).hexdigest()
+        assert digest in [each.sha256 for each in (manifest.trace, *manifest.trace_before)]
 
 
 @contextlib.contextmanager
@@ -305,6 +321,10 @@ def one_trial(kind: str, folder: Path, seed: int, process: Process, expected: di
                     fails=lambda prompt, rate=rate: draw.random() < rate,
                     retry_failed=draw.random() < 0.6,
                 )
+            process.begin(None)
+            for each in OutputLayout(where).folders:
+                each.remove_leftovers()
+            check_manifests(where)
         process.begin(None)
         run(where, prompts, rows_per_chunk, retry_failed=True)
         assert files(where) == expected[case], f"seed {seed} on {kind}"

@@ -44,7 +44,7 @@ def features_of(bits: PackedBits) -> list[float]:
 
 def image_of(bits: PackedBits) -> FinalImage:
     """Return an "image" that names all the bits it came from."""
-    return FinalImage(payload=_digest(b"image", bits), width=4, height=4, image_format="raw")
+    return FinalImage.of_bytes(_digest(b"image", bits), width=4, height=4, image_format="raw")
 
 
 def _digest(purpose: bytes, bits: PackedBits) -> bytes:

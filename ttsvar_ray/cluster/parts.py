@@ -121,7 +121,7 @@ class PartWriter:
             raise PartError(f"the sink died {times} times in a row; the last time over {reason}")
         self._notice(f"the sink died ({reason}); another one writes what it had")
         ray.kill(self._sink)  # One that cannot be reached may live all the same, and go on writing.
-        for folder in (self._layout.data_folder, self._layout.trace_folder, self._layout.failed_folder):
+        for folder in self._layout.folders:
             folder.remove_leftovers()
         waiting = [first, *self._writes.values()]
         self._writes.clear()

@@ -18,6 +18,7 @@ from ttsvar_ray.dataset import (
     guarded,
     write_chunk,
 )
+from ttsvar_ray.errors import DamagedImageError
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import PromptResult
 
@@ -26,7 +27,8 @@ FETCH_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostImages:
-    """A chunk that was not written, because images of these rows are gone with the node that held them."""
+    """A chunk that was not written, because images of these rows are gone with the node that held them, or
+    came with other bytes than they were sent with."""
 
     chunk_index: int
     rows: tuple[int, ...]
@@ -76,11 +78,12 @@ class Sink:
                 context=context,
                 resolve=fetch,
             )
-        except RayError as error:
+        except (RayError, DamagedImageError) as error:
             lost = tuple(outcome.prompt.row for outcome in chunk.finished if not _is_whole(outcome, deadline))
             if not lost:
                 raise
-            return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=type(error).__name__)
+            reason = str(error) if isinstance(error, DamagedImageError) else type(error).__name__
+            return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=reason)
 
 
 def fetch(payload: Any, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> bytes:
@@ -114,11 +117,12 @@ def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
 
 def _is_whole(outcome: PromptResult, deadline: float) -> bool:
     try:
-        for kept in outcome.images:
-            fetch(kept.image.payload, timeout_seconds=max(0.0, deadline - time.monotonic()))
+        return all(
+            kept.image.is_intact(fetch(kept.image.payload, max(0.0, deadline - time.monotonic())))
+            for kept in outcome.images
+        )
     except RayError:
         return False
-    return True
 
 
 SinkActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Sink)

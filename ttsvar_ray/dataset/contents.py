@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.part_manifest import settle
 from ttsvar_ray.errors import LostRowsError, OutputError, StorageError
 from ttsvar_ray.storage import Location
 
@@ -153,13 +154,14 @@ def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, t
     """Return the rows without images of each committed chunk that has dead letters; needs the lock.
 
     A letter that says `"retry": false` is left alone. Letters of rows that have images are removed: they are
-    what a rewrite that was killed left.
+    what a rewrite that was killed left, as is a part's manifest that names two contents.
     """
     parts = {index: file for index, file in layout.failed_parts().items() if index in committed}
 
     def look(letters_file: Location) -> tuple[int, ...]:
         index = int(letters_file.name.removeprefix("part-").partition(".")[0])
         letters = read_letters(letters_file)
+        settle(layout, index)
         done = rows_in(layout.data_part(index))
         still = [letter for letter in letters if letter["row"] not in done]
         if len(still) < len(letters):

@@ -3,6 +3,7 @@
 OUTPUT/run.json                     what this output is: settings, prompts, versions
 OUTPUT/data/part-00000.parquet      images; its presence says that chunk 0 is done
 OUTPUT/trace/part-00000.parquet     the searches behind them
+OUTPUT/manifest/part-00000.json     sizes and digests of these two files
 OUTPUT/failed/part-00000.jsonl      prompts of chunk 0 that were given up
 OUTPUT/failed/bad_lines.jsonl       lines of the prompt file that hold no prompt
 OUTPUT/README.md                    data set card: which files `datasets` opens
@@ -56,9 +57,19 @@ class OutputLayout:
         return self.root / "trace"
 
     @property
+    def manifest_folder(self) -> Location:
+        """Where the manifests of the parts are."""
+        return self.root / "manifest"
+
+    @property
     def failed_folder(self) -> Location:
         """Where the dead letters are."""
         return self.root / "failed"
+
+    @property
+    def folders(self) -> tuple[Location, ...]:
+        """All folders that a run writes to."""
+        return self.data_folder, self.trace_folder, self.manifest_folder, self.failed_folder
 
     @property
     def bad_lines_file(self) -> Location:
@@ -72,6 +83,10 @@ class OutputLayout:
     def trace_part(self, chunk_index: int) -> Location:
         """Return the trace of one chunk."""
         return self.trace_folder / f"part-{chunk_index:05d}.parquet"
+
+    def manifest_part(self, chunk_index: int) -> Location:
+        """Return the manifest of one chunk's part."""
+        return self.manifest_folder / f"part-{chunk_index:05d}.json"
 
     def failed_part(self, chunk_index: int) -> Location:
         """Return the dead letters of one chunk."""

@@ -84,7 +84,7 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
     # First of all files: a folder without it would be refused as somebody's other files after a crash.
     if present is None and not layout.run_file.create_text(json.dumps(manifest.to_json(), indent=2) + "\n"):
         present = check_output(layout, manifest)
-    for folder in (layout.data_folder, layout.trace_folder, layout.failed_folder):
+    for folder in layout.folders:
         folder.make_folder()
         folder.remove_leftovers()
     layout.root.remove_leftovers()

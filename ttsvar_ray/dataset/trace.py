@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ttsvar_ray.errors import OutputError
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.storage import Location
 from ttsvar_ray.types import Prompt
@@ -80,36 +82,49 @@ def selection_records(table: pa.Table) -> dict[int, list[SelectionRecord]]:
     return records
 
 
-def write_trace_part(location: Location, finished: Iterable[PromptResult]) -> None:
-    """Write the selections of these prompts, in the order given, atomically."""
-    _write(location, _table(finished))
+def write_trace(path: Path, finished: Iterable[PromptResult]) -> int:
+    """Write the selections of these prompts, in the order given, to a local file; return its rows."""
+    return _write(path, _table(finished))
 
 
-def merge_trace_part(
-    location: Location, finished: Iterable[PromptResult], *, replaced: Collection[int]
-) -> None:
-    """Put the selections of prompts that ran again into the trace of their chunk, in prompt order.
+def write_merged_trace(
+    path: Path, present: Location, finished: Iterable[PromptResult], *, replaced: Collection[int]
+) -> int:
+    """Write the trace of a chunk with the selections of prompts that ran again, in prompt order.
+
+    Returns:
+        Its rows.
 
     Args:
-        location: the trace as it is; one of an earlier version may lack columns, which are empty then, and
+        path: on this machine.
+        present: the trace as it is; one of an earlier version may lack columns, which are empty then, and
             one that somebody has deleted is begun anew.
         finished: what is new.
         replaced: rows whose selections, of a try that was cut short, are dropped.
+
+    Raises:
+        OutputError: the trace as it is is damaged.
     """
-    present = trace_schema().empty_table()
-    with contextlib.suppress(FileNotFoundError), location.open_arrow() as file:
-        present = pq.read_table(file)
+    table = trace_schema().empty_table()
+    try:
+        with contextlib.suppress(FileNotFoundError), present.open_arrow() as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(
+            f"{present}: not a whole Parquet file ({str(error).splitlines()[0]}); delete it to have the "
+            "trace of this part begun anew"
+        ) from None
     for name, kind, _ in _COLUMNS:
-        if name not in present.column_names:
-            present = present.append_column(name, pa.nulls(len(present), kind))
-    kept = present.filter(pc.invert(pc.is_in(present["row"], pa.array(list(replaced), pa.int64()))))
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), kind))
+    kept = table.filter(pc.invert(pc.is_in(table["row"], pa.array(list(replaced), pa.int64()))))
     merged = pa.concat_tables([kept.select(trace_schema().names).cast(trace_schema()), _table(finished)])
-    _write(location, merged.take(pc.sort_indices(merged["row"])))
+    return _write(path, merged.take(pc.sort_indices(merged["row"])))
 
 
-def _write(location: Location, table: Any) -> None:
-    with location.replacing() as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+def _write(path: Path, table: Any) -> int:
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    return len(table)
 
 
 def _table(finished: Iterable[PromptResult]) -> Any:

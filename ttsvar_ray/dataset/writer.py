@@ -6,8 +6,9 @@ none.
 
 Invariant: `data/part-N.parquet` exists exactly if chunk N is whole.
 
-    a new part          dead letters, trace, part: what the part vouches for is there
-    a part is there     trace, part, dead letters: a row is always in the part or has a letter
+    a new part          dead letters, manifest, trace, part: what the part vouches for is there
+    a part is there     manifest, trace, part, manifest, dead letters: a row is always in the part or has a
+                        letter, and as long as the manifest names two contents the letters are there
 
 A part is replaced as a whole, so that at any moment it holds the rows from before or those and the new ones.
 A prompt whose row is in the part is done, whatever a dead letter says; `failed_rows` removes letters that a
@@ -16,20 +17,29 @@ killed rewrite left behind.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.contents import PartTotals
+from ttsvar_ray.dataset.contents import PartTotals, damaged
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.part_manifest import (
+    FileSum,
+    PartManifest,
+    read_part_manifest,
+    settle,
+    write_part_manifest,
+)
 from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
-from ttsvar_ray.dataset.trace import merge_trace_part, write_trace_part
-from ttsvar_ray.errors import LostRowsError, OutputError
+from ttsvar_ray.dataset.trace import write_merged_trace, write_trace
+from ttsvar_ray.errors import DamagedImageError, LostRowsError, OutputError
 from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.storage import Location
 
@@ -97,12 +107,14 @@ def write_chunk(
         resolve: turns the payload of an image into its bytes, one image at a time.
 
     Raises:
+        DamagedImageError: bytes of an image changed on their way.
         LostRowsError: a row is missing, comes twice or is of another chunk.
         OutputError: the part that is there is damaged, or has other columns than this version writes.
     """
     part, trace, letters = (
         place(chunk_index) for place in (layout.data_part, layout.trace_part, layout.failed_part)
     )
+    manifest = layout.manifest_part(chunk_index)
     is_there = part.is_file()
     ran = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
     if len(set(ran)) != len(ran) or not set(ran) <= set(rows) or (len(ran) < len(rows) and not is_there):
@@ -110,15 +122,32 @@ def write_chunk(
         raise LostRowsError(f"chunk {chunk_index}: expected {some}{rows} once, got rows {ran}")
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
     images = 0
-    if is_there:
-        merge_trace_part(trace, ordered, replaced=ran)
-        if ordered:
-            images = _rewrite_part(part, ordered, context=context, resolve=resolve)
-        replace_letters(letters, failed, ran=ran)
-    else:
+    if not is_there:
         write_failed_part(letters, failed)
-        write_trace_part(trace, ordered)
-        images = write_part(part, ordered, context=context, resolve=resolve)
+    with contextlib.ExitStack() as commit:
+        # Closed in reverse: the trace gets its name before the part, and both after the manifest.
+        data: FileSum | None = None
+        if ordered or not is_there:
+            staged = commit.enter_context(part.replacing())
+            if is_there:
+                images = _write_merged_part(staged, part, ordered, context=context, resolve=resolve)
+            else:
+                images = write_part(staged, ordered, context=context, resolve=resolve)
+            data = FileSum.of(staged, rows=images)
+        staged = commit.enter_context(trace.replacing())
+        if is_there:
+            selections = write_merged_trace(staged, trace, ordered, replaced=ran)
+        else:
+            selections = write_trace(staged, ordered)
+        selected = FileSum.of(staged, rows=selections)
+        before = read_part_manifest(manifest) if is_there else None
+        if before is not None:
+            write_part_manifest(manifest, before.replaced_by(data=data, trace=selected))
+        elif data is not None:
+            write_part_manifest(manifest, PartManifest(data=data, trace=selected))
+    if is_there:
+        settle(layout, chunk_index)
+        replace_letters(letters, failed, ran=ran)
     return ChunkReport(
         chunk_index=chunk_index,
         prompts=len(finished),
@@ -129,55 +158,60 @@ def write_chunk(
 
 
 def write_part(
-    location: Location,
+    path: Path,
     finished: Iterable[PromptResult],
     *,
     context: RowContext,
     resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> int:
-    """Write one Parquet part atomically, a row per kept image in the order given; return its rows.
+    """Write one Parquet part to a local file, a row per kept image in the order given; return its rows.
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
     """
     return _write_rows(
-        location, _part_rows(finished, context, resolve), data_schema(context.carried, bits=context.bits)
+        path, _part_rows(finished, context, resolve), data_schema(context.carried, bits=context.bits)
     )
 
 
-def _rewrite_part(
+def _write_merged_part(
+    path: Path,
     part: Location,
     finished: Sequence[PromptResult],
     *,
     context: RowContext,
     resolve: Callable[[Any], bytes],
 ) -> int:
-    """Replace a part by one with its rows and those of prompts that ran again, in prompt order."""
+    """Write a part with its rows and those of prompts that ran again, in prompt order; return its rows."""
     schema = data_schema(context.carried, bits=context.bits)
     present = _present_rows(part, schema, without={outcome.prompt.row for outcome in finished})
     merged = heapq.merge(
         present, _part_rows(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
     )
-    return _write_rows(part, merged, schema)
+    return _write_rows(path, merged, schema)
 
 
 def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]) -> Iterator[dict[str, Any]]:
-    with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
+    with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
         if not parquet.schema_arrow.equals(schema):
             raise OutputError(
                 f"{part}: expected the columns that this version writes, got those of another version; "
                 "delete the part to have its prompts generated again"
             )
-        for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
-            yield from (row for row in batch.to_pylist() if row["row"] not in without)
+        try:
+            for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
+                yield from (row for row in batch.to_pylist() if row["row"] not in without)
+        except (pa.ArrowException, OSError) as error:
+            # Bits that flipped in it must not get a new checksum.
+            raise damaged(part, error) from None
 
 
-def _write_rows(location: Location, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
-    """Write rows, in the order given, as one Parquet part, atomically; return how many.
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
+    """Write rows, in the order given, as one Parquet part; return how many.
 
     The bytes depend on the rows and on nothing else: not on where they come from.
     """
     totals = PartTotals()
-    with location.replacing() as temporary, _parquet_writer(temporary, schema) as writer:
+    with _parquet_writer(path, schema) as writer:
         for group in _row_groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
             for row in group:
@@ -200,6 +234,7 @@ def _parquet_writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=small,
         write_statistics=small,
         write_page_index=True,
+        write_page_checksum=True,
     )
 
 
@@ -238,13 +273,18 @@ def _row(
     outcome: PromptResult, kept: ResultImage, context: RowContext, resolve: Callable[[Any], bytes]
 ) -> dict[str, Any]:
     prompt, image = outcome.prompt, kept.image
+    content = resolve(image.payload)
+    if not image.is_intact(content):
+        raise DamagedImageError(
+            f"image {kept.rank} of prompt {prompt.key}: its bytes changed between its worker and here"
+        )
     name = f"{prompt.row:08d}-{kept.rank}.{_SUFFIXES[image.image_format]}"
     row: dict[str, Any] = {
         "row": prompt.row,
         "prompt_id": prompt.prompt_id,
         "ordinal": prompt.ordinal,
         "prompt": prompt.text,
-        "image": {"bytes": resolve(image.payload), "path": name},
+        "image": {"bytes": content, "path": name},
         "image_rank": kept.rank,
         "width": image.width,
         "height": image.height,

@@ -61,4 +61,4 @@ class ImageEncoder:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format=self._format, **self._options)
         height, width = image.shape[:2]
-        return FinalImage(payload=buffer.getvalue(), width=width, height=height, image_format=self._format)
+        return FinalImage.of_bytes(buffer.getvalue(), width=width, height=height, image_format=self._format)

@@ -25,7 +25,7 @@ _BITS = b"\x00"
 _PATCHES = (8, 32)
 """Patches and their width where the selection itself reduces them; real ones are larger."""
 
-_IMAGE = FinalImage(payload=b"", width=1, height=1, image_format="none")
+_IMAGE = FinalImage.of_bytes(b"", width=1, height=1, image_format="none")
 _PUBLISHED_LAMBDA = 10.0
 
 

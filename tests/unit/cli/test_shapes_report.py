@@ -30,8 +30,8 @@ PROMPTS = ["a red circle", "two rings", "a circle above a cross", "a cross"]
 def png(pixels: np.ndarray) -> FinalImage:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    return FinalImage(
-        payload=file.getvalue(), width=pixels.shape[1], height=pixels.shape[0], image_format="png"
+    return FinalImage.of_bytes(
+        file.getvalue(), width=pixels.shape[1], height=pixels.shape[0], image_format="png"
     )
 
 

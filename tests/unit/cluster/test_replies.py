@@ -21,7 +21,7 @@ def report(*payloads: bytes) -> SegmentReport:
         features=None,
         rewards=np.zeros((len(payloads), 1), dtype=np.float32),
         bits=((b"x",),) * len(payloads),
-        images=tuple(FinalImage(payload=p, width=1, height=1, image_format="png") for p in payloads),
+        images=tuple(FinalImage.of_bytes(p, width=1, height=1, image_format="png") for p in payloads),
     )
 
 

@@ -32,7 +32,7 @@ CONTEXT = RowContext(model="tiny", strategy="none", seed=1, reward_name="none")
 
 
 def done(row: int) -> PromptResult:
-    image = FinalImage(payload=b"\x89PNG", width=1, height=1, image_format="png")
+    image = FinalImage.of_bytes(b"\x89PNG", width=1, height=1, image_format="png")
     kept = ResultImage(
         rank=0, image=image, reward=0.5, reward_history=(), lineage=(0,), bits=(), member_rewards=()
     )
@@ -131,4 +131,16 @@ def test_images_that_do_not_arrive_are_waited_for_once(
     monkeypatch.setattr(ray, "wait", wait)
     assert write(layout, *outcomes) == LostImages(chunk_index=0, rows=(2,), reason="they did not arrive")
     assert waits == [120.0]
+    assert layout.data_parts() == {}
+
+
+def test_an_image_that_changed_on_its_way_is_generated_again(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    outcomes = [done(row) for row in range(3)]
+    image = replace(outcomes[1].images[0].image, payload=b"\x89PNg")
+    outcomes[1] = replace(outcomes[1], images=(replace(outcomes[1].images[0], image=image),))
+    lost = write(layout, *outcomes)
+    assert isinstance(lost, LostImages)
+    assert lost.rows == (1,)
+    assert "its bytes changed between its worker and here" in lost.reason
     assert layout.data_parts() == {}

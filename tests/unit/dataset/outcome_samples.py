@@ -29,7 +29,7 @@ def pixels(row: int, rank: int = 0) -> np.ndarray:
 def encoded(row: int, rank: int = 0) -> FinalImage:
     file = io.BytesIO()
     Image.fromarray(pixels(row, rank)).save(file, format="PNG")
-    return FinalImage(payload=file.getvalue(), width=8, height=6, image_format="png")
+    return FinalImage.of_bytes(file.getvalue(), width=8, height=6, image_format="png")
 
 
 def result(row: int, *, images: int = 1, payload: Any = None, **columns: Any) -> PromptResult:

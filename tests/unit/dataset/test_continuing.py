@@ -115,7 +115,7 @@ def test_an_output_whose_making_was_cut_short_is_continued(tmp_path: Path) -> No
     layout = OutputLayout(tmp_path)
     layout.run_file.write_text(json.dumps(manifest().to_json()))
     open_output(layout, manifest())
-    assert sorted(layout.root.names()) == ["README.md", "data", "failed", "run.json", "trace"]
+    assert sorted(layout.root.names()) == ["README.md", "data", "failed", "manifest", "run.json", "trace"]
 
 
 def test_another_prompt_set_is_refused(tmp_path: Path) -> None:
