@@ -106,7 +106,7 @@ class SavedRun(Sequence[Result]):
 def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
     try:
         with part.open_arrow() as file:
-            return pq.read_table(file, columns=columns)
+            return pq.read_table(file, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -118,8 +118,8 @@ def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Res
     images = [
         ResultImage(
             rank=row["image_rank"],
-            image=FinalImage(
-                payload=row["image"]["bytes"],
+            image=FinalImage.of_bytes(
+                row["image"]["bytes"],
                 width=row["width"],
                 height=row["height"],
                 image_format=row["image"]["path"].rpartition(".")[2],

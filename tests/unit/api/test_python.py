@@ -174,7 +174,7 @@ def test_a_failed_prompt_says_why_and_has_no_picture() -> None:
 
 def test_the_picture_of_a_tree_shows_every_trajectory_and_the_winners_line() -> None:
     def image(rank: int, reward: float, lineage: tuple[int, ...]) -> ResultImage:
-        final = FinalImage(payload=b"", width=1, height=1, image_format="png")
+        final = FinalImage.of_bytes(b"", width=1, height=1, image_format="png")
         return ResultImage(
             rank=rank, image=final, reward=reward, reward_history=(reward,), lineage=lineage, bits=()
         )
