@@ -1,4 +1,4 @@
-"""The engine and everything below it run where ray is not installed."""
+"""The engine and everything below it run without ray, and what a job means is found without transformers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ttsvar_ray.types import Prompt
 
 config = load_config(None, ["strategy.n=1", "output.path=unused"], needs_files=False)
 job = resolve(config)
+assert "transformers" not in sys.modules, "seconds that each command and each driver would wait"
 prompt = Prompt(row=0, prompt_id="a", ordinal=0, text="a red ring")
 (result,) = run_local(
     [prompt], plan=job.plan, engines=[build_engine(job)], run_seed=0, settings=CoordinatorSettings()

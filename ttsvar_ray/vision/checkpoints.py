@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
 
 from ttsvar_ray.errors import CheckpointError
+
+if (
+    TYPE_CHECKING
+):  # Models read their weights here, too: no process is to wait seconds for what it does not use.
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LISTED = 8
 """How many names of one kind a message lists."""
