@@ -150,12 +150,14 @@ class DummyCluster:
         if isinstance(item, Release):
             worker.engine.release(item.prompt_key, item.attempt)
             return
-        results = tuple(
-            replace(result, seconds=result.seconds * worker.slowdown)
-            if isinstance(result, SegmentReport)
-            else result
-            for result in worker.engine.run_segment(item.tasks)
-        )
+        results = tuple(worker.engine.run_segment(item.tasks))
+        if worker.slowdown != 1.0:
+            results = tuple(
+                replace(result, seconds=result.seconds * worker.slowdown)
+                if isinstance(result, SegmentReport)
+                else result
+                for result in results
+            )
         self._check_memory(worker, item)
         self.mail.append(BatchDone(worker_id=worker_id, batch_id=item.batch_id, results=results))
 

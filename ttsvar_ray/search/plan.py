@@ -8,7 +8,6 @@ left unread. It never changes after it was made.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 from ttsvar_ray.search.operators.protocol import Operator, Signal
@@ -64,6 +63,7 @@ class Plan:
             this sign.
         scored_scales: scales after which every live trajectory is decoded and scored: those whose rewards
             an operator needs, and the last one, where the best image is chosen.
+        segments: the plan cut after each selection.
     """
 
     strategy: str
@@ -74,6 +74,7 @@ class Plan:
     combination: RewardCombination | None = None
     joint_component: ComponentSign | None = None
     scored_scales: tuple[int, ...] = field(init=False, compare=False)
+    segments: tuple[Segment, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1
@@ -92,6 +93,7 @@ class Plan:
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
         assert set(falls) <= set(scales)
         assert all(self.survivors_after[k] < self.population_before[k] for k in falls)
+        object.__setattr__(self, "segments", _segments(self))
 
     @property
     def num_scales(self) -> int:
@@ -108,13 +110,7 @@ class Plan:
         """Trajectories that run scale k: `survivors_after` shifted by one scale."""
         return (self.survivors_after[0], *self.survivors_after[:-1])
 
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The plan cut after each selection."""
-        return _segments(self)
 
-
-@functools.lru_cache(maxsize=256)
 def _segments(plan: Plan) -> tuple[Segment, ...]:
     population_before = plan.population_before
     ends: list[tuple[int, Selection | None]] = [(s.scale_index, s) for s in plan.selections]
