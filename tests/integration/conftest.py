@@ -16,31 +16,32 @@ from tests.support.tiny_jobs import PROMPTS, data_bytes, job, write_prompts
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_cluster() -> Iterator[Cluster]:
-    # Processes of a cluster on this machine inherit both; authentication would leave a token in the home.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "object_store_memory": 200 * 1024 * 1024,
-            "include_dashboard": False,
-        },
-    )
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Processes of a cluster on this machine inherit both; authentication would leave a token in the home.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "object_store_memory": 200 * 1024 * 1024,
+                "include_dashboard": False,
+            },
+        )
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def expected(
     ray_cluster: Cluster, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, bytes]:
