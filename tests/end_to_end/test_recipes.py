@@ -17,9 +17,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from tests.support.fake_hub import FakeHub, serve
 from tests.support.small_hub import SITECUSTOMIZE, small_hub, write_reward_sizes
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.job.resolved import resolve
 
@@ -193,14 +195,9 @@ def test_fetch_names_everything_that_a_job_reads(job: Path, monkeypatch: pytest.
     }
 
 
-def test_a_machine_of_24_gb_holds_one_prompt_of_its_job() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ttsvar_ray", "plan", "jobs/infinity_2b_24gb.yaml"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    )
-    (row,) = re.findall(r"^ *24 GB .* (\d+) +(\d+)$", done.stdout, flags=re.MULTILINE)
+def test_a_machine_of_24_gb_holds_one_prompt_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = CliRunner().invoke(app, ["plan", "jobs/infinity_2b_24gb.yaml"])
+    assert shown.exit_code == 0, shown.output
+    (row,) = re.findall(r"^ *24 GB .* (\d+) +(\d+)$", shown.stdout, flags=re.MULTILINE)
     assert row == ("1", "1")
