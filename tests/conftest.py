@@ -5,13 +5,37 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from tests.support.distribution import PROCESSES, FilesTogether, is_whole_suite, long_ones_first
 from tests.support.s3_server import S3Server, moto_server
 
 # Ray makes its workers give way to every other process: on a busy machine tests would wait minutes for them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# And a cluster that starts beside another one on two cores may need more than its half minute.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A core for each process. Tests that are about threads set their number themselves.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """All default tests run in two processes; a part of them, and the marked ones, in this one."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return PROCESSES if is_whole_suite(config) and config.option.capture != "no" else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    return FilesTogether(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        long_ones_first(items)
 
 
 @pytest.fixture(autouse=True)
