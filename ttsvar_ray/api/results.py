@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.api.tree import SearchTree
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.results import ResultImage, SelectionRecord
+from ttsvar_ray.types import Prompt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,6 +82,7 @@ class Result:
         images: kept images by rank; empty where the prompt failed.
         tree: of its search; None where it failed, or where nothing was selected.
         error: why there is no image; "" where there is one.
+        columns: what else the prompt came with.
     """
 
     prompt: str
@@ -88,15 +90,15 @@ class Result:
     images: tuple[FoundImage, ...]
     tree: SearchTree | None
     error: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, prompt: str, prompt_id: str, images: Sequence[ResultImage], trace: Sequence[SelectionRecord]
-    ) -> Result:
+    def of(cls, prompt: Prompt, images: Sequence[ResultImage], trace: Sequence[SelectionRecord]) -> Result:
         """Return a finished prompt."""
         return cls(
-            prompt=prompt,
-            prompt_id=prompt_id,
+            prompt=prompt.text,
+            prompt_id=prompt.prompt_id,
+            columns=prompt.columns,
             images=tuple(FoundImage.of(image) for image in images),
             tree=SearchTree.of(trace, images) if images else None,
         )

@@ -12,16 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.api.results import FoundImage, Result
-from ttsvar_ray.api.tree import SearchTree
-from ttsvar_ray.dataset import OutputLayout, RunManifest, read_manifest
+from ttsvar_ray.api.results import Result
+from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_manifest
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
 from ttsvar_ray.storage import Location
+from ttsvar_ray.types import Prompt
 
 _PARTS_KEPT = 2
 """Parts in memory: going through the results in order reads each part once."""
+_OWN = frozenset(data_schema((), bits=True).names)
 
 
 def load(output: str | Path) -> SavedRun:
@@ -131,9 +132,12 @@ def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Res
         )
         for row in rows
     ]
-    return Result(
-        prompt=rows[0]["prompt"],
-        prompt_id=rows[0]["prompt_id"],
-        images=tuple(FoundImage.of(image) for image in images),
-        tree=SearchTree.of(trace, images),
+    best = rows[0]
+    prompt = Prompt(
+        row=best["row"],
+        prompt_id=best["prompt_id"],
+        ordinal=best["ordinal"],
+        text=best["prompt"],
+        columns={name: value for name, value in best.items() if name not in _OWN},
     )
+    return Result.of(prompt, images, trace)

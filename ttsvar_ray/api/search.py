@@ -91,11 +91,11 @@ class Search:
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
         self._engine = build_engine(resolved, reward=own_reward, extractor=own_extractor)
 
-    def stream(self, prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[tuple[int, Result]]:
+    def stream(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[tuple[int, Result]]:
         """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
 
         Args:
-            prompts: texts, or mappings with "prompt" and "id"; equal ids draw different images.
+            prompts: texts, or mappings with "prompt", "id" and more; equal ids draw different images.
         """
         from ttsvar_ray.engine.local import run_local
 
@@ -109,7 +109,7 @@ class Search:
             yield outcome.prompt.row, _result(outcome)
 
     def run(
-        self, prompts: str | Iterable[str | Mapping[str, str]], *, loop: Loop | None = None
+        self, prompts: str | Iterable[str | Mapping[str, Any]], *, loop: Loop | None = None
     ) -> list[Result]:
         """Return a result per prompt, in their order.
 
@@ -131,7 +131,7 @@ class Search:
 
 
 def generate(
-    prompts: str | Iterable[str | Mapping[str, str]],
+    prompts: str | Iterable[str | Mapping[str, Any]],
     *,
     model: str = "shapes",
     n: int | None = None,
@@ -199,7 +199,7 @@ def generate(
     found: dict[int, Result] = {}
     with _bar(len(texts), enabled=progress) as advance:
         for place, result in search.stream(
-            [{"prompt": prompt.text, "id": prompt.prompt_id} for prompt in texts]
+            [{**one.columns, "prompt": one.text, "id": one.prompt_id} for one in texts]
         ):
             found[place] = result
             advance(1)
@@ -207,7 +207,7 @@ def generate(
 
 
 def _job(
-    prompts: str | Iterable[str | Mapping[str, str]], settings: Mapping[str, Any], *, progress: bool
+    prompts: str | Iterable[str | Mapping[str, Any]], settings: Mapping[str, Any], *, progress: bool
 ) -> SavedRun:
     """Run the prompts as a job and open what it wrote."""
     from ttsvar_ray.api.saved import load
@@ -218,7 +218,8 @@ def _job(
         count = 0
         with file.open("w", encoding="utf-8") as lines:
             for prompt in _numbered(prompts):
-                lines.write(json.dumps({"prompt": prompt.text, "id": prompt.prompt_id}) + "\n")
+                line = {**prompt.columns, "prompt": prompt.text, "id": prompt.prompt_id}
+                lines.write(json.dumps(line) + "\n")
                 count += 1
         wanted = {**settings, "prompts.path": str(file), "prompts.id_column": "id"}
         config = load_config(None, _overrides(wanted))
@@ -286,7 +287,7 @@ def _by_path(name: str, value: Any) -> str | None:
     )
 
 
-def _numbered(prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[Prompt]:
+def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prompt]:
     """Yield prompts as a prompt file would: equal ids are told apart by their ordinal."""
     seen: dict[str, int] = {}
     for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts):
@@ -298,15 +299,23 @@ def _numbered(prompts: str | Iterable[str | Mapping[str, str]]) -> Iterator[Prom
         prompt_id = text if isinstance(one, str) else one.get("id", text)
         ordinal = seen.get(prompt_id, 0)
         seen[prompt_id] = ordinal + 1
-        yield Prompt(row=row, prompt_id=prompt_id, ordinal=ordinal, text=text)
+        more = {} if isinstance(one, str) else {k: v for k, v in one.items() if k not in ("prompt", "id")}
+        yield Prompt(row=row, prompt_id=prompt_id, ordinal=ordinal, text=text, columns=more)
 
 
 def _result(outcome: PromptResult | PromptFailure) -> Result:
     prompt = outcome.prompt
     if isinstance(outcome, PromptFailure):
         error = outcome.errors[-1] if outcome.errors else "given up"
-        return Result(prompt=prompt.text, prompt_id=prompt.prompt_id, images=(), tree=None, error=error)
-    return Result.of(prompt.text, prompt.prompt_id, outcome.images, outcome.trace)
+        return Result(
+            prompt=prompt.text,
+            prompt_id=prompt.prompt_id,
+            images=(),
+            tree=None,
+            error=error,
+            columns=prompt.columns,
+        )
+    return Result.of(prompt, outcome.images, outcome.trace)
 
 
 @contextlib.contextmanager

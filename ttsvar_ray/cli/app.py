@@ -12,6 +12,7 @@ from ttsvar_ray.cli.doctor import doctor
 from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
+from ttsvar_ray.cli.report import report
 from ttsvar_ray.cli.shapes_report import shapes_report
 from ttsvar_ray.cli.simulate import simulate
 from ttsvar_ray.cli.verify import verify
@@ -31,6 +32,7 @@ app.command()(verify)
 app.command()(convert)
 app.command()(doctor)
 app.command()(fetch)
+app.command()(report)
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
 
