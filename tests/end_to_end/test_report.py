@@ -51,9 +51,7 @@ def test_the_page_in_a_browser(inline_prompts: int, tmp_path: Path, monkeypatch:
     page.write_page(file, summary(130), entries(130))
     text = shown(file, "query=prompt+12&order=best&open=121", tmp_path / "profile")
     assert cards(text) == [f"prompt {number}" for number in (*range(129, 119, -1), 112, 12)]
-    assert len(re.findall(r"image/webp;base64,\w", text)) == 12 + 2, (
-        "of cards and the open prompt"
-    )
+    assert len(re.findall(r"image/webp;base64,\w", text)) == 12 + 2, "of cards and the open prompt"
     dialog = text[text.index("<dialog") : text.index("</dialog>")]
     assert 'open=""' in dialog
     assert "<svg></svg>" in dialog

@@ -80,7 +80,10 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
     """
     is_inline = summary.prompts <= INLINE_PROMPTS
     folder = path.with_name(f"{path.stem}_files")
-    written, rows, scripts = [], [], []
+    written: list[Path] = []
+    scripts: list[str] = []
+    rows: list[list[Any]] = []
+    best: list[float] = []
     for number, some in enumerate(_batches(entries)):
         rows += [
             [
@@ -91,6 +94,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
             ]
             for entry in some
         ]
+        best += [entry.rewards[0] for entry in some if math.isfinite(entry.rewards[0])]
         script = f"ttsvarScript({number},{_json([_details(entry) for entry in some])});"
         if is_inline:
             scripts.append(f"<script>{script}</script>")
@@ -99,7 +103,6 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
             file = folder / f"prompts-{number:05d}.js"
             file.write_text(script, encoding="utf-8")
             written.append(file)
-    known = [row[2] for row in rows if row[2] is not None]
     data = {"rows": rows, "perScript": _PROMPTS_PER_SCRIPT, "folder": None if is_inline else folder.name}
     text = _TEMPLATE.read_text(encoding="utf-8")
     filled = {
@@ -108,7 +111,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
             f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd></div>"
             for what, value in summary.facts
         ),
-        "HISTOGRAM": histogram(known),
+        "HISTOGRAM": histogram(best),
         "SETTINGS": _table(summary.settings.items()),
         "FAILURES": _failures(summary.failures),
         "DATA": _json(data),
