@@ -139,6 +139,7 @@ class JobSummary:
 
     Attributes:
         output: the folder, a path or a URI without credentials.
+        uri: of the same folder, to open it by. May hold secrets: never show it.
         prompts: prompts with images, over all sessions.
         images: rows, over all sessions.
         failed: prompts that were given up, over all sessions.
@@ -152,6 +153,7 @@ class JobSummary:
     """
 
     output: str
+    uri: str = field(repr=False)
     prompts: int
     images: int
     failed: int

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ttsvar_ray.cli.check import check
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(generate)
+app.command()(check)
 app.command()(plan)
 app.command()(simulate)
 app.command()(verify)

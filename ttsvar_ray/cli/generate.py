@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
+from ttsvar_ray.cli.check import check_output_at
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ def generate(
         bool,
         typer.Option(
             "--force-new", help="If DIR holds another run, write to DIR-2 (or -3, ...); nothing is deleted."
+        ),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="When all is done, read the whole output as `ttsvar-ray check` does; 1 if it is damaged.",
         ),
     ] = False,
     strategy: options.Strategy = None,
@@ -99,6 +107,11 @@ def generate(
         config = load_config(job, options.overrides(flags, settings))
     summary = run(config, console=console, debug=debug, retry_failed=retry_failed, force_new=force_new)
     typer.echo("\n".join(summary_lines(config, summary)))
+    if verify:
+        with errors_for_people(debug=debug):
+            report = check_output_at(summary.uri)
+        if not report.is_whole:
+            raise typer.Exit(ExitCode.FAILED)
     if not is_within_budget(config, summary):
         raise typer.Exit(ExitCode.TOO_MANY_FAILED)
 

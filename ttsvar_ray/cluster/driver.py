@@ -164,6 +164,7 @@ class Driver:
         )
         return JobSummary(
             output=str(self.layout.root),
+            uri=self.layout.root.uri,
             prompts=on_disk.prompts,
             images=on_disk.images,
             failed=on_disk.failed,

@@ -28,6 +28,7 @@ from ttsvar_ray.errors import (
 
 SUMMARY: dict[str, Any] = {
     "output": "/somewhere/out",
+    "uri": "/somewhere/out",
     "prompts": 48,
     "images": 96,
     "failed": 0,

@@ -116,6 +116,7 @@ def test_the_demo_runs_three_strategies_and_compares_them(
         write_run(Path(config.output.path), {0: PROMPTS[0], 1: wrong, 2: PROMPTS[2], 3: PROMPTS[3]})
         return JobSummary(
             output=Path(config.output.path),
+            uri=config.output.path,
             prompts=4,
             images=8,
             failed=0,
