@@ -10,6 +10,7 @@ from ttsvar_ray.cli.check import check
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
+from ttsvar_ray.cli.export import export
 from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
@@ -35,6 +36,7 @@ app.command()(convert)
 app.command()(doctor)
 app.command()(fetch)
 app.command()(report)
+app.command()(export)
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
 

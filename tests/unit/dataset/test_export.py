@@ -1,0 +1,223 @@
+"""Exported images are those of the run, in layouts that their readers open."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from outcome_samples import CONTEXT, encoded, pixels, result
+from PIL import Image
+
+from ttsvar_ray.dataset import (
+    OutputLayout,
+    RowContext,
+    RunManifest,
+    carried_columns,
+    open_output,
+    write_chunk,
+)
+from ttsvar_ray.dataset.export import (
+    ExportedImage,
+    claim,
+    exported_images,
+    to_folder,
+    to_geneval,
+    to_t2i_compbench,
+    to_webdataset,
+)
+from ttsvar_ray.errors import OutputError
+from ttsvar_ray.types import ColumnType
+
+TYPES = {"tag": ColumnType.STRING, "include": ColumnType.JSON}
+COLUMNS: dict[str, Any] = {"tag": "counting", "include": [{"class": "dog", "count": 3}]}
+
+
+@pytest.fixture(autouse=True)
+def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> OutputLayout:
+    """Five images of three prompts in two parts."""
+    layout = OutputLayout(tmp_path / "run")
+    manifest = RunManifest(
+        config={},
+        content={},
+        config_digest="c",
+        prompts_path="p.txt",
+        prompts_digest="d",
+        prompt_count=3,
+        bad_lines=0,
+        rows_per_chunk=2,
+        chunk_digests=("d", "e"),
+        column_types=TYPES,
+        seed=7,
+    )
+    open_output(layout, manifest)
+    context = RowContext(
+        model="shapes",
+        strategy="tts-var",
+        seed=7,
+        reward_name="shapes",
+        carried=carried_columns(TYPES),
+        bits=True,
+    )
+    first = [result(0, images=2, **COLUMNS), result(1, images=2, **COLUMNS)]
+    write_chunk(layout, 0, rows=range(2), finished=first, failed=[], context=context)
+    write_chunk(layout, 1, rows=range(2, 3), finished=[result(2, **COLUMNS)], failed=[], context=context)
+    return layout
+
+
+def images(layout: OutputLayout, *, best_only: bool = False) -> Iterator[ExportedImage]:
+    return exported_images(layout, TYPES, best_only=best_only)
+
+
+def test_rows_come_in_order_with_their_columns_and_without_numbers_that_json_lacks(
+    layout: OutputLayout,
+) -> None:
+    found = list(images(layout))
+    keys = ["00000000-00", "00000000-01", "00000001-00", "00000001-01", "00000002-00"]
+    assert [image.key for image in found] == keys
+    assert [image.key for image in images(layout, best_only=True)] == [keys[0], keys[2], keys[4]]
+    assert found[0].encoded == encoded(0).payload
+    assert found[0].metadata["include"] == COLUMNS["include"]
+    assert found[0].metadata["reward_history"] == [None, 0.25]
+    assert not {"image", "bits"} & found[0].metadata.keys()
+    json.dumps(found[0].metadata, allow_nan=False)
+
+
+def test_webdataset_shards_have_no_gaps_and_open(layout: OutputLayout, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    assert to_webdataset(images(layout), shards, shard_size=2) == 5
+    assert [path.name for path in sorted(shards.iterdir())] == ["00000.tar", "00001.tar", "00002.tar"]
+    with tarfile.open(shards / "00001.tar") as tar:
+        assert tar.getnames() == [
+            f"{key}{suffix}" for key in ("00000001-00", "00000001-01") for suffix in (".png", ".json")
+        ]
+    rows = datasets.load_dataset(
+        "webdataset", data_files=str(shards / "*.tar"), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert [row["__key__"] for row in rows] == [image.key for image in images(layout)]
+    assert [row["json"]["tag"] for row in rows] == ["counting"] * 5
+    np.testing.assert_array_equal(np.asarray(rows[3]["png"]), pixels(1, 1))
+
+
+def test_an_export_that_was_stopped_goes_on_to_the_same_bytes(layout: OutputLayout, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    to_webdataset(images(layout), whole, shard_size=2)
+
+    def some() -> Iterator[ExportedImage]:
+        for number, image in enumerate(images(layout)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield image
+
+    with pytest.raises(KeyboardInterrupt):
+        to_webdataset(some(), stopped, shard_size=2)
+    assert [path.name for path in stopped.iterdir()] == ["00000.tar"]
+    kept = (stopped / "00000.tar").stat().st_mtime_ns
+    to_webdataset(images(layout), stopped, shard_size=2)
+    assert (stopped / "00000.tar").stat().st_mtime_ns == kept
+    for name in ("00000.tar", "00001.tar", "00002.tar"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_datasets_opens_the_folder(layout: OutputLayout, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert to_folder(images(layout), folder) == 5
+    rows = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "c")
+    )
+    assert [(row["row"], row["image_rank"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    np.testing.assert_array_equal(np.asarray(rows[1]["image"]), pixels(0, 1))
+
+
+def test_geneval_gets_a_folder_a_prompt_with_its_own_metadata(layout: OutputLayout, tmp_path: Path) -> None:
+    folder = tmp_path / "geneval"
+    assert to_geneval(images(layout), folder) == 5
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
+        "00000/metadata.jsonl",
+        "00000/samples/00000.png",
+        "00000/samples/00001.png",
+        "00001/metadata.jsonl",
+        "00001/samples/00000.png",
+        "00001/samples/00001.png",
+        "00002/metadata.jsonl",
+        "00002/samples/00000.png",
+    ]
+    told = (folder / "00001" / "metadata.jsonl").read_text()
+    assert told == json.dumps({**COLUMNS, "prompt": "prompt number 1"}), "as the prompt file has it"
+
+
+def test_lines_of_one_id_are_samples_of_one_geneval_prompt(layout: OutputLayout, tmp_path: Path) -> None:
+    repeated = [
+        ExportedImage(
+            key=image.key,
+            encoded=image.encoded,
+            suffix=image.suffix,
+            metadata={**image.metadata, "prompt_id": "same"},
+        )
+        for image in images(layout, best_only=True)
+    ]
+    to_geneval(iter(repeated), tmp_path / "geneval")
+    samples = sorted((tmp_path / "geneval" / "00000" / "samples").iterdir())
+    assert [path.name for path in samples] == ["00000.png", "00001.png", "00002.png"]
+    assert samples[2].read_bytes() == encoded(2).payload
+
+
+def test_t2i_compbench_reads_prompts_off_names(layout: OutputLayout, tmp_path: Path) -> None:
+    assert to_t2i_compbench(images(layout, best_only=True), tmp_path / "t2i") == 3
+    assert sorted(path.name for path in (tmp_path / "t2i" / "samples").iterdir()) == [
+        "prompt number 0_000000.png",
+        "prompt number 1_000001.png",
+        "prompt number 2_000002.png",
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["a and/or b", "../../up", "x" * 300])
+def test_a_prompt_that_names_no_file_is_refused(prompt: str, tmp_path: Path) -> None:
+    image = ExportedImage(
+        key="k", encoded=b"", suffix=".png", metadata={"prompt": prompt, "row": 4, "prompt_id": prompt}
+    )
+    with pytest.raises(OutputError, match="row 4: expected a prompt without '/'"):
+        to_t2i_compbench(iter([image]), tmp_path / "t2i")
+    assert not list(tmp_path.rglob("*.png"))
+    assert to_geneval(iter([image]), tmp_path / "geneval") == 1, "prompts name nothing there"
+    assert (tmp_path / "geneval" / "00000" / "samples" / "00000.png").exists()
+
+
+def test_other_formats_become_png_where_only_that_is_read(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(file, format="WEBP", lossless=True)
+    image = ExportedImage(
+        key="k", encoded=file.getvalue(), suffix=".webp", metadata={"prompt": "p", "row": 0, "prompt_id": "p"}
+    )
+    to_geneval(iter([image]), tmp_path / "geneval")
+    to_folder(iter([image]), tmp_path / "folder")
+    converted = Image.open(tmp_path / "geneval" / "00000" / "samples" / "00000.png")
+    assert (converted.format, converted.getpixel((0, 0))) == ("PNG", (9, 9, 9))
+    assert (tmp_path / "folder" / "images" / "00000" / "k.webp").read_bytes() == file.getvalue()
+
+
+def test_a_folder_takes_one_export(layout: OutputLayout, tmp_path: Path) -> None:
+    folder = tmp_path / "to"
+    claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
+    claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
+    with pytest.raises(OutputError, match="choose another folder"):
+        claim(folder, layout, {"layout": "webdataset", "shard_size": 3})
+    write_chunk(layout, 2, rows=range(3, 4), finished=[result(3)], failed=[], context=CONTEXT)
+    with pytest.raises(OutputError, match="choose another folder"):
+        claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="expected an empty folder"):
+        claim(tmp_path / "full", layout, {"layout": "folder"})

@@ -1,0 +1,69 @@
+"""`ttsvar-ray export`: a run's images in the layout of another tool."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import errors_for_people
+
+
+class Layout(str, enum.Enum):
+    """Where the images go to."""
+
+    WEBDATASET = "webdataset"
+    FOLDER = "folder"
+    GENEVAL = "geneval"
+    T2I_COMPBENCH = "t2i-compbench"
+
+
+class Which(str, enum.Enum):
+    """Of each prompt."""
+
+    BEST = "best"
+    ALL = "all"
+
+
+def export(
+    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write to.", metavar="DIR")],
+    layout: Annotated[Layout, typer.Option("--layout", help="What reads it afterwards.")],
+    images: Annotated[
+        Which, typer.Option("--images", help="The best of each prompt, or all that were kept.")
+    ] = Which.BEST,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            "--shard-size", help="Images in a WebDataset shard; 1000 by default.", min=1, metavar="K"
+        ),
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write a run's images as WebDataset shards, an image folder, or as GenEval and T2I-CompBench read them.
+
+    The same command goes on after a stop. Exit codes: 0 done; 2 no run at OUTPUT, one that the layout cannot
+    hold, or another export in DIR.
+    """
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.dataset import OutputLayout, read_manifest
+        from ttsvar_ray.dataset.export import LAYOUTS, claim, exported_images, to_webdataset
+        from ttsvar_ray.errors import ConfigurationError, OutputError
+
+        if shard_size is not None and layout is not Layout.WEBDATASET:
+            raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
+        source = OutputLayout(output)
+        manifest = read_manifest(source)
+        if manifest is None:
+            raise OutputError(f"{source.root}: expected the output of a run, found no run.json")
+        size = (shard_size or 1000) if layout is Layout.WEBDATASET else None
+        claim(to, source, {"layout": layout.value, "images": images.value, "shard_size": size})
+        found = exported_images(source, manifest.column_types, best_only=images is Which.BEST)
+        if size is not None:
+            count = to_webdataset(found, to, shard_size=size)
+        else:
+            count = LAYOUTS[layout.value](found, to)
+    typer.echo(f"{to}: {count} images ({layout.value})")
