@@ -14,6 +14,7 @@ from ttsvar_ray.cli.export import export
 from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
+from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
 from ttsvar_ray.cli.shapes_report import shapes_report
 from ttsvar_ray.cli.simulate import simulate
@@ -37,6 +38,7 @@ app.command()(doctor)
 app.command()(fetch)
 app.command()(report)
 app.command()(export)
+app.command()(replay)
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttsvar_ray.config.content import content_digest, flatten
 from ttsvar_ray.config.failure_budget import FailureBudget
-from ttsvar_ray.config.load import load_config, option_names
+from ttsvar_ray.config.load import load_config, option_names, recorded_config
 from ttsvar_ray.config.sections import (
     ClusterConfig,
     EngineConfig,
@@ -38,4 +38,5 @@ __all__ = [
     "flatten",
     "load_config",
     "option_names",
+    "recorded_config",
 ]

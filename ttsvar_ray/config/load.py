@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,6 +79,22 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) 
 
 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique_mapping)
+
+
+def recorded_config(recorded: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """Return the settings that a run has recorded, with overrides.
+
+    Raises:
+        ConfigurationError: overrides that are wrong, or settings that this version no longer has.
+    """
+    problems: list[str] = []
+    settings = copy.deepcopy(dict(recorded))
+    for override in overrides:
+        _apply_override(settings, override, problems)
+    config = _validate(settings, problems)
+    if config is None or problems:
+        raise ConfigurationError(problems)
+    return config
 
 
 def _read_job_file(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
 from ttsvar_ray.job.parts import combination
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
+from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.rewards.ensemble import RewardEnsemble
 from ttsvar_ray.rewards.protocol import Reward
@@ -29,26 +30,10 @@ def build_engine(
         ConfigurationError: settings that do not fit the model or this machine.
         CheckpointError: weights that cannot be used.
     """
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    config, engine, sampling = job.config, job.config.engine, job.config.sampling
-    # A worker has no terminal, and its weights load in a moment.
-    transformers_logging.disable_progress_bar()
-    # Part of the guarantee: sums are split among threads, so every worker must have as many.
-    torch.set_num_threads(engine.threads)
+    config, engine = job.config, job.config.engine
+    model = build_model(job)
     device = str(resolve_device(config.model.device))
-    if engine.deterministic and device.startswith("cuda"):
-        choose_repeatable_kernels()
-    model = load_model(
-        model_choice(config),
-        device=device,
-        dtype=config.model.dtype,
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-    )
+    image_format, quality = image_settings(job)
     return Engine(
         model=model,
         extractor=_build_extractor(job, device=device) if extractor is None else extractor,
@@ -60,11 +45,45 @@ def build_engine(
             deterministic=engine.deterministic,
             selector_decode=engine.selector_decode,
             nonfinite=config.reward.nonfinite,
-            image_format=config.output.image_format,
-            quality=DEFAULT_QUALITY if config.output.quality is None else config.output.quality,
+            image_format=image_format,
+            quality=quality,
             memory_bytes=trajectory_bytes(config, job.description, job.plan, device),
         ),
     )
+
+
+def build_model(job: ResolvedJob) -> NextScaleModel:
+    """Load a job's model, and have this process compute as the job says.
+
+    Raises:
+        ConfigurationError, CheckpointError: as `build_engine`.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    config, sampling = job.config, job.config.sampling
+    # A worker has no terminal, and its weights load in a moment.
+    transformers_logging.disable_progress_bar()
+    # Part of the guarantee: sums are split among threads, so every worker must have as many.
+    torch.set_num_threads(config.engine.threads)
+    device = str(resolve_device(config.model.device))
+    if config.engine.deterministic and device.startswith("cuda"):
+        choose_repeatable_kernels()
+    return load_model(
+        model_choice(config),
+        device=device,
+        dtype=config.model.dtype,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+    )
+
+
+def image_settings(job: ResolvedJob) -> tuple[str, int]:
+    """Return the format and the quality that a job writes images in."""
+    output = job.config.output
+    return output.image_format, DEFAULT_QUALITY if output.quality is None else output.quality
 
 
 def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:
