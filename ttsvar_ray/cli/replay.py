@@ -27,8 +27,8 @@ def replay(
     """Rebuild an image from its bits, scale by scale, and compare the last with the image of the run.
 
     The model is that of the run; --set model.path=... says where it is now, --set model.device=... where it
-    runs. Exit codes: 0 the same bytes; 1 other ones, as on a device that rounds otherwise; 2 no such image, or
-    no bits.
+    runs. Exit codes: 0 the same bytes; 1 other ones, as on a device that rounds otherwise; 2 no such image,
+    or no bits.
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.replay import is_same_file
