@@ -34,6 +34,7 @@ from ttsvar_ray.dataset import (
     OutputLock,
     RowContext,
     RunManifest,
+    SessionLog,
     carried_columns,
     check_output,
     committed_chunks,
@@ -248,6 +249,8 @@ def run(
             committed=committed,
             rows_to_run=given_up if retry_failed else {},
         )
+        for device in ("a", "b"):
+            SessionLog(layout, versions={"python": "3"}).add_device(device)
         sink = Sink(where, held.token)
         while not ledger.is_done:
             for prompt in ledger.lease("cell", 2, now=0.0).prompts:
@@ -272,7 +275,7 @@ def files(where: str) -> dict[str, bytes]:
         f"{prefix}{name}": (folder / name).read_bytes()
         for prefix, folder in folders.items()
         for name in folder.names()
-        if prefix or not (layout.root / name).is_folder()
+        if prefix or not ((layout.root / name).is_folder() or name == "sessions.jsonl")
     }
 
 

@@ -74,6 +74,7 @@ class FakeWorker:
             rows=self.group.rows,
             memory_bytes=self.group.memory_bytes,
             model_name="tiny",
+            device="CPU",
             reward_name="tiny-reward",
             node_ip="127.0.0.1",
             node_id=f"node-of-{self.worker_id}",

@@ -53,6 +53,7 @@ from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
     RowContext,
+    SessionLog,
     committed_chunks,
     summarise_output,
 )
@@ -91,6 +92,7 @@ class Driver:
     ledger: LeaseLedger
     progress: Callable[[JobProgress], None]
     scan: PromptScan
+    sessions: SessionLog
     context: Callable[..., RowContext]
     prompts_resumed: int
     stats: RunStats = field(init=False)
@@ -246,6 +248,8 @@ class Driver:
         for info in update.joined:
             logger.info("%s is up on %s (process %d)", info.worker_id, info.node_ip, info.pid)
             self.info = self.info or info
+            for change in self.sessions.add_device(info.device):
+                self._notice(change)
         if update.state is CellState.UNUSABLE and self.info is None:
             self._end(RunFailedError, update.reason)
         self.leases.set_workers(cell_id, update.workers)

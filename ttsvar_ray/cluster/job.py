@@ -26,6 +26,7 @@ from ttsvar_ray.dataset import (
     OutputLock,
     RowContext,
     RunManifest,
+    SessionLog,
     carried_columns,
     check_output,
     committed_chunks,
@@ -150,6 +151,7 @@ def run_job(
                 ledger=ledger,
                 progress=progress,
                 scan=scan,
+                sessions=SessionLog(layout),
                 context=partial(
                     RowContext,
                     strategy=parts.plan.strategy,

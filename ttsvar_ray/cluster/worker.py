@@ -12,6 +12,8 @@ outlive this process. Everything that touches the engine runs in one concurrency
 from __future__ import annotations
 
 import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +66,7 @@ class WorkerInfo:
     Attributes:
         rows: most trajectories of a micro-batch; one number, or one per segment.
         memory_bytes: what its device can give to trajectories; None where nothing limits it.
+        device: what it computes on, for people.
         node_ip, node_id, pid: where it runs.
     """
 
@@ -72,6 +75,7 @@ class WorkerInfo:
     memory_bytes: int | None
     model_name: str
     reward_name: str
+    device: str
     node_ip: str
     node_id: str
     pid: int
@@ -129,6 +133,7 @@ class SegmentWorker:
             memory_bytes=self._engine.settings.memory_bytes,
             model_name=self._engine.model_name,
             reward_name=self._engine.reward_name,
+            device=device_name(),
             node_ip=ray.util.get_node_ip_address(),
             node_id=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
@@ -177,6 +182,16 @@ class SegmentWorker:
             held_prompts=self._engine.held_prompts,
             held_trajectories=self._engine.held_trajectories,
         )
+
+
+def device_name() -> str:
+    """Return what this worker computes on."""
+    # Whatever computes on a GPU has imported torch; a worker without it need not wait for it.
+    torch = sys.modules.get("torch")
+    if torch is not None and ray.get_gpu_ids() and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    kernels = f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else ""
+    return f"CPU ({platform.machine()}{kernels})"
 
 
 def split_images(

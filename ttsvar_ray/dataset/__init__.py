@@ -9,6 +9,7 @@ from ttsvar_ray.dataset.lock import OutputLock, guarded
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema
+from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.dataset.writer import ChunkReport, RowContext, write_chunk, write_part
 
@@ -20,6 +21,7 @@ __all__ = [
     "OutputSummary",
     "RowContext",
     "RunManifest",
+    "SessionLog",
     "carried_columns",
     "check_output",
     "committed_chunks",

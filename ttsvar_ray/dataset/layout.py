@@ -1,6 +1,7 @@
 """Where things are in an output folder, which may be in an object store.
 
 OUTPUT/run.json                     what this output is: settings, prompts, versions
+OUTPUT/sessions.jsonl               software and devices of each session
 OUTPUT/data/part-00000.parquet      images; its presence says that chunk 0 is done
 OUTPUT/trace/part-00000.parquet     the searches behind them
 OUTPUT/manifest/part-00000.json     sizes and digests of these two files
@@ -35,6 +36,11 @@ class OutputLayout:
     def run_file(self) -> Location:
         """Where the manifest is."""
         return self.root / "run.json"
+
+    @property
+    def sessions_file(self) -> Location:
+        """Where the sessions are."""
+        return self.root / "sessions.jsonl"
 
     @property
     def card_file(self) -> Location:

@@ -22,11 +22,12 @@ from ttsvar_ray.types import ColumnType
 FORMAT_VERSION = 2
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """Return the time as outputs have it: ISO 8601, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _installed_versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions of python and of what the output depends on, without importing any of it."""
     versions = {"python": platform.python_version()}
     for name in ("numpy", "pyarrow", "ray", "torch", "transformers", "ttsvar-ray"):
@@ -66,8 +67,8 @@ class RunManifest:
     chunk_digests: tuple[str, ...]
     column_types: Mapping[str, ColumnType]
     seed: int
-    created: str = field(default_factory=_now)
-    versions: Mapping[str, str] = field(default_factory=_installed_versions)
+    created: str = field(default_factory=utc_now)
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
     cpu_kernels: str = ""
 
     def __post_init__(self) -> None:
