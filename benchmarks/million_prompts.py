@@ -99,7 +99,7 @@ def pass_through(prompts_file: Path, output: Path) -> tuple[int, float, float, f
         bad_lines=scan.bad_lines,
         rows_per_chunk=scan.rows_per_chunk,
         chunk_digests=scan.chunk_digests,
-        column_types=scan.column_types,
+        column_types={name: str(kind) for name, kind in scan.column_types.items()},
         seed=config.seed,
     )
     context = RowContext(

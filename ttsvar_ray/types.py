@@ -91,15 +91,3 @@ class Preprocessing(str, enum.Enum):
 
     PUBLISHED = "published"
     TENSOR = "tensor"
-
-
-class ColumnType(str, enum.Enum):
-    """Type of a caller's column, fixed once for a whole prompt set."""
-
-    BOOL = "bool"
-    INT64 = "int64"
-    FLOAT64 = "float64"
-    STRING = "string"
-    BINARY = "binary"
-    JSON = "json"
-    """Nested or mixed values: written as JSON text."""

@@ -28,6 +28,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ttsvar_ray.cluster.sink import Sink
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     ChunkReport,
     OutputLayout,
@@ -57,7 +58,7 @@ from ttsvar_ray.results import (
     SelectionRecord,
 )
 from ttsvar_ray.storage import Location, location
-from ttsvar_ray.types import ColumnType, Prompt
+from ttsvar_ray.types import Prompt
 
 FIRST = int(os.environ.get("TTSVAR_CRASHES_FROM", "0"))
 TRIALS = int(os.environ.get("TTSVAR_CRASHES", "120"))
@@ -73,7 +74,7 @@ MANIFEST: dict[str, Any] = {
     "prompts_digest": "d",
     "bad_lines": 1,
     "chunk_digests": (),
-    "column_types": {"tag": ColumnType.INT64},
+    "column_types": {"tag": "int64"},
     "seed": 1,
     "created": "now",
     "versions": {},

@@ -25,7 +25,7 @@ def generate(
         str | None,
         typer.Option(
             "--prompts",
-            help='.txt, .jsonl, .csv or .parquet, a path or URI; "-" for standard input.',
+            help='.txt, .jsonl, .json, .csv, .tsv or .parquet: a path, URI, pattern or folder; "-" for standard input.',
             metavar="FILE",
         ),
     ] = None,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ttsvar_ray.cluster.session import is_submitted_job
-from ttsvar_ray.config import JobConfig, Shard, content_digest
+from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
 from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
@@ -36,16 +36,13 @@ from ttsvar_ray.dataset import (
     write_bad_lines,
 )
 from ttsvar_ray.leasing.ledger import LeaseLedger
-from ttsvar_ray.prompts.read import (
-    bad_lines,
-    read_prompts,
-    scan_prompts,
-    spool_standard_input,
-)
-from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptSource, check_readable
+from ttsvar_ray.prompts.files import prompt_files
+from ttsvar_ray.prompts.read import bad_lines, read_prompts, scan_prompts
+from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
+from ttsvar_ray.prompts.standard_input import spool_standard_input
 from ttsvar_ray.results import JobProgress, JobSummary
 from ttsvar_ray.search.operators.registry import own_sources
-from ttsvar_ray.storage import is_uri, locate
+from ttsvar_ray.storage import is_uri
 
 if TYPE_CHECKING:
     from ttsvar_ray.job.runnable import JobParts
@@ -86,9 +83,10 @@ def run_job(
         LostRowsError: in the end a prompt has neither images nor a dead letter, or both.
     """
     started = time.monotonic()
-    if config.prompts.path != STANDARD_INPUT:
+    named = _named_source(config)
+    if named.path != STANDARD_INPUT:
         # A name that is mistyped is told at once: what follows imports the networks' libraries.
-        check_readable(locate(config.prompts.path))
+        prompt_files(named)
     from ttsvar_ray.cluster.driver import Driver
     from ttsvar_ray.job.paths import resolve_output
     from ttsvar_ray.job.resolved import resolve
@@ -102,7 +100,7 @@ def run_job(
     is_relative = not is_uri(config.output.path) and not Path(config.output.path).is_absolute()
     if is_relative and is_submitted_job():
         logger.warning("output.path %s is relative; under ray job submit it is %s", config.output.path, root)
-    with _prompt_source(config) as source:
+    with _readable_twice(named) as source:
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         operators = [selection.operator for selection in parts.plan.selections]
         content = {**config.content(), **parts.fingerprints(), **own_sources(operators)}
@@ -110,13 +108,13 @@ def run_job(
             config=config.resolved(),
             content=content,
             config_digest=content_digest(content),
-            prompts_path=config.prompts.path,
+            prompts_path=named.name,
             prompts_digest=scan.digest,
             prompt_count=scan.count,
             bad_lines=scan.bad_lines,
             rows_per_chunk=scan.rows_per_chunk,
             chunk_digests=scan.chunk_digests,
-            column_types=scan.column_types,
+            column_types={name: str(kind) for name, kind in scan.column_types.items()},
             seed=config.seed,
             cpu_kernels=cpu_kernels(),
         )
@@ -179,13 +177,23 @@ def warn_of_other_kernels(begun: RunManifest, now: RunManifest) -> None:
         )
 
 
-@contextlib.contextmanager
-def _prompt_source(config: JobConfig) -> Iterator[PromptSource]:
-    """Yield where the prompts are; standard input is copied to a file for the time of the run."""
+def _named_source(config: JobConfig) -> PromptSource:
     prompts = config.prompts
-    source = PromptSource(
-        path=prompts.path, column=prompts.column, id_column=prompts.id_column, limit=prompts.limit
+    columns = prompts.columns or ColumnChoice()
+    return PromptSource(
+        path=prompts.path,
+        column=prompts.column,
+        id_column=prompts.id_column,
+        limit=prompts.limit,
+        format=None if prompts.format is None else PromptFormat(f".{prompts.format}"),
+        keep=columns.keep,
+        drop=columns.drop,
     )
+
+
+@contextlib.contextmanager
+def _readable_twice(source: PromptSource) -> Iterator[PromptSource]:
+    """Yield where the prompts are; standard input is copied to a file for the time of the run."""
     if source.path != STANDARD_INPUT:
         yield source
         return
@@ -193,4 +201,4 @@ def _prompt_source(config: JobConfig) -> Iterator[PromptSource]:
     try:
         yield spooled
     finally:
-        Path(spooled.path).unlink(missing_ok=True)
+        Path(spooled.name).unlink(missing_ok=True)

@@ -29,6 +29,9 @@ JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job."""
 
 
+MAX_RAY_FOLDER_BYTES = 107 - len("/ray/session_2026-11-26_12-00-00_000000_4194304/sockets/plasma_store")
+"""A path of a socket has at most 107 bytes on Linux, and these are what Ray adds."""
+
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 STOP_WAIT_DEFAULT_SECONDS = 3.0
 """How long `ray job stop` waits before it kills a job: Ray's variable and its default."""
@@ -103,11 +106,32 @@ def _start_local(cpus: float | None) -> None:
     available = os.cpu_count() or 1
     ray.init(
         address="local",
+        _temp_dir=ray_folder(),
         num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+
+
+def ray_folder() -> str | None:
+    """Return where a cluster that is started here keeps its files; None is where Ray would.
+
+    Ray takes TMPDIR, below which the paths of its sockets may become too long for the system: schedulers make
+    such folders.
+
+    Raises:
+        ClusterConnectionError: they would be below RAY_TMPDIR, which was meant for Ray.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        if len(os.fsencode(os.environ["RAY_TMPDIR"])) > MAX_RAY_FOLDER_BYTES:
+            raise ClusterConnectionError(
+                f"RAY_TMPDIR: expected a path of at most {MAX_RAY_FOLDER_BYTES} bytes, because Ray puts "
+                f"sockets below it, got {os.environ['RAY_TMPDIR']}; set it to a shorter one, such as /tmp"
+            )
+        return None
+    too_long = len(os.fsencode(os.environ.get("TMPDIR", ""))) > MAX_RAY_FOLDER_BYTES
+    return "/tmp/ray" if too_long else None  # noqa: S108 - Ray's own default
 
 
 def stop_grace_seconds(otherwise: float) -> float:

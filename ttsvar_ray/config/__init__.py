@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ttsvar_ray.config.columns import ColumnChoice
 from ttsvar_ray.config.content import content_digest, flatten
 from ttsvar_ray.config.failure_budget import FailureBudget
 from ttsvar_ray.config.load import load_config, option_names, recorded_config
@@ -22,6 +23,7 @@ from ttsvar_ray.config.shard import Shard
 
 __all__ = [
     "ClusterConfig",
+    "ColumnChoice",
     "EngineConfig",
     "FailureBudget",
     "FeaturesConfig",

@@ -155,7 +155,7 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
 def _is_not_given(settings: Mapping[Any, Any], name: str) -> bool:
     """Whether a section says no path; a section of a wrong kind is reported elsewhere."""
     section = settings.get(name)
-    return section is None or (isinstance(section, dict) and section.get("path") in (None, ""))
+    return section is None or (isinstance(section, dict) and section.get("path") in (None, "", []))
 
 
 def _validate(settings: Mapping[Any, Any], problems: list[str]) -> JobConfig | None:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from ttsvar_ray.config.columns import ColumnChoice, columns_text, read_columns
 from ttsvar_ray.config.content import content_digest, content_of, flatten
 from ttsvar_ray.config.failure_budget import FailureBudget, read_failure_budget
 from ttsvar_ray.config.shard import Shard, read_shard, shard_text
@@ -94,12 +95,23 @@ class ModelConfig(_Section):
 class PromptsConfig(_Section):
     """Where the prompts come from."""
 
-    path: str = Field(
+    path: str | tuple[_Text, ...] = Field(
         default="",
-        description='.txt, .jsonl, .csv or .parquet, a path or URI (s3://...); "-" is standard input',
+        description=".txt, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, text also as .gz or .zst; a path, "
+        'URI (s3://...), pattern (set/*.jsonl) or folder, or a list of them; "-" is standard input',
+    )
+    format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+        default=None, description="of the files; None: what their suffixes say"
     )
     column: _Text = Field(default="prompt", description="key or column that holds the prompt")
     id_column: _Text | None = Field(default=None, description="key or column to use as prompt_id")
+    columns: Annotated[ColumnChoice | None, BeforeValidator(read_columns), PlainSerializer(columns_text)] = (
+        Field(
+            default=None,
+            description="of the other columns, those that go through to the output: a list, {keep: [...]} or "
+            "{drop: [...]}; None: all",
+        )
+    )
     limit: _Count | None = Field(default=None, description="use only the first so many prompts")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -21,6 +22,8 @@ class UnusableLine(Protocol):
     def reason(self) -> str: ...
     @property
     def excerpt(self) -> str: ...
+    @property
+    def file(self) -> str | None: ...
 
 
 def write_failed_part(location: Location, failed: Sequence[PromptFailure]) -> None:
@@ -59,7 +62,18 @@ def read_letters(location: Location) -> list[dict[str, Any]]:
 
 def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:
     """Write all bad lines of the prompt file, whole or not at all."""
-    _write(location, ({"line": bad.line, "reason": bad.reason, "excerpt": bad.excerpt} for bad in lines))
+    _write(
+        location,
+        (
+            {
+                **({"file": bad.file} if bad.file is not None else {}),
+                "line": bad.line,
+                "reason": bad.reason,
+                "excerpt": bad.excerpt,
+            }
+            for bad in lines
+        ),
+    )
 
 
 def count_lines(location: Location) -> int:
@@ -95,4 +109,9 @@ def _letter(outcome: PromptFailure) -> dict[str, Any]:
 def _write(location: Location, letters: Iterable[dict[str, Any]]) -> None:
     with location.replacing() as temporary, temporary.open("w", encoding="utf-8") as file:
         for letter in letters:
-            file.write(json.dumps(letter, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps(letter, ensure_ascii=False, default=_as_text) + "\n")
+
+
+def _as_text(value: Any) -> str:
+    """Return what JSON does not have as text: bytes in base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

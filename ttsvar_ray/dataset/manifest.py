@@ -17,7 +17,6 @@ from typing import Any
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.storage import redacted
-from ttsvar_ray.types import ColumnType
 
 FORMAT_VERSION = 2
 
@@ -49,7 +48,7 @@ class RunManifest:
         prompts_path: where the prompts came from.
         prompts_digest, prompt_count, bad_lines: the prompt set.
         rows_per_chunk, chunk_digests: of its chunks, each of which has a part.
-        column_types: the caller's columns, fixed for all parts.
+        column_types: the caller's columns and their types in words, fixed for all parts.
         seed: the run seed.
         created: when the run was started first, ISO 8601, UTC.
         versions: of this package and what it computes with.
@@ -65,7 +64,7 @@ class RunManifest:
     bad_lines: int
     rows_per_chunk: int
     chunk_digests: tuple[str, ...]
-    column_types: Mapping[str, ColumnType]
+    column_types: Mapping[str, str]
     seed: int
     created: str = field(default_factory=utc_now)
     versions: Mapping[str, str] = field(default_factory=installed_versions)
@@ -89,7 +88,7 @@ class RunManifest:
                 "digest": self.prompts_digest,
                 "count": self.prompt_count,
                 "bad_lines": self.bad_lines,
-                "columns": {name: kind.value for name, kind in self.column_types.items()},
+                "columns": dict(self.column_types),
                 # One line, for millions of prompts have thousands of chunks.
                 "chunks": {"rows": self.rows_per_chunk, "digests": " ".join(self.chunk_digests)},
             },
@@ -113,7 +112,7 @@ class RunManifest:
             bad_lines=prompts["bad_lines"],
             rows_per_chunk=prompts["chunks"]["rows"],
             chunk_digests=tuple(prompts["chunks"]["digests"].split()),
-            column_types={name: ColumnType(kind) for name, kind in prompts["columns"].items()},
+            column_types=prompts["columns"],
             seed=data["seed"],
             created=data["created"],
             versions=data["versions"],

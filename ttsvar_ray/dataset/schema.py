@@ -13,8 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ttsvar_ray.errors import InputError
-from ttsvar_ray.types import ColumnType
+from ttsvar_ray.columns import ColumnType
 
 # `binary`, not `large_binary`: `datasets` ignores the Image feature of a large one.
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -44,15 +43,6 @@ BITS_FIELD = ("bits", pa.list_(pa.binary()))
 
 _CARRIED_PREFIX = "input_"
 
-_ARROW_TYPES = {
-    ColumnType.BOOL: pa.bool_(),
-    ColumnType.INT64: pa.int64(),
-    ColumnType.FLOAT64: pa.float64(),
-    ColumnType.STRING: pa.string(),
-    ColumnType.BINARY: pa.binary(),
-    ColumnType.JSON: pa.string(),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedColumn:
@@ -72,28 +62,22 @@ class CarriedColumn:
         """Return a value of the prompt file as the output column holds it."""
         if value is None:
             return None
-        if self.type is ColumnType.JSON:
+        if self.type.is_json:
             return json.dumps(value, ensure_ascii=False, default=str)
-        return float(value) if self.type is ColumnType.FLOAT64 else value
+        return float(value) if self.type == ColumnType.FLOAT64 else value
 
 
 def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...]:
     """Name the caller's columns in the output.
 
-    A name that the output uses itself gets the prefix `input_`.
-
-    Raises:
-        InputError: if the prefixed name is taken by another of the caller's columns.
+    A name that the output uses itself gets the prefix `input_`, once more where that is taken, too.
     """
     own = {name for name, _ in _OWN_FIELDS} | {BITS_FIELD[0]}
     columns = []
     for source, column_type in types.items():
-        name = f"{_CARRIED_PREFIX}{source}" if source in own else source
-        if name != source and name in types:
-            raise InputError(
-                f"column {source!r} of the prompts has the name of an output column, and {name!r}, which it "
-                "would be renamed to, is there too; rename one of them in the prompt file"
-            )
+        name = source
+        while name in own or (name != source and name in types):
+            name = f"{_CARRIED_PREFIX}{name}"
         columns.append(CarriedColumn(source=source, name=name, type=column_type))
     return tuple(columns)
 
@@ -106,25 +90,34 @@ def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool) -> pa.Schema:
         bits: whether the packed bits of each image are kept.
     """
     own = (*_OWN_FIELDS, BITS_FIELD) if bits else _OWN_FIELDS
-    fields = [*own, *((column.name, _ARROW_TYPES[column.type]) for column in carried)]
-    features = {name: feature for name, kind in fields if (feature := _feature(kind)) is not None}
+    fields = [*own, *((column.name, column.type.arrow) for column in carried)]
+    # A struct of the caller's with the fields of an image need not be one.
+    features = {
+        name: feature
+        for index, (name, kind) in enumerate(fields)
+        if (feature := _feature(kind)) is not None and (index < len(own) or kind != IMAGE_TYPE)
+    }
     metadata = json.dumps({"info": {"features": features}})
     return pa.schema(fields).with_metadata({b"huggingface": metadata.encode()})
 
 
 def _feature(kind: pa.DataType) -> dict[str, str] | None:
-    """Return the Hugging Face feature of a column, or None for lists.
+    """Return the Hugging Face feature of a column, or None where its arrow type says it better.
 
     The name of the list feature changed between versions of `datasets`; a column without a feature
     is inferred, by every version, from its arrow type.
     """
     if kind == IMAGE_TYPE:
         return {"_type": "Image"}
-    if pa.types.is_list(kind):
-        return None
-    return {"dtype": "float64" if kind == pa.float64() else _dtype_name(kind), "_type": "Value"}
+    return {"dtype": _DTYPES[kind], "_type": "Value"} if kind in _DTYPES else None
 
 
-def _dtype_name(kind: pa.DataType) -> str:
-    names = {pa.float32(): "float32", pa.bool_(): "bool"}
-    return names.get(kind, str(kind))
+_DTYPES = {
+    pa.bool_(): "bool",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    pa.string(): "string",
+    pa.binary(): "binary",
+}

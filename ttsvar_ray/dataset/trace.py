@@ -123,7 +123,9 @@ def write_merged_trace(
 
 
 def _write(path: Path, table: Any) -> int:
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    with pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        if len(table):  # Readers refuse a row group without rows.
+            writer.write_table(table)
     return len(table)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ttsvar_ray.columns import from_held, held
 from ttsvar_ray.dataset.contents import PartTotals, damaged
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -199,7 +200,9 @@ def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]
             )
         try:
             for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
-                yield from (row for row in batch.to_pylist() if row["row"] not in without)
+                arrays = [held(array, array.type) for array in batch.columns]
+                rows = pa.RecordBatch.from_arrays(arrays, names=schema.names).to_pylist()
+                yield from (row for row in rows if row["row"] not in without)
         except (pa.ArrowException, OSError) as error:
             # Bits that flipped in it must not get a new checksum.
             raise damaged(part, error) from None
@@ -213,11 +216,16 @@ def _write_rows(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -
     totals = PartTotals()
     with _parquet_writer(path, schema) as writer:
         for group in _row_groups(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=len(group))
+            writer.write_table(_table(group, schema), row_group_size=len(group))
             for row in group:
                 totals.observe(row)
         writer.add_key_value_metadata(totals.to_metadata())
     return totals.images
+
+
+def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    arrays = [from_held([row[field.name] for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _parquet_writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.columns import ColumnTypes
 from ttsvar_ray.prompts.digests import SetDigest, chunk_digest
+from ttsvar_ray.prompts.files import PromptFile, prompt_files
 from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
+from ttsvar_ray.prompts.lines import is_blank
 from ttsvar_ray.prompts.records import read_records
-from ttsvar_ray.prompts.source import STANDARD_INPUT, BadLine, PromptSource, excerpt, format_of
-from ttsvar_ray.storage import locate
-from ttsvar_ray.types import ColumnType, Prompt
+from ttsvar_ray.prompts.source import BadLine, PromptFormat, PromptSource, excerpt
+from ttsvar_ray.prompts.tables import table_columns
+from ttsvar_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ MAX_COLUMNS = 1000
 """Each is a column of every part: far more of them make small parts large and slow."""
 
 ROWS_PER_CHUNK = 256
+
+_MARK = "\ufeff"
+"""A byte-order mark, which text has at its beginning by accident."""
 
 _HALF_PAIR = "expected text, got half of a surrogate pair, which no encoding can write"
 
@@ -42,7 +46,7 @@ class PromptScan:
         count: usable prompts.
         bad_lines: lines that hold none.
         digest: sha256 over ids, texts and columns in order: equal digests are equal prompt sets,
-            whatever the file format.
+            whatever the file format, and of their column types where a text file could not have them.
         rows_per_chunk: prompts of a chunk; the last one may have fewer.
         chunk_digests: of each chunk, so that a change of the file is found where it is.
         column_types: the caller's columns that are carried through.
@@ -62,13 +66,13 @@ def scan_prompts(source: PromptSource, *, rows_per_chunk: int = ROWS_PER_CHUNK) 
     """Read a prompt set once to count and name it.
 
     Args:
-        source: a file or URI.
+        source: files or URIs.
         rows_per_chunk: prompts that have a digest together, and that `read_prompts` holds at a time.
 
     Raises:
         InputError: the file cannot be used at all, or holds no usable prompt.
     """
-    ordinals, columns, bad = Ordinals(), ColumnTypes(), _FirstBadLine()
+    ordinals, columns, bad = Ordinals(), ColumnTypes(_declared_columns(source)), _FirstBadLine()
     digest = SetDigest(rows_per_chunk)
     count = 0
     for item in _usable(source, bad):
@@ -84,14 +88,23 @@ def scan_prompts(source: PromptSource, *, rows_per_chunk: int = ROWS_PER_CHUNK) 
         count += 1
     if not count:
         raise InputError(bad.nothing_usable(source))
+    column_types = columns.result()
+    _check_names(source, column_types)
+    absent = [name for name in source.keep or () if source.carries(name) and name not in column_types]
+    if absent:
+        found = ", ".join(map(repr, column_types)) or "none"
+        raise InputError(
+            f"{source.name}: prompts.columns: no column {absent[0]!r}; columns found beside the prompt: "
+            f"{found}"
+        )
     whole, chunks = digest.result()
     return PromptScan(
         count=count,
         bad_lines=bad.count,
-        digest=whole,
+        digest=_with_types(whole, column_types),
         rows_per_chunk=rows_per_chunk,
         chunk_digests=chunks,
-        column_types=columns.result(),
+        column_types=column_types,
         ordinals=ordinals,
     )
 
@@ -161,30 +174,6 @@ def bad_lines(source: PromptSource) -> Iterator[BadLine]:
     yield from found
 
 
-def spool_standard_input(
-    source: PromptSource, stream: BinaryIO, directory: Path | None = None
-) -> PromptSource:
-    """Copy standard input to a temporary file, because a prompt set is read twice.
-
-    JSON lines are recognised by a first `{`; anything else is one prompt a line.
-
-    Returns:
-        The source with the path of the copy; the caller removes it after the job.
-    """
-    assert source.path == STANDARD_INPUT
-    head = stream.read(1 << 16)
-    suffix = ".jsonl" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else ".txt"
-    with tempfile.NamedTemporaryFile(
-        prefix="ttsvar-prompts-", suffix=suffix, dir=directory, delete=False
-    ) as copy:
-        copy.write(head)
-        shutil.copyfileobj(stream, copy)
-    if not head:
-        Path(copy.name).unlink()
-        raise InputError("standard input: expected prompts, got nothing")
-    return replace(source, path=copy.name)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
     line: int
@@ -215,14 +204,55 @@ class _FirstBadLine:
 
 
 def _usable(source: PromptSource, on_bad_line: Callable[[BadLine], None]) -> Iterator[_Item]:
-    file = locate(source.path)
-    records = read_records(file, format_of(file), source, on_bad_line)
-    items = (
-        item
-        for line, fields, raw in records
-        if (item := _item_of(line, fields, raw, source, on_bad_line)) is not None
-    )
-    return itertools.islice(items, source.limit)
+    return itertools.islice(_items(prompt_files(source), source, on_bad_line), source.limit)
+
+
+def _items(
+    files: Sequence[PromptFile], source: PromptSource, on_bad_line: Callable[[BadLine], None]
+) -> Iterator[_Item]:
+    for file in files:
+
+        def report(bad: BadLine, name: str = str(file.location)) -> None:
+            on_bad_line(bad if len(files) == 1 else replace(bad, file=name))
+
+        for line, fields, raw in read_records(file.location, file.format, source, report):
+            item = _item_of(line, fields, raw, source, report)
+            if item is not None:
+                yield item
+
+
+def _declared_columns(source: PromptSource) -> dict[str, ColumnType]:
+    """Return the types of the caller's columns, where the files say them."""
+    declared: dict[str, ColumnType] = {}
+    for file in prompt_files(source):
+        if file.format is not PromptFormat.PARQUET:
+            continue
+        for name, kind in table_columns(file.location, source).items():
+            if declared.setdefault(name, kind) != kind:
+                raise InputError(
+                    f"{file.location}: column {name!r}: expected {declared[name]} as in the files before, "
+                    f"got {kind}; write them alike, or leave it out by prompts.columns"
+                )
+    return declared
+
+
+def _check_names(source: PromptSource, columns: Mapping[str, ColumnType]) -> None:
+    """Raise `InputError` for a column name that readers of Parquet take for a shorter one."""
+    for name in columns:
+        if "\0" in name:
+            raise InputError(
+                f"{source.name}: column {name!r}: expected a name without NUL, which no reader of the output "
+                "could find; rename it, or leave it out by prompts.columns"
+            )
+
+
+def _with_types(digest: str, columns: Mapping[str, ColumnType]) -> str:
+    """Return the digest of a set whose column types are part of it, where a text file has no such types."""
+    plain = {str(each) for each in (ColumnType.BOOL, ColumnType.INT64, ColumnType.FLOAT64, ColumnType.STRING)}
+    named = {name: str(kind) for name, kind in columns.items() if str(kind) not in {*plain, "json"}}
+    if not named:
+        return digest
+    return hashlib.sha256(f"{digest} {json.dumps(named, sort_keys=True)}".encode()).hexdigest()
 
 
 def _item_of(
@@ -235,8 +265,7 @@ def _item_of(
     try:
         text = _prompt_text(fields, source.column)
         prompt_id = prompt_id_of(text) if source.id_column is None else _caller_id(fields, source.id_column)
-        taken = (source.column, source.id_column)
-        columns = {name: value for name, value in fields.items() if name not in taken}
+        columns = {name: value for name, value in fields.items() if source.carries(name)}
         return _Item(
             line=line,
             prompt_id=prompt_id,
@@ -262,13 +291,13 @@ def _prompt_text(fields: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
         raise _UnusableError(f"{column}: expected text, got {found}")
-    if not value.strip():
+    if is_blank(value):
         raise _UnusableError(f"{column}: expected text, got a blank")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise _UnusableError(f"{column}: {_HALF_PAIR}") from None
-    return value.strip()
+    return value.strip().strip(_MARK).strip()
 
 
 def _caller_id(fields: Mapping[str, Any], id_column: str) -> str:
@@ -289,10 +318,14 @@ def _canonical(prompt_id: str, text: str, columns: Mapping[str, Any]) -> bytes:
             ensure_ascii=False,
             sort_keys=True,
             separators=(",", ":"),
-            default=repr,
+            default=_canonical_value,
         )
         return content.encode()
     except UnicodeEncodeError:
         raise _UnusableError(_HALF_PAIR) from None
     except RecursionError:
         raise _UnusableError("expected columns of moderate depth, got nesting too deep to write") from None
+
+
+def _canonical_value(value: Any) -> str:
+    return f"bytes {hashlib.sha256(value).hexdigest()}" if isinstance(value, bytes) else repr(value)

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ttsvar_ray.errors import StorageError
+from ttsvar_ray.errors import StorageError, TtsVarError
 from ttsvar_ray.storage.uris import is_uri, scheme_of, split_query, without_secrets
 
 _ARROW_SCHEMES = frozenset({"abfs", "abfss", "gcs", "gs", "hdfs", "s3", "viewfs"})
@@ -305,9 +305,9 @@ class Location:
         """Say where an error of a store happened; a file that is absent stays `FileNotFoundError`."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, TtsVarError):
             raise
-        except (OSError, pa.ArrowException) as error:
+        except Exception as error:  # Clients of stores have errors of their own: that of the hub has httpx's.
             if self.is_local:
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -344,7 +344,7 @@ def locate(where: str | Path) -> Location:
 
             inner, path = fsspec.core.url_to_fs(base + query)
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(inner))
-    except (ValueError, ImportError, OSError, pa.ArrowException) as error:
+    except Exception as error:  # noqa: BLE001 - clients of stores have errors of their own
         # The message of a parser quotes the URI, credentials and all.
         reason = str(error).replace(base + query, without_secrets(text))
         raise StorageError(

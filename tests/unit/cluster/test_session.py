@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.cluster.session import JOB_ENVIRONMENT, STOP_WAIT, StopRequest, stop_grace_seconds
+from ttsvar_ray.cluster.session import (
+    JOB_ENVIRONMENT,
+    MAX_RAY_FOLDER_BYTES,
+    STOP_WAIT,
+    ClusterConnectionError,
+    StopRequest,
+    ray_folder,
+    stop_grace_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,3 +47,19 @@ def test_time_that_went_by_since_the_request_is_gone(monkeypatch: pytest.MonkeyP
     assert request.seconds_left(600.0) == 16.0
     now[0] = 500.0
     assert request.seconds_left(600.0) == 0.5
+
+
+def test_ray_puts_its_sockets_where_their_paths_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    long = "/" + "x" * MAX_RAY_FOLDER_BYTES
+    for given, expected in ((None, None), (long[:-1], None), (long, "/tmp/ray")):  # noqa: S108
+        if given is None:
+            monkeypatch.delenv("TMPDIR", raising=False)
+        else:
+            monkeypatch.setenv("TMPDIR", given)
+        assert ray_folder() == expected
+    monkeypatch.setenv("RAY_TMPDIR", "/short")
+    assert ray_folder() is None
+    monkeypatch.setenv("RAY_TMPDIR", long)
+    with pytest.raises(ClusterConnectionError, match="RAY_TMPDIR: expected a path of at most 39 bytes"):
+        ray_folder()

@@ -26,7 +26,6 @@ from ttsvar_ray.dataset import (
 )
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.row_stability import cpu_kernels
-from ttsvar_ray.types import ColumnType
 
 
 def manifest(
@@ -43,7 +42,7 @@ def manifest(
         bad_lines=1,
         rows_per_chunk=4,
         chunk_digests=chunks,
-        column_types={"tag": ColumnType.JSON},
+        column_types={"tag": "json"},
         seed=config.seed,
     )
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from outcome_samples import failure, result
 
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
@@ -21,7 +22,6 @@ from ttsvar_ray.dataset import (
     writer,
 )
 from ttsvar_ray.errors import LostRowsError, OutputError
-from ttsvar_ray.types import ColumnType
 
 ROWS = range(4, 10)
 AGAIN = (5, 6, 9)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.s3_server import S3Server
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts import (
     BadLine,
@@ -26,7 +27,7 @@ from ttsvar_ray.prompts import (
 from ttsvar_ray.prompts.lines import text_lines
 from ttsvar_ray.prompts.source import PromptFormat, format_of
 from ttsvar_ray.storage import locate
-from ttsvar_ray.types import ColumnType, Prompt
+from ttsvar_ray.types import Prompt
 
 TEXTS = ["a red circle", "two green squares", "ein blauer Würfel", "a red circle"]
 
@@ -214,8 +215,14 @@ def test_column_types_cover_the_whole_file(tmp_path: Path) -> None:
         ("p.csv", b"prompt,prompt\nx,1\n", "occurs twice"),
         ("p.csv", b"prompt\n", "holds no prompt"),
         ("p.parquet", b"not parquet at all", "not a readable Parquet file"),
-        ("p.json", b"[]", "name it .jsonl"),
+        ("p.json", b"[]", "holds no prompt"),
+        ("p.json", b'[{"prompt": "a"}, {"prompt"', "after element 1"),
+        ("p.json", b'[{"prompt": "a"} {"prompt": "b"}]', "expected ',', got '{' after element 1"),
+        ("p.json", b'[{"prompt": "a"}', "the file ends after element 1"),
         ("p.gz", b"x", "got suffix '.gz'"),
+        ("p.parquet.gz", b"x", "got suffix '.parquet.gz'"),
+        ("p.txt.gz", b"plain text", "cannot be read"),
+        ("p.txt.zst", b"plain text", "cannot be read"),
         ("p", b"x", "got no suffix"),
     ],
 )
@@ -259,7 +266,7 @@ def test_missing_files_folders_and_columns_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such prompt file"):
         scan_prompts(PromptSource(path=str(tmp_path / "absent.txt")))
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(InputError, match="got a folder"):
+    with pytest.raises(InputError, match="expected prompt files, found none"):
         scan_prompts(PromptSource(path=str(tmp_path / "folder.txt")))
     pq.write_table(pa.table({"prompt": [1, 2], "x": ["a", "b"]}), tmp_path / "p.parquet")
     with pytest.raises(InputError, match="column 'prompt': expected text, got int64"):

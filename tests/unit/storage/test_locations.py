@@ -204,6 +204,22 @@ def test_a_failed_copy_leaves_the_object_that_was_there(
     assert place.read_text() == "before"
 
 
+def test_whatever_the_client_of_a_store_raises_is_told_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ConnectError(Exception):
+        """As HTTP clients have them: no OSError."""
+
+    place = locate(f"memory:/{tmp_path}/p.csv")
+
+    def fail(path: str, **options: Any) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(place.fsspec, "info", fail)
+    with pytest.raises(StorageError, match=r"p\.csv: the storage refused or failed \(.*Name or service"):
+        place.is_folder()
+
+
 def test_an_upload_is_not_there_before_its_end(s3: S3Server) -> None:
     """Large parts travel in pieces; a process that is killed between two leaves nothing."""
     bucket = s3.new_bucket()

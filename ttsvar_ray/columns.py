@@ -1,0 +1,107 @@
+"""Types of the caller's columns, and their values as Python holds them without loss.
+
+A value travels as a Python object from the prompt file to the part. Python has none for most of what a column
+may hold: its dates end with the year 9999, and its times have no nanoseconds. So dates, times and durations
+travel as the whole numbers that Arrow stores, and become what they were when the part is written:
+
+    file --carried_type--> type of the output --held_type--> type whose values are Python's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """Type of a caller's column, fixed once for a whole prompt set.
+
+    Attributes:
+        arrow: in the output.
+        is_json: whether values are written as JSON text: nested ones, and mixed ones, of text files.
+    """
+
+    arrow: Any
+    is_json: bool = False
+
+    BOOL: ClassVar[ColumnType]
+    INT64: ClassVar[ColumnType]
+    FLOAT64: ClassVar[ColumnType]
+    STRING: ClassVar[ColumnType]
+    BINARY: ClassVar[ColumnType]
+    JSON: ClassVar[ColumnType]
+
+    def __str__(self) -> str:
+        return "json" if self.is_json else "float64" if self.arrow == pa.float64() else str(self.arrow)
+
+
+ColumnType.BOOL = ColumnType(pa.bool_())
+ColumnType.INT64 = ColumnType(pa.int64())
+ColumnType.FLOAT64 = ColumnType(pa.float64())
+ColumnType.STRING = ColumnType(pa.string())
+ColumnType.BINARY = ColumnType(pa.binary())
+ColumnType.JSON = ColumnType(pa.string(), is_json=True)
+
+
+def carried_type(given: Any) -> Any:
+    """Return the type that a column of this Arrow type has in the output.
+
+    The same, but for what readers of data sets do not read: dictionaries and extensions become what they
+    stand for, views what they are views of, maps lists of pairs, columns without a type text.
+    """
+    if pa.types.is_dictionary(given) or pa.types.is_run_end_encoded(given):
+        return carried_type(given.value_type)
+    if isinstance(given, pa.BaseExtensionType):
+        return carried_type(given.storage_type)
+    if pa.types.is_null(given) or pa.types.is_string_view(given):
+        return pa.string()
+    if pa.types.is_binary_view(given):
+        return pa.binary()
+    if pa.types.is_map(given):
+        pair = [("key", carried_type(given.key_type)), ("value", carried_type(given.item_type))]
+        return pa.list_(pa.struct(pair))
+    return _rebuilt(given, carried_type)
+
+
+def held_type(given: Any) -> Any:
+    """Return the type of the same layout whose values are Python's own."""
+    if pa.types.is_temporal(given):
+        return pa.int32() if given.bit_width == 32 else pa.int64()
+    return _rebuilt(given, held_type)
+
+
+def held(array: Any, carried: Any) -> Any:
+    """Return a column of a file in the type whose values Python holds.
+
+    Args:
+        array: as it was read.
+        carried: its `carried_type`.
+    """
+    if array.type != carried:
+        array = array.cast(carried)
+    holding = held_type(carried)
+    return array if holding == carried else array.view(holding)
+
+
+def from_held(values: Iterable[Any], carried: Any) -> Any:
+    """Return values that Python holds as a column of the output."""
+    holding = held_type(carried)
+    array = pa.array(values, type=holding)
+    return array if holding == carried else array.view(carried)
+
+
+def _rebuilt(given: Any, inner: Any) -> Any:
+    """Return a nested type with other inner types; any other type as it is."""
+    if pa.types.is_struct(given):
+        return pa.struct([pa.field(each.name, inner(each.type)) for each in given])
+    if pa.types.is_fixed_size_list(given):
+        return pa.list_(inner(given.value_type), given.list_size)
+    if pa.types.is_large_list(given) or pa.types.is_large_list_view(given):
+        return pa.large_list(inner(given.value_type))
+    if pa.types.is_list(given) or pa.types.is_list_view(given):
+        return pa.list_(inner(given.value_type))
+    return given
