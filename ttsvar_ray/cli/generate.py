@@ -25,7 +25,8 @@ def generate(
         str | None,
         typer.Option(
             "--prompts",
-            help='.txt, .jsonl, .json, .csv, .tsv or .parquet: a path, URI, pattern or folder; "-" for standard input.',
+            help='.txt, .jsonl, .json, .csv, .tsv or .parquet: a path, URI, pattern or folder; "-" for '
+            "standard input.",
             metavar="FILE",
         ),
     ] = None,
