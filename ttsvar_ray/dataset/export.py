@@ -25,11 +25,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import damaged
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.schema import data_schema
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.types import ColumnType
 
 _ROWS_AT_A_TIME = 32
 _FILES_PER_FOLDER = 10_000
@@ -54,7 +54,7 @@ class ExportedImage:
 
 
 def exported_images(
-    layout: OutputLayout, column_types: Mapping[str, ColumnType], *, best_only: bool
+    layout: OutputLayout, column_types: Mapping[str, str], *, best_only: bool
 ) -> Iterator[ExportedImage]:
     """Yield the images of a run in the order of the prompt file, best first.
 
@@ -66,12 +66,12 @@ def exported_images(
     Raises:
         OutputError: a part that is damaged.
     """
-    texts_of_json = {name for name, kind in column_types.items() if kind is ColumnType.JSON}
+    texts_of_json = {name for name, kind in column_types.items() if kind == "json"}
     for _, part in sorted(layout.data_parts().items()):
         try:
             with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                    for row in batch.to_pylist():
+                    for row in _readable(batch).to_pylist():
                         if best_only and row["image_rank"] > 0:
                             continue
                         metadata = {
@@ -88,6 +88,15 @@ def exported_images(
                         )
         except (pa.ArrowException, OSError) as error:
             raise damaged(part, error) from None
+
+
+def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return rows whose times, of which Python does not have all, are text."""
+    arrays = [
+        array.cast(pa.string()) if pa.types.is_temporal(array.type) else held(array, array.type)
+        for array in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 
 def claim(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from outcome_samples import CONTEXT, encoded, pixels, result
 from PIL import Image
 
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
@@ -33,9 +34,8 @@ from ttsvar_ray.dataset.export import (
     to_webdataset,
 )
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.types import ColumnType
 
-TYPES = {"tag": ColumnType.STRING, "include": ColumnType.JSON}
+TYPES = {"tag": "string", "include": "json"}
 COLUMNS: dict[str, Any] = {"tag": "counting", "include": [{"class": "dog", "count": 3}]}
 
 
@@ -68,7 +68,7 @@ def layout(tmp_path: Path) -> OutputLayout:
         strategy="tts-var",
         seed=7,
         reward_name="shapes",
-        carried=carried_columns(TYPES),
+        carried=carried_columns({"tag": ColumnType.STRING, "include": ColumnType.JSON}),
         bits=True,
     )
     first = [result(0, images=2, **COLUMNS), result(1, images=2, **COLUMNS)]

@@ -37,6 +37,7 @@ from ttsvar_ray.dataset import (
     writer,
 )
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
+from ttsvar_ray.dataset.export import exported_images
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
 from ttsvar_ray.errors import DamagedImageError, LostRowsError, OutputError
 from ttsvar_ray.prompts import BadLine, PromptSource, read_prompts, scan_prompts
@@ -381,6 +382,8 @@ def test_the_callers_columns_keep_their_arrow_types_and_values(
     rows = datasets.load_dataset(
         "parquet", data_dir=str(layout.data_folder), split="train", cache_dir=str(tmp_path / "c")
     )
+    exported = list(exported_images(layout, {}, best_only=True))
+    assert exported[0].metadata["exact"] == "2023-11-14 22:13:20.123456789"
     assert rows.features["when"].dtype == "timestamp[us, tz=UTC]"
     (first, _) = rows.select_columns(["picture"])
     assert first["picture"] == {"bytes": b"\x89P", "path": None}, "no picture, because nobody said so"
