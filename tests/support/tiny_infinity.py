@@ -6,11 +6,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
 from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
-from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.types import ScaleSchedule

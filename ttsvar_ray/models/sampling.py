@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ttsvar_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:  # Plans ask for the settings, in processes that run no network.
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,8 @@ def probability_of_one(logits: Tensor, *, top_p: float) -> Tensor:
     The published rule sorts the two probabilities and drops the rarer one when it is at most 1 - top_p;
     for two values that is a threshold on the gap of their logits. The other probabilities stay as they are.
     """
+    import torch
+
     gap = logits[..., 1] - logits[..., 0]
     certain = gap.abs() >= top_p_margin(top_p)
     return torch.where(certain, (gap > 0).to(gap.dtype), torch.sigmoid(gap))
@@ -105,4 +108,6 @@ def probability_of_one(logits: Tensor, *, top_p: float) -> Tensor:
 
 def draw_bits(probability: Tensor, uniforms: Tensor) -> Tensor:
     """Return uint8 bits: 1 where uniform < probability. Uniforms lie in [0, 1), so 0 and 1 are certain."""
+    import torch
+
     return (uniforms < probability).to(torch.uint8)

@@ -16,7 +16,8 @@ from ttsvar_ray.costs.blip import blip_cost
 from ttsvar_ray.costs.encoder import T5_XL
 from ttsvar_ray.costs.trace import tracing
 from ttsvar_ray.features.registry import EXTRACTORS
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
+from ttsvar_ray.models.infinity.config import TokenizerConfig
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import describe_model, family_entry
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
 from ttsvar_ray.rewards.registry import REWARDS

@@ -17,7 +17,8 @@ from tests.support.tiny_clip import save_clip
 from tests.support.tiny_infinity import tiny_model
 from tests.support.var import load_case
 from ttsvar_ray.features.backbones import load_backbone
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
+from ttsvar_ray.models.infinity.config import TokenizerConfig
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.models.row_stability import StableLinear, pad_images
 from ttsvar_ray.models.var.tokenizer import next_input

@@ -14,7 +14,8 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.models.var.config import PRESETS, VarConfig, VarPreset, square_schedule
-from ttsvar_ray.models.var.directory import describe_var_preset, load_var, save_var
+from ttsvar_ray.models.var.directory import load_var, save_var
+from ttsvar_ray.models.var.published import describe_var_preset
 from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 

@@ -29,8 +29,8 @@ from ttsvar_ray.models.description import (
     WEIGHT_FILES,
     ModelDescription,
 )
-from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.directory import BLOCKS, FAMILY, parse_tokenizer
+from ttsvar_ray.models.infinity.config import FAMILY, TransformerConfig
+from ttsvar_ray.models.infinity.directory import BLOCKS, parse_tokenizer
 from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.published import section_values
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer

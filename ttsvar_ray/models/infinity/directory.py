@@ -28,19 +28,18 @@ from ttsvar_ray.models.description import (
     WEIGHT_FILES,
     ModelDescription,
 )
-from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.config import FAMILY, Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
+from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer, tokenizer_section
 from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder, with_positive_prompt
-from ttsvar_ray.models.infinity.tokenizer import Activation, ImageTokenizer, Norm, TokenizerConfig
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.weight_files import Weights, read_weights
 from ttsvar_ray.models.weight_source import fetch_all
 from ttsvar_ray.types import ScaleSchedule
 
-FAMILY = "infinity"
 BLOCKS = "block_chunks."
 """Prefix of the weights that may be held in a narrow dtype."""
 
@@ -75,18 +74,6 @@ def parse_tokenizer(values: Mapping[str, Any], schedule: ScaleSchedule) -> tuple
         downsample=Downsample(values.get("downsample", Downsample.BILINEAR)),
     )
     return TokenizerConfig(**own), quantizer
-
-
-def tokenizer_section(config: TokenizerConfig, quantizer: Quantizer) -> dict[str, Any]:
-    """Return the tokenizer section of config.json; `parse_tokenizer` reads it."""
-    section = dataclasses.asdict(config)
-    section |= {"norm": config.norm.value, "activation": config.activation.value}
-    section |= {
-        "spatial_patchify": quantizer.spatial_patchify,
-        "gains": list(quantizer.gains),
-        "downsample": quantizer.downsample.value,
-    }
-    return section
 
 
 def build_transformer(

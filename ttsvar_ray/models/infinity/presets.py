@@ -10,10 +10,9 @@ import difflib
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.config import TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.resolutions import Resolution, published_resolution
-from ttsvar_ray.models.infinity.tokenizer import TokenizerConfig
 
 HUB_REPOSITORY = "FoundationVision/Infinity"
 TEXT_ENCODER_REPOSITORY = "google/flan-t5-xl"

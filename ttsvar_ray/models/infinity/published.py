@@ -9,7 +9,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelChoice, ModelDescription, pixels_per_token
 from ttsvar_ray.models.family import FamilyEntry
 from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.infinity.directory import FAMILY, infinity_on_meta, load_infinity, tokenizer_section
+from ttsvar_ray.models.infinity.config import FAMILY
 from ttsvar_ray.models.infinity.presets import (
     HUB_REPOSITORY,
     PRESETS,
@@ -18,6 +18,7 @@ from ttsvar_ray.models.infinity.presets import (
     TOP_P,
     InfinityPreset,
 )
+from ttsvar_ray.models.infinity.quantizer import tokenizer_section
 from ttsvar_ray.models.infinity.resolutions import (
     FULL_SCHEDULES,
     SCALES_OF_SIZE,
@@ -181,9 +182,22 @@ def _describe(choice: ModelChoice) -> ModelDescription:
     return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
 
 
+def _load(description: ModelDescription, **how: Any) -> Any:
+    from ttsvar_ray.models.infinity.directory import load_infinity
+
+    return load_infinity(description, **how)
+
+
+def _on_meta(description: ModelDescription, **how: Any) -> Any:
+    from ttsvar_ray.models.infinity.directory import infinity_on_meta
+
+    return infinity_on_meta(description, **how)
+
+
+# What needs torch is imported when it is called.
 ENTRY = FamilyEntry(
-    load=load_infinity,
-    on_meta=infinity_on_meta,
+    load=_load,
+    on_meta=_on_meta,
     published=PRESETS,
     describe=_describe,
     require_weights=require_weights,

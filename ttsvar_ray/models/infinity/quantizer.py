@@ -10,16 +10,18 @@ Shape legend: B rows, n tokens of a scale (h * w), D bits of a token, d channels
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from ttsvar_ray.models.row_stability import channels_first
+from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.types import ScaleSchedule
+
+if TYPE_CHECKING:  # Plans ask for the sizes, in processes that run no network.
+    import torch
+    from torch import Tensor
 
 
 class Downsample(str, enum.Enum):
@@ -69,12 +71,16 @@ class Quantizer:
 
     def tokens_to_map(self, tokens: Tensor, scale_index: int) -> Tensor:
         """Turn [B, n, D] into [B, d, h, w] (with patchify: each token into 2x2 cells)."""
+        import torch.nn.functional as F
+
         height, width = self.schedule[scale_index]
         grid = tokens.reshape(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
         return F.pixel_shuffle(grid, 2) if self.spatial_patchify else grid
 
     def map_to_tokens(self, grid: Tensor) -> Tensor:
         """Turn [B, d, h, w] into [B, n, D]: the inverse of `tokens_to_map`."""
+        import torch.nn.functional as F
+
         if self.spatial_patchify:
             grid = F.pixel_unshuffle(grid, 2)
         return grid.flatten(2).transpose(1, 2)
@@ -86,12 +92,16 @@ class Quantizer:
 
     def upsample(self, codes: Tensor, scale_index: int) -> Tensor:
         """Spread the codes of one scale over the full map [B, d, H, W]."""
+        import torch.nn.functional as F
+
         if scale_index == len(self.schedule) - 1:
             return codes
         return F.interpolate(codes, size=self.map_size(-1), mode="bilinear", align_corners=False)
 
     def empty_map(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the feature map before scale 0: float32 zeros [rows, d, H, W]."""
+        import torch
+
         return torch.zeros((rows, self.codebook_dim, *self.map_size(-1)), device=device)
 
     def accumulate(self, summed: Tensor, bits: Tensor, scale_index: int) -> Tensor:
@@ -104,6 +114,10 @@ class Quantizer:
 
     def reduce(self, summed: Tensor, size: tuple[int, int]) -> Tensor:
         """Reduce a feature map to (height, width) as `downsample` says."""
+        import torch.nn.functional as F
+
+        from ttsvar_ray.models.row_stability import channels_first
+
         summed = channels_first(summed)
         if self.downsample is Downsample.AREA:
             return F.interpolate(summed, size=size, mode="area")
@@ -118,6 +132,9 @@ class Quantizer:
         Returns:
             Bits, one uint8 [B, n, D] per scale, and the accumulated map [B, d, H, W].
         """
+        import torch
+        import torch.nn.functional as F
+
         residual, summed, all_bits = features, torch.zeros_like(features), []
         for scale_index in range(len(self.schedule)):
             # Reduction is by area here, also for published models: that is how they were trained.
@@ -127,3 +144,15 @@ class Quantizer:
             residual, summed = residual - step, summed + step
             all_bits.append(bits)
         return all_bits, summed
+
+
+def tokenizer_section(config: TokenizerConfig, quantizer: Quantizer) -> dict[str, Any]:
+    """Return the tokenizer section of config.json; `directory.parse_tokenizer` reads it."""
+    section = dataclasses.asdict(config)
+    section |= {"norm": config.norm.value, "activation": config.activation.value}
+    section |= {
+        "spatial_patchify": quantizer.spatial_patchify,
+        "gains": list(quantizer.gains),
+        "downsample": quantizer.downsample.value,
+    }
+    return section

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.config import TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.directory import build_tokenizer, build_transformer
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.resolutions import FULL_SCHEDULES
-from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer, TokenizerConfig
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.types import ScaleSchedule

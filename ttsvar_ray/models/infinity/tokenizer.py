@@ -7,55 +7,10 @@ shuffle at the image side, no normalisation, ReLU, and latents normalised to the
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Norm(str, enum.Enum):
-    """Normalisation inside residual blocks."""
-
-    GROUP = "group"
-    NONE = "none"
-
-
-class Activation(str, enum.Enum):
-    """Non-linearity of the tokenizer."""
-
-    SWISH = "swish"
-    RELU = "relu"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizerConfig:
-    """Architecture of one tokenizer.
-
-    Attributes:
-        codebook_dim: channels d of the feature map.
-        base_channels: channels at multiplier 1.
-        encoder_multipliers, decoder_multipliers: per level, image side first; one level less than
-            this many halvings of the image.
-        num_res_blocks: per encoder level; the decoder has one more.
-        pixel_shuffle: side of the pixel blocks folded into channels at the image side.
-        normalize_latent: project encoder output to the unit sphere, per position.
-    """
-
-    codebook_dim: int
-    base_channels: int = 128
-    encoder_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
-    decoder_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
-    num_res_blocks: int = 2
-    pixel_shuffle: int = 1
-    norm: Norm = Norm.GROUP
-    activation: Activation = Activation.SWISH
-    normalize_latent: bool = False
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels per cell of the feature map."""
-        return int(self.pixel_shuffle * 2 ** (len(self.encoder_multipliers) - 1))
+from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig
 
 
 class Conv(nn.Module):

@@ -14,6 +14,8 @@ from typing import Any
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.types import ScaleSchedule
 
+FAMILY = "var"
+
 PATCH_NUMS_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 PATCH_NUMS_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
@@ -105,6 +107,53 @@ class VarConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the transformer section of config.json."""
         return {**dataclasses.asdict(self), "bits_per_token": self.bits_per_token}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VqConfig:
+    """Architecture of one tokenizer.
+
+    Attributes:
+        vocabulary, codebook_dim: the codebook, V x d.
+        base_channels: channels at multiplier 1; a multiple of 32, the norm's groups.
+        multipliers: per level, image side first; one level less than this many halvings of the image.
+        num_res_blocks: per encoder level; the decoder has one more.
+        num_smoothers: convolutions that smooth what a scale adds, shared among neighbouring scales.
+        smoothing: part of a scale's addition that is smoothed, in [0, 1].
+    """
+
+    vocabulary: int = 4096
+    codebook_dim: int = 32
+    base_channels: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    num_smoothers: int = 4
+    smoothing: float = 0.5
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per cell of the feature map."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> VqConfig:
+        """Read the tokenizer section of config.json.
+
+        Raises:
+            ConfigurationError: unknown keys.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        # `patch_size` is written for readers that know no family.
+        own = {key: value for key, value in values.items() if key != "patch_size"}
+        if unknown := [key for key in own if key not in names]:
+            raise ConfigurationError([f"tokenizer.{key}: unknown key; remove it" for key in unknown])
+        if "multipliers" in own:
+            own["multipliers"] = tuple(own["multipliers"])
+        return cls(**own)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tokenizer section of config.json."""
+        return {**dataclasses.asdict(self), "patch_size": self.patch_size}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

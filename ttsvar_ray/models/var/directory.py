@@ -23,24 +23,18 @@ from ttsvar_ray.models.description import (
     CONFIG_NAME,
     FORMAT_VERSION,
     WEIGHT_FILES,
-    ModelChoice,
     ModelDescription,
 )
-from ttsvar_ray.models.family import FamilyEntry
-from ttsvar_ray.models.hub import HubRepository
-from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
-from ttsvar_ray.models.var.config import PRESETS, VarConfig, VarPreset, linear_guidance
+from ttsvar_ray.models.var.config import FAMILY, VarConfig, VqConfig
 from ttsvar_ray.models.var.model import VarModel
-from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
+from ttsvar_ray.models.var.tokenizer import VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.models.weight_files import Weights, read_weights
-from ttsvar_ray.models.weight_source import WeightSource, fetch_all, parse_root
+from ttsvar_ray.models.weight_source import fetch_all
 
-FAMILY = "var"
 CLASSES = "classes.json"
-REWARD = "clip-score"
-EXTRACTOR = "pca"
 _BLOCKS = "blocks."
 
 DROPPED_TRANSFORMER_KEYS = ("lvl_1L", "attn_bias_for_masking")
@@ -58,47 +52,6 @@ def var_transformer_keys(weights: Weights) -> Weights:
 def var_tokenizer_keys(weights: Weights) -> Weights:
     """Return a published VQ-VAE state dict under the names of `VqDecoder`."""
     return {key: value for key, value in weights.items() if not key.startswith(DROPPED_TOKENIZER_PREFIXES)}
-
-
-def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelDescription:
-    """Describe a published model without reading its weights.
-
-    Args:
-        preset: which.
-        path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
-            repository they were published in.
-    """
-    root = HubRepository(preset.repository) if path is None else parse_root(path)
-    schedule, scales = preset.scale_schedule, len(preset.scale_schedule)
-    tokenizer = VqConfig(
-        vocabulary=preset.transformer.vocabulary, codebook_dim=preset.transformer.codebook_dim
-    )
-    return ModelDescription(
-        source=preset.name,
-        name=preset.name,
-        family=FAMILY,
-        scale_schedule=schedule,
-        bits_per_token=preset.transformer.bits_per_token,
-        image_height=schedule[-1][0] * tokenizer.patch_size,
-        image_width=schedule[-1][1] * tokenizer.patch_size,
-        sampling=SamplingSettings(
-            guidance=linear_guidance(preset.guidance_peak, scales),
-            temperature=per_scale("temperature", 1.0, scales),
-            top_p=preset.top_p,
-            top_k=preset.top_k,
-        ),
-        plan=preset.plan,
-        reward_name=REWARD,
-        reward_path=None,
-        extractor=EXTRACTOR,
-        backbone_path=None,
-        transformer=preset.transformer.to_json(),
-        tokenizer=tokenizer.to_json(),
-        weights={
-            "transformer": WeightSource(root, preset.checkpoint),
-            "tokenizer": WeightSource(root, preset.tokenizer_checkpoint),
-        },
-    )
 
 
 def load_var(
@@ -196,12 +149,3 @@ def save_var(
             config[key] = dict(section)
     # Last, so that an interrupted save is not taken for a model.
     (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-
-def _describe(choice: ModelChoice) -> ModelDescription:
-    return describe_var_preset(PRESETS[choice.name], path=choice.path)
-
-
-ENTRY = FamilyEntry(
-    load=load_var, on_meta=var_on_meta, published=PRESETS, describe=_describe, reads_texts=False
-)

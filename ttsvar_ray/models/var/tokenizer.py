@@ -9,67 +9,16 @@ Legend: B trajectories, d codebook_dim, V vocabulary, H x W the last scale, h x 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.row_stability import channels_first, pad_images
+from ttsvar_ray.models.var.config import VqConfig
 from ttsvar_ray.types import ScaleSchedule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VqConfig:
-    """Architecture of one tokenizer.
-
-    Attributes:
-        vocabulary, codebook_dim: the codebook, V x d.
-        base_channels: channels at multiplier 1; a multiple of 32, the norm's groups.
-        multipliers: per level, image side first; one level less than this many halvings of the image.
-        num_res_blocks: per encoder level; the decoder has one more.
-        num_smoothers: convolutions that smooth what a scale adds, shared among neighbouring scales.
-        smoothing: part of a scale's addition that is smoothed, in [0, 1].
-    """
-
-    vocabulary: int = 4096
-    codebook_dim: int = 32
-    base_channels: int = 160
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    num_smoothers: int = 4
-    smoothing: float = 0.5
-
-    @property
-    def patch_size(self) -> int:
-        """Pixels per cell of the feature map."""
-        return int(2 ** (len(self.multipliers) - 1))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> VqConfig:
-        """Read the tokenizer section of config.json.
-
-        Raises:
-            ConfigurationError: unknown keys.
-        """
-        names = {field.name for field in dataclasses.fields(cls)}
-        # `patch_size` is written for readers that know no family.
-        own = {key: value for key, value in values.items() if key != "patch_size"}
-        if unknown := [key for key in own if key not in names]:
-            raise ConfigurationError([f"tokenizer.{key}: unknown key; remove it" for key in unknown])
-        if "multipliers" in own:
-            own["multipliers"] = tuple(own["multipliers"])
-        return cls(**own)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the tokenizer section of config.json."""
-        return {**dataclasses.asdict(self), "patch_size": self.patch_size}
 
 
 def _norm(channels: int) -> nn.GroupNorm:
