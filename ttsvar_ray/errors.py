@@ -54,6 +54,10 @@ class LostLockError(InterruptedRunError):
     """The run stopped because another one has its output folder, or may have; nothing was written over."""
 
 
+class CannotStartError(TtsVarError):
+    """The first worker found that settings, weights or devices cannot be used; nothing was generated."""
+
+
 class RunFailedError(TtsVarError):
     """The cluster cannot finish a run; what is committed stays, and the same command goes on."""
 

@@ -132,6 +132,17 @@ class JobProgress:
     workers_wanted: int
     seconds: float
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no prompt is left."""
+        return self.prompts_resumed + self.prompts_done == self.prompts_total
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at the speed so far; None before the first prompt, and after the last."""
+        left = self.prompts_total - self.prompts_resumed - self.prompts_done
+        return left * self.seconds / self.prompts_done if left and self.prompts_done else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
@@ -148,7 +159,8 @@ class JobSummary:
         prompts_resumed: prompts that were done before this session.
         workers: most workers that were up at a time.
         seconds: wall time of this session.
-        images_per_second: of this session, from its first worker to its end; NaN if it made none.
+        generating_seconds: of those, from its first worker to its last outcome; 0 if it made none.
+        images_per_second: of this session, in those; NaN if it made none.
         notices: what went wrong and was survived, one line each.
     """
 
@@ -163,4 +175,5 @@ class JobSummary:
     workers: int
     seconds: float
     images_per_second: float
+    generating_seconds: float = 0.0
     notices: tuple[str, ...] = ()

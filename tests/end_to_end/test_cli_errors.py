@@ -80,13 +80,18 @@ def generate(cli: Cli, *arguments: str, prompts: str = "good.txt") -> Result:
     )
 
 
+def message_of(result: Result) -> str:
+    """Return what follows the lines that say what the job is."""
+    return result.stderr[result.stderr.index("ttsvar-ray: ") :]
+
+
 def assert_refused(result: Result, *messages: str) -> None:
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    assert result.stderr.startswith("ttsvar-ray: ")
+    assert message_of(result).startswith("ttsvar-ray: ")
     assert "Traceback" not in result.stderr
     for message in messages:
-        assert message in result.stderr
+        assert message in message_of(result)
     assert not Path("out").exists()
 
 
@@ -111,7 +116,8 @@ def test_a_prompt_file_that_cannot_be_used(
     (tmp_path / name).write_bytes(content)
     result = generate(cli, prompts=name)
     assert_refused(result, *messages)
-    assert len(result.stderr.splitlines()) == 1
+    assert len(message_of(result).splitlines()) == 1
+    assert result.stderr.startswith("job       model, best-of-n N=2")
 
 
 def test_a_prompt_file_that_is_not_there(cli: Cli, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, OutputError
 from ttsvar_ray.job.runnable import JobParts
+from ttsvar_ray.job.status import read_status
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -96,6 +97,9 @@ def test_a_job_between_buckets_that_is_stopped_and_resumed_equals_the_local_one(
     partial = data_files(output)
     assert 0 < len(partial) < len(local[1])
     assert "runs/one/.lock" not in s3.keys(bucket)
+    (stopped,) = read_status(output)
+    assert (stopped.state, stopped.parts, stopped.parts_total) == ("stopped", len(partial), 8)
+    assert "SIGTERM" in stopped.reason
 
     with pytest.raises(OutputError, match=r"seed: 5 in the folder, 6 now(.|\n)*--force-new"):
         job(prompts, output, seed=6)

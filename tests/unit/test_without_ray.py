@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import sys
@@ -33,3 +35,29 @@ def test_a_whole_search_runs_without_ray() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["48", "3"]
+
+
+WHOLE_JOB = """
+import sys
+sys.modules["ray"] = None  # an import of ray fails from here on
+from ttsvar_ray.cli import main
+
+sys.argv = ["ttsvar-ray", "generate", "--prompts", sys.argv[1], "--output", sys.argv[2]]
+main()
+"""
+
+
+def test_a_small_job_runs_without_ray(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a red ring\n")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE_JOB, str(tmp_path / "p.txt"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "images       1" in done.stdout
+    assert (tmp_path / "out" / "data" / "part-00000.parquet").is_file()

@@ -18,6 +18,7 @@ from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
 from ttsvar_ray.cli.shapes_report import shapes_report
 from ttsvar_ray.cli.simulate import simulate
+from ttsvar_ray.cli.status import status
 from ttsvar_ray.cli.verify import verify
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.command()(generate)
 app.command()(check)
 app.command()(plan)
 app.command()(simulate)
+app.command()(status)
 app.command()(verify)
 app.command()(convert)
 app.command()(doctor)

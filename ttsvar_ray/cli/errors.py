@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import typer
 
 from ttsvar_ray.errors import (
+    CannotStartError,
     ConfigurationError,
     InterruptedRunError,
     LostRowsError,
@@ -47,6 +48,8 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         raise
     except (InterruptedRunError, RunFailedError) as error:
         _end(error, ExitCode.RESUMABLE, debug=debug)
+    except CannotStartError as error:
+        _end(error, ExitCode.BAD_SETTINGS, debug=debug)
     except LostRowsError as error:
         _end(error, ExitCode.FAILED, debug=debug)
     except TtsVarError as error:

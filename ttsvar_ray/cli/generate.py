@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,6 +79,17 @@ def generate(
         str | None,
         typer.Option("--address", help="Ray cluster; by default this machine or RAY_ADDRESS.", metavar="A"),
     ] = None,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Run here on one device, without Ray; small runs do anyway.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Look at everything, say hours and gigabytes, and stop there."),
+    ] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option("--log-file", help="Write the log here and not to DIR/run.log.", metavar="FILE"),
+    ] = None,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
@@ -98,6 +110,7 @@ def generate(
         "cluster.spread": int(spread) if spread is not None and spread.isdecimal() else spread,
         "cluster.shard": shard,
         "cluster.address": address,
+        "cluster.in_process": True if in_process else None,
     }
     from rich.console import Console
 
@@ -106,7 +119,21 @@ def generate(
         from ttsvar_ray.config import load_config
 
         config = load_config(job, options.overrides(flags, settings))
-    summary = run(config, console=console, debug=debug, retry_failed=retry_failed, force_new=force_new)
+    if dry_run:
+        with errors_for_people(debug=debug):
+            from ttsvar_ray.cli.preflight import teller
+            from ttsvar_ray.cluster.job import check_job
+
+            check_job(config, tell=teller(Console(highlight=False)), force_new=force_new)
+        return
+    summary = run(
+        config,
+        console=console,
+        debug=debug,
+        retry_failed=retry_failed,
+        force_new=force_new,
+        log_file=log_file,
+    )
     typer.echo("\n".join(summary_lines(config, summary)))
     if verify:
         with errors_for_people(debug=debug):
@@ -118,7 +145,13 @@ def generate(
 
 
 def run(
-    config: JobConfig, *, console: Console, debug: bool, retry_failed: bool = False, force_new: bool = False
+    config: JobConfig,
+    *,
+    console: Console,
+    debug: bool,
+    retry_failed: bool = False,
+    force_new: bool = False,
+    log_file: Path | None = None,
 ) -> JobSummary:
     """Run a job with its progress on `console`; errors end the command.
 
@@ -126,9 +159,10 @@ def run(
         config: the job.
         console: where progress and warnings go.
         debug: show tracebacks.
-        retry_failed, force_new: as `run_job` takes them.
+        retry_failed, force_new, log_file: as `run_job` takes them.
     """
     from ttsvar_ray.cli.log import set_up_logging
+    from ttsvar_ray.cli.preflight import teller
     from ttsvar_ray.cli.progress import ProgressReporter
 
     set_up_logging(console, debug=debug)
@@ -136,7 +170,14 @@ def run(
     with errors_for_people(debug=debug, has_started=lambda: reporter.has_started), reporter:
         from ttsvar_ray.cluster.job import run_job
 
-        return run_job(config, progress=reporter, retry_failed=retry_failed, force_new=force_new)
+        return run_job(
+            config,
+            progress=reporter,
+            tell=teller(console),
+            retry_failed=retry_failed,
+            force_new=force_new,
+            log_file=log_file,
+        )
 
 
 def is_within_budget(config: JobConfig, summary: JobSummary) -> bool:
@@ -150,14 +191,13 @@ def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
     from ttsvar_ray.cli.show import duration
 
     resumed = f" ({summary.prompts_resumed} of them before)" if summary.prompts_resumed else ""
-    rate = "" if math.isnan(summary.images_per_second) else f", {summary.images_per_second:.2f} images/s"
     reward = "none" if math.isnan(summary.mean_reward) else f"{summary.mean_reward:.4f}"
     lines = [
         "",
         f"prompts      {summary.prompts}{resumed}",
         f"images       {summary.images}",
         f"mean reward  {reward}",
-        f"time         {duration(summary.seconds)}{rate}",
+        f"time         {duration(summary.seconds)}{_rate(summary)}",
         f"failures     {_failures(config, summary)}",
         f"output       {summary.output}",
     ]
@@ -179,6 +219,16 @@ def _failures(config: JobConfig, summary: JobSummary) -> str:
         return counts
     how_many = "within" if is_within_budget(config, summary) else "more than"
     return f"{counts} ({how_many} max_failed, {config.max_failed})"
+
+
+def _rate(summary: JobSummary) -> str:
+    """Return how the time divides: of one clock, so that images, rate and seconds agree."""
+    from ttsvar_ray.cli.show import duration
+
+    if math.isnan(summary.images_per_second):
+        return ""
+    rate = f"{summary.images_per_second:.2f} images/s"
+    return f", {duration(summary.generating_seconds)} of it generating at {rate}"
 
 
 def _loading(output: str) -> str:

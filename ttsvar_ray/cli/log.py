@@ -16,12 +16,22 @@ def set_up_logging(console: Console, *, debug: bool) -> None:
     """
     handler: logging.Handler
     if console.is_terminal:
+        from rich.highlighter import NullHighlighter
         from rich.logging import RichHandler
 
-        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        # The highlighter would colour the number in `cell-0`; the time is today's, on this machine's clock.
+        handler = RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            markup=False,
+            highlighter=NullHighlighter(),
+            log_time_format="%H:%M:%S",
+        )
     else:
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.DEBUG if debug else logging.INFO)
     package = logging.getLogger("ttsvar_ray")
     package.handlers[:] = [handler]
     package.setLevel(logging.DEBUG if debug else logging.INFO)

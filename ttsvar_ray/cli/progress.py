@@ -7,15 +7,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.results import JobProgress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.live import Live
 
 PLAIN_EVERY_S = 10.0
+MOST_BAR_COLUMNS = 30
+LEAST_BAR_COLUMNS = 6
+NARROW_COLUMNS = 60
+"""Below, words go before a bar."""
 
 
 class ProgressReporter:
@@ -31,16 +35,16 @@ class ProgressReporter:
         self._now = now
         self._shown_at = -math.inf
         self._shown = ""
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._said_over = False
+        self._live: Live | None = None
         self.has_started = False
 
     def __enter__(self) -> ProgressReporter:
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def __call__(self, state: JobProgress) -> None:
         """Show a state."""
@@ -51,46 +55,73 @@ class ProgressReporter:
             self._show_line(state)
 
     def _show_line(self, state: JobProgress) -> None:
-        over = state.prompts_resumed + state.prompts_done == state.prompts_total
         line = progress_line(state)
-        if line != self._shown and (over or self._now() - self._shown_at >= PLAIN_EVERY_S):
-            self._shown, self._shown_at = line, self._now()
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        is_due = self._now() - self._shown_at >= PLAIN_EVERY_S
+        if self._said_over or line == self._shown or not (state.is_over or is_due):
+            return
+        self._shown, self._shown_at, self._said_over = line, self._now(), state.is_over
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _show_bar(self, state: JobProgress) -> None:
-        if self._bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        if self._live is None:
+            from rich.live import Live
 
-            self._bar = Progress(
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("prompts"),
-                TextColumn("{task.description}"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", total=state.prompts_total)
-            self._bar.start()
-        assert self._task is not None
-        done = state.prompts_resumed + state.prompts_done
-        self._bar.update(self._task, completed=done, description=_details(state))
+            self._live = Live(console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._live.update(_Bar(state))
+
+
+class _Bar:
+    """A state, as wide as the terminal is when it is drawn."""
+
+    def __init__(self, state: JobProgress) -> None:
+        self._state = state
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield Text(bar_line(self._state, options.max_width), no_wrap=True, overflow="crop")
+
+
+def bar_line(state: JobProgress, width: int) -> str:
+    """Return a state as a line of at most `width` columns.
+
+    Count, share and time left always stand there; a bar and everything else where there is room.
+    """
+    done = state.prompts_resumed + state.prompts_done
+    share = done / state.prompts_total if state.prompts_total else 1.0
+    # 99.99 % is not all.
+    words = [f"{done:,}/{state.prompts_total:,}", f"{math.floor(100 * share)} %"]
+    left = state.seconds_left
+    if left is not None:
+        words.append(f"left {duration(left)}")
+    kept = LEAST_BAR_COLUMNS + 2 if width >= NARROW_COLUMNS else 0
+    for detail in _details(state):
+        if len("  ".join([*words, detail])) + kept <= width:
+            words.append(detail)
+    line = "  ".join(words)
+    room = min(MOST_BAR_COLUMNS, width - len(line) - 2)
+    if room >= LEAST_BAR_COLUMNS:
+        full = math.floor(share * room)
+        line = f"{'━' * full}{'╌' * (room - full)}  {line}"
+    return line
 
 
 def progress_line(state: JobProgress) -> str:
     """Return a state as one line of text."""
     done = state.prompts_resumed + state.prompts_done
-    return f"prompts {done}/{state.prompts_total}  {_details(state)}"
+    left = state.seconds_left
+    words = [*_details(state), *([] if left is None else [f"left {duration(left)}"])]
+    return f"prompts {done:,}/{state.prompts_total:,}  {'  '.join(words)}"
 
 
-def _details(state: JobProgress) -> str:
+def _details(state: JobProgress) -> list[str]:
+    """Return what else there is to say, the most important first."""
     if state.workers == 0 and state.prompts_done == 0:
-        return f"waiting for workers (0/{state.workers_wanted} up)"
-    words = [f"{state.images / state.seconds:.2f} images/s" if state.seconds > 0 else "starting"]
+        return [f"waiting for workers (0/{state.workers_wanted} up)"]
+    words = [f"failed {state.failed:,}"] if state.failed else []
+    words.append(f"{state.images / state.seconds:.2f} images/s" if state.seconds > 0 else "starting")
+    words.append(f"workers {state.workers}/{state.workers_wanted}")
     if not math.isnan(state.mean_reward):
         words.append(f"reward {state.mean_reward:.3f}")
-    words.append(f"workers {state.workers}/{state.workers_wanted}")
-    if state.failed:
-        words.append(f"failed {state.failed}")
-    left = state.prompts_total - state.prompts_resumed - state.prompts_done
-    if left and state.prompts_done:
-        words.append(f"left {duration(left * state.seconds / state.prompts_done)}")
-    return "  ".join(words)
+    return words

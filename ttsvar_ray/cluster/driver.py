@@ -17,6 +17,7 @@ before it says why.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -37,13 +38,13 @@ from ttsvar_ray.cluster.resources import (
     demanded,
     describe_cluster,
     describe_resources,
+    device_of,
     divide_workers,
     lay_out_workers,
-    profile_name,
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
-from ttsvar_ray.cluster.stats import RunStats
+from ttsvar_ray.cluster.stats import RunStats, how_to_go_on
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
 from ttsvar_ray.config import JobConfig
@@ -54,23 +55,21 @@ from ttsvar_ray.dataset import (
     OutputLock,
     RowContext,
     SessionLog,
-    committed_chunks,
-    summarise_output,
 )
 from ttsvar_ray.errors import (
+    CannotStartError,
     InputError,
     InterruptedRunError,
-    OutputError,
     RunFailedError,
     StorageError,
     TtsVarError,
 )
+from ttsvar_ray.job.preflight import Device
 from ttsvar_ray.job.resolved import coordinator_settings
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
 from ttsvar_ray.leasing.policy import LeasePolicy
-from ttsvar_ray.prompts.read import PromptScan
-from ttsvar_ray.results import JobProgress, JobSummary, PromptFailure, PromptResult
+from ttsvar_ray.results import JobProgress, PromptFailure, PromptResult
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +90,10 @@ class Driver:
     lock: OutputLock
     ledger: LeaseLedger
     progress: Callable[[JobProgress], None]
-    scan: PromptScan
     sessions: SessionLog
     context: Callable[..., RowContext]
-    prompts_resumed: int
-    stats: RunStats = field(init=False)
+    stats: RunStats
+    tell_device: Callable[[Device], None]
     leases: LeasePolicy = field(init=False)
     breaker: FailureBreaker = field(init=False)
     cells: Cells = field(init=False)
@@ -105,10 +103,14 @@ class Driver:
 
     def __post_init__(self) -> None:
         cluster = self.config.cluster
-        total = sum(len(self.ledger.rows(chunk)) for chunk in self.ledger.chunks)
-        self.stats = RunStats(prompts_total=total, prompts_resumed=self.prompts_resumed)
         self.leases = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run among others of its cluster: its output folder's, and which shard it is."""
+        folders = str(self.layout.root).rstrip("/").split("/")[-2 if self.config.cluster.shard else -1 :]
+        return re.sub(r"[^\w.-]+", "-", "-".join(folders)) or "run"
 
     def run(self) -> None:
         """Connect, start the actors, run to the end or to a request to stop.
@@ -124,7 +126,7 @@ class Driver:
                 cluster.cpus_per_worker if cluster.cpus_per_worker is not None else self.config.engine.threads
             )
             cpus = cluster.workers * each
-        with ray_session(cluster.address, cpus=cpus), stop_on_signals() as stop:
+        with ray_session(cluster.address, cpus=cpus, run_name=self.run_name), stop_on_signals() as stop:
             resources = ray.cluster_resources()
             layout = lay_out_workers(
                 resources,
@@ -134,8 +136,10 @@ class Driver:
                 gpus_per_worker=cluster.gpus_per_worker,
                 threads=self.config.engine.threads,
             )
+            device = device_of(layout, resources)
+            self.tell_device(device)
             with demanded(layout, resources):
-                self._start_actors(layout, self.parts.expect(profile_name(layout, resources)))
+                self._start_actors(layout, self.parts.expect(device.profile))
                 try:
                     self._loop(stop)
                 except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -155,40 +159,24 @@ class Driver:
                     self.cells.stop(in_order=not self.is_pressed)
                     self.writer.stop()
 
-    def summary(self, started: float) -> JobSummary:
-        """Count what is on disk, at the end of a run that is done.
-
-        Raises:
-            LostRowsError: it is not every prompt once.
-        """
-        on_disk = summarise_output(
-            self.layout, {index: self.ledger.rows(index) for index in self.ledger.chunks}
-        )
-        return JobSummary(
-            output=str(self.layout.root),
-            uri=self.layout.root.uri,
-            prompts=on_disk.prompts,
-            images=on_disk.images,
-            failed=on_disk.failed,
-            bad_lines=on_disk.bad_lines,
-            mean_reward=on_disk.mean_reward,
-            prompts_resumed=self.prompts_resumed,
-            workers=self.stats.most_workers,
-            seconds=time.monotonic() - started,
-            images_per_second=self.stats.images_per_second,
-            notices=tuple(self.stats.notices),
-        )
-
     def _start_actors(self, layout: WorkerLayout, workload: Workload | None) -> None:
         cluster = self.config.cluster
         self.stats.wanted = layout.count
         shares = divide_workers(layout.count, cluster.workers_per_cell)
         each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})
         cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
-        logger.info("starting %d worker%s of %s%s", layout.count, "s" * (layout.count != 1), each, cells)
+        # Two runs may have folders of one name.
+        prefix = f"{self.run_name}-{uuid.uuid4().hex[:6]}-"
+        logger.info(
+            "starting %d worker%s of %s%s, named %s*",
+            layout.count,
+            "s" * (layout.count != 1),
+            each,
+            cells,
+            prefix,
+        )
         settings = coordinator_settings(self.config)
         build_engine = PackedBuilder.pack(self.parts.build_engine)
-        prefix = f"ttsvar-{uuid.uuid4().hex[:8]}-"
 
         def make_spec(index: int, incarnation: int) -> CellSpec:
             share = shares[index]
@@ -251,7 +239,9 @@ class Driver:
             for change in self.sessions.add_device(info.device):
                 self._notice(change)
         if update.state is CellState.UNUSABLE and self.info is None:
-            self._end(RunFailedError, update.reason)
+            raise CannotStartError(
+                f"{update.reason}. This session generated nothing; mend that, then type the same command"
+            )
         self.leases.set_workers(cell_id, update.workers)
         for count in update.lease_requests:
             self.leases.ask(cell_id, count)
@@ -329,18 +319,7 @@ class Driver:
         for chunk, report in self.writer.flush(grace_seconds):
             if isinstance(report, ChunkReport):
                 self.ledger.commit(chunk.chunk_index)
-        raise kind(self._go_on(what))
-
-    def _go_on(self, what: str) -> str:
-        root, wanted = self.layout.root, len(self.ledger.chunks)
-        try:
-            parts = f"{len(committed_chunks(self.layout))} of {wanted} parts are committed in {root}"
-        except (OutputError, StorageError, OSError) as error:
-            # What cannot be counted must not hide why the run ends.
-            parts = (
-                f"Of its {wanted} parts those that are whole are in {root}, which cannot be read ({error})"
-            )
-        return f"{what}. {parts}; the same command goes on from there"
+        raise kind(how_to_go_on(self.layout, self.ledger, what))
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)

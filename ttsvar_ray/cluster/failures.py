@@ -5,15 +5,19 @@ Policies are told what happened and return decisions as values; they own no acto
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import shutil
 from collections import Counter, deque
 from dataclasses import dataclass
 
 from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.storage import Location
 
 logger = logging.getLogger(__name__)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _WHERE = re.compile(r"^attempt \d+, segment \d+, worker \S+: ")
 _DETAIL = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
@@ -123,3 +127,19 @@ class RestartPolicy:
     def worked(self) -> None:
         """Forget the failures."""
         self.failures = 0
+
+
+def explain_full(error: BaseException | None, root: Location) -> str | None:
+    """Return what to do about a storage without space; None where an error has another reason."""
+    if not isinstance(error, OSError) or not _is_full(error):
+        return None
+    where = f"no space is left for {root}"
+    if root.local_path is not None:
+        usage = shutil.disk_usage(root.local_path)
+        where += f" ({usage.free / 1e9:.1f} of {usage.total / 1e9:.1f} GB free)"
+    return f"{where}; make room, then go on ({type(error).__name__}: {error})"
+
+
+def _is_full(error: OSError) -> bool:
+    # pyarrow says the number in its text where it does not set it.
+    return error.errno in _FULL or any(f"[errno {number}]" in str(error).lower() for number in _FULL)

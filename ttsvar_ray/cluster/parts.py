@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ttsvar_ray.cluster.failures import GiveUp, RestartPolicy
+from ttsvar_ray.cluster.failures import GiveUp, RestartPolicy, explain_full
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
 from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext
@@ -23,8 +21,6 @@ from ttsvar_ray.storage import Location, storage_environment
 GET_TIMEOUT_SECONDS = 60.0
 MAX_SINK_DEATHS = 3
 """In a row, without a part written between them."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class PartError(TtsVarError):
@@ -133,19 +129,4 @@ class PartWriter:
 def explain(error: BaseException, root: Location) -> str:
     """Return why a part could not be written, with the free space where that is the reason."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, OSError) and _is_full(cause):
-        where = f"no space is left for {root}"
-        if root.local_path is not None:
-            usage = shutil.disk_usage(root.local_path)
-            where += f" ({_gigabytes(usage.free)} of {_gigabytes(usage.total)} GB free)"
-        return f"{where}; make room, then go on ({type(cause).__name__}: {cause})"
-    return reason_of(error)
-
-
-def _is_full(error: OSError) -> bool:
-    # pyarrow says the number in its text where it does not set it.
-    return error.errno in _FULL or any(f"[errno {number}]" in str(error).lower() for number in _FULL)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}"
+    return explain_full(cause, root) or reason_of(error)

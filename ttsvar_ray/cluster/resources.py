@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.costs.profile import device_names
+from ttsvar_ray.costs.profile import device_names, load_profile
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.preflight import USUAL_GPU, Device
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,6 @@ DRAIN_QUERY_SECONDS = 5.0
 
 ACCELERATOR_TYPE = "accelerator_type:"
 """Begins the name of the resource by which Ray says what kind of GPU a node has."""
-
-USUAL_GPU = "h100"
-"""Rates for a GPU of a kind that has no profile: proportions between segments matter, and are corrected by
-what is observed; bytes do not depend on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +126,27 @@ def profile_name(layout: WorkerLayout, resources: Mapping[str, float]) -> str:
         if name == kind.lower() or name.startswith(f"{kind.lower()}-")
     ]
     return known[0] if known else USUAL_GPU
+
+
+def device_of(layout: WorkerLayout, resources: Mapping[str, float]) -> Device:
+    """Return the workers' devices, as far as Ray knows them.
+
+    Args:
+        layout: the workers.
+        resources: Ray's totals of the cluster.
+    """
+    profile = profile_name(layout, resources)
+    loaded = load_profile(profile)
+    if not layout.gpus:
+        return Device(profile=profile, title="CPU", count=layout.count)
+    kinds = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
+    is_known = any(profile.startswith(kind.lower()) for kind in kinds)
+    return Device(
+        profile=profile,
+        title=loaded.title if is_known else f"a GPU of unknown kind, with the rates of {profile}",
+        count=layout.count,
+        memory_bytes=loaded.memory_bytes * min(1.0, layout.gpus) if is_known else None,
+    )
 
 
 def divide_workers(workers: int, per_cell: int) -> list[range]:

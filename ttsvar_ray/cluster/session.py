@@ -1,4 +1,7 @@
-"""Connecting to Ray, leaving it, being asked to stop, and what can be said of Ray without any of it."""
+"""Connecting to Ray, leaving it, being asked to stop, and what can be said of Ray without any of it.
+
+Ray is imported where it is used: a run in this process needs none.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-
-import ray
+from typing import Any
 
 from ttsvar_ray.errors import TtsVarError
 
@@ -41,13 +44,19 @@ class ClusterConnectionError(TtsVarError):
     """No Ray cluster answers at the address."""
 
 
+def is_connected() -> bool:
+    """Whether this process is connected to a cluster; imports nothing to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def is_submitted_job() -> bool:
     """Whether this process is the entry point of `ray job submit`."""
     return JOB_ENVIRONMENT in os.environ
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
+def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") -> Iterator[None]:
     """Be connected to a cluster for as long as the block runs.
 
     A cluster that is connected already is used and left as it is.
@@ -56,28 +65,38 @@ def ray_session(address: str | None, *, cpus: float | None) -> Iterator[None]:
         address: of a running cluster ("auto" finds one on this machine), or "local" for one on this
             machine, started for this block; None is the one that RAY_ADDRESS names, or else "local".
         cpus: CPUs that a cluster started here must offer at least; None is what the machine has.
+        run_name: told to the cluster, whose lists of jobs show it.
 
     Raises:
         ClusterConnectionError: nothing answers at the address.
     """
+    import ray
+
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
-        _connect(address)
+        _connect(address, run_name)
     else:
-        _start_local(cpus)
+        _start_local(cpus, run_name)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _connect(address: str) -> None:
+def _connect(address: str, run_name: str) -> None:
+    import ray
+
     try:
         _check_listening(address, LISTENING_TIMEOUT_SECONDS)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            job_config=_job_config(run_name),
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterConnectionError(
             f"cluster.address: no Ray cluster answers at {address!r} ({error}); start one with "
@@ -95,7 +114,7 @@ def _check_listening(address: str, seconds: float) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
-def _start_local(cpus: float | None) -> None:
+def _start_local(cpus: float | None, run_name: str) -> None:
     # Left alone, Ray turns token authentication on for a cluster it starts here and writes a token into the
     # home folder, after which every other Ray process of this user must have it. With a token in the
     # environment it does the first without the second.
@@ -103,6 +122,8 @@ def _start_local(cpus: float | None) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
     available = os.cpu_count() or 1
     ray.init(
         address="local",
@@ -111,6 +132,7 @@ def _start_local(cpus: float | None) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
+        job_config=_job_config(run_name),
     )
 
 
@@ -132,6 +154,13 @@ def ray_folder() -> str | None:
         return None
     too_long = len(os.fsencode(os.environ.get("TMPDIR", ""))) > MAX_RAY_FOLDER_BYTES
     return "/tmp/ray" if too_long else None  # noqa: S108 - Ray's own default
+
+
+def _job_config(run_name: str) -> Any:
+    """Return what Ray is told of the job: its name in the metadata that `ray list jobs --detail` shows."""
+    from ray.job_config import JobConfig
+
+    return JobConfig(metadata={"job_name": run_name} if run_name else {})
 
 
 def stop_grace_seconds(otherwise: float) -> float:
@@ -215,6 +244,8 @@ class RayFacts:
 
 def inspect_ray() -> RayFacts:
     """Read the environment, and try the address; takes two seconds at most."""
+    import ray
+
     address, problem = os.environ.get("RAY_ADDRESS") or None, None
     try:
         _check_listening(address or "", INSPECTION_TIMEOUT_SECONDS)

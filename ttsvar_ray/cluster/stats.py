@@ -1,11 +1,14 @@
-"""What is counted while a session of a job runs."""
+"""What is counted while a session of a job runs, and what is said of it at its end."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 
-from ttsvar_ray.results import JobProgress, PromptFailure, PromptResult
+from ttsvar_ray.dataset import OutputLayout, committed_chunks, summarise_output
+from ttsvar_ray.errors import OutputError, StorageError
+from ttsvar_ray.leasing.ledger import LeaseLedger
+from ttsvar_ray.results import JobProgress, JobSummary, PromptFailure, PromptResult
 
 MAX_NOTICES = 1000
 
@@ -57,12 +60,45 @@ class RunStats:
         self._count(outcome, -1)
 
     @property
-    def images_per_second(self) -> float:
-        """From the first worker to the last outcome; NaN before there is one."""
+    def generating_seconds(self) -> float:
+        """From the first worker to the last outcome; 0 before there is one."""
         if self.first_worker_at is None or self.last_outcome_at is None:
-            return float("nan")
-        seconds = self.last_outcome_at - self.first_worker_at
+            return 0.0
+        return max(0.0, self.last_outcome_at - self.first_worker_at)
+
+    @property
+    def images_per_second(self) -> float:
+        """In those seconds; NaN where there are none."""
+        seconds = self.generating_seconds
         return self.images / seconds if seconds > 0 else float("nan")
+
+    def summary(self, layout: OutputLayout, ledger: LeaseLedger, *, seconds: float) -> JobSummary:
+        """Count what is on disk, at the end of a run that is done.
+
+        Args:
+            layout: of the output folder.
+            ledger: of the run.
+            seconds: wall time of the session.
+
+        Raises:
+            LostRowsError: it is not every prompt once.
+        """
+        on_disk = summarise_output(layout, {index: ledger.rows(index) for index in ledger.chunks})
+        return JobSummary(
+            output=str(layout.root),
+            uri=layout.root.uri,
+            prompts=on_disk.prompts,
+            images=on_disk.images,
+            failed=on_disk.failed,
+            bad_lines=on_disk.bad_lines,
+            mean_reward=on_disk.mean_reward,
+            prompts_resumed=self.prompts_resumed,
+            workers=self.most_workers,
+            seconds=seconds,
+            images_per_second=self.images_per_second,
+            generating_seconds=self.generating_seconds,
+            notices=tuple(self.notices),
+        )
 
     def progress(self) -> JobProgress:
         """Return where the job stands."""
@@ -87,3 +123,15 @@ class RunStats:
             self.reward_sum += times * outcome.images[0].reward
         else:
             self.failed += times
+
+
+def how_to_go_on(layout: OutputLayout, ledger: LeaseLedger, what: str) -> str:
+    """Return why a run ends, with what it leaves."""
+    wanted = len(ledger.chunks)
+    try:
+        parts = f"{len(committed_chunks(layout))} of {wanted} parts are committed in {layout.root}"
+    except (OutputError, StorageError, OSError) as error:
+        # What cannot be counted must not hide why the run ends.
+        place = f"{layout.root}, which cannot be read ({error})"
+        parts = f"Of its {wanted} parts those that are whole are in {place}"
+    return f"{what}. {parts}; the same command goes on from there"

@@ -12,8 +12,6 @@ outlive this process. Everything that touches the engine runs in one concurrency
 from __future__ import annotations
 
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ import ray
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.job.preflight import device_name
 from ttsvar_ray.results import FinalImage
 
 EngineBuilder = Callable[[], Engine]
@@ -133,7 +132,7 @@ class SegmentWorker:
             memory_bytes=self._engine.settings.memory_bytes,
             model_name=self._engine.model_name,
             reward_name=self._engine.reward_name,
-            device=device_name(),
+            device=device_name(on_gpu=bool(ray.get_gpu_ids())),
             node_ip=ray.util.get_node_ip_address(),
             node_id=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
@@ -182,16 +181,6 @@ class SegmentWorker:
             held_prompts=self._engine.held_prompts,
             held_trajectories=self._engine.held_trajectories,
         )
-
-
-def device_name() -> str:
-    """Return what this worker computes on."""
-    # Whatever computes on a GPU has imported torch; a worker without it need not wait for it.
-    torch = sys.modules.get("torch")
-    if torch is not None and ray.get_gpu_ids() and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    kernels = f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else ""
-    return f"CPU ({platform.machine()}{kernels})"
 
 
 def split_images(

@@ -290,6 +290,11 @@ class ClusterConfig(_Section):
     address: _Text | None = Field(
         default=None, description="None: RAY_ADDRESS, else a cluster of this machine"
     )
+    in_process: bool | None = Field(
+        default=None,
+        description="run in this process, on one device and without Ray; None: where that is quicker (under "
+        "about 100 images, one device, no address)",
+    )
     gpus_per_worker: _NonNegative | None = Field(default=None, description="None: 1 where there are GPUs")
     cpus_per_worker: _NonNegative | None = Field(
         default=None, description="None: engine.threads on a CPU, 1 beside a GPU"
@@ -312,6 +317,15 @@ class ClusterConfig(_Section):
     failure_window: Annotated[_Integer, Field(ge=50)] = Field(
         default=200, description="how many recent prompts that share is taken of"
     )
+
+    @model_validator(mode="after")
+    def _in_process_is_alone(self) -> ClusterConfig:
+        if self.in_process:
+            given = {"address": self.address, "workers": None if self.workers == 1 else self.workers}
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name}: expected none with in_process true, got {value!r}; remove one")
+        return self
 
 
 class OutputConfig(_Section):

@@ -8,6 +8,8 @@ OUTPUT/manifest/part-00000.json     sizes and digests of these two files
 OUTPUT/failed/part-00000.jsonl      prompts of chunk 0 that were given up
 OUTPUT/failed/bad_lines.jsonl       lines of the prompt file that hold no prompt
 OUTPUT/README.md                    data set card: which files `datasets` opens
+OUTPUT/run.log                      what every session logged
+OUTPUT/progress.jsonl               where it stood, a line every ten seconds
 OUTPUT/.lock                        who is writing now
 """
 
@@ -46,6 +48,16 @@ class OutputLayout:
     def card_file(self) -> Location:
         """Where the data set card is."""
         return self.root / "README.md"
+
+    @property
+    def log_file(self) -> Location:
+        """Where the log of all sessions is."""
+        return self.root / "run.log"
+
+    @property
+    def progress_file(self) -> Location:
+        """Where it is written how far the sessions came."""
+        return self.root / "progress.jsonl"
 
     @property
     def lock_file(self) -> Location:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ the settings, the prompt set's digest and the versions. `failed/` holds prompts 
 def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | None:
     """Say whether a run may write to a folder, changing nothing.
 
+    A folder without a committed part is owned by nobody: settings that never made an image bind no one.
+
     Returns:
         The manifest of the run that it would continue, or None for a new one.
 
@@ -54,14 +57,9 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
     present = read_manifest(layout)
     if present is not None:
         differences = [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]
-        if differences:
-            lines = "\n".join(f"  {line}" for line in differences)
-            raise OutputError(
-                f"{root}: this folder holds a run with other settings:\n{lines}\n"
-                "Choose another --output folder, add --force-new to have a new folder beside this one, or go "
-                "back to those settings to continue that run."
-            )
-        return present
+        if differences and layout.data_parts():
+            raise _another_run(root, differences)
+        return None if differences else present
     foreign = [name for name in root.names() if not name.startswith(".")]
     if foreign:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
@@ -80,10 +78,13 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
     Raises:
         OutputError: as `check_output`.
     """
-    present = check_output(layout, manifest)
+    was_there = layout.run_file.is_file()
+    present, text = check_output(layout, manifest), json.dumps(manifest.to_json(), indent=2) + "\n"
+    if present is None and was_there:
+        _take_over(layout, text)
     # First of all files: a folder without it would be refused as somebody's other files after a crash.
-    if present is None and not layout.run_file.create_text(json.dumps(manifest.to_json(), indent=2) + "\n"):
-        present = check_output(layout, manifest)
+    elif present is None and not layout.run_file.create_text(text):
+        present = _begun_meanwhile(layout, manifest)
     for folder in layout.folders:
         folder.make_folder()
         folder.remove_leftovers()
@@ -91,6 +92,35 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
     if not layout.card_file.is_file():
         layout.card_file.write_text(_CARD)
     return manifest if present is None else present
+
+
+def _another_run(root: Location, differences: Sequence[str]) -> OutputError:
+    lines = "\n".join(f"  {line}" for line in differences)
+    return OutputError(
+        f"{root}: this folder holds a run with other settings:\n{lines}\n"
+        "Choose another --output folder, add --force-new to have a new folder beside this one, or go "
+        "back to those settings to continue that run."
+    )
+
+
+def _begun_meanwhile(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
+    """Return the manifest of the same run that another session just began; any other is refused."""
+    present = read_manifest(layout)
+    assert present is not None, "a file that could not be made is there"
+    differences = [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]
+    if differences:
+        raise _another_run(layout.root, differences)
+    return present
+
+
+def _take_over(layout: OutputLayout, run_text: str) -> None:
+    """Make a folder that is owned by nobody this run's: what another one left beside its parts goes."""
+    for folder in layout.folders:
+        for name in folder.names() if folder != layout.data_folder else ():
+            (folder / name).delete()
+    if layout.sessions_file.is_file():
+        layout.sessions_file.delete()
+    layout.run_file.write_text(run_text)
 
 
 def fresh_output(layout: OutputLayout, manifest: RunManifest) -> OutputLayout:
@@ -118,10 +148,11 @@ def fresh_output(layout: OutputLayout, manifest: RunManifest) -> OutputLayout:
 
 def _is_free(layout: OutputLayout, manifest: RunManifest) -> bool:
     try:
-        check_output(layout, manifest)
+        continued = check_output(layout, manifest)
     except OutputError:
         return False
-    return True
+    # Another run may just have begun there.
+    return continued is not None or not (layout.run_file.is_file() and layout.lock_file.is_file())
 
 
 def _setting_differences(present: RunManifest, wanted: RunManifest) -> list[str]:

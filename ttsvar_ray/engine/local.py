@@ -27,8 +27,9 @@ from ttsvar_ray.coordination.messages import (
 )
 from ttsvar_ray.coordination.population import selection_record
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.engine.engine import Engine
-from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.errors import CannotStartError, TtsVarError
 from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.search.loop import Found, Seen, search
 from ttsvar_ray.search.plan import Plan, Segment
@@ -42,6 +43,7 @@ def run_local(
     engines: Sequence[Engine],
     run_seed: int,
     settings: CoordinatorSettings,
+    workload: Workload | None = None,
 ) -> Iterator[PromptResult | PromptFailure]:
     """Search images for prompts, one engine call at a time.
 
@@ -51,18 +53,24 @@ def run_local(
         engines: stand for workers; one is enough, several let tests shard populations.
         run_seed: names the random streams of the selections; the engines must have the same.
         settings: policies of the coordinator.
+        workload: what the plan costs, where the engines' memory limits how much is under way.
 
     Yields:
         One outcome per prompt, in the order in which they finish.
+
+    Raises:
+        CannotStartError: an engine without memory for one trajectory.
     """
     if not engines:
         raise ValueError("engines: expected at least one, got none")
     workers = {f"local-{index}": engine for index, engine in enumerate(engines)}
-    coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings)
+    coordinator = Coordinator(plan=plan, run_seed=run_seed, settings=settings, workload=workload)
     source = iter(prompts)
     actions: deque[Action] = deque()
     for worker_id, engine in workers.items():
-        joined = WorkerJoined(worker_id=worker_id, rows=engine.settings.micro_batch_rows)
+        memory = None if workload is None else engine.settings.memory_bytes
+        rows = engine.settings.micro_batch_rows
+        joined = WorkerJoined(worker_id=worker_id, rows=rows, memory_bytes=memory)
         actions.extend(coordinator.handle(joined))
 
     leased = 0
@@ -83,8 +91,10 @@ def run_local(
             case Emit(outcome=outcome):
                 over += 1
                 yield outcome
-            case Refuse() | Abandon():
-                raise AssertionError(f"without a workload and without time: {action}")
+            case Refuse():
+                raise CannotStartError(action.reason)
+            case Abandon():
+                raise AssertionError(f"without time nothing is late: {action}")
             case _:
                 assert_never(action)
     assert over == leased, f"the coordinator stopped with {leased - over} of {leased} prompts unfinished"

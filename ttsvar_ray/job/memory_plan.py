@@ -82,6 +82,15 @@ class MemoryPlan:
         """Return how many prompts may be in their heaviest segment at the same time, in one micro-batch."""
         return max(self.room(device_bytes), 0) // max(stage.taken for stage in self._segments)
 
+    def misfit(self, device_bytes: float) -> str | None:
+        """Return why not even one trajectory fits a device, in words; None where one does."""
+        room, stage = self.room(device_bytes), max(self._segments, key=lambda stage: stage.least)
+        if room >= stage.least:
+            return None
+        if room <= 0:
+            return f"the weights take {self.weight_bytes / 1e9:.1f} of {device_bytes / 1e9:.0f} GB"
+        return f"{stage.name} need {stage.least / 1e9:.1f} GB, {room / 1e9:.1f} are left beside the weights"
+
     @property
     def _segments(self) -> list[Stage]:
         return [stage for stage in self.stages if stage.name.startswith("scales ")]

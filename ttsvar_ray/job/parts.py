@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ttsvar_ray.own_code import is_own
 from ttsvar_ray.rewards.registry import REWARDS, find_own_reward
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
+from ttsvar_ray.vision.published import PublishedWeights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,30 @@ def _named_reward(
         expected = f"rewards among {choices}" if inside else f"auto, ensemble or one of {choices}"
         raise ConfigurationError(f"{setting if inside else 'reward.name'}: expected {expected}, got {name!r}")
     own_path = description.reward_path if name == description.reward_name else None
-    return NamedPart(name=name, path=_existing(where, path, own_path))
+    files = _existing(where, path, own_path)
+    entry = REWARDS[name]
+    if files is None and entry.has_folder:
+        raise ConfigurationError(
+            f"{where}: the reward {name!r} needs the directory of its weights, got nothing; set it "
+            "(`ttsvar-ray doctor JOB.yaml` says how to get them)"
+        )
+    if path is not None and files is not None and (absent := absent_files(entry.weights, files)):
+        raise ConfigurationError(f"{where}: expected {' and '.join(absent)} in {files}, found none")
+    return NamedPart(name=name, path=files)
+
+
+def absent_files(weights: PublishedWeights, folder: Path) -> list[str]:
+    """Return which published files are not in a folder; none of a reward directory in our own format."""
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("kind") == "blip-reward":
+            return []
+    return [
+        str(Path(files.folder) / name)
+        for files in weights.files
+        for name in files.names
+        if not (folder / files.folder / name).is_file()
+    ]
 
 
 def combination(section: RewardConfig) -> RewardCombination | None:

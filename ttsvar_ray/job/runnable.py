@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.job.paths import with_absolute_inputs
+from ttsvar_ray.job.preflight import check_memory, expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
 from ttsvar_ray.job.workload import expected_workload
@@ -31,6 +32,8 @@ class JobParts:
         expect: what the plan costs on a device, by the name of its profile, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
         fetch: brings weights to this machine.
+        check_memory: raises `ConfigurationError` where a GPU of so many bytes is too small.
+        image_bytes: about what one image takes on disk; None where nobody knows.
     """
 
     plan: Plan
@@ -38,6 +41,8 @@ class JobParts:
     expect: Callable[[str], Workload | None] = lambda profile: None
     fingerprints: Callable[[], dict[str, str]] = dict
     fetch: Callable[[], None] = lambda: None
+    check_memory: Callable[[float], None] = lambda memory_bytes: None
+    image_bytes: int | None = None
 
 
 def job_parts(job: ResolvedJob) -> JobParts:
@@ -53,6 +58,8 @@ def job_parts(job: ResolvedJob) -> JobParts:
         expect=partial(expected_workload, job),
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
+        check_memory=partial(check_memory, job),
+        image_bytes=expected_image_bytes(job.config, job.description),
     )
 
 

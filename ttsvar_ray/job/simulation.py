@@ -14,14 +14,12 @@ from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import PayloadSizes, SimulationSettings
-
-IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
-"""Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
 
 FEATURE_DIM = 256
 """Numbers of one image's features: patches of a published extractor, reduced to one component."""
@@ -85,11 +83,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
             payload=PayloadSizes(
                 bits_per_token=description.bits_per_token,
                 feature_dim=FEATURE_DIM if plan.joint_component is None else FEATURE_DIM * PATCH_WIDTH,
-                image_bytes=int(
-                    description.image_height
-                    * description.image_width
-                    * IMAGE_BYTES_PER_PIXEL[config.output.image_format]
-                ),
+                image_bytes=expected_image_bytes(config, description),
             ),
         ),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.progress import ProgressReporter, progress_line
+from ttsvar_ray.cli.log import set_up_logging
+from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import (
+    CannotStartError,
     InputError,
     InterruptedRunError,
     LostLockError,
@@ -38,6 +43,7 @@ SUMMARY: dict[str, Any] = {
     "workers": 2,
     "seconds": 75.0,
     "images_per_second": 1.5,
+    "generating_seconds": 32.0,
 }
 STATE: dict[str, Any] = {
     "prompts_total": 48,
@@ -75,18 +81,18 @@ def test_flags_and_settings_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_retrying_and_starting_anew_are_asked_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, bool]] = []
+    seen: list[dict[str, Any]] = []
 
-    def run(config: JobConfig, *, progress: Any, **flags: bool) -> JobSummary:
+    def run(config: JobConfig, *, progress: Any, tell: Any, **flags: Any) -> JobSummary:
         seen.append(flags)
         return JobSummary(**SUMMARY)
 
-    for flags in ([], ["--retry-failed"], ["--force-new"]):
+    for flags in ([], ["--retry-failed"], ["--force-new", "--log-file", "here.log"]):
         assert generate_with(monkeypatch, run, *flags).exit_code == 0
     assert seen == [
-        {"retry_failed": False, "force_new": False},
-        {"retry_failed": True, "force_new": False},
-        {"retry_failed": False, "force_new": True},
+        {"retry_failed": False, "force_new": False, "log_file": None},
+        {"retry_failed": True, "force_new": False, "log_file": None},
+        {"retry_failed": False, "force_new": True, "log_file": Path("here.log")},
     ]
 
 
@@ -109,7 +115,7 @@ def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         "prompts      48 (16 of them before)",
         "images       96",
         "mean reward  0.7123",
-        "time         1 min 15 s, 1.50 images/s",
+        "time         1 min 15 s, 32 s of it generating at 1.50 images/s",
         "failures     0 prompts given up, 0 bad lines",
         "output       /somewhere/out",
         '  datasets.load_dataset("/somewhere/out", split="train")',
@@ -163,6 +169,7 @@ def test_a_budget_that_is_neither_count_nor_share_is_refused(
         (RunFailedError("no workers"), True, 75),
         (LostLockError("taken over"), True, 75),
         (RunFailedError("no workers"), False, 75),
+        (CannotStartError("no weights"), True, 2),
         (InputError("changed"), True, 1),
         (InputError("absent"), False, 2),
         (LostRowsError("row 4"), True, 1),
@@ -194,20 +201,66 @@ def test_how_a_job_stops_decides_the_exit_code(
 
 def test_a_state_as_a_line() -> None:
     line = progress_line(JobProgress(**STATE))
-    assert line == "prompts 24/48  1.40 images/s  reward 0.500  workers 2/2  failed 1  left 30 s"
+    assert line == "prompts 24/48  failed 1  1.40 images/s  workers 2/2  reward 0.500  left 30 s"
     waiting = {**STATE, "prompts_done": 0, "workers": 0, "seconds": 0.0, "mean_reward": math.nan}
     assert progress_line(JobProgress(**waiting)) == "prompts 16/48  waiting for workers (0/2 up)"
 
 
 def test_plain_progress_is_a_line_every_few_seconds_and_the_end() -> None:
     file = io.StringIO()
-    clock = iter([0.0, 0.0, 3.0, 11.0, 11.0, 12.0])
-    reporter = ProgressReporter(Console(file=file), now=lambda: next(clock))
-    with reporter:
-        for done in (1, 2, 3, 32):
-            reporter(JobProgress(**{**STATE, "prompts_done": done}))
+    clock = [0.0]
+    with ProgressReporter(Console(file=file), now=lambda: clock[0]) as reporter:
+        # After 12 s the last part is written, and the rate sinks.
+        for clock[0], done in ((0.0, 1), (3.0, 2), (11.0, 3), (12.0, 32), (13.0, 32), (30.0, 32)):
+            reporter(JobProgress(**{**STATE, "prompts_done": done, "seconds": 10.0 + clock[0]}))
     lines = file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["17/48", "19/48", "48/48"]
+
+
+LARGE: dict[str, Any] = {
+    **STATE,
+    "prompts_total": 200_000,
+    "prompts_resumed": 0,
+    "prompts_done": 123_456,
+    "failed": 12,
+    "images": 123_444,
+    "workers": 8,
+    "workers_wanted": 8,
+    "seconds": 23_500.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (40, "123,456/200,000  61 %  left 4 h 2 min"),
+        (60, "━━━━━━╌╌╌╌  123,456/200,000  61 %  left 4 h 2 min  failed 12"),
+        (
+            80,
+            "━━━━━━━━━╌╌╌╌╌╌  123,456/200,000  61 %  left 4 h 2 min  failed 12  5.25 images/s",
+        ),
+    ],
+    ids=["40", "60", "80"],
+)
+def test_count_share_and_time_left_stand_on_any_terminal(width: int, line: str) -> None:
+    shown = bar_line(JobProgress(**LARGE), width)
+    assert len(shown) <= width
+    assert shown == line
+    file = io.StringIO()
+    with ProgressReporter(Console(file=file, force_terminal=True, width=width)) as reporter:
+        reporter(JobProgress(**LARGE))
+    assert "123,456/200,000  61 %  left 4 h 2 min" in file.getvalue()
+
+
+def test_the_log_on_a_terminal_has_this_clock_and_no_colours_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = io.StringIO()
+    set_up_logging(Console(file=file, force_terminal=True, width=80, color_system="truecolor"), debug=False)
+    logging.getLogger("ttsvar_ray.x").info("cell-0 is up")
+    logging.getLogger("ttsvar_ray").handlers.clear()
+    assert re.search(r"\d\d:\d\d:\d\d", file.getvalue())
+    assert "cell-0 is up" in file.getvalue() and "/" not in file.getvalue()
 
 
 def test_a_terminal_gets_a_bar_that_is_closed() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from ttsvar_ray.cluster import driver as driver_module
+from ttsvar_ray.cluster import stats as stats_module
 from ttsvar_ray.cluster.driver import Driver
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.errors import InputError, RunFailedError, StorageError
+from ttsvar_ray.job.preflight import Device
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(driver_module, name, nothing)
     monkeypatch.setattr(driver_module, "ray", SimpleNamespace(cluster_resources=dict))
     monkeypatch.setattr(driver_module, "lay_out_workers", lambda *_given, **_named: None)
-    monkeypatch.setattr(driver_module, "profile_name", lambda *_given: "cpu")
+    device = Device(profile="cpu", title="CPU", count=2)
+    monkeypatch.setattr(driver_module, "device_of", lambda *_given: device)
     monkeypatch.setattr(Driver, "_start_actors", lambda *_given: None)
     monkeypatch.setattr(Driver, "_loop", loop)
     made = object.__new__(Driver)
@@ -40,6 +43,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     made.layout = OutputLayout(tmp_path)
     made.ledger = SimpleNamespace(chunks=range(3))  # type: ignore[assignment]
     made.is_pressed = False
+    made.tell_device = lambda device: None
     calls: list[str] = []
     made.cells = SimpleNamespace(stop=lambda in_order: calls.append("stop cells"))  # type: ignore[assignment]
 
@@ -77,6 +81,6 @@ def test_an_output_that_cannot_be_read_hides_no_reason(driver: Any, monkeypatch:
     def fail(_layout: OutputLayout) -> frozenset[int]:
         raise StorageError("s3://bucket/x: the storage refused or failed (503)")
 
-    monkeypatch.setattr(driver_module, "committed_chunks", fail)
+    monkeypatch.setattr(stats_module, "committed_chunks", fail)
     with pytest.raises(RunFailedError, match=r"prompts.txt: .* \(timeout\)\. Of its 3 parts .* \(503\)\)"):
         driver.run()

@@ -98,6 +98,7 @@ def test_the_option_list_is_pinned() -> None:
         "cluster.spread",
         "cluster.shard",
         "cluster.address",
+        "cluster.in_process",
         "cluster.gpus_per_worker",
         "cluster.cpus_per_worker",
         "cluster.batch_tokens",

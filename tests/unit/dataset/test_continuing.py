@@ -78,9 +78,31 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
     assert "begun with the CPU kernels" in caplog.text
 
 
+def commit(layout: OutputLayout, chunk: int = 0) -> None:
+    write_chunk(
+        layout, chunk, rows=range(chunk, chunk + 1), finished=[result(chunk)], failed=[], context=CONTEXT
+    )
+
+
+def test_a_folder_without_a_part_is_owned_by_nobody(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path)
+    open_output(layout, manifest("strategy.n=2"))
+    (tmp_path / "trace/part-00007.parquet").write_bytes(b"of the other run")
+    (tmp_path / "failed/bad_lines.jsonl").write_text("{}")
+    wanted = manifest("strategy.n=8")
+    assert check_output(layout, wanted) is None
+    assert open_output(layout, wanted) == wanted
+    assert read_manifest(layout) == wanted
+    assert not list((tmp_path / "trace").iterdir()) and not list((tmp_path / "failed").iterdir())
+    commit(layout)
+    with pytest.raises(OutputError, match=r"strategy\.n: 8 in the folder, 2 now"):
+        open_output(layout, manifest("strategy.n=2"))
+
+
 def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     open_output(layout, manifest("strategy.n=2"))
+    commit(layout)
     before = layout.run_file.read_bytes()
     with pytest.raises(OutputError) as caught:
         open_output(layout, manifest("strategy.n=8", "seed=5"))
@@ -95,19 +117,17 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
 def test_of_two_runs_that_found_the_same_empty_folder_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout = OutputLayout(tmp_path)
-    open_output(layout, manifest("seed=1"))
-    before = layout.run_file.read_bytes()
-    looked: list[OutputLayout] = []
+    layout, first = OutputLayout(tmp_path), json.dumps(manifest("seed=1").to_json())
 
     def look_too_early(layout: OutputLayout, wanted: RunManifest) -> RunManifest | None:
-        looked.append(layout)
-        return None if len(looked) == 1 else check_output(layout, wanted)
+        found = check_output(layout, wanted)
+        layout.run_file.write_text(first)
+        return found
 
     monkeypatch.setattr(output, "check_output", look_too_early)
     with pytest.raises(OutputError, match="seed: 1 in the folder, 2 now"):
         open_output(layout, manifest("seed=2"))
-    assert layout.run_file.read_bytes() == before
+    assert layout.run_file.read_text() == first
 
 
 def test_an_output_whose_making_was_cut_short_is_continued(tmp_path: Path) -> None:
@@ -120,6 +140,7 @@ def test_an_output_whose_making_was_cut_short_is_continued(tmp_path: Path) -> No
 def test_another_prompt_set_is_refused(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     open_output(layout, manifest())
+    commit(layout)
     with pytest.raises(OutputError, match=r"prompts: 10 of p.txt \(digest aaaa.* in the folder, 11 of p.txt"):
         check_output(layout, manifest(digest="b" * 64, count=11))
 
@@ -138,6 +159,7 @@ def test_where_another_prompt_set_differs_is_told(
 ) -> None:
     layout = OutputLayout(tmp_path)
     open_output(layout, manifest(chunks=("a", "b", "c")))
+    commit(layout)
     with pytest.raises(OutputError) as caught:
         check_output(layout, manifest(digest="b" * 64, count=count, chunks=chunks))
     assert re.search(told, str(caught.value).splitlines()[1])
@@ -163,9 +185,7 @@ def test_parts_on_disk_are_the_truth_about_what_is_done(tmp_path: Path) -> None:
     open_output(layout, manifest())
     assert committed_chunks(layout) == frozenset()
     for chunk in (3, 0):
-        write_chunk(
-            layout, chunk, rows=range(chunk, chunk + 1), finished=[result(chunk)], failed=[], context=CONTEXT
-        )
+        commit(layout, chunk)
     (tmp_path / "data/.part-00007.parquet.x.tmp").write_bytes(b"half")
     assert committed_chunks(layout) == {0, 3}
     (tmp_path / "data/part-00003.parquet").write_bytes(layout.data_part(3).read_bytes()[:-10])
@@ -202,6 +222,8 @@ def test_force_new_goes_on_in_the_first_folder_that_is_free_or_its_own(
     assert fresh_output(layout, manifest()) == layout
     open_output(layout, manifest("seed=1"))
     open_output(OutputLayout(tmp_path / "out-2"), manifest("seed=2"))
+    commit(layout)
+    commit(OutputLayout(tmp_path / "out-2"))
     (tmp_path / "out-3").mkdir()
     (tmp_path / "out-3/thesis.tex").write_text("x")
     before = sorted(tmp_path.rglob("*"))

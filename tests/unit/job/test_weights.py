@@ -59,6 +59,7 @@ def test_a_run_goes_on_with_the_same_weights_from_anywhere_and_with_no_others(tm
     first = manifest(settings(f"model.path={here}"))
     assert {"weights.transformer", "weights.tokenizer", "weights.text_encoder"} <= first.content.keys()
     open_output(layout, first)
+    layout.data_part(0).write_text("only its name counts here")
     assert check_output(layout, manifest(settings(f"model.path={there}"))) is not None
     weights = torch.load(there / "infinity_tiny.pth", weights_only=True, mmap=False)
     weights["head.bias"] += 1

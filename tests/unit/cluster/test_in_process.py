@@ -1,0 +1,97 @@
+"""Whole jobs in this process: parts, dead letters, interruptions, the record of the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
+from ttsvar_ray.cluster import in_process
+from ttsvar_ray.cluster.job import JobProgress, JobSummary
+from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError
+
+
+@pytest.fixture
+def prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(in_process, "PROGRESS_SECONDS", 0.0)
+    return write_prompts(tmp_path / "prompts.jsonl")
+
+
+def run(prompts: Path, output: Path, **more: Any) -> JobSummary:
+    return job(prompts, output, cluster={"workers": 1, "in_process": True}, **more)
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "progress.jsonl").read_text().splitlines()]
+
+
+def test_a_job_and_its_record(prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ttsvar_ray")
+    states: list[JobProgress] = []
+    summary = run(prompts, tmp_path / "out", progress=states.append)
+    assert (summary.prompts, summary.images, summary.failed, summary.workers) == (PROMPTS, PROMPTS, 0, 1)
+    assert 0 < summary.generating_seconds <= summary.seconds
+    assert states[0].workers == 0 and states[-1].is_over
+    assert len(parts(tmp_path / "out")) == 6
+    assert not (tmp_path / "out" / ".lock").exists()
+    first, last = lines_of(tmp_path / "out")[0], lines_of(tmp_path / "out")[-1]
+    assert first["state"] == "starting"
+    assert (last["state"], last["prompts_done"], last["prompts_total"]) == ("done", PROMPTS, PROMPTS)
+    assert "running in this process" in (tmp_path / "out" / "run.log").read_text()
+
+
+def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "whole")
+    expected = data_bytes(tmp_path / "whole")
+    output = tmp_path / "out"
+
+    def terminate_after_the_first_part(_state: JobProgress) -> None:
+        if parts(output):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(InterruptedRunError, match=r"stopped by SIGTERM\. \d of 6 parts are committed"):
+        run(prompts, output, progress=terminate_after_the_first_part)
+    assert signal.getsignal(signal.SIGTERM) is before
+    last = lines_of(output)[-1]
+    assert last["state"] == "stopped" and "SIGTERM" in last["reason"]
+    partial = data_bytes(output)
+    assert 0 < len(partial) < len(expected)
+    assert all(expected[name] == content for name, content in partial.items())
+    assert run(prompts, output).prompts_resumed > 0
+    assert data_bytes(output) == expected
+    assert run(prompts, output).prompts_resumed == PROMPTS
+
+
+def test_what_fails_is_a_dead_letter(prompts: Path, tmp_path: Path) -> None:
+    summary = run(prompts, tmp_path / "out", fail_on="number 3")
+    assert (summary.prompts, summary.failed) == (PROMPTS - 1, 1)
+    (letter,) = (tmp_path / "out/failed/part-00000.jsonl").read_text().splitlines()
+    assert json.loads(letter)["columns"] == {"tag": 3}
+
+
+def test_an_engine_that_cannot_be_built_ends_it_and_owns_nothing(prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotStartError, match="weights of another model"):
+        run(prompts, tmp_path / "out", unusable="weights of another model")
+    assert lines_of(tmp_path / "out")[-1]["state"] == "failed"
+    assert run(prompts, tmp_path / "out", seed=6).prompts == PROMPTS
+
+
+def test_a_part_that_cannot_be_written_ends_it(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_given: Any, **_named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(in_process, "write_chunk", full)
+    with pytest.raises(
+        RunFailedError, match=r"part 0 could not be written: no space is left for .* make room"
+    ):
+        run(prompts, tmp_path / "out")

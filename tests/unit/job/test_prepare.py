@@ -1,0 +1,188 @@
+"""What a job says before it starts, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ttsvar_ray.cli.preflight import fact_lines
+from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.errors import ConfigurationError, OutputError
+from ttsvar_ray.job import preflight, prepare
+from ttsvar_ray.job.preflight import (
+    Device,
+    Fact,
+    OutputFact,
+    TimeFact,
+    check_memory,
+    device_named,
+    profile_of,
+)
+from ttsvar_ray.job.prepare import prepared
+from ttsvar_ray.job.resolved import resolve
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> JobConfig:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a ring"}\n{\n' + '{"prompt": "a disc"}\n' * 3)
+    return load_config(None, [f"prompts.path={tmp_path / 'p.jsonl'}", f"output.path={tmp_path / 'out'}"])
+
+
+def facts_of(config: JobConfig) -> tuple[list[Fact], prepare.PreparedJob]:
+    facts: list[Fact] = []
+    with prepared(config, tell=facts.append) as job:
+        return facts, job
+
+
+def test_everything_is_said_in_order(config: JobConfig, tmp_path: Path) -> None:
+    facts, job = facts_of(config)
+    lines = [line for fact in facts for line in fact_lines(fact)]
+    assert [line.split()[0] for line in lines] == ["job", "prompts", "plan", "weights", "output", "time"]
+    assert lines[0] == f"job       shapes, tts-var N=1, seed 0 -> {tmp_path / 'out'}"
+    assert lines[1].startswith(f"prompts   4 in {tmp_path / 'p.jsonl'}, 1 bad lines")
+    assert lines[2] == "plan      12 -> 1 trajectories over 13 scales: cluster at 4; resample at 6, 9"
+    assert "4 images to make, about 13.8 kB (" in lines[4]
+    assert "about " in lines[5] and " on CPU" in lines[5]
+    assert job.in_process
+    assert not (tmp_path / "out").exists()
+
+
+PROGRAM = """
+import sys
+from ttsvar_ray.config import load_config
+from ttsvar_ray.job import prepare
+from ttsvar_ray.job.preflight import OutputFact
+
+def tell(fact):
+    print(type(fact).__name__, "torch" in sys.modules)
+
+with prepare.prepared(load_config(None, sys.argv[1:]), tell=tell):
+    pass
+"""
+
+
+def test_what_needs_no_torch_is_said_before_it_is_imported(config: JobConfig, tmp_path: Path) -> None:
+    given = [f"prompts.path={config.prompts.path}", f"output.path={config.output.path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *given], capture_output=True, text=True, timeout=200, check=True
+    )
+    said = dict(line.split() for line in done.stdout.splitlines())
+    assert said["OutputFact"] == "False"
+    assert list(said)[-1] == "TimeFact"
+
+
+def test_a_reward_without_its_directory_is_refused_at_once(config: JobConfig) -> None:
+    reward = config.reward.model_copy(update={"name": "image-reward"})
+    with pytest.raises(ConfigurationError, match=r"reward\.path: the reward 'image-reward' needs"):
+        facts_of(config.model_copy(update={"reward": reward}))
+
+
+def test_a_reward_without_one_of_its_files_is_refused_at_once(config: JobConfig, tmp_path: Path) -> None:
+    (tmp_path / "reward").mkdir()
+    (tmp_path / "reward" / "ImageReward.pt").write_bytes(b"")
+    reward = config.reward.model_copy(update={"name": "image-reward", "path": str(tmp_path / "reward")})
+    with pytest.raises(
+        ConfigurationError, match=r"reward\.path: expected vocab\.txt in .*reward, found none"
+    ):
+        facts_of(config.model_copy(update={"reward": reward}))
+
+
+def test_a_disk_that_is_too_small_is_refused_and_a_tight_one_is_said(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Four images of 3456 bytes are expected, and half of that at least.
+    for free, outcome in ((6_000, "refused"), (8_000, "said"), (20_000, "fine")):
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        if outcome == "refused":
+            with pytest.raises(OutputError, match=r"4 images take about .* GB are free"):
+                facts_of(config)
+            continue
+        (output,) = (fact for fact in facts_of(config)[0] if isinstance(fact, OutputFact))
+        assert (len(fact_lines(output)) == 2) == (outcome == "said")
+
+
+def test_hours_and_gigabytes_of_a_large_job() -> None:
+    job = resolve(load_config(None, ["model.name=infinity-2b", "strategy.n=2"], needs_files=False))
+    image = preflight.expected_image_bytes(job.config, job.description)
+    assert 200_000 * image == pytest.approx(314e9, rel=0.01)
+    (line,) = fact_lines(
+        OutputFact(
+            root="out",
+            parts_there=0,
+            parts=782,
+            prompts_left=200_000,
+            images=200_000,
+            image_bytes=200_000 * image,
+            free_bytes=10**12,
+        )
+    )
+    assert line == "output    200,000 images to make, about 315 GB (1 TB free)"
+    (line,) = fact_lines(TimeFact(seconds=40_000.0, workers=8, device="NVIDIA H200", source="counted"))
+    assert line == "time      about 11 h 6 min on 8 x NVIDIA H200, without the start (an estimate: counted)"
+
+
+def test_a_gpu_that_is_too_small_is_refused_with_what_is_taken() -> None:
+    job = resolve(load_config(None, ["model.name=infinity-8b"], needs_files=False))
+    with pytest.raises(
+        ConfigurationError, match=r"does not fit a GPU of 24 GB: the weights take \d+\.\d of 24"
+    ):
+        check_memory(job, device_named("rtx4090", 1).memory_bytes or 0.0)
+    check_memory(job, device_named("h200", 1).memory_bytes or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("title", "profile"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40g"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", "l40s"),
+        ("AMD Instinct MI300X", None),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_of_its_driver(title: str, profile: str | None) -> None:
+    assert profile_of(title) == profile
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "here"),
+    [
+        ([], 0, True),
+        ([], 1, True),
+        ([], 2, False),
+        (["cluster.workers=2"], 0, False),
+        (["cluster.spread=2"], 0, False),
+        (["cluster.in_process=false"], 0, False),
+        (["output.keep=all", "strategy.name=best-of-n", "strategy.n=25"], 0, False),
+        (["output.keep=all", "strategy.name=best-of-n", "strategy.n=25", "cluster.in_process=true"], 0, True),
+    ],
+)
+def test_small_jobs_run_in_this_process(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch, settings: list[str], gpus: int, here: bool
+) -> None:
+    cpu = Device(profile="cpu", title="CPU", count=8)
+    gpu = Device(profile="h100", title="H100", count=gpus, memory_bytes=80e9)
+    monkeypatch.setattr(prepare, "devices_here", lambda *_: gpu if gpus else cpu)
+    given = [f"prompts.path={config.prompts.path}", f"output.path={config.output.path}", *settings]
+    _, job = facts_of(load_config(None, given))
+    assert job.in_process is here
+    assert job.device is not None
+    assert not here or job.device.count == 1
+
+
+def test_a_cluster_of_somebody_else_says_its_hours_later(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    facts, job = facts_of(config)
+    assert job.device is None and not job.in_process
+    assert not any(isinstance(fact, TimeFact) for fact in facts)
+    time = job.time_on(device_named("h100", 4))
+    assert time.workers == 4 and time.seconds is not None
+    assert job.time_on(replace(device_named("h100", 4), count=8)).seconds == pytest.approx(time.seconds / 2)

@@ -1,0 +1,168 @@
+"""One session of a job in this process: no Ray, one engine, the same bytes.
+
+    prompts --LeaseLedger--> run_local: coordinator <--> engine     one call at a time
+                  |  whole chunks
+                  '--------> write_chunk --> parts
+
+What is different is only who calls whom. Ledger, lock, parts, dead letters and the ways to end are those of
+`cluster.driver`. A request to stop is looked at between two segments.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ttsvar_ray.cluster.failures import FailureBreaker, explain_full
+from ttsvar_ray.cluster.session import StopRequest, stop_on_signals
+from ttsvar_ray.cluster.stats import RunStats, how_to_go_on
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.dataset import OutputLayout, OutputLock, RowContext, SessionLog, write_chunk
+from ttsvar_ray.engine.engine import Engine
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.errors import (
+    CannotStartError,
+    CheckpointError,
+    ConfigurationError,
+    InputError,
+    InterruptedRunError,
+    OutputError,
+    RunFailedError,
+    StorageError,
+    brief,
+)
+from ttsvar_ray.job.preflight import Device, device_name
+from ttsvar_ray.job.resolved import coordinator_settings
+from ttsvar_ray.job.runnable import JobParts
+from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
+from ttsvar_ray.results import JobProgress, PromptFailure
+from ttsvar_ray.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+CELL_ID = "local"
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(slots=True, kw_only=True)
+class InProcess:
+    """One session of a job; see the module docstring. Fields as in `cluster.driver.Driver`."""
+
+    config: JobConfig
+    parts: JobParts
+    layout: OutputLayout
+    lock: OutputLock
+    ledger: LeaseLedger
+    progress: Callable[[JobProgress], None]
+    sessions: SessionLog
+    context: Callable[..., RowContext]
+    stats: RunStats
+    device: Device
+    breaker: FailureBreaker = field(init=False)
+    _told_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        cluster = self.config.cluster
+        self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
+
+    def run(self) -> None:
+        """Run to the end or to a request to stop.
+
+        Raises:
+            CannotStartError: an engine that cannot be built.
+            InterruptedRunError, RunFailedError: what is whole is committed; the same command goes on.
+            InputError: the prompt file was changed; the same command goes on once it is as it was.
+        """
+        logger.info("running in this process, without Ray")
+        self.stats.wanted = 1
+        with stop_on_signals() as stop:
+            self.progress(self.stats.progress())
+            try:
+                engine = self.parts.build_engine()
+            except (ConfigurationError, CheckpointError) as error:
+                raise CannotStartError(str(error)) from error
+            for change in self.sessions.add_device(device_name(on_gpu=self.device.memory_bytes is not None)):
+                logger.warning("%s", change)
+                self.stats.notice(change)
+            self.stats.set_workers(1)
+            self.progress(self.stats.progress())
+            outcomes = run_local(
+                self._prompts(),
+                plan=self.parts.plan,
+                engines=[_Watched(engine, lambda: self._look(stop))],  # type: ignore[list-item]
+                run_seed=self.config.seed,
+                settings=coordinator_settings(self.config),
+                workload=self.parts.expect(self.device.profile),
+            )
+            try:
+                for outcome in outcomes:
+                    receipt = self.ledger.add(CELL_ID, outcome)
+                    self.stats.add(outcome)
+                    if isinstance(outcome, PromptFailure):
+                        logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+                    if receipt.whole is not None:
+                        self._write(receipt.whole, engine)
+                    self.breaker.observe(outcome)
+                    verdict = self.breaker.verdict()
+                    if verdict is not None:
+                        raise RunFailedError(how_to_go_on(self.layout, self.ledger, verdict))
+            except StorageError as error:
+                # Prompts are read while the run goes on, from a storage that may fail for a while.
+                raise RunFailedError(how_to_go_on(self.layout, self.ledger, str(error))) from error
+            except InputError as error:
+                raise InputError(how_to_go_on(self.layout, self.ledger, str(error))) from error
+            self.progress(self.stats.progress())
+
+    def _prompts(self) -> Iterator[Prompt]:
+        while True:
+            lease = self.ledger.lease(CELL_ID, 1, now=time.monotonic())
+            yield from lease.prompts
+            if lease.is_last:
+                return
+
+    def _look(self, stop: StopRequest) -> None:
+        """Look whether the run is to go on, and say where it stands."""
+        self.lock.check()
+        if stop.reason is not None:
+            raise InterruptedRunError(how_to_go_on(self.layout, self.ledger, f"stopped by {stop.reason}"))
+        if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            self.progress(self.stats.progress())
+
+    def _write(self, chunk: WholeChunk, engine: Engine) -> None:
+        try:
+            report = write_chunk(
+                self.layout,
+                chunk.chunk_index,
+                rows=chunk.rows,
+                finished=chunk.finished,
+                failed=chunk.failed,
+                context=self.context(model=engine.model_name, reward_name=engine.reward_name),
+            )
+        except (OSError, OutputError, StorageError) as error:
+            reason = explain_full(error, self.layout.root) or brief(error)
+            what = f"part {chunk.chunk_index} could not be written: {reason}"
+            raise RunFailedError(how_to_go_on(self.layout, self.ledger, what)) from error
+        self.ledger.commit(report.chunk_index)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """An engine whose caller looks around before each of its segments."""
+
+    engine: Engine
+    look: Callable[[], None]
+
+    @property
+    def settings(self) -> Any:
+        return self.engine.settings
+
+    def run_segment(self, tasks: Sequence[Any]) -> Any:
+        self.look()
+        return self.engine.run_segment(tasks)
+
+    def release(self, prompt_key: str, attempt: int) -> None:
+        self.engine.release(prompt_key, attempt)

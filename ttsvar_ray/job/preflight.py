@@ -1,0 +1,287 @@
+"""What a job is about to do, said before it starts: each fact as soon as it is known, the quick ones first.
+
+A fact is a value; the command line puts it into words. What cannot work raises, before anything was started
+or written.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs.profile import device_names
+from ttsvar_ray.errors import ConfigurationError, OutputError
+from ttsvar_ray.job.footprint import has_counted_costs, job_networks
+from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.simulation.run import seconds_per_prompt
+from ttsvar_ray.storage import Location
+
+IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
+"""Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
+
+USUAL_GPU = "h100"
+"""Rates for a GPU of a kind that has no profile: proportions between segments matter, and are corrected by
+what is observed; bytes do not depend on it."""
+
+LEAST_SHARE = 0.5
+"""Of the expected bytes: calm images take about half of what noisy ones do. A job is refused where even that
+is more than is free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFact:
+    """Which job it is: what its settings say, before any file is read."""
+
+    model: str
+    strategy: str
+    n: int
+    seed: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptsFact:
+    """The prompt set: usable prompts, and lines that hold none."""
+
+    path: str
+    count: int
+    bad_lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFact:
+    """What is done to each prompt."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsFact:
+    """Weights by part, each with what tells them from others; all were found."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFact:
+    """The output folder.
+
+    Attributes:
+        root: for people.
+        parts_there, parts: committed, and of the whole run.
+        prompts_left: that this session runs.
+        images: that it keeps.
+        image_bytes: of them, an estimate; None where the size of an image is not known.
+        free_bytes: where they go; None of an object store.
+    """
+
+    root: str
+    parts_there: int
+    parts: int
+    prompts_left: int
+    images: int
+    image_bytes: int | None
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeFact:
+    """How long the prompts take on known devices.
+
+    Attributes:
+        seconds: of the session without its start; None where the costs are not counted.
+        workers: that share the prompts.
+        device: a worker's, for people.
+        source: where the seconds come from.
+    """
+
+    seconds: float | None
+    workers: int
+    device: str
+    source: str = ""
+
+
+Fact: TypeAlias = JobFact | PromptsFact | PlanFact | WeightsFact | OutputFact | TimeFact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A kind of device, as far as a job needs to know it.
+
+    Attributes:
+        profile: name of its rates.
+        title: for people.
+        count: how many there are.
+        memory_bytes: of one GPU; None of a CPU, and where nobody says.
+    """
+
+    profile: str
+    title: str
+    count: int
+    memory_bytes: float | None = None
+
+
+def job_fact(config: JobConfig) -> JobFact:
+    """Return which job the settings describe."""
+    return JobFact(
+        model=config.model.name,
+        strategy=config.strategy.name,
+        n=config.strategy.n,
+        seed=config.seed,
+        output=config.output.path,
+    )
+
+
+def expected_image_bytes(config: JobConfig, description: ModelDescription) -> int:
+    """Return about how large one image file is, its bits included where they are kept."""
+    pixels = description.image_height * description.image_width
+    tokens = sum(height * width for height, width in description.scale_schedule)
+    bits = tokens * description.bits_per_token // 8 if config.output.bits else 0
+    return int(pixels * IMAGE_BYTES_PER_PIXEL[config.output.image_format]) + bits
+
+
+def images_kept(config: JobConfig, plan: Plan) -> int:
+    """Return the images kept of one prompt."""
+    return plan.survivors_after[-1] if config.output.keep == "all" else 1
+
+
+def free_bytes(root: Location) -> int | None:
+    """Return the free bytes that this user has where a folder is, or will be; None of an object store."""
+    if root.local_path is None:
+        return None
+    folder = root.local_path
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_space(fact: OutputFact) -> None:
+    """Refuse what certainly does not fit.
+
+    Raises:
+        OutputError: even calm images would fill the disk.
+    """
+    if fact.image_bytes is None or fact.free_bytes is None:
+        return
+    if LEAST_SHARE * fact.image_bytes > fact.free_bytes:
+        raise OutputError(
+            f"{fact.root}: {fact.images:,} images take about {fact.image_bytes / 1e9:,.4g} GB, and "
+            f"{fact.free_bytes / 1e9:,.4g} GB are free; choose another output.path (an object store), "
+            "output.image_format webp or jpeg, or a part of the prompts (prompts.limit, cluster.shard)"
+        )
+
+
+def check_staging(root: Location, rows_per_part: int, image_bytes: int | None) -> None:
+    """Refuse an object store whose parts do not fit where they are made.
+
+    Raises:
+        OutputError: less is free there than one part takes.
+    """
+    if root.local_path is not None or image_bytes is None:
+        return
+    folder = Path(tempfile.gettempdir())
+    free, part = shutil.disk_usage(folder).free, rows_per_part * image_bytes
+    if LEAST_SHARE * part > free:
+        raise OutputError(
+            f"{folder}: a part is made here before it goes to {root}, takes about {part / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB are free; set TMPDIR to another folder, or lower output.rows_per_part"
+        )
+
+
+def check_memory(job: ResolvedJob, memory_bytes: float) -> None:
+    """Refuse a GPU on which not even one trajectory of the job runs.
+
+    Raises:
+        ConfigurationError: says what is taken, what there is, and what to change.
+    """
+    if not has_counted_costs(job.description):
+        return
+    networks = job_networks(job.config, job.description, job.plan, on_gpu=True)
+    memory = memory_plan(
+        networks, job.plan, selector_decode=job.config.engine.selector_decode, pass_rows=job.pass_rows
+    )
+    misfit = memory.misfit(memory_bytes)
+    if misfit is not None:
+        raise ConfigurationError(
+            f"memory: the job does not fit a GPU of {memory_bytes / 1e9:.0f} GB: {misfit}; use a larger GPU, "
+            "a smaller model.resolution, or engine.selector_decode: selector"
+        )
+
+
+def expected_seconds(
+    plan: Plan, workload: Workload | None, *, rows: int | tuple[int, ...], prompts: int, workers: int
+) -> float | None:
+    """Return how long prompts take where every micro-batch is full; None without a workload.
+
+    With fewer prompts than fill the workers, the estimate is that of full ones: too short, never too long.
+    """
+    if workload is None:
+        return None
+    return seconds_per_prompt(plan, workload, rows=rows) * prompts / workers
+
+
+def profile_of(title: str) -> str | None:
+    """Return the profile of a GPU by the name that its driver gives it ("NVIDIA H200"); None for unknown."""
+    squeezed = title.lower().replace("-", "").replace(" ", "")
+    of_kind = [name for name in device_names() if name.partition("-")[0] in squeezed]
+    sized = [name for name in of_kind if f"{name.partition('-')[2]}b" in squeezed]
+    return next(iter([*sized, *of_kind]), None)
+
+
+def devices_here(device: str, threads: int) -> Device:
+    """Return the devices of this machine that a job would use; imports torch.
+
+    Args:
+        device: the setting `model.device`.
+        threads: CPU threads of one worker.
+    """
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return Device(profile="cpu", title="CPU", count=max(1, (os.cpu_count() or 1) // threads))
+    title = torch.cuda.get_device_name(0)
+    known = profile_of(title)
+    return Device(
+        profile=known or USUAL_GPU,
+        title=title if known else f"{title}, with the rates of {USUAL_GPU}",
+        count=torch.cuda.device_count(),
+        memory_bytes=float(torch.cuda.get_device_properties(0).total_memory),
+    )
+
+
+def device_name(*, on_gpu: bool) -> str:
+    """Return what this process computes on."""
+    # Whatever computes on a GPU has imported torch; a worker without it need not wait for it.
+    torch = sys.modules.get("torch")
+    if torch is not None and on_gpu and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    kernels = f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else ""
+    return f"CPU ({platform.machine()}{kernels})"
+
+
+def device_named(profile: str, count: int) -> Device:
+    """Return devices of a kind that is named by its profile.
+
+    Raises:
+        ConfigurationError: no such profile.
+    """
+    loaded = load_profile(profile)
+    on_cpu = loaded.name.startswith("cpu")
+    return Device(
+        profile=profile,
+        title=loaded.title,
+        count=count,
+        memory_bytes=None if on_cpu else loaded.memory_bytes,
+    )

@@ -1,0 +1,286 @@
+"""A job, ready to start: its prompts counted, its weights found, its output looked at; nothing is written.
+
+    settings -> prompts -> plan, parts -> weights -> output -> space, memory, time
+
+Whatever is wrong is raised here, and every fact is told as soon as it is known, so that a run says what it
+will do before anything heavy begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
+from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, committed_chunks, fresh_output
+from ttsvar_ray.job.paths import resolve_output
+from ttsvar_ray.job.preflight import (
+    Device,
+    Fact,
+    OutputFact,
+    PlanFact,
+    PromptsFact,
+    TimeFact,
+    WeightsFact,
+    check_space,
+    check_staging,
+    devices_here,
+    expected_seconds,
+    free_bytes,
+    images_kept,
+    job_fact,
+)
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.runnable import JobParts, job_parts
+from ttsvar_ray.leasing.ledger import LeaseLedger
+from ttsvar_ray.prompts.files import prompt_files
+from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts
+from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
+from ttsvar_ray.prompts.standard_input import spool_standard_input
+from ttsvar_ray.search.operators.registry import own_sources
+from ttsvar_ray.search.plan import Plan
+
+SMALL_JOB_IMAGES = 100
+"""Finished images below which starting Ray takes longer than all of them on one device."""
+
+RAY_ADDRESS = "RAY_ADDRESS"
+"""Ray's variable that names a running cluster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedJob:
+    """What is known of a job before it starts.
+
+    Attributes:
+        config: the settings.
+        parts: what runs.
+        source, scan: the prompts.
+        manifest: what `run.json` of a new run says.
+        layout: of the output folder.
+        shard: of the prompt set that this run makes.
+        output: what is there, and what this session adds.
+        device: the devices of this machine that the job would use; None where a cluster has them.
+        in_process: whether it runs in this process, on one of them.
+    """
+
+    config: JobConfig
+    parts: JobParts
+    source: PromptSource
+    scan: PromptScan
+    manifest: RunManifest
+    layout: OutputLayout
+    shard: Shard
+    output: OutputFact
+    device: Device | None
+    in_process: bool
+
+    def time_on(self, device: Device) -> TimeFact:
+        """Return how long the prompts that are left take on such devices.
+
+        Raises:
+            ConfigurationError: the job does not fit one of them.
+        """
+        config = self.config
+        if device.memory_bytes is not None:
+            self.parts.check_memory(device.memory_bytes)
+        workers = device.count
+        workload = self.parts.expect(device.profile)
+        return TimeFact(
+            seconds=expected_seconds(
+                self.parts.plan,
+                workload,
+                rows=config.engine.micro_batch_rows,
+                prompts=self.output.prompts_left,
+                workers=workers,
+            ),
+            workers=workers,
+            device=device.title,
+            source="" if workload is None else workload.source,
+        )
+
+    def ledger(self, committed: frozenset[int], rows_to_run: dict[int, tuple[int, ...]]) -> LeaseLedger:
+        """Return the ledger of the prompts that are left."""
+        return LeaseLedger(
+            read_prompts(self.source, scan=self.scan),
+            prompt_count=self.scan.count,
+            rows_per_chunk=self.config.output.rows_per_part,
+            committed=committed,
+            rows_to_run=rows_to_run,
+            shard=(self.shard.index, self.shard.count),
+        )
+
+
+def uses_this_machine(config: JobConfig, *, submitted: bool) -> bool:
+    """Whether a job's workers are on this machine, not on a cluster that somebody started."""
+    address = config.cluster.address or os.environ.get(RAY_ADDRESS)
+    return address in (None, "", "local") and not submitted
+
+
+@contextlib.contextmanager
+def prepared(
+    config: JobConfig,
+    *,
+    tell: Callable[[Fact], None] = lambda fact: None,
+    parts: JobParts | None = None,
+    force_new: bool = False,
+    submitted: bool = False,
+    connected: bool = False,
+) -> Iterator[PreparedJob]:
+    """Look at a job; standard input is copied to a file for the time of the block.
+
+    Args:
+        config: the job.
+        tell: is told each fact as soon as it is known.
+        parts: another plan and engine than the settings name.
+        force_new: if the output folder holds something else, use a numbered one beside it.
+        submitted: whether this is the entry point of `ray job submit`.
+        connected: whether this process is connected to a cluster.
+
+    Raises:
+        ConfigurationError, CheckpointError: settings that cannot be run.
+        InputError: prompts that cannot be used.
+        OutputError: an output folder that cannot be continued, or that has no room.
+        StorageError: a path or URI that cannot be opened, a storage that fails.
+    """
+    tell(job_fact(config))
+    named = _named_source(config)
+    if named.path != STANDARD_INPUT:
+        # A name that is mistyped is told at once.
+        prompt_files(named)
+    with _readable_twice(named) as source:
+        scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
+        tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
+        if parts is None:
+            parts = job_parts(resolve(config, needs_parts=True))
+        tell(PlanFact(plan=parts.plan))
+        prints = parts.fingerprints()
+        tell(WeightsFact(parts=tuple(prints)))
+        manifest = _manifest(config, named, parts, scan, prints)
+        layout = OutputLayout(
+            resolve_output(config.output.path, submitted=submitted, shard=config.cluster.shard)
+        )
+        if force_new:
+            layout = fresh_output(layout, manifest)
+        check_output(layout, manifest)
+        shard = config.cluster.shard or Shard(index=0, count=1)
+        output = _output_fact(config, parts, layout, scan.count, shard)
+        tell(output)
+        check_space(output)
+        check_staging(layout.root, config.output.rows_per_part, parts.image_bytes)
+        # From here on torch is imported, which takes seconds.
+        manifest = dataclasses.replace(manifest, cpu_kernels=_cpu_kernels())
+        is_local = uses_this_machine(config, submitted=submitted) and not connected
+        device = _device(config) if is_local or config.cluster.in_process else None
+        in_process = device is not None and _runs_in_process(config, parts.plan, output, device)
+        if device is not None and in_process:
+            device = dataclasses.replace(device, count=1)
+        job = PreparedJob(
+            config=config,
+            parts=parts,
+            source=source,
+            scan=scan,
+            manifest=manifest,
+            layout=layout,
+            shard=shard,
+            output=output,
+            device=device,
+            in_process=in_process,
+        )
+        if device is not None and output.prompts_left:
+            tell(job.time_on(device))
+        yield job
+
+
+def _manifest(
+    config: JobConfig, named: PromptSource, parts: JobParts, scan: PromptScan, prints: dict[str, str]
+) -> RunManifest:
+    operators = [selection.operator for selection in parts.plan.selections]
+    content = {**config.content(), **prints, **own_sources(operators)}
+    return RunManifest(
+        config=config.resolved(),
+        content=content,
+        config_digest=content_digest(content),
+        prompts_path=named.name,
+        prompts_digest=scan.digest,
+        prompt_count=scan.count,
+        bad_lines=scan.bad_lines,
+        rows_per_chunk=scan.rows_per_chunk,
+        chunk_digests=scan.chunk_digests,
+        column_types={name: str(kind) for name, kind in scan.column_types.items()},
+        seed=config.seed,
+    )
+
+
+def _cpu_kernels() -> str:
+    from ttsvar_ray.models.row_stability import cpu_kernels
+
+    return cpu_kernels()
+
+
+def _output_fact(
+    config: JobConfig, parts: JobParts, layout: OutputLayout, prompt_count: int, shard: Shard
+) -> OutputFact:
+    each = config.output.rows_per_part
+    chunks = range(shard.index, -(-prompt_count // each), shard.count)
+    committed = committed_chunks(layout)
+    left = sum(min(each, prompt_count - chunk * each) for chunk in chunks if chunk not in committed)
+    images = left * images_kept(config, parts.plan)
+    return OutputFact(
+        root=str(layout.root),
+        parts_there=len(committed.intersection(chunks)),
+        parts=len(chunks),
+        prompts_left=left,
+        images=images,
+        image_bytes=None if parts.image_bytes is None else images * parts.image_bytes,
+        free_bytes=free_bytes(layout.root),
+    )
+
+
+def _device(config: JobConfig) -> Device:
+    """Return the devices of this machine, as many of them as the job has workers."""
+    cluster, engine = config.cluster, config.engine
+    device = devices_here("cpu" if cluster.gpus_per_worker == 0 else config.model.device, engine.threads)
+    return device if cluster.workers is None else dataclasses.replace(device, count=cluster.workers)
+
+
+def _runs_in_process(config: JobConfig, plan: Plan, output: OutputFact, device: Device) -> bool:
+    """Whether that is asked for, or is quickest."""
+    cluster = config.cluster
+    if cluster.in_process is not None:
+        return cluster.in_process
+    is_small = output.prompts_left * plan.survivors_after[-1] < SMALL_JOB_IMAGES
+    is_alone = cluster.workers in (None, 1) and cluster.spread in ("auto", 1)
+    has_gpus = device.memory_bytes is not None and device.count > 1
+    return is_small and is_alone and not has_gpus
+
+
+def _named_source(config: JobConfig) -> PromptSource:
+    prompts = config.prompts
+    columns = prompts.columns or ColumnChoice()
+    return PromptSource(
+        path=prompts.path,
+        column=prompts.column,
+        id_column=prompts.id_column,
+        limit=prompts.limit,
+        format=None if prompts.format is None else PromptFormat(f".{prompts.format}"),
+        keep=columns.keep,
+        drop=columns.drop,
+    )
+
+
+@contextlib.contextmanager
+def _readable_twice(source: PromptSource) -> Iterator[PromptSource]:
+    """Yield where the prompts are; standard input is copied to a file for the time of the run."""
+    if source.path != STANDARD_INPUT:
+        yield source
+        return
+    spooled = spool_standard_input(source, sys.stdin.buffer)
+    try:
+        yield spooled
+    finally:
+        Path(spooled.name).unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""How a run stands, read from its output folder alone: from any machine that sees it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ttsvar_ray.dataset import OutputLayout, read_manifest
+from ttsvar_ray.errors import OutputError
+from ttsvar_ray.storage import Location
+
+SILENT_SECONDS = 120.0
+"""Without a sign of life after which a running session is taken for dead: it writes one every ten seconds,
+and to an object store every thirty."""
+
+_SHARD = re.compile(r"shard-\d+-of-\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """One run, or one shard of it.
+
+    Attributes:
+        root: the folder.
+        state: "running", "done", "stopped", "failed", "silent" (it should run, and says nothing), or
+            "unknown" where no session wrote how far it came.
+        prompts_total, prompts_done, failed: of the whole run; prompts that are done but in no part yet are
+            lost where a session dies.
+        parts, parts_total: committed, and of the whole run.
+        images_per_second: of the last session; None before its first image.
+        seconds_left: at that speed; None where that is not known, or nothing runs.
+        silent_seconds: since the last sign of life; None without any.
+        where: host and process of the last session.
+        reason: why it ended, if it did before all was done.
+    """
+
+    root: str
+    state: str
+    prompts_total: int
+    prompts_done: int
+    failed: int
+    parts: int
+    parts_total: int
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    silent_seconds: float | None = None
+    where: str = ""
+    reason: str = ""
+
+
+def read_status(root: str, *, now: datetime.datetime | None = None) -> list[RunStatus]:
+    """Return the status of the run in a folder, or of each of its shards.
+
+    Args:
+        root: path or URI of the output folder.
+        now: with a time zone; None is this machine's clock.
+
+    Raises:
+        OutputError: no run is there.
+    """
+    layout = OutputLayout(root)
+    names = sorted(layout.root.names(), key=_numbers)
+    shards = [OutputLayout(layout.root / name) for name in names if _SHARD.fullmatch(name)]
+    layouts = [each for each in (layout, *shards) if each.run_file.is_file()]
+    if not layouts:
+        raise OutputError(f"{layout.root}: expected an output folder with a run.json, found none")
+    moment = now or datetime.datetime.now(datetime.timezone.utc)
+    return [_status(each, moment) for each in layouts]
+
+
+def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
+    manifest = read_manifest(layout)
+    assert manifest is not None
+    each = int(manifest.config["output"]["rows_per_part"])
+    shard = manifest.config["cluster"].get("shard") if _SHARD.fullmatch(layout.root.name) else None
+    first, step = map(int, shard.split("/")) if shard else (0, 1)
+    chunks = range(first, -(-manifest.prompt_count // each), step)
+    rows = {chunk: min(each, manifest.prompt_count - chunk * each) for chunk in chunks}
+    committed = [chunk for chunk in layout.data_parts() if chunk in rows]
+    total, in_parts = sum(rows.values()), sum(rows[chunk] for chunk in committed)
+    last = _last_line(layout.progress_file)
+    state, silent = "unknown", None
+    if last is not None:
+        silent = max(0.0, (now - datetime.datetime.fromisoformat(last["time"])).total_seconds())
+        state = last["state"]
+    if state in ("running", "starting"):
+        state = "running" if silent is not None and silent < SILENT_SECONDS else "silent"
+    if in_parts == total and state in ("silent", "unknown"):
+        state = "done"
+    last = last or {}
+    return RunStatus(
+        root=str(layout.root),
+        state=state,
+        prompts_total=total,
+        # What a session that is over had in hand and in no part is gone.
+        prompts_done=last.get("prompts_done", in_parts) if state == "running" else in_parts,
+        failed=last.get("failed", 0),
+        parts=len(committed),
+        parts_total=len(rows),
+        images_per_second=last.get("images_per_second"),
+        seconds_left=last.get("seconds_left") if state == "running" else None,
+        silent_seconds=silent,
+        where=f"{last['host']}, process {last['pid']}" if "host" in last else "",
+        reason=last.get("reason", ""),
+    )
+
+
+def _last_line(file: Location) -> dict[str, Any] | None:
+    """Return the last whole line of a progress file; one that is being written is passed over."""
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        return values if isinstance(values, dict) and {"time", "state"} <= values.keys() else None
+    return None
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", name)]
