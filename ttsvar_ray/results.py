@@ -51,6 +51,7 @@ class ResultImage:
         lineage: this image's ancestor slot in the population of each segment, ending with its own.
         bits: all scales.
         member_rewards: what each member of the reward gave the final image, in the reward's own order.
+        round_index: of the population that it comes from.
     """
 
     rank: int
@@ -60,6 +61,7 @@ class ResultImage:
     lineage: tuple[int, ...]
     bits: PackedBits
     member_rewards: tuple[float, ...] = ()
+    round_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +70,12 @@ class SelectionRecord:
 
     Attributes:
         kind: name of the operator.
-        ancestor_index: slots in the population before, one per survivor.
+        ancestor_index: slots in the population before, one per survivor; none where the round was abandoned.
         rewards: [population] of its scale, where the operator reads rewards; else empty.
         numbers: what the operator wrote down, by name: one number, or one per trajectory.
         placement: worker of each survivor; `moved` counts survivors replayed on another worker,
-            `reason` says why.
+            `reason` says why, or why the round was abandoned.
+        round_index: of an adaptive search.
     """
 
     prompt_key: str
@@ -84,11 +87,19 @@ class SelectionRecord:
     placement: tuple[str, ...] = ()
     moved: int = 0
     reason: str = ""
+    round_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptResult:
-    """A prompt that is done: its kept images by rank, and the trace of its search."""
+    """A prompt that is done: its kept images by rank, and the trace of its search.
+
+    Attributes:
+        rounds: how many were begun.
+        stopped: why no further one followed (`search.rounds.StopReason`).
+        trajectories: that ran each segment of the plan, over all rounds; work that was lost or done again
+            does not count.
+    """
 
     prompt: Prompt
     images: tuple[ResultImage, ...]
@@ -96,6 +107,9 @@ class PromptResult:
     attempts: int
     seconds: float
     counters: Mapping[str, int] = field(default_factory=dict)
+    rounds: int = 1
+    stopped: str = ""
+    trajectories: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.support.dummy_cluster import DummyCluster
-from tests.support.dummy_engine import reference_outcome
+from tests.support.dummy_engine import Reference, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import FailureKind, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -59,6 +59,32 @@ PLANS = (
         resample_scales=[2, 3],
         cluster_restarts=1,
     ),
+    # Rewards are even in [0, 1): of these rounds some are abandoned, some stop, and some prompts end with
+    # nothing but abandoned rounds.
+    compile_plan(
+        scale_schedule=SCALES_5, strategy="adaptive", max_rounds=4, reject_below={2: 0.5}, stop_at=0.6
+    ),
+    compile_plan(
+        scale_schedule=SCALES_5,
+        strategy="adaptive",
+        n=2,
+        max_rounds=3,
+        growth=[1, 2, 3],
+        reject_below={0: 0.4, 3: 0.8},
+        stop_at=0.95,
+    ),
+    compile_plan(
+        scale_schedule=SCALES_5,
+        strategy="adaptive",
+        max_rounds=3,
+        growth=[1, 2],
+        batch_schedule=[5, 3, 3, 1, 1],
+        cluster_scales=[1],
+        resample_scales=[3],
+        reject_below={1: 0.8, 3: 0.9},
+        stop_at=0.7,
+        cluster_restarts=1,
+    ),
 )
 BLOCKS = 10
 FIRST = int(os.environ.get("TTSVAR_SCHEDULES_FROM", "0"))
@@ -82,6 +108,7 @@ def remembered_select(plan: Plan, selection: Selection, **seen: Any) -> Choice:
         selection,
         seen["prompt_key"],
         seen["run_seed"],
+        seen["round_index"],
         None if features is None else features.tobytes(),
         np.asarray(seen["reward_history"]).tobytes(),
     )
@@ -91,22 +118,26 @@ def remembered_select(plan: Plan, selection: Selection, **seen: Any) -> Choice:
 
 
 @functools.cache
-def expected(plan: Plan, prompt_key: str) -> list[tuple[object, ...]]:
+def expected(plan: Plan, prompt_key: str) -> Reference:
     return reference_outcome(plan, RUN_SEED, prompt_key)
 
 
 def seen_in(result: PromptResult) -> list[tuple[object, ...]]:
     assert [image.rank for image in result.images] == list(range(len(result.images)))
-    return [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in result.images]
+    return [
+        (i.image.payload, i.reward, i.reward_history, i.lineage, i.bits, i.round_index) for i in result.images
+    ]
 
 
 def check_result(plan: Plan, settings: CoordinatorSettings, result: PromptResult | PromptFailure) -> None:
     assert isinstance(result, PromptResult), f"gave up {result.prompt.key}: {result}"
     whole = expected(plan, result.prompt.key)
-    assert seen_in(result) == (whole if settings.keep == "all" else whole[:1])
-    assert len(result.trace) == len(plan.selections)
+    assert seen_in(result) == (whole.images if settings.keep == "all" else whole.images[:1])
+    assert (result.rounds, result.stopped) == (whole.rounds, whole.stopped)
+    assert result.trajectories == whole.trajectories
+    assert len(result.trace) == whole.selections
     # Every report was taken in exactly once: shards of one slot at least, of all slots at most.
-    assert len(plan.segments) <= result.counters["shards"] <= sum(s.population for s in plan.segments)
+    assert len(plan.segments) <= result.counters["shards"] <= sum(whole.trajectories)
     assert result.seconds > 0
 
 

@@ -288,4 +288,4 @@ class DummyCluster:
 
     def _live_limit(self, worker: DummyWorker) -> int:
         usual = (self.settings.batches_in_flight + 2) * worker.rows
-        return max(self.settings.live_rows or usual, self.plan.segments[0].population)
+        return max(self.settings.live_rows or usual, self.plan.widest.segments[0].population)

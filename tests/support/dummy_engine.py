@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,9 +26,11 @@ FEATURE_DIM = 3
 FaultOf = Callable[[ShardTask], FailureKind | None]
 
 
-def draw_bits(run_seed: int, prompt_key: str, scale_index: int, slot: int, past: PackedBits) -> bytes:
+def draw_bits(
+    run_seed: int, prompt_key: str, scale_index: int, slot: int, past: PackedBits, round_index: int
+) -> bytes:
     """Return the "bits" of one scale: a digest of the stream's name and of all bits before."""
-    name = f"{run_seed}/{prompt_key}/{scale_index}/{slot}/".encode()
+    name = f"{run_seed}/{prompt_key}/{scale_index}/{slot}/{round_index}/".encode()
     return hashlib.blake2b(name + b"".join(past), digest_size=8).digest()
 
 
@@ -109,7 +112,7 @@ class DummyEngine:
         )
 
     def _run(self, task: ShardTask) -> SegmentReport | ShardFailure:
-        segment = self._plan.segments[task.segment_index]
+        segment = self._plan.of_round(task.round_index).segments[task.segment_index]
         assert list(task.slots) == sorted(set(task.slots))
         assert all(0 <= slot < segment.population for slot in task.slots)
         assert len(task.parent_slots) == (0 if segment.index == 0 else len(task.slots))
@@ -134,6 +137,7 @@ class DummyEngine:
                 task.prompt.key,
                 slot,
                 parents[task.parent_slots[row]] if task.parent_slots else (),
+                task.round_index,
             )
             for row, slot in enumerate(task.slots)
         ]
@@ -141,17 +145,36 @@ class DummyEngine:
         return _report(segment, task, finished)
 
 
-def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> list[tuple[object, ...]]:
-    """Search one prompt sequentially, without coordinator, shards or replay.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What a search must come to.
 
-    Returns:
-        For each final image by rank: (payload, reward, reward history, lineage, bits).
+    Attributes:
+        images: each final image by rank: (payload, reward, reward history, lineage, bits, round).
+        rounds, stopped, trajectories: as of a `PromptResult`.
+        selections: that were made or missed.
     """
-    members: list[PackedBits] = [()] * plan.population_before[0]
 
-    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
-        past = [members[ancestor] for ancestor in ancestor_index.tolist()]
-        members[:] = [_run_trajectory(segment, run_seed, prompt_key, s, p) for s, p in enumerate(past)]
+    images: list[tuple[object, ...]]
+    rounds: int
+    stopped: str
+    trajectories: tuple[int, ...]
+    selections: int
+
+
+def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> Reference:
+    """Search one prompt sequentially, without coordinator, shards or replay."""
+    populations: dict[int, list[PackedBits]] = {}
+    trajectories = [0] * len(plan.segments)
+
+    def run_segment(segment: Segment, ancestor_index: Int64Array, round_index: int) -> Seen:
+        before = populations.get(round_index, [()] * segment.population)
+        members = [
+            _run_trajectory(segment, run_seed, prompt_key, slot, before[ancestor], round_index)
+            for slot, ancestor in enumerate(ancestor_index.tolist())
+        ]
+        populations[round_index] = members
+        trajectories[segment.index] += segment.population
         rewards = [[reward_of(bits[: scale + 1]) for scale in segment.scored_scales] for bits in members]
         shape = (segment.population, len(segment.scored_scales), 1)
         return Seen(
@@ -160,24 +183,30 @@ def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> list[tuple[
         )
 
     found = search(plan, run_segment, run_seed=run_seed, prompt_key=prompt_key)
-    return [
-        (
-            image_of(members[slot]).payload,
-            float(found.past.reward_history[slot, -1]),
-            tuple(found.past.reward_history[slot].tolist()),
-            tuple(found.past.lineage[slot].tolist()),
-            members[slot],
+    images: list[tuple[object, ...]] = []
+    for place, slot in found.ranking:
+        one = found.rounds[place]
+        bits = populations[one.end.round_index][slot]
+        history = one.past.reward_history[slot].tolist()
+        lineage = tuple(one.past.lineage[slot].tolist())
+        images.append(
+            (image_of(bits).payload, history[-1], tuple(history), lineage, bits, one.end.round_index)
         )
-        for slot in found.ranking.tolist()
-    ]
+    return Reference(
+        images=images,
+        rounds=len(populations),
+        stopped=found.reason.value,
+        trajectories=tuple(trajectories),
+        selections=sum(sum(s.selection is not None for s in one.segments) for one in found.rounds),
+    )
 
 
 def _run_trajectory(
-    segment: Segment, run_seed: int, prompt_key: str, slot: int, past: PackedBits
+    segment: Segment, run_seed: int, prompt_key: str, slot: int, past: PackedBits, round_index: int
 ) -> PackedBits:
     bits = past
     for scale_index in range(segment.first_scale, segment.last_scale + 1):
-        bits = (*bits, draw_bits(run_seed, prompt_key, scale_index, slot, bits))
+        bits = (*bits, draw_bits(run_seed, prompt_key, scale_index, slot, bits, round_index))
     return bits
 
 

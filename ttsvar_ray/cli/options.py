@@ -22,7 +22,7 @@ Model = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", help="raw, best-of-n, importance or tts-var.", metavar="STRATEGY"),
+    typer.Option("--strategy", help="raw, best-of-n, importance, tts-var or adaptive.", metavar="STRATEGY"),
 ]
 N = Annotated[int | None, typer.Option("--n", help="N of the strategy.", metavar="N")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Run seed.", metavar="SEED")]

@@ -126,7 +126,7 @@ class SelectionConfig(_Section):
 class StrategyConfig(_Section):
     """How populations are searched."""
 
-    name: Literal["raw", "best-of-n", "importance", "tts-var"] = "tts-var"
+    name: Literal["raw", "best-of-n", "importance", "tts-var", "adaptive"] = "tts-var"
     plan: Literal["model", "published"] = Field(
         default="model",
         description="whose default plan: the model's own, or the literal published one",
@@ -148,6 +148,22 @@ class StrategyConfig(_Section):
     )
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
     cluster_restarts: _Count = Field(default=10, description="k-means restarts (n_init)")
+    max_rounds: _Count | None = Field(
+        default=None, description="adaptive: most populations that a prompt is begun with; None is 8"
+    )
+    growth: tuple[_Count, ...] | None = Field(
+        default=None,
+        description="adaptive: how many times the population of the first round each one has, 1 first; the "
+        "last number holds for all that follow",
+    )
+    reject_below: dict[_ScaleIndex, _Number] | None = Field(
+        default=None,
+        description="adaptive: {scale: reward}; a round is abandoned at a scale where its best reward is lower",
+    )
+    stop_at: _Number | None = Field(
+        default=None,
+        description="adaptive, needed: no round follows a final image of this reward; `calibrate` finds it",
+    )
 
 
 class SamplingConfig(_Section):

@@ -21,7 +21,8 @@ Recovery needs no log: the bits of the last selection rebuild any trajectory any
     waiting --scheduling--> live: assigned --scheduling--> batch in flight --report--> population
                               ^                              | lost, failed              | complete
                               |<--------- failures ----------'                           |
-                              '---- assignment: kept in place, or replayed <-------------'--> Emit
+                              |---- assignment: kept in place, or replayed <-------------|--> Emit
+                              '---- a further round: all its places are free at once <---'
 
 Policies (`assignment`, `scheduling`, `failures`, `deadlines`) read a `View` and return decisions; `Residency`
 carries them out.
@@ -51,12 +52,14 @@ from ttsvar_ray.coordination.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from ttsvar_ray.coordination.population import Restarted
 from ttsvar_ray.coordination.residency import LivePrompt, Residency
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workers import Worker, worker_of
 from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.rounds import Stop
 from ttsvar_ray.search.selection import Select
 
 
@@ -231,16 +234,20 @@ class Coordinator:
         residency, population = self._residency, live.population
         residency.end_chunked(live)
         try:
-            if population.segment.is_last:
-                result = population.result(keep=self._settings.keep, attempts=live.attempts)
+            step = population.advance()
+            if isinstance(step, Stop):
+                result = population.result(step.reason, keep=self._settings.keep, attempts=live.attempts)
                 residency.drop(live.key)
                 residency.ask(Emit(outcome=result))
                 return
-            record = population.advance()
         except TtsVarError as error:
             # The same population would fail again: no further attempt.
             self._apply(failures.not_comparable(live, error))
             return
+        if isinstance(step, Restarted):
+            residency.begin_round(live)
+            return
+        record = step.record
         residency.begin_segment(live)
         found = assignment.find(self.view, live)
         if found is None:

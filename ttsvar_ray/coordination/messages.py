@@ -34,6 +34,8 @@ class ShardTask:
             (empty for segment 0).
         parent_bits: bits of those parents that this worker does not hold, by parent slot; each
             distinct parent is replayed once however often it was chosen.
+        round_index: names the random streams, with prompt, scale and slot. Every round is an attempt of its
+            own, so that no two of them share state.
     """
 
     prompt: Prompt
@@ -42,6 +44,7 @@ class ShardTask:
     slots: tuple[int, ...]
     parent_slots: tuple[int, ...] = ()
     parent_bits: Mapping[int, PackedBits] = field(default_factory=dict)
+    round_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,9 @@
 """The population of one prompt: what was reported, which trajectories the selections kept, how it ends.
 
+    reports -> advance -> Selected   the next segment, of the survivors
+                          Restarted  another round, or the end of an abandoned one, alone; nothing is held
+                          Stop       result()
+
 Knows nothing of workers. What it decides depends on (plan, run seed, prompt, reports in slot order),
 so it is the same whichever workers ran the shards and in whatever order they reported.
 """
@@ -8,39 +12,92 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Sequence
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.results import PackedBits, PromptResult, ResultImage, SelectionRecord
-from ttsvar_ray.search.loop import Past
+from ttsvar_ray.search.loop import ALONE, Past
 from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan, Segment, Selection
+from ttsvar_ray.search.rounds import Begin, RoundEnd, Stop, StopReason, rejection, what_follows
 from ttsvar_ray.search.selection import Select, rank_images, select
 from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """A selection was made; `record` says how, its placement is still open."""
+
+    record: SelectionRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restarted:
+    """What runs now goes on from nothing that any worker holds, but maybe from bits."""
+
+
+Step: TypeAlias = Selected | Restarted | Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Abandoned:
+    """A round that was given up, and the bits of its best trajectory: of one parent, in slot 0."""
+
+    past: Past
+    bits: PackedBits
+
+
 class Population:
-    """All trajectories of one prompt in one segment, and the parents that they continue."""
+    """All trajectories of one prompt in one segment of one round, and the parents that they continue."""
 
     def __init__(
         self, *, prompt: Prompt, plan: Plan, run_seed: int, selections: Select | None = None
     ) -> None:
         self.prompt = prompt
         self.trace: list[SelectionRecord] = []
-        self._plan = plan
+        self._whole_plan = plan
         self._run_seed = run_seed
         self._select: Select = select if selections is None else selections
-        self._segment = plan.segments[0]
+        # How the rounds so far ended, what is left of those that were abandoned, and the final images.
+        self._ends: list[RoundEnd] = []
+        self._abandoned: dict[int, _Abandoned] = {}
+        self._images: list[ResultImage] = []
+        self._begin_round(0)
+        self._seconds = 0.0
+        self._counters: Counter[str] = Counter()
+        self._trajectories = [0] * len(plan.segments)
+
+    def _begin_round(self, round_index: int) -> None:
+        self._round_index = round_index
+        self._finishes = False
+        # Of this round, from here on.
+        self._plan = self._whole_plan.of_round(round_index)
+        self._segment = self._plan.segments[0]
         # Of the population before: the past, and the bits of all finished scales.
         self._past = Past.empty(self._segment.population)
         self._bits: tuple[PackedBits, ...] = ((),) * self._segment.population
         self._parent_slots: tuple[int, ...] = ()
         # Each slot's report, and its row there.
         self._reported: dict[int, tuple[SegmentReport, int]] = {}
-        self._seconds = 0.0
-        self._counters: Counter[str] = Counter()
+
+    def _finish_round(self, end: RoundEnd) -> None:
+        """Go on from the best trajectory of an abandoned round."""
+        abandoned = self._abandoned[end.round_index]
+        self._round_index = end.round_index
+        self._finishes = True
+        self._plan = self._whole_plan.alone
+        self._segment = next(s for s in self._plan.segments if s.first_scale == end.scale_index + 1)
+        self._past, self._bits = abandoned.past, (abandoned.bits,)
+        self._parent_slots = (0,)
+        self._reported = {}
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that were begun, this one included."""
+        return len({end.round_index for end in self._ends} | {self._round_index})
 
     @property
     def segment(self) -> Segment:
@@ -76,6 +133,7 @@ class Population:
                 for parent in sorted(set(parent_slots))
                 if parent not in held_parents
             },
+            round_index=self._round_index,
         )
 
     def accept(self, report: SegmentReport) -> str | None:
@@ -94,70 +152,109 @@ class Population:
         self._counters.update(report.counters)
         return None
 
-    def advance(self) -> SelectionRecord:
-        """Select the survivors and go on to the next segment.
-
-        Returns:
-            What was decided; its placement is still open.
+    def advance(self) -> Step:
+        """Select the survivors and go on to the next segment, or to another round, or to the end.
 
         Raises:
             FeatureError, RewardError, SelectionError: the population cannot be compared; another try would
                 see the same numbers.
         """
         assert self.is_complete
-        selection = self._segment.selection
-        assert selection is not None
         past = self._past_now()
-        choice = self._select(
-            self._plan,
-            selection,
-            features=self._features(),
-            reward_history=past.reward_history,
-            run_seed=self._run_seed,
-            prompt_key=self.prompt.key,
-        )
-        record = selection_record(self.prompt.key, selection, choice, past)
+        segment, selection = self._segment, self._segment.selection
+        self._trajectories[segment.index] += segment.population
+        if selection is None:
+            self._images += self._final_images(past)
+            return self._end_round(past)
+        missed = None if self._finishes else rejection(self._plan, segment.last_scale, past.reward_history)
+        if missed is not None:
+            self.trace.append(abandoned_record(self.prompt.key, selection, past, missed, self._round_index))
+            best = RoundEnd.of(self._round_index, segment.last_scale, past.latest).slot
+            self._abandoned[self._round_index] = _Abandoned(past=past.of(best), bits=self._bits_now()[best])
+            return self._end_round(past)
+        record = self._selected(selection, past)
         self._past, self._bits = past, self._bits_now()
         self._parent_slots = record.ancestor_index
         self._reported = {}
         self._segment = self._plan.segments[self._segment.index + 1]
         assert len(self._parent_slots) == self._segment.population
-        return record
+        return Selected(record=record)
 
-    def result(self, *, keep: Literal["best", "all"], attempts: int) -> PromptResult:
-        """Rank the final images.
+    def result(
+        self, reason: StopReason, *, keep: Literal["best", "all"], attempts: int
+    ) -> PromptResult:
+        """Rank the final images of all rounds; of equal ones, the earlier first.
 
         Raises:
             RewardError: a final reward is NaN or infinite.
         """
-        assert self.is_complete
-        assert self._segment.is_last
-        past, bits = self._past_now(), self._bits_now()
-        ranking = rank_images(past.reward_history[:, -1])
+        ranking = rank_images([image.reward for image in self._images]).tolist()
         kept = ranking[:1] if keep == "best" else ranking
+        return PromptResult(
+            prompt=self.prompt,
+            images=tuple(replace(self._images[at], rank=rank) for rank, at in enumerate(kept)),
+            trace=tuple(self.trace),
+            attempts=attempts,
+            seconds=self._seconds,
+            counters=dict(sorted(self._counters.items())),
+            rounds=self.rounds,
+            stopped=reason.value,
+            trajectories=tuple(self._trajectories),
+        )
+
+    def _selected(self, selection: Selection, past: Past) -> SelectionRecord:
+        if self._finishes:
+            choice = Choice(ancestor_index=ALONE)
+        else:
+            choice = self._select(
+                self._plan,
+                selection,
+                features=self._features(),
+                reward_history=past.reward_history,
+                run_seed=self._run_seed,
+                prompt_key=self.prompt.key,
+                round_index=self._round_index,
+            )
+        return selection_record(self.prompt.key, selection, choice, past, self._round_index)
+
+    def _end_round(self, past: Past) -> Restarted | Stop:
+        """Note how this round ended; begin what follows, if anything does.
+
+        Raises:
+            RewardError: a reward is NaN or infinite.
+        """
+        scale = self._segment.last_scale
+        self._ends.append(
+            RoundEnd.of(self._round_index, scale, past.latest, was_abandoned=self._finishes)
+        )
+        following = what_follows(self._whole_plan, self._ends)
+        if isinstance(following, Stop):
+            return following
+        if isinstance(following, Begin):
+            self._begin_round(following.round_index)
+        else:
+            self._finish_round(following.end)
+        return Restarted()
+
+    def _final_images(self, past: Past) -> list[ResultImage]:
+        """Return the images of this round in slot order; their ranks are still open."""
         images = []
-        for rank, slot in enumerate(kept.tolist()):
+        for slot, bits in enumerate(self._bits_now()):
             report, row = self._reported[slot]
             history = tuple(past.reward_history[slot].tolist())
             images.append(
                 ResultImage(
-                    rank=rank,
+                    rank=0,
                     image=report.images[row],
                     reward=history[-1],
                     reward_history=history,
                     member_rewards=tuple(report.rewards[row, -self._plan.reward_members :].tolist()),
                     lineage=tuple(past.lineage[slot].tolist()),
-                    bits=bits[slot],
+                    bits=bits,
+                    round_index=self._round_index,
                 )
             )
-        return PromptResult(
-            prompt=self.prompt,
-            images=tuple(images),
-            trace=tuple(self.trace),
-            attempts=attempts,
-            seconds=self._seconds,
-            counters=dict(sorted(self._counters.items())),
-        )
+        return images
 
     def _past_now(self) -> Past:
         """Return the past of this segment's population, its own rewards included.
@@ -218,7 +315,30 @@ class Population:
         return None if problem is None else f"report of segment {segment.index}: expected {problem}"
 
 
-def selection_record(prompt_key: str, selection: Selection, choice: Choice, past: Past) -> SelectionRecord:
+def abandoned_record(
+    prompt_key: str, selection: Selection, past: Past, missed: float, round_index: int
+) -> SelectionRecord:
+    """Return the row of the trace for a selection that was not made: its round was abandoned.
+
+    Args:
+        past: of the population.
+        missed: the reward that its best one did not reach.
+    """
+    rewards = tuple(past.latest.tolist())
+    return SelectionRecord(
+        prompt_key=prompt_key,
+        scale_index=selection.scale_index,
+        kind=selection.operator.name,
+        ancestor_index=(),
+        rewards=rewards,
+        reason=f"abandoned: the best reward, {max(rewards):.4g}, is below {missed:.4g}",
+        round_index=round_index,
+    )
+
+
+def selection_record(
+    prompt_key: str, selection: Selection, choice: Choice, past: Past, round_index: int = 0
+) -> SelectionRecord:
     """Return the row of the trace for one selection; its placement is still open.
 
     Args:
@@ -230,9 +350,10 @@ def selection_record(prompt_key: str, selection: Selection, choice: Choice, past
         scale_index=selection.scale_index,
         kind=selection.operator.name,
         ancestor_index=tuple(choice.ancestor_index.tolist()),
-        rewards=tuple(past.reward_history[:, -1].tolist()) if reads_rewards else (),
+        rewards=tuple(past.latest.tolist()) if reads_rewards else (),
         numbers={
             name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
             for name, value in choice.numbers.items()
         },
+        round_index=round_index,
     )

@@ -58,6 +58,7 @@ class LivePrompt:
 
     Attributes:
         attempt: names the state that workers hold for it; raised when that state is given up.
+        restarts: of those, how often because a round followed another one.
         repeats: times that shards were lost with a worker and run again.
         failures: failed attempts at the present segment.
         suspicions: workers that died in the present segment while running this prompt among others.
@@ -80,6 +81,7 @@ class LivePrompt:
 
     population: Population
     attempt: int = 1
+    restarts: int = 0
     repeats: int = 0
     failures: int = 0
     suspicions: int = 0
@@ -108,7 +110,7 @@ class LivePrompt:
     @property
     def attempts(self) -> int:
         """Times that any of its work was begun."""
-        return self.attempt + self.repeats
+        return self.attempt + self.repeats - self.restarts
 
     @property
     def runs_alone(self) -> bool:
@@ -304,6 +306,16 @@ class Residency:
                 live.grandparents[worker_id] = reserved - parents
             self._account(live, worker_id)
 
+    def begin_round(self, live: LivePrompt) -> None:
+        """After a round: nothing that is held is of use, whoever waits may have its places."""
+        assert not live.in_flight
+        self._end_attempt(live)
+        live.attempt += 1
+        live.restarts += 1
+        live.failures = 0
+        live.suspicions = 0
+        self.displace(live)
+
     def evict_unused(self, live: LivePrompt) -> None:
         """Evict a prompt wherever nothing of it is assigned any more."""
         for worker_id in [worker_id for worker_id in live.touched if not live.assigned_to(worker_id)]:
@@ -329,7 +341,11 @@ class Residency:
                 self._send(decision)
             case Assign():
                 self.unplaced.pop(decision.prompt_key, None)
-                self._assign(self.live[decision.prompt_key], decision.assignment)
+                live = self.live[decision.prompt_key]
+                begins = live.restarts > 0 and live.segment.index == 0 and not live.reserved
+                self._assign(live, decision.assignment)
+                if begins:
+                    self._commit(live)
             case Start():
                 self._start(decision)
             case Evict():
@@ -386,10 +402,14 @@ class Residency:
             self.displace(live)
             return
         self._assign(live, decision.assignment)
+        self._commit(live)
+
+    def _commit(self, live: LivePrompt) -> None:
+        """Keep memory for what the trajectories of a round that begins will grow to."""
         for worker_id in dict.fromkeys(live.assigned.values()):
             worker = self.workers[worker_id]
             slots = len(live.assigned_to(worker_id))
-            live.commitments[worker_id] = worker.peak * slots // live.segment.population
+            live.commitments[worker_id] = worker.peak * slots // self.plan.segments[0].population
             worker.committed += live.commitments[worker_id]
 
     def _assign(self, live: LivePrompt, assignment: Assignment) -> None:
@@ -540,9 +560,9 @@ class Residency:
 
 
 def _record_move(live: LivePrompt, worker_of: Mapping[int, str], reason: str) -> None:
-    """Write a move down with the selection that its slots come from; the first segment has none."""
+    """Write a move down with the selection that its slots come from; what begins or is ended has none."""
     trace = live.population.trace
-    if not trace:
+    if live.segment.index == 0 or not trace[-1].ancestor_index:
         return
     record = trace[-1]
     placement = list(record.placement)

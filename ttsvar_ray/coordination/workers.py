@@ -205,7 +205,7 @@ class Worker:
         weights: what a trajectory of each segment adds to its load.
         slowdown: how many times longer its answers take than those of the others, lately; 1 while nothing
             is known.
-        peak: most memory that a whole prompt needs on its way.
+        peak: most memory that a whole prompt needs on its way, in its first round.
         reserved: memory of trajectories that wait, run or are held.
         committed: what the prompts that were started here, and still have memory here, may grow to.
         batches: in flight by id, the one that runs now first.
@@ -324,7 +324,7 @@ def worker_of(
     if workload is None or event.memory_bytes is None:
         memory = MemoryModel.in_rows(plan)
         # In trajectories, every worker can finish a prompt on its own.
-        least = max(segment.population for segment in plan.segments)
+        least = max(segment.population for segment in plan.widest.segments)
         capacity = max(settings.live_rows or (settings.batches_in_flight + 2) * max(rows), least)
     else:
         memory = MemoryModel.in_bytes(workload)

@@ -25,13 +25,14 @@ from ttsvar_ray.coordination.messages import (
     ShardTask,
     WorkerJoined,
 )
-from ttsvar_ray.coordination.population import selection_record
+from ttsvar_ray.coordination.population import abandoned_record, selection_record
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import CannotStartError, TtsVarError
-from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
-from ttsvar_ray.search.loop import Found, Seen, search
+from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage, SelectionRecord
+from ttsvar_ray.search.loop import Found, Round, Seen, search
+from ttsvar_ray.search.rounds import rejection
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.types import Int64Array, Prompt
 
@@ -122,20 +123,23 @@ def search_prompt(
     Returns:
         All images by rank, the same as those of any other way to run the prompt; or why there are none.
     """
-    reports: list[SegmentReport] = []
+    reports: dict[int, list[SegmentReport]] = {}
+    trajectories = [0] * len(plan.segments)
 
-    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
+    def run_segment(segment: Segment, ancestor_index: Int64Array, round_index: int = 0) -> Seen:
         task = ShardTask(
             prompt=prompt,
-            attempt=1,
+            attempt=1 + round_index,
             segment_index=segment.index,
             slots=tuple(range(segment.population)),
             parent_slots=tuple(ancestor_index.tolist()) if segment.index > 0 else (),
+            round_index=round_index,
         )
         (report,) = engine.run_segment([task])
         if isinstance(report, ShardFailure):
             raise _FailedSegmentError(report.error)
-        reports.append(report)
+        reports.setdefault(round_index, []).append(report)
+        trajectories[segment.index] += segment.population
         shape = (segment.population, len(segment.scored_scales), plan.reward_members)
         return Seen(scores=report.rewards.reshape(shape), features=report.features)
 
@@ -146,36 +150,51 @@ def search_prompt(
     except TtsVarError as error:
         return PromptFailure(prompt=prompt, attempts=1, errors=(f"{type(error).__name__}: {error}",))
     finally:
-        engine.release(prompt.key, 1)
-    if len(found.choices) != len(plan.selections):
-        raise ValueError(
-            f"loop: expected a choice for each of the plan's {len(plan.selections)} selections, "
-            f"got {len(found.choices)}"
-        )
+        for round_index in range(plan.rounds.most):
+            engine.release(prompt.key, 1 + round_index)
     images = []
-    for rank, slot in enumerate(found.ranking.tolist()):
-        lineage = found.past.lineage[slot].tolist()
-        history = tuple(found.past.reward_history[slot].tolist())
+    for rank, (place, slot) in enumerate(found.ranking):
+        one = found.rounds[place]
+        own = reports[one.end.round_index]
+        lineage = one.past.lineage[slot].tolist()
+        history = tuple(one.past.reward_history[slot].tolist())
         images.append(
             ResultImage(
                 rank=rank,
-                image=reports[-1].images[slot],
+                image=own[-1].images[slot],
                 reward=history[-1],
                 reward_history=history,
-                member_rewards=tuple(reports[-1].rewards[slot, -plan.reward_members :].tolist()),
+                member_rewards=tuple(own[-1].rewards[slot, -plan.reward_members :].tolist()),
                 lineage=tuple(lineage),
-                bits=sum((report.bits[at] for report, at in zip(reports, lineage, strict=True)), ()),
+                bits=sum((report.bits[at] for report, at in zip(own, lineage, strict=True)), ()),
+                round_index=one.end.round_index,
             )
         )
-    decided = zip(plan.selections, found.choices, found.pasts[:-1], strict=True)
+    ran = [report for own in reports.values() for report in own]
     return PromptResult(
         prompt=prompt,
         images=tuple(images),
-        trace=tuple(selection_record(prompt.key, *one) for one in decided),
+        trace=tuple(record for one in found.rounds for record in _records(prompt.key, plan, one)),
         attempts=1,
-        seconds=sum(report.seconds for report in reports),
-        counters=dict(sorted(sum((Counter(report.counters) for report in reports), Counter()).items())),
+        seconds=sum(report.seconds for report in ran),
+        counters=dict(sorted(sum((Counter(report.counters) for report in ran), Counter()).items())),
+        rounds=len(reports),
+        stopped=found.reason.value,
+        trajectories=tuple(trajectories),
     )
+
+
+def _records(prompt_key: str, plan: Plan, one: Round) -> Iterator[SelectionRecord]:
+    """Yield the rows of the trace for one round."""
+    round_index = one.end.round_index
+    for segment, past, choice in zip(one.segments, one.pasts, one.choices, strict=False):
+        assert segment.selection is not None
+        yield selection_record(prompt_key, segment.selection, choice, past, round_index)
+    last = one.segments[-1]
+    if last.selection is not None:
+        missed = rejection(plan, last.last_scale, one.past.reward_history)
+        assert missed is not None
+        yield abandoned_record(prompt_key, last.selection, one.past, missed, round_index)
 
 
 class _FailedSegmentError(Exception):

@@ -171,7 +171,12 @@ class SegmentRunner:
         """Return float32 [pass_rows, bits of the scale]: each row from its own named stream."""
         height, width = self._model.scale_schedule[scale_index]
         count = height * width * self._model.bits_per_token
-        drawn = [bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count) for r in rows]
+        drawn = [
+            bit_uniforms(
+                self._run_seed, r.task.prompt.key, scale_index, r.slot, count, r.task.round_index
+            )
+            for r in rows
+        ]
         return np.stack(_filled_up(drawn, pass_rows))
 
     def _rows_of_pass(self, segment_index: int, rows: int) -> int:

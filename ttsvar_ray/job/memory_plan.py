@@ -99,7 +99,7 @@ class MemoryPlan:
 def memory_plan(
     networks: JobNetworks, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
 ) -> MemoryPlan:
-    """Return what one prompt of a plan takes on one device.
+    """Return what one prompt of a plan takes on one device, in its widest round.
 
     Args:
         networks: of the job.
@@ -107,6 +107,7 @@ def memory_plan(
         selector_decode: "full" or "selector", the size of the images that selections look at.
         pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.
     """
+    plan = plan.widest
     model, text = networks.model, networks.model.text.held_bytes
     stages = [Stage("text", text_bytes(networks), text_bytes(networks), text)]
     parents = text

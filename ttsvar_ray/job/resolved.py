@@ -140,10 +140,12 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
     Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
     (`published`). A model's batch schedule belongs to its selections: where the job names selection
     scales, it is not used, nor are its potential and lambda where the job has no resampling; where it names
-    the operators, too, nothing of the model's plan is.
+    the operators, too, nothing of the model's plan is. An adaptive search uses nothing of it.
     """
     strategy = config.strategy
-    reads_model = strategy.plan == "model" and strategy.selections is None
+    reads_model = (
+        strategy.plan == "model" and strategy.selections is None and strategy.name != Strategy.ADAPTIVE.value
+    )
     settings = _own_plan(description, Strategy(strategy.name)) if reads_model else {}
     given = {
         "batch_schedule": strategy.batch_schedule,
@@ -176,6 +178,10 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
             scheme=strategy.scheme,
             cluster_restarts=strategy.cluster_restarts,
             joint_component=joint_component(config.features, description),
+            max_rounds=strategy.max_rounds,
+            growth=strategy.growth,
+            reject_below=strategy.reject_below,
+            stop_at=strategy.stop_at,
         )
     except ConfigurationError as error:
         problems = [f"strategy.{problem}" for problem in error.problems]
@@ -185,6 +191,11 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
     members = config.reward.members
     if members is None:
         return plan
+    if plan.strategy == Strategy.ADAPTIVE.value:
+        raise ConfigurationError(
+            "reward.name: expected one reward with strategy adaptive, got an ensemble: its combined reward "
+            "compares the images of one population, and thresholds hold for all; use one of its members"
+        )
     return replace(plan, reward_members=len(members), combination=combination(config.reward))
 
 

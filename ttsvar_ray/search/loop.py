@@ -1,6 +1,7 @@
-"""Algorithm 1 of TTS-VAR (arXiv 2507.18537): one prompt from the first scale to its best image.
+"""Algorithm 1 of TTS-VAR (arXiv 2507.18537), and around it the rounds of an adaptive search.
 
-    run_segment -> scores, features -> select -> ancestor_index -> run_segment -> ... -> rank_images
+    run_round:  run_segment -> scores, features -> select -> ancestor_index -> run_segment -> ...
+    search:     run_round, until a final image is good enough or all rounds were run -> rank_images
 
 Comes in: a plan, and a callable that runs scales. Goes out: the ranking of the final images, with the
 history and the lineage of each. Here is no model, no image and no worker: what trajectories are is known to
@@ -10,7 +11,7 @@ is tested against this.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from ttsvar_ray.search.ensemble import combine
 from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.rounds import Begin, Finish, RoundEnd, StopReason, rejection, what_follows
 from ttsvar_ray.search.selection import rank_images, select
 from ttsvar_ray.types import Float64Array, Int64Array
 
@@ -37,9 +39,13 @@ class Seen:
     features: npt.NDArray[np.floating] | None = None
 
 
-RunSegment = Callable[[Segment, Int64Array], Seen]
-"""Continues a population by one segment: slot i goes on from slot `ancestor_index[i]` of the one before.
-In the first segment there is none before, and each slot begins."""
+ALONE = np.zeros(1, dtype=np.int64)
+"""The ancestor of a trajectory that goes on alone: the only one there is."""
+
+RunSegment = Callable[..., Seen]
+"""`(segment, ancestor_index, round_index=0)` continues a population by one segment: slot i goes on from slot
+`ancestor_index[i]` of the one before. In the first segment there is none before, and each slot begins. The
+round names the random streams."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,6 +68,15 @@ class Past:
             reward_history=np.empty((population, 0)), lineage=np.empty((population, 0), dtype=np.int64)
         )
 
+    @property
+    def latest(self) -> Float64Array:
+        """The population's rewards at the last scale that was scored, [population]."""
+        return self.reward_history[:, -1]
+
+    def of(self, slot: int) -> Past:
+        """Return the past of one member, as of a population of its own."""
+        return Past(reward_history=self.reward_history[[slot]], lineage=self.lineage[[slot]])
+
     def grown(self, ancestor_index: Int64Array, scores: npt.NDArray[np.floating], plan: Plan) -> Past:
         """Return the past of the next population: its ancestors', and what it has now seen itself.
 
@@ -80,44 +95,103 @@ class Past:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Round:
+    """How a round went.
+
+    Attributes:
+        segments: that it ran, in order.
+        pasts: of the population of each of them.
+        choices: of each selection; one fewer, because the last segment led to its end.
+        end: where it ended: at the last scale, or where it was abandoned.
+    """
+
+    segments: tuple[Segment, ...]
+    pasts: tuple[Past, ...]
+    choices: tuple[Choice, ...]
+    end: RoundEnd
+
+    @property
+    def past(self) -> Past:
+        """Of the last population."""
+        return self.pasts[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Found:
     """How a search ended.
 
     Attributes:
-        ranking: int64 [finished] slots of the final images, the best first.
-        pasts: of the population of each segment, in order.
-        choices: of each selection, in order.
+        rounds: in the order in which they ran. One that was abandoned and then finished is there twice.
+        ranking: (place in `rounds`, slot) of all final images, the best first.
+        reason: why no further round followed.
     """
 
-    ranking: Int64Array
-    pasts: tuple[Past, ...]
-    choices: tuple[Choice, ...]
+    rounds: tuple[Round, ...]
+    ranking: tuple[tuple[int, int], ...]
+    reason: StopReason
 
-    @property
-    def past(self) -> Past:
-        """Of the final population."""
-        return self.pasts[-1]
+    @classmethod
+    def of_one(
+        cls, plan: Plan, *, ranking: Sequence[int], pasts: Sequence[Past], choices: Sequence[Choice]
+    ) -> Found:
+        """Return how a search of a single round ended; for loops of one's own.
+
+        Args:
+            plan: that was run, to its last scale.
+            ranking: slots of the final images, the best first.
+            pasts, choices: as of `Round`.
+
+        Raises:
+            ValueError: more or fewer choices than the plan has selections.
+        """
+        if len(choices) != len(plan.selections):
+            raise ValueError(
+                f"loop: expected a choice for each of the plan's {len(plan.selections)} selections, "
+                f"got {len(choices)}"
+            )
+        end = RoundEnd.of(0, plan.num_scales - 1, pasts[-1].latest)
+        one = Round(segments=plan.segments, pasts=tuple(pasts), choices=tuple(choices), end=end)
+        ranked = tuple((0, int(slot)) for slot in ranking)
+        return cls(rounds=(one,), ranking=ranked, reason=StopReason.ROUNDS)
 
 
 def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: str) -> Found:
-    """Search images for one prompt.
+    """Search images for one prompt: rounds of Algorithm 1 until there is a final image that is good enough.
 
     Args:
-        plan: what to run.
+        plan: what to run; without rounds that is Algorithm 1, once.
         run_segment: runs the scales of a segment for a population.
-        run_seed, prompt_key: name the random streams of the selections.
+        run_seed, prompt_key: name the random streams of the selections, with the round.
 
     Raises:
-        FeatureError, RewardError, SelectionError: the population cannot be compared.
+        FeatureError, RewardError, SelectionError: a population cannot be compared.
     """
+    rounds: list[Round] = []
+    while True:
+        following = what_follows(plan, [one.end for one in rounds])
+        if isinstance(following, Begin):
+            index = following.round_index
+            rounds.append(run_round(plan, run_segment, index, run_seed=run_seed, prompt_key=prompt_key))
+        elif isinstance(following, Finish):
+            rounds.append(finish_round(plan, run_segment, rounds[following.end.round_index]))
+        else:
+            return Found(rounds=tuple(rounds), ranking=_ranking(plan, rounds), reason=following.reason)
+
+
+def run_round(
+    plan: Plan, run_segment: RunSegment, round_index: int, *, run_seed: int, prompt_key: str
+) -> Round:
+    """Run Algorithm 1: one population from the first scale to its final images, unless it is abandoned."""
+    plan = plan.of_round(round_index)
     population = plan.population_before[0]
     past, ancestor_index = Past.empty(population), np.arange(population)
-    pasts, choices = [], []
+    pasts: list[Past] = []
+    choices: list[Choice] = []
     for segment in plan.segments:
-        seen = run_segment(segment, ancestor_index)
+        seen = run_segment(segment, ancestor_index, round_index)
         past = past.grown(ancestor_index, seen.scores, plan)
         pasts.append(past)
-        if segment.selection is None:
+        if segment.selection is None or rejection(plan, segment.last_scale, past.reward_history) is not None:
             break
         choice = select(
             plan,
@@ -126,8 +200,37 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
             reward_history=past.reward_history,
             run_seed=run_seed,
             prompt_key=prompt_key,
+            round_index=round_index,
         )
         choices.append(choice)
         ancestor_index = choice.ancestor_index
-    ranking = rank_images(past.reward_history[:, -1])
-    return Found(ranking=ranking, pasts=tuple(pasts), choices=tuple(choices))
+    end = RoundEnd.of(round_index, segment.last_scale, past.latest)
+    ran = plan.segments[: len(pasts)]
+    return Round(segments=ran, pasts=tuple(pasts), choices=tuple(choices), end=end)
+
+
+def finish_round(plan: Plan, run_segment: RunSegment, abandoned: Round) -> Round:
+    """Run the best trajectory of an abandoned round to its end, alone: nothing is left to select."""
+    round_index, plan = abandoned.end.round_index, plan.alone
+    past, ancestor_index = abandoned.past, np.array([abandoned.end.slot])
+    segments, pasts = plan.segments[len(abandoned.segments) :], []
+    for segment in segments:
+        seen = run_segment(segment, ancestor_index, round_index)
+        past = past.grown(ancestor_index, seen.scores, plan)
+        pasts.append(past)
+        ancestor_index = ALONE
+    choices = tuple(Choice(ancestor_index=ALONE) for _ in segments[1:])
+    end = RoundEnd.of(round_index, plan.num_scales - 1, past.latest, was_abandoned=True)
+    return Round(segments=segments, pasts=tuple(pasts), choices=choices, end=end)
+
+
+def _ranking(plan: Plan, rounds: Sequence[Round]) -> tuple[tuple[int, int], ...]:
+    """Return (place in `rounds`, slot) of all final images, the best first; of equal ones the earlier."""
+    images = [
+        (place, slot, reward)
+        for place, one in enumerate(rounds)
+        if one.end.scale_index == plan.num_scales - 1
+        for slot, reward in enumerate(one.past.latest.tolist())
+    ]
+    order = rank_images([reward for _, _, reward in images])
+    return tuple(images[at][:2] for at in order.tolist())

@@ -8,7 +8,8 @@ left unread. It never changes after it was made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, replace
 
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -47,6 +48,33 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How often a prompt may begin anew, and when it need not go on.
+
+    Attributes:
+        growth: one entry a round: how many times the plan's population it has; 1 first.
+        reject_below: (scale, reward), ascending: a round is abandoned at this scale where its best reward
+            there is below this one.
+        stop_at: no further round follows a final image of at least this reward; None: nothing is enough.
+    """
+
+    growth: tuple[int, ...] = (1,)
+    reject_below: tuple[tuple[int, float], ...] = ()
+    stop_at: float | None = None
+
+    def __post_init__(self) -> None:
+        assert self.growth[0] == 1
+        assert min(self.growth) >= 1
+        scales = [scale for scale, _ in self.reject_below]
+        assert scales == sorted(set(scales))
+
+    @property
+    def most(self) -> int:
+        """The most rounds of a prompt."""
+        return len(self.growth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Algorithm 1 for one model and one strategy; everything in it is used, nothing else is.
 
@@ -61,8 +89,11 @@ class Plan:
         joint_component: None where features arrive as one vector per image; else they are patches, and
             operators see them along the first principal direction of all patches of the population, of
             this sign.
+        rounds: of an adaptive search. Populations and selections are those of the first round; all rounds
+            have the same segments, so that what a segment costs a trajectory depends on no round.
         scored_scales: scales after which every live trajectory is decoded and scored: those whose rewards
-            an operator needs, and the last one, where the best image is chosen.
+            an operator needs, those where a round may be abandoned, and the last one, where the best image is
+            chosen.
         segments: the plan cut after each selection.
     """
 
@@ -73,6 +104,7 @@ class Plan:
     reward_members: int = 1
     combination: RewardCombination | None = None
     joint_component: ComponentSign | None = None
+    rounds: Rounds = Rounds()
     scored_scales: tuple[int, ...] = field(init=False, compare=False)
     segments: tuple[Segment, ...] = field(init=False, compare=False, repr=False)
 
@@ -86,10 +118,15 @@ class Plan:
         assert all(0 <= scale < last for scale in scales)
         assert all(self.survivors_after[s.scale_index] == s.survivors for s in self.selections)
         scored = {scale for s in self.selections for scale in s.operator.scored_scales(s.scale_index)}
+        rejecting = {scale for scale, _ in self.rounds.reject_below}
+        assert rejecting <= set(scales)
+        scored |= rejecting
         assert all(0 <= scale < last for scale in scored)
         object.__setattr__(self, "scored_scales", (*sorted(scored), last))
         assert self.reward_members >= 1
         assert (self.combination is None) == (self.reward_members == 1)
+        # A combined reward means nothing outside its population.
+        assert self.combination is None or self.rounds == Rounds()
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
         assert set(falls) <= set(scales)
         assert all(self.survivors_after[k] < self.population_before[k] for k in falls)
@@ -109,6 +146,38 @@ class Plan:
     def population_before(self) -> tuple[int, ...]:
         """Trajectories that run scale k: `survivors_after` shifted by one scale."""
         return (self.survivors_after[0], *self.survivors_after[:-1])
+
+
+    def of_round(self, round_index: int) -> Plan:
+        """Return the plan with the populations of one of its rounds."""
+        factor = self.rounds.growth[round_index]
+        return self if factor == 1 else _scaled(self, factor)
+
+    @property
+    def widest(self) -> Plan:
+        """The plan with the populations of its widest round."""
+        return _scaled(self, max(self.rounds.growth))
+
+    @property
+    def alone(self) -> Plan:
+        """The plan of a single trajectory, which an abandoned round may be ended with."""
+        return _scaled(self, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _scaled(plan: Plan, factor: int) -> Plan:
+    """Return a plan with so many times the population, at least one everywhere and for 0 nowhere more."""
+
+    def scaled(survivors: int) -> int:
+        return max(1, factor * survivors)
+
+    if factor == 1:
+        return plan
+    return replace(
+        plan,
+        survivors_after=tuple(map(scaled, plan.survivors_after)),
+        selections=tuple(replace(one, survivors=scaled(one.survivors)) for one in plan.selections),
+    )
 
 
 def _segments(plan: Plan) -> tuple[Segment, ...]:

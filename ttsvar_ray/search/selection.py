@@ -26,11 +26,12 @@ def select(
     reward_history: npt.NDArray[np.floating],
     run_seed: int,
     prompt_key: str,
+    round_index: int = 0,
 ) -> Choice:
     """Choose the survivors of a whole population.
 
     The same arguments give the same survivors on any worker: all chance comes from the stream named
-    by (run_seed, prompt_key, scale, operator).
+    by (run_seed, prompt_key, scale, operator, round).
 
     Args:
         plan: the plan that `selection` belongs to.
@@ -41,6 +42,7 @@ def select(
             rewards of that trajectory's lineage; not looked at where the operator reads no rewards.
         run_seed: seed of the run.
         prompt_key: `Prompt.key`.
+        round_index: of an adaptive search; `plan` is then that of the round.
 
     Returns:
         int64 `ancestor_index` in ascending order; `numbers` of float64 arrays.
@@ -58,7 +60,7 @@ def select(
         if Signal.REWARDS in operator.reads
         else None,
     )
-    rng = selection_stream(run_seed, prompt_key, scale_index, operator.name)
+    rng = selection_stream(run_seed, prompt_key, scale_index, operator.name, round_index)
     try:
         return _checked(operator.select(evidence, selection.survivors, rng), selection, population)
     except TtsVarError:

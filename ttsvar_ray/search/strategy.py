@@ -4,6 +4,8 @@ raw          one trajectory, no selection
 best-of-n    n trajectories to the end, the best by reward
 importance   n trajectories throughout, resampled with replacement at fine scales
 tts-var      many coarse trajectories, few fine ones: clustering, then resampling; or any operators
+adaptive     rounds, of one trajectory or like tts-var: given up early where they promise little, and no
+             more of them once an image is good enough
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError, brief, noting
+from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
-from ttsvar_ray.search.plan import Plan, Selection
+from ttsvar_ray.search.plan import Plan, Rounds, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
     WantedSelection,
     batch_schedule_problems,
     is_whole_number,
+    rounds_problems,
     selection_scale_problems,
 )
 from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule
@@ -36,6 +40,12 @@ class Strategy(str, enum.Enum):
     BEST_OF_N = "best-of-n"
     IMPORTANCE = "importance"
     TTS_VAR = "tts-var"
+    ADAPTIVE = "adaptive"
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether its populations and selections are a matter of settings."""
+        return self in (Strategy.TTS_VAR, Strategy.ADAPTIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +68,14 @@ _READS = {
     Strategy.BEST_OF_N: frozenset[str](),
     Strategy.IMPORTANCE: frozenset({"resample_scales"}),
     Strategy.TTS_VAR: frozenset({"batch_schedule", "cluster_scales", "resample_scales", "selections"}),
+    Strategy.ADAPTIVE: frozenset(
+        {"batch_schedule", "cluster_scales", "resample_scales", "selections"}
+        | {"max_rounds", "growth", "reject_below", "stop_at"}
+    ),
 }
+MOST_ROUNDS = 8
+"""Of an adaptive search that does not say."""
+
 _SHARED = {
     "resample": {"potential": "potential", "lambda": "lambda", "scheme": "scheme"},
     "cluster": {"restarts": "cluster_restarts"},
@@ -89,6 +106,10 @@ def compile_plan(
     scheme: ResamplingScheme | str | None = None,
     cluster_restarts: int | None = None,
     joint_component: ComponentSign | None = None,
+    max_rounds: int | None = None,
+    growth: Sequence[int] | None = None,
+    reject_below: Mapping[int, float] | None = None,
+    stop_at: float | None = None,
 ) -> Plan:
     """Return the plan that these settings mean for a model, or say everything that is wrong with them.
 
@@ -110,6 +131,11 @@ def compile_plan(
         cluster_restarts: of clustering: k-means restarts, >= 1, by default 10.
         joint_component: how the extractor's features are reduced (`Plan.joint_component`); not read by a
             plan whose selections read no features.
+        max_rounds: of an adaptive search, >= 1, by default 8.
+        growth: by how much the population of each round is multiplied, 1 first; the last entry holds for all
+            later rounds. By default 1 for all.
+        reject_below: rewards by scale (`Rounds.reject_below`).
+        stop_at: reward of a final image (`Rounds.stop_at`); an adaptive search must have one.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -144,24 +170,34 @@ def compile_plan(
         "cluster_scales": cluster_scales,
         "resample_scales": resample_scales,
         "selections": selections and [one.operator for one in selections],
+        "max_rounds": max_rounds,
+        "growth": growth,
+        "reject_below": reject_below,
+        "stop_at": stop_at,
     }
     wanted = _wanted(name, num_scales, cluster_scales, resample_scales, selections, problems)
     problems += _missing_selections(name, num_scales, n, bool(wanted))
     problems += _unread_settings(name, given, shared, wanted)
     problems += selection_scale_problems(num_scales, wanted)
-    if batch_schedule is not None and name is Strategy.TTS_VAR:
+    if name is Strategy.ADAPTIVE:
+        problems += rounds_problems(
+            num_scales, max_rounds=max_rounds, growth=growth, reject_below=reject_below, stop_at=stop_at
+        )
+    if batch_schedule is not None and name.has_schedule:
         problems += batch_schedule_problems(num_scales, batch_schedule, wanted)
     operators = {} if problems else _make_operators(wanted, shared, problems)
     if problems:
         raise ConfigurationError(problems)
 
-    if name is not Strategy.TTS_VAR:
+    if not name.has_schedule or (name is Strategy.ADAPTIVE and not wanted and batch_schedule is None):
         schedule = (1,) * num_scales
     elif batch_schedule is not None:
         schedule = tuple(int(entry) for entry in batch_schedule)
     else:
         schedule = default_batch_schedule(num_scales, operators)
     survivors_after = tuple(entry * int(n) for entry in schedule)
+    rounds = _rounds(max_rounds, growth, reject_below, stop_at) if name is Strategy.ADAPTIVE else Rounds()
+    operators |= {scale: Keep() for scale, _ in rounds.reject_below if scale not in operators}
     plan = Plan(
         strategy=name.value,
         scale_schedule=tuple((int(height), int(width)) for height, width in scale_schedule),
@@ -170,9 +206,24 @@ def compile_plan(
             Selection(scale_index=scale, operator=operators[scale], survivors=survivors_after[scale])
             for scale in sorted(operators)
         ),
+        rounds=rounds,
     )
     reads_features = Signal.FEATURES in plan.reads
     return replace(plan, joint_component=joint_component) if reads_features else plan
+
+
+def _rounds(
+    max_rounds: int | None,
+    growth: Sequence[int] | None,
+    reject_below: Mapping[int, float] | None,
+    stop_at: float | None,
+) -> Rounds:
+    most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
+    return Rounds(
+        growth=(factors + factors[-1:] * most)[:most],
+        reject_below=tuple((int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())),
+        stop_at=stop_at,
+    )
 
 
 def _wanted(
@@ -186,7 +237,7 @@ def _wanted(
     """Return the selections: the caller's where given, else the preset's."""
     if strategy in (Strategy.RAW, Strategy.BEST_OF_N):
         return []
-    if selections is not None and strategy is Strategy.TTS_VAR:
+    if selections is not None and strategy.has_schedule:
         both = [
             f"{key}_scales"
             for key, value in (("cluster", cluster_scales), ("resample", resample_scales))
@@ -202,6 +253,8 @@ def _wanted(
     chosen = {"cluster": cluster_scales, "resample": resample_scales}
     if strategy is Strategy.IMPORTANCE:
         chosen["cluster"] = ()
+    if strategy is Strategy.ADAPTIVE:
+        preset = ()
     wanted = []
     for name, given in chosen.items():
         operator = operator_class(name, setting=name)
@@ -294,7 +347,7 @@ def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
 def _missing_selections(strategy: Strategy, num_scales: int, n: int, has_selections: bool) -> list[str]:
     if strategy is Strategy.RAW and is_whole_number(n) and n > 1:
         return [f"n: expected 1 (raw draws one image a prompt), got {n}; lower it or use strategy best-of-n."]
-    if strategy in (Strategy.RAW, Strategy.BEST_OF_N) or has_selections:
+    if strategy not in (Strategy.IMPORTANCE, Strategy.TTS_VAR) or has_selections:
         return []
     if num_scales < FEWEST_SCALES:
         problem = f"selects between the first and the last scale, and the model has only {num_scales}"

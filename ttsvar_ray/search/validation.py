@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,3 +138,47 @@ def batch_schedule_problems(
                 f"nothing: lower it or {at[scale].remedy}."
             )
     return problems
+
+
+def rounds_problems(
+    num_scales: int,
+    *,
+    max_rounds: int | None,
+    growth: Sequence[int] | None,
+    reject_below: Mapping[int, float] | None,
+    stop_at: float | None,
+) -> list[str]:
+    """Return what is wrong with the rounds of an adaptive search; arguments as `strategy.compile_plan`.
+
+    Rewards mean different things in every model and reward, so that no threshold is a good guess.
+    """
+    problems: list[str] = []
+    if stop_at is None:
+        problems.append(
+            "stop_at: not given; an adaptive search stops at a final image of at least this reward, and only "
+            "a calibration knows which is good enough: run `ttsvar-ray calibrate` with this model and reward "
+            "and use the plan file that it writes, or set a reward of your own."
+        )
+    elif not _is_number(stop_at):
+        problems.append(f"stop_at: expected a finite reward, got {stop_at!r}; correct it.")
+    if max_rounds is not None and (not is_whole_number(max_rounds) or max_rounds < 1):
+        problems.append(f"max_rounds: expected a whole number of at least 1, got {max_rounds!r}; correct it.")
+    factors = [1] if growth is None else list(growth)
+    if not factors or not all(is_whole_number(one) and one >= 1 for one in factors) or factors[0] != 1:
+        problems.append(
+            f"growth: expected whole numbers of at least 1, and 1 for the first round, got {factors}; "
+            "correct it, or change n, which multiplies the population of all rounds."
+        )
+    for scale, least in (reject_below or {}).items():
+        if not is_whole_number(scale) or not 0 <= scale < num_scales - 1:
+            problems.append(
+                f"reject_below: expected scales from 0 to {num_scales - 2} (the last scale has stop_at), got "
+                f"{scale!r}; correct or remove it."
+            )
+        if not _is_number(least):
+            problems.append(f"reject_below[{scale}]: expected a finite reward, got {least!r}; correct it.")
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

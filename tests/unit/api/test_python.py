@@ -109,14 +109,14 @@ def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, resul
             if segment.selection is not None:
                 ancestors = np.arange(segment.selection.survivors)
                 choices.append(Choice(ancestor_index=ancestors))
-        return algorithm.Found(ranking=np.array([0]), pasts=tuple(pasts), choices=tuple(choices))
+        return algorithm.Found.of_one(plan, ranking=[0], pasts=pasts, choices=choices)
 
     (other,) = search.run(prompts, loop=first_ones)
     assert other.lineage == (0, 0, 0)
 
-    def forgetful(*arguments: Any, **more: Any) -> algorithm.Found:
-        found = first_ones(*arguments, **more)
-        return dataclasses.replace(found, choices=())
+    def forgetful(plan: Plan, *arguments: Any, **more: Any) -> algorithm.Found:
+        (one,) = first_ones(plan, *arguments, **more).rounds
+        return algorithm.Found.of_one(plan, ranking=[0], pasts=one.pasts, choices=())
 
     with pytest.raises(ValueError, match="expected a choice for each of the plan's 2 selections, got 0"):
         search.run(prompts, loop=forgetful)

@@ -93,7 +93,7 @@ def check_all_correct(cluster: DummyCluster) -> None:
     for key, outcome in cluster.outcomes.items():
         assert isinstance(outcome, PromptResult), outcome
         found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
-        assert found == reference_outcome(PLAN, 0, key)
+        assert found == [image[:5] for image in reference_outcome(PLAN, 0, key).images]
 
 
 def test_lost_shards_run_elsewhere_from_the_bits_of_the_last_selection() -> None:

@@ -81,7 +81,7 @@ def check_all_correct(cluster: DummyCluster) -> None:
     for key, outcome in cluster.outcomes.items():
         assert isinstance(outcome, PromptResult), outcome
         found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
-        assert found == reference_outcome(PLAN, 0, key)
+        assert found == [image[:5] for image in reference_outcome(PLAN, 0, key).images]
 
 
 def test_many_are_early_and_few_are_late() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from tests.support.dummy_engine import DummyEngine, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import SegmentReport
-from ttsvar_ray.coordination.population import Population
+from ttsvar_ray.coordination.population import Population, Restarted, Selected
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.rounds import Stop, StopReason
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import RewardCombination
 
@@ -30,20 +32,43 @@ PLAN = compile_plan(
 )
 
 
-def start() -> Population:
-    return Population(prompt=PROMPT, plan=PLAN, run_seed=SEED)
+def start(plan: Plan = PLAN) -> Population:
+    return Population(prompt=PROMPT, plan=plan, run_seed=SEED)
 
 
-def report(population: Population, slots: Iterable[int]) -> SegmentReport:
+def report(population: Population, slots: Iterable[int], plan: Plan = PLAN) -> SegmentReport:
     """Run some slots on an engine that holds nothing."""
-    engine = DummyEngine(plan=PLAN, run_seed=SEED)
+    engine = DummyEngine(plan=plan, run_seed=SEED)
     [result] = engine.run_segment([population.task(tuple(slots), attempt=1, held_parents=())])
     assert isinstance(result, SegmentReport)
     return result
 
 
-def run_segment(population: Population) -> None:
-    assert population.accept(report(population, range(population.segment.population))) is None
+def run_segment(population: Population, plan: Plan = PLAN) -> None:
+    assert population.accept(report(population, range(population.segment.population), plan)) is None
+
+
+def select(population: Population) -> SelectionRecord:
+    step = population.advance()
+    assert isinstance(step, Selected)
+    return step.record
+
+
+def finish(population: Population, plan: Plan = PLAN) -> StopReason:
+    """Run it to its end."""
+    while True:
+        run_segment(population, plan)
+        step = population.advance()
+        if isinstance(step, Stop):
+            return step.reason
+        if isinstance(step, Selected):
+            population.trace.append(step.record)
+
+
+def seen(result: PromptResult) -> list[tuple[object, ...]]:
+    return [
+        (i.image.payload, i.reward, i.reward_history, i.lineage, i.bits, i.round_index) for i in result.images
+    ]
 
 
 def test_reports_in_any_order_give_the_sequential_result() -> None:
@@ -55,14 +80,15 @@ def test_reports_in_any_order_give_the_sequential_result() -> None:
         assert population.unreported == tuple(range(half))
         assert population.accept(report(population, range(half))) is None
         assert population.is_complete
-        if population.segment.is_last:
+        step = population.advance()
+        if isinstance(step, Stop):
             break
-        population.trace.append(population.advance())
+        assert isinstance(step, Selected)
+        population.trace.append(step.record)
 
-    result = population.result(keep="all", attempts=2)
+    result = population.result(step.reason, keep="all", attempts=2)
 
-    found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in result.images]
-    assert found == reference_outcome(PLAN, SEED, PROMPT.key)
+    assert seen(result) == reference_outcome(PLAN, SEED, PROMPT.key).images
     assert [image.rank for image in result.images] == [0, 1]
     assert all(len(image.lineage) == len(PLAN.segments) for image in result.images)
     assert all(len(image.reward_history) == len(PLAN.scored_scales) for image in result.images)
@@ -73,13 +99,10 @@ def test_reports_in_any_order_give_the_sequential_result() -> None:
 
 def test_keep_best_is_the_first_of_all() -> None:
     population = start()
-    for _ in PLAN.selections:
-        run_segment(population)
-        population.advance()
-    run_segment(population)
+    reason = finish(population)
 
-    [best] = population.result(keep="best", attempts=1).images
-    everything = population.result(keep="all", attempts=1).images
+    [best] = population.result(reason, keep="best", attempts=1).images
+    everything = population.result(reason, keep="all", attempts=1).images
 
     assert best == everything[0]
     assert best.reward == max(image.reward for image in everything)
@@ -88,9 +111,9 @@ def test_keep_best_is_the_first_of_all() -> None:
 def test_records_say_what_each_kind_of_selection_saw() -> None:
     population = start()
     run_segment(population)
-    clustering = population.advance()
+    clustering = select(population)
     run_segment(population)
-    resampling = population.advance()
+    resampling = select(population)
 
     assert (clustering.kind, clustering.scale_index) == ("cluster", 1)
     assert len(clustering.ancestor_index) == 4
@@ -164,7 +187,7 @@ def test_a_reward_that_is_no_number_fails_the_selection() -> None:
 def test_an_ensemble_is_combined_over_the_whole_population_however_it_is_sharded() -> None:
     plan = replace(PLAN, reward_members=2, combination=RewardCombination.SOFTMAX)
 
-    def finish(shards: int) -> tuple[list[SelectionRecord], PromptResult]:
+    def sharded_over(shards: int) -> tuple[list[SelectionRecord], PromptResult]:
         population = Population(prompt=PROMPT, plan=plan, run_seed=SEED)
         records = []
         while True:
@@ -174,12 +197,14 @@ def test_an_ensemble_is_combined_over_the_whole_population_however_it_is_sharded
                 scores = np.stack([single.rewards, -3.0 * single.rewards], axis=-1)
                 both = replace(single, rewards=scores.reshape(len(part), -1))
                 assert population.accept(both) is None
-            if population.segment.is_last:
-                return records, population.result(keep="all", attempts=1)
-            records.append(population.advance())
+            step = population.advance()
+            if isinstance(step, Stop):
+                return records, population.result(step.reason, keep="all", attempts=1)
+            assert isinstance(step, Selected)
+            records.append(step.record)
 
-    records, result = finish(1)
-    sharded_records, sharded = finish(3)
+    records, result = sharded_over(1)
+    sharded_records, sharded = sharded_over(3)
     assert [(r.ancestor_index, r.rewards) for r in sharded_records] == [
         (r.ancestor_index, r.rewards) for r in records
     ]
@@ -198,3 +223,53 @@ def test_plans_without_selections_have_one_segment_and_no_parents() -> None:
     assert population.segment.is_last
     assert population.parent_slots == ()
     assert population.task((1,), attempt=1, held_parents=()).parent_slots == ()
+
+
+def rounds_plan(**settings: Any) -> Plan:
+    return compile_plan(
+        scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
+        strategy="adaptive",
+        max_rounds=4,
+        **settings,
+    )
+
+
+def test_a_prompt_stops_at_the_first_image_that_is_good_enough() -> None:
+    plan = rounds_plan(stop_at=0.0)
+    population = start(plan)
+
+    assert finish(population, plan) is StopReason.SATISFIED
+    result = population.result(StopReason.SATISFIED, keep="all", attempts=1)
+    assert (result.rounds, result.trajectories, result.stopped) == (1, (1,), "satisfied")
+
+
+def test_rounds_that_satisfy_nobody_are_all_run_and_ranked_together() -> None:
+    plan = rounds_plan(stop_at=2.0, growth=[1, 2])
+    population = start(plan)
+
+    assert finish(population, plan) is StopReason.ROUNDS
+    result = population.result(StopReason.ROUNDS, keep="all", attempts=1)
+    assert seen(result) == reference_outcome(plan, SEED, PROMPT.key).images
+    assert (result.rounds, result.trajectories) == (4, (1 + 2 + 2 + 2,))
+    assert sorted(image.round_index for image in result.images) == [0, 1, 1, 2, 2, 3, 3]
+    assert len({image.image.payload for image in result.images}) == 7, "rounds draw from streams of their own"
+
+
+def test_the_best_of_nothing_but_abandoned_rounds_is_finished_from_its_bits() -> None:
+    plan = rounds_plan(stop_at=0.0, reject_below={1: 2.0}, n=2)
+    population = start(plan)
+    best: list[tuple[float, int]] = []
+    for round_index in range(4):
+        run_segment(population, plan)
+        assert isinstance(population.advance(), Restarted)
+        best.append((max(population.trace[-1].rewards), -round_index))
+    assert [record.ancestor_index for record in population.trace] == [()] * 4
+    assert "abandoned" in population.trace[0].reason
+
+    task = population.task((0,), attempt=5, held_parents=())
+    assert task.round_index == -max(best)[1]
+    assert len(task.parent_bits[0]) == 2, "the bits of the scales before"
+    assert finish(population, plan) is StopReason.ABANDONED
+    result = population.result(StopReason.ABANDONED, keep="all", attempts=1)
+    assert seen(result) == reference_outcome(plan, SEED, PROMPT.key).images
+    assert (result.rounds, result.trajectories) == (4, (8, 1))

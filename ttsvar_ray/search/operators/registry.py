@@ -54,7 +54,7 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
 
 def is_built_in(operator: Operator) -> bool:
     """Whether an operator is of this package."""
-    return _path(operator) in OPERATORS.values()
+    return type(operator).__module__.startswith("ttsvar_ray.search.operators.")
 
 
 def class_problems(found: Any) -> list[str]:
