@@ -44,7 +44,7 @@ class Walks:
     def __init__(self, seed: int) -> None:
         self._rng, self._at = np.random.default_rng(seed), np.zeros(8)
 
-    def __call__(self, segment: Segment, ancestor_index: np.ndarray) -> Seen:
+    def __call__(self, segment: Segment, ancestor_index: np.ndarray, round_index: int) -> Seen:
         shape = (segment.population, segment.last_scale - segment.first_scale + 1)
         self._at = self._at[ancestor_index] + self._rng.normal(size=shape).sum(axis=1)
         return Seen(scores=self._at[:, None, None])  # [population, scored scales, members of the reward]
@@ -60,7 +60,8 @@ def mean_reward(rivals: int, prompts: int = 200) -> float:
     found = []
     for prompt in range(prompts):
         best = search(plan, Walks(prompt), run_seed=0, prompt_key=f"p{prompt}")
-        found.append(best.past.reward_history[best.ranking[0], -1])
+        ((_, slot), *_) = best.ranking
+        found.append(best.rounds[0].past.reward_history[slot, -1])
     return float(np.mean(found))
 
 

@@ -67,7 +67,7 @@ def test_any_valid_plan_runs(plan: Plan, seed: int) -> None:
     ancestors: list[Int64Array] = []
     rewards: list[Float64Array] = []
 
-    def run_segment(segment: Segment, ancestor_index: Int64Array) -> Seen:
+    def run_segment(segment: Segment, ancestor_index: Int64Array, round_index: int) -> Seen:
         scales.extend(range(segment.first_scale, segment.last_scale + 1))
         assert len(ancestor_index) == segment.population == plan.population_before[segment.last_scale]
         ancestors.append(ancestor_index)
@@ -75,7 +75,8 @@ def test_any_valid_plan_runs(plan: Plan, seed: int) -> None:
         features = generator.integers(0, 3, size=(segment.population, 2)).astype(np.float32)
         return Seen(scores=rewards[-1], features=features)
 
-    found = search(plan, run_segment, run_seed=seed, prompt_key="prompt#0")
+    result = search(plan, run_segment, run_seed=seed, prompt_key="prompt#0")
+    (found,) = result.rounds
 
     assert scales == list(range(plan.num_scales))
     assert plan.segments[-1].is_last
@@ -88,7 +89,7 @@ def test_any_valid_plan_runs(plan: Plan, seed: int) -> None:
             assert 1.0 - 1e-9 <= float(choice.numbers["ess"]) <= population + 1e-9  # type: ignore[arg-type]
     finished, lineage = plan.survivors_after[-1], found.past.lineage
     assert found.past.reward_history.shape == (finished, len(plan.scored_scales))
-    assert sorted(found.ranking.tolist()) == list(range(finished))
+    assert sorted(result.ranking) == [(0, slot) for slot in range(finished)]
     assert lineage.shape == (finished, len(plan.segments))
     np.testing.assert_array_equal(lineage[:, -1], np.arange(finished))
     for later in range(1, len(plan.segments)):

@@ -155,6 +155,8 @@ def run_job(
                         seed=config.seed,
                         carried=carried_columns(job.scan.column_types),
                         bits=config.output.bits,
+                        rounds=job.parts.plan.rounds.stop_at is not None,
+                        image_costs=job.parts.image_costs(),
                     ),
                     stats=stats,
                 ).run()

@@ -158,7 +158,7 @@ class StrategyConfig(_Section):
     )
     reject_below: dict[_ScaleIndex, _Number] | None = Field(
         default=None,
-        description="adaptive: {scale: reward}; a round is abandoned at a scale where its best reward is lower",
+        description="adaptive: {scale: reward}; a round whose best reward there is lower is abandoned",
     )
     stop_at: _Number | None = Field(
         default=None,

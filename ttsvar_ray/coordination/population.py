@@ -180,9 +180,7 @@ class Population:
         assert len(self._parent_slots) == self._segment.population
         return Selected(record=record)
 
-    def result(
-        self, reason: StopReason, *, keep: Literal["best", "all"], attempts: int
-    ) -> PromptResult:
+    def result(self, reason: StopReason, *, keep: Literal["best", "all"], attempts: int) -> PromptResult:
         """Rank the final images of all rounds; of equal ones, the earlier first.
 
         Raises:
@@ -224,9 +222,7 @@ class Population:
             RewardError: a reward is NaN or infinite.
         """
         scale = self._segment.last_scale
-        self._ends.append(
-            RoundEnd.of(self._round_index, scale, past.latest, was_abandoned=self._finishes)
-        )
+        self._ends.append(RoundEnd.of(self._round_index, scale, past.latest, was_abandoned=self._finishes))
         following = what_follows(self._whole_plan, self._ends)
         if isinstance(following, Stop):
             return following

@@ -4,7 +4,7 @@ Only `trace` and `count`, which run a model's modules on the meta device, need t
 """
 
 from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost, TextCost
-from ttsvar_ray.costs.plan_cost import PlanCost, PlannedScale, plan_cost
+from ttsvar_ray.costs.plan_cost import PlanCost, PlannedScale, image_costs, plan_cost
 from ttsvar_ray.costs.profile import DeviceProfile, device_names, load_profile
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ScaleCost",
     "TextCost",
     "device_names",
+    "image_costs",
     "load_profile",
     "plan_cost",
 ]

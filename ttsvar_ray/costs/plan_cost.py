@@ -93,3 +93,33 @@ def plan_cost(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> Pla
         encode_text_flops=networks.text_encoder.flops(networks.text_tokens) + networks.reward.text_flops,
         peak_kv_bytes=max(kept, default=0),
     )
+
+
+def image_costs(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> tuple[float, ...]:
+    """Return what a prompt costs in raw images: its text, then a trajectory of each segment.
+
+    A prompt costs the first number once, and each other one for every trajectory that ran the segment.
+    """
+    model, share = networks.model, networks.text_share
+    rows = describe(plan.alone)
+    reward, extractor = networks.reward.image_flops, networks.extractor.image_flops
+    final = model.decodes["full"].flops + reward
+
+    def flops_after(row: ScaleRow) -> float:
+        if row.scale_index == plan.num_scales - 1:
+            return final
+        decode = row.decodes * model.decodes[selector_decode].flops
+        return decode + row.scored * reward + row.embedded * extractor
+
+    text = (
+        share * model.text.flops
+        + networks.text_encoder.flops(networks.text_tokens)
+        + networks.reward.text_flops
+    )
+    scales = [scale.flops(share) for scale in model.scales]
+    one_image = text + sum(scales) + final
+    segments = (
+        sum(scales[row.scale_index] + flops_after(row) for row in rows[one.first_scale : one.last_scale + 1])
+        for one in plan.segments
+    )
+    return (text / one_image, *(flops / one_image for flops in segments))

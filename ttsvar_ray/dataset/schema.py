@@ -39,6 +39,14 @@ _OWN_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("lineage", pa.list_(pa.int32())),
 )
 
+ROUNDS_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("round", pa.int32()),
+    ("rounds", pa.int32()),
+    ("stopped", pa.string()),
+    ("cost_images", pa.float32()),
+)
+"""Of an adaptive search only."""
+
 BITS_FIELD = ("bits", pa.list_(pa.binary()))
 
 _CARRIED_PREFIX = "input_"
@@ -72,7 +80,7 @@ def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...
 
     A name that the output uses itself gets the prefix `input_`, once more where that is taken, too.
     """
-    own = {name for name, _ in _OWN_FIELDS} | {BITS_FIELD[0]}
+    own = {name for name, _ in (*_OWN_FIELDS, *ROUNDS_FIELDS, BITS_FIELD)}
     columns = []
     for source, column_type in types.items():
         name = source
@@ -82,14 +90,15 @@ def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...
     return tuple(columns)
 
 
-def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool) -> pa.Schema:
+def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool, rounds: bool = False) -> pa.Schema:
     """Return the schema of the data parts.
 
     Args:
         carried: the caller's columns, which come last.
         bits: whether the packed bits of each image are kept.
+        rounds: whether there may be more than one.
     """
-    own = (*_OWN_FIELDS, BITS_FIELD) if bits else _OWN_FIELDS
+    own = [*_OWN_FIELDS, *(ROUNDS_FIELDS if rounds else ()), *((BITS_FIELD,) if bits else ())]
     fields = [*own, *((column.name, column.type.arrow) for column in carried)]
     # A struct of the caller's with the fields of an image need not be one.
     features = {

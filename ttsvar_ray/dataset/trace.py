@@ -28,6 +28,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]
     ("row", pa.int64(), lambda prompt, record: prompt.row),
     ("prompt_id", pa.string(), lambda prompt, record: prompt.prompt_id),
     ("ordinal", pa.int32(), lambda prompt, record: prompt.ordinal),
+    ("round", pa.int32(), lambda prompt, record: record.round_index),
     ("scale_index", pa.int32(), lambda prompt, record: record.scale_index),
     ("kind", pa.string(), lambda prompt, record: record.kind),
     ("ancestor_index", pa.list_(pa.int32()), lambda prompt, record: record.ancestor_index),

@@ -56,7 +56,12 @@ _SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowContext:
-    """What all rows of a run have in common."""
+    """What all rows of a run have in common.
+
+    Attributes:
+        rounds: whether rows say what became of their prompt's rounds.
+        image_costs: of the plan (`costs.image_costs`); empty where they are not counted.
+    """
 
     model: str
     strategy: str
@@ -64,6 +69,13 @@ class RowContext:
     reward_name: str
     carried: tuple[CarriedColumn, ...] = ()
     bits: bool = False
+    rounds: bool = False
+    image_costs: tuple[float, ...] = ()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows."""
+        return data_schema(self.carried, bits=self.bits, rounds=self.rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +181,7 @@ def write_part(
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
     """
-    return _write_rows(
-        path, _part_rows(finished, context, resolve), data_schema(context.carried, bits=context.bits)
-    )
+    return _write_rows(path, _part_rows(finished, context, resolve), context.schema)
 
 
 def _write_merged_part(
@@ -183,7 +193,7 @@ def _write_merged_part(
     resolve: Callable[[Any], bytes],
 ) -> int:
     """Write a part with its rows and those of prompts that ran again, in prompt order; return its rows."""
-    schema = data_schema(context.carried, bits=context.bits)
+    schema = context.schema
     present = _present_rows(part, schema, without={outcome.prompt.row for outcome in finished})
     merged = heapq.merge(
         present, _part_rows(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
@@ -307,8 +317,23 @@ def _row(
         "rewards_not_finite": outcome.counters.get("rewards_not_finite", 0),
         "lineage": list(kept.lineage),
     }
+    if context.rounds:
+        row |= {
+            "round": kept.round_index,
+            "rounds": outcome.rounds,
+            "stopped": outcome.stopped,
+            "cost_images": _cost(outcome, context.image_costs),
+        }
     if context.bits:
         row["bits"] = list(kept.bits)
     for column in context.carried:
         row[column.name] = column.to_output(prompt.columns.get(column.source))
     return row
+
+
+def _cost(outcome: PromptResult, image_costs: tuple[float, ...]) -> float | None:
+    """Return what a prompt cost, in images drawn without any search."""
+    if not image_costs:
+        return None
+    text, *each = image_costs
+    return text + sum(count * cost for count, cost in zip(outcome.trajectories, each, strict=True))

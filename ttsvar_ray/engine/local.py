@@ -32,8 +32,8 @@ from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import CannotStartError, TtsVarError
 from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.search.loop import Found, Round, Seen, search
-from ttsvar_ray.search.rounds import rejection
 from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.rounds import rejection
 from ttsvar_ray.types import Int64Array, Prompt
 
 

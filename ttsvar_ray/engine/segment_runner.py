@@ -172,9 +172,7 @@ class SegmentRunner:
         height, width = self._model.scale_schedule[scale_index]
         count = height * width * self._model.bits_per_token
         drawn = [
-            bit_uniforms(
-                self._run_seed, r.task.prompt.key, scale_index, r.slot, count, r.task.round_index
-            )
+            bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count, r.task.round_index)
             for r in rows
         ]
         return np.stack(_filled_up(drawn, pass_rows))

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.costs import image_costs
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
 from ttsvar_ray.job.preflight import check_memory, expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
@@ -29,6 +32,7 @@ class JobParts:
         plan: what is done to each prompt.
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
+        image_costs: what the plan costs in images (`costs.image_costs`), where it is counted and rows say so.
         expect: what the plan costs on a device, by the name of its profile, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
         fetch: brings weights to this machine.
@@ -38,6 +42,7 @@ class JobParts:
 
     plan: Plan
     build_engine: Callable[[], Engine]
+    image_costs: Callable[[], tuple[float, ...]] = tuple
     expect: Callable[[str], Workload | None] = lambda profile: None
     fingerprints: Callable[[], dict[str, str]] = dict
     fetch: Callable[[], None] = lambda: None
@@ -55,12 +60,24 @@ def job_parts(job: ResolvedJob) -> JobParts:
     return JobParts(
         plan=job.plan,
         build_engine=partial(_build_on_worker, with_absolute_inputs(pinned.config), job.plan),
+        image_costs=partial(_image_costs, job),
         expect=partial(expected_workload, job),
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
         check_memory=partial(check_memory, job),
         image_bytes=expected_image_bytes(job.config, job.description),
     )
+
+
+def _image_costs(job: ResolvedJob) -> tuple[float, ...]:
+    """Return what an adaptive plan costs; empty where rows say nothing of it, or its networks are unknown."""
+    if job.plan.rounds.stop_at is None or not has_counted_costs(job.description):
+        return ()
+    try:
+        networks = job_networks(job.config, job.description, job.plan, on_gpu=False)
+    except ConfigurationError:
+        return ()
+    return image_costs(job.plan, networks, selector_decode=job.config.engine.selector_decode)
 
 
 def _build_on_worker(config: JobConfig, plan: Plan) -> Engine:

@@ -147,7 +147,6 @@ class Plan:
         """Trajectories that run scale k: `survivors_after` shifted by one scale."""
         return (self.survivors_after[0], *self.survivors_after[:-1])
 
-
     def of_round(self, round_index: int) -> Plan:
         """Return the plan with the populations of one of its rounds."""
         factor = self.rounds.growth[round_index]

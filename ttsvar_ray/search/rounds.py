@@ -1,7 +1,7 @@
 """What follows a round of an adaptive search: another one, the end of an abandoned one, or nothing.
 
-Pure functions of how rounds ended: `search.loop` asks them, and so does the coordinator. A plan without rounds
-has one, which is never abandoned.
+Pure functions of how rounds ended: `search.loop` asks them, and so does the coordinator. A plan that is not
+adaptive has one round, which is never abandoned.
 """
 
 from __future__ import annotations

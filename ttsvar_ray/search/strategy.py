@@ -221,7 +221,9 @@ def _rounds(
     most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
     return Rounds(
         growth=(factors + factors[-1:] * most)[:most],
-        reject_below=tuple((int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())),
+        reject_below=tuple(
+            (int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())
+        ),
         stop_at=stop_at,
     )
 

@@ -72,6 +72,10 @@ def test_the_option_list_is_pinned() -> None:
         "strategy.lambda",
         "strategy.scheme",
         "strategy.cluster_restarts",
+        "strategy.max_rounds",
+        "strategy.growth",
+        "strategy.reject_below",
+        "strategy.stop_at",
         "sampling.guidance",
         "sampling.temperature",
         "sampling.top_p",
@@ -171,14 +175,15 @@ def test_all_problems_come_at_once() -> None:
         ),
         "model: expected a section with keys of its own, got 3",
         (
-            "strategy.name: expected 'raw', 'best-of-n', 'importance' or 'tts-var', got 'ttsvar'; "
-            "did you mean 'tts-var'?"
+            "strategy.name: expected 'raw', 'best-of-n', 'importance', 'tts-var' or 'adaptive', got "
+            "'ttsvar'; did you mean 'tts-var'?"
         ),
         "strategy.n: expected at least 1, got 0",
         "strategy.batch_schedule[1]: expected a whole number, got 'x'",
         (
             "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
-            "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts"
+            "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts, "
+            "max_rounds, growth, reject_below, stop_at"
         ),
         "sampling.guidance[1]: expected at least 0, got -2",
         "sampling.top_p: expected at most 1, got 1.5",

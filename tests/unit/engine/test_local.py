@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,11 @@ def search(
 def content(outcomes: dict[str, PromptResult | PromptFailure]) -> dict[str, object]:
     """Return what must not depend on where and how it was computed."""
     return {
-        key: (outcome.images, tuple((r.scale_index, r.ancestor_index, r.rewards) for r in outcome.trace))
+        key: (
+            outcome.images,
+            tuple((r.round_index, r.scale_index, r.ancestor_index, r.rewards) for r in outcome.trace),
+            (outcome.rounds, outcome.stopped, outcome.trajectories),
+        )
         for key, outcome in outcomes.items()
         if isinstance(outcome, PromptResult)
     }
@@ -87,13 +92,32 @@ def test_no_prompts_give_no_outcomes() -> None:
     assert search([], plan=tts_var_plan()) == {}
 
 
-@pytest.mark.parametrize("operators", [None, ("top-k", "diverse-top-k")])
-def test_the_loop_of_the_paper_finds_what_the_coordinator_finds(operators: tuple[str, ...] | None) -> None:
-    selections = operators and [
+def placed(*operators: str) -> list[SelectionSetting]:
+    return [
         SelectionSetting(scale=scale, operator=name) for scale, name in zip((4, 8), operators, strict=True)
     ]
-    plan = compile_plan(scale_schedule=TINY_SCHEDULE, selections=selections or None, n=2)
-    prompts = make_prompts(3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"selections": placed("top-k", "diverse-top-k")},
+        # Some rounds are given up; some prompts end with nothing else, some early, some after all rounds.
+        {"strategy": "adaptive", "reject_below": {6: -1.96}, "stop_at": -1.0, "max_rounds": 3, "n": 1},
+        {
+            "strategy": "adaptive",
+            "selections": placed("diverse-top-k", "top-k"),
+            "reject_below": {4: -1.5, 6: -1.0},
+            "stop_at": -0.3,
+            "max_rounds": 3,
+            "growth": (1, 2),
+        },
+    ],
+)
+def test_the_loop_of_the_paper_finds_what_the_coordinator_finds(settings: dict[str, Any]) -> None:
+    plan = compile_plan(**{"scale_schedule": TINY_SCHEDULE, "n": 2, **settings})
+    prompts = make_prompts(6)
     expected = search(prompts, plan=plan, engines=2, rows=5)
     engine = Engine(
         model=TinyModel(),
@@ -105,7 +129,9 @@ def test_the_loop_of_the_paper_finds_what_the_coordinator_finds(operators: tuple
     )
     found = {p.key: search_prompt(p, plan=plan, engine=engine, run_seed=3) for p in prompts}
     assert content(found) == content(expected)
-    assert len(content(found)) == 3
+    assert len(content(found)) == 6
+    ends = {outcome.stopped for outcome in found.values() if isinstance(outcome, PromptResult)}
+    assert ends == ({"satisfied", "rounds", "abandoned"} if plan.strategy == "adaptive" else {"rounds"})
     assert engine.held_prompts == 0
     numbers = [[dict(record.numbers) for record in outcome.trace] for outcome in found.values()]  # type: ignore[union-attr]
     assert numbers == [[dict(r.numbers) for r in expected[key].trace] for key in found]  # type: ignore[union-attr]

@@ -208,7 +208,28 @@ def test_all_problems_come_at_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "start"),
     [
-        ({"strategy": "beam"}, "strategy: expected one of raw, best-of-n, importance, tts-var, got 'beam'"),
+        (
+            {"strategy": "beam"},
+            "strategy: expected one of raw, best-of-n, importance, tts-var, adaptive, got 'beam'",
+        ),
+        ({"strategy": "adaptive", "reject_below": {3: 0.5}}, "stop_at: not given; an adaptive search stops"),
+        ({"strategy": "adaptive", "stop_at": True}, "stop_at: expected a finite reward, got True"),
+        (
+            {"strategy": "adaptive", "stop_at": 1.0, "reject_below": {12: 0.5}},
+            "reject_below: expected scales from 0 to 11 (the last scale has stop_at), got 12",
+        ),
+        (
+            {"strategy": "adaptive", "stop_at": 1.0, "growth": [2, 4]},
+            "growth: expected whole numbers of at least 1, and 1 for the first round, got [2, 4]",
+        ),
+        (
+            {"strategy": "adaptive", "stop_at": 1.0, "max_rounds": 0},
+            "max_rounds: expected a whole number of at least 1, got 0",
+        ),
+        (
+            {"strategy": "best-of-n", "stop_at": 1.0},
+            "stop_at: this best-of-n plan would not read it, got 1.0",
+        ),
         ({"strategy": "raw", "n": 2}, "n: expected 1 (raw draws one image a prompt), got 2"),
         ({"strategy": "best-of-n", "n": True}, "n: expected a whole number of at least 1, got True"),
         ({"strategy": "raw", "lambda_": 3.0}, "lambda: this raw plan would not read it, got 3.0"),
