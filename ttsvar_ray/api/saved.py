@@ -22,7 +22,7 @@ from ttsvar_ray.types import Prompt
 
 _PARTS_KEPT = 2
 """Parts in memory: going through the results in order reads each part once."""
-_OWN = frozenset(data_schema((), bits=True).names)
+_OWN = frozenset(data_schema((), bits=True, rounds=True).names)
 
 
 def load(output: str | Path) -> SavedRun:
@@ -129,6 +129,7 @@ def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Res
             reward_history=tuple(float("nan") if r is None else r for r in row["reward_history"]),
             lineage=tuple(row["lineage"]),
             bits=tuple(row.get("bits") or ()),
+            round_index=row.get("round") or 0,
         )
         for row in rows
     ]

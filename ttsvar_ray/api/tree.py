@@ -54,29 +54,33 @@ class SearchTree:
 
     @classmethod
     def of(cls, trace: Sequence[SelectionRecord], images: Sequence[ResultImage]) -> SearchTree:
-        """Build the tree.
+        """Build the tree; of an adaptive search that of the round of the best image.
 
         Args:
-            trace: the selections, in the order of their scales.
+            trace: the selections, in the order of their scales, round after round.
             images: the kept images by rank, at least one.
         """
+        best = images[0]
+        images = [image for image in images if image.round_index == best.round_index]
         levels: list[Level] = []
         parents: tuple[int, ...] = ()
-        for record in trace:
+        for record in (record for record in trace if record.round_index == best.round_index):
+            # A round that was abandoned, and finished after all, went on from one trajectory.
+            kept = record.ancestor_index or (best.lineage[len(levels)],)
             labels = tuple(int(label) for label in record.numbers.get("labels", ()))
-            seen = (len(parents), len(record.rewards), len(labels), max(record.ancestor_index, default=0) + 1)
+            seen = (len(parents), len(record.rewards), len(labels), max(kept) + 1)
             levels.append(
                 Level(
                     scale_index=record.scale_index,
                     operator=record.kind,
                     parents=parents,
-                    kept=record.ancestor_index,
+                    kept=kept,
                     rewards=record.rewards,
                     labels=labels,
                     population=max(seen),
                 )
             )
-            parents = record.ancestor_index
+            parents = kept
         finals = {image.lineage[-1]: image.reward for image in images}
         population = max(len(parents), max(finals) + 1)
         levels.append(
@@ -90,7 +94,7 @@ class SearchTree:
                 population=population,
             )
         )
-        return cls(levels=tuple(levels), winner=tuple(images[0].lineage))
+        return cls(levels=tuple(levels), winner=tuple(best.lineage))
 
     def __str__(self) -> str:
         lines = []

@@ -78,6 +78,7 @@ def selection_records(table: pa.Table) -> dict[int, list[SelectionRecord]]:
             placement=tuple(row["placement"]),
             moved=row["moved"],
             reason=row["reason"],
+            round_index=row.get("round") or 0,
         )
         records.setdefault(row["row"], []).append(record)
     return records

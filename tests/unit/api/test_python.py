@@ -198,3 +198,30 @@ def test_the_picture_of_a_tree_shows_every_trajectory_and_the_winners_line() -> 
     assert told[3] == "trajectory 3, kept, reward 0.9000"
     assert told[4] == "trajectory 0, kept", "its image was not kept, so nothing is known of its reward"
     assert "my <operator>" in [text.text for text in drawn.findall(f"{space}text")]
+
+
+def test_the_tree_of_an_adaptive_search_is_that_of_the_round_of_the_best_image() -> None:
+    def record(round_index: int, scale: int, kept: tuple[int, ...], *rewards: float) -> SelectionRecord:
+        return SelectionRecord(
+            prompt_key="p",
+            scale_index=scale,
+            kind="keep",
+            ancestor_index=kept,
+            rewards=rewards,
+            round_index=round_index,
+        )
+
+    image = ResultImage(
+        rank=0,
+        image=FinalImage.of_bytes(b"", width=1, height=1, image_format="png"),
+        reward=0.5,
+        reward_history=(0.2, 0.4, 0.5),
+        lineage=(1, 0, 0),
+        bits=(),
+        round_index=1,
+    )
+    # The second round was abandoned, too, and its better trajectory finished.
+    trace = [record(0, 3, (), 0.0, 0.1), record(1, 3, (), 0.1, 0.2), record(1, 6, (0,), 0.4)]
+    tree = SearchTree.of(trace, [image])
+    assert [(level.kept, level.rewards) for level in tree.levels[:2]] == [((1,), (0.1, 0.2)), ((0,), (0.4,))]
+    assert str(tree).startswith("scale 3: keep, 2 to 1, keeps 1")
