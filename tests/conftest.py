@@ -29,8 +29,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return PROCESSES if is_whole_suite(config) and config.option.capture != "no" else 0
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
-    return FilesTogether(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether | None:
+    return FilesTogether(config, log) if is_whole_suite(config) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
