@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from tests.support.s3_server import S3Server, moto_server
 os.environ.setdefault("RAY_worker_niceness", "0")
 # And a cluster that starts beside another one on two cores may need more than its half minute.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+# A tenth of the time of all tests in plain Python: few of their objects are in cycles.
+gc.set_threshold(20_000, 10, 10)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A core for each process. Tests that are about threads set their number themselves.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
