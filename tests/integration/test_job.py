@@ -135,7 +135,7 @@ def test_an_interrupted_job_is_completed_by_the_same_command(
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
-        job(prompts_file, output, progress=terminate_after_the_first_part, pause_s=0.5)
+        job(prompts_file, output, progress=terminate_after_the_first_part, pause_s=2.0)
     assert signal.getsignal(signal.SIGTERM) is before
     partial = data_bytes(output)
     assert 0 < len(partial) < len(expected)
