@@ -1,4 +1,4 @@
-"""`ttsvar-ray verify`: this implementation against recorded tensors of the official one."""
+"""`ttsvar-ray verify`: this implementation against recorded tensors and verdicts of the official ones."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Family(str, enum.Enum):
     INFINITY = "infinity"
     REWARDS = "rewards"
     """Rewards and feature extractors."""
+    GENEVAL = "geneval"
+    """The rules of the benchmark."""
 
 
 class Dtype(str, enum.Enum):
@@ -35,8 +37,12 @@ EVALUATORS = ("mask2former", "blip_vqa")
 
 
 def verify(
-    family: Annotated[Family, typer.Argument(help="Model family, or the rewards.", show_choices=True)],
-    folder: Annotated[Path, typer.Argument(help="Folder of recorded tensors.", metavar="DIR")],
+    family: Annotated[
+        Family, typer.Argument(help="Model family, the rewards, or GenEval's rules.", show_choices=True)
+    ],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of recorded tensors; for geneval a JSON file.", metavar="DIR")
+    ],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="float32: absolute errors; bfloat16: relative errors.")
@@ -45,7 +51,7 @@ def verify(
 ) -> None:
     """Compare every recorded tensor with what this machine computes; the last line is the verdict.
 
-    Exit codes: 0 all agree; 1 some differ; 2 not such a folder.
+    Exit codes: 0 all agree; 1 some differ; 2 not such a folder or file.
     """
     with errors_for_people(debug=debug):
         report = _compare(family, folder, device=device, dtype=dtype)
@@ -66,8 +72,13 @@ def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> Comp
         return verify_directory(folder, device=device, dtype=dtype.value)
     if dtype is not Dtype.FLOAT32:
         raise ConfigurationError(
-            f"--dtype: rewards and features are compared in float32, got {dtype.value!r}"
+            f"--dtype: only models are compared in another than float32, got {dtype.value!r}"
         )
+    if family is Family.GENEVAL:
+        from ttsvar_ray.evaluate.recorded_geneval import verify_geneval
+        from ttsvar_ray.recorded.comparison import ComparisonReport
+
+        return ComparisonReport(device="cpu", cases=verify_geneval(folder))
     return compare_rewards(folder, device=device)
 
 
