@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.api.saved import SavedRun
     from ttsvar_ray.features.protocol import FeatureExtractor
     from ttsvar_ray.rewards.protocol import Reward
+    from ttsvar_ray.search.operators.protocol import Operator
 
 Loop = Callable[..., algorithm.Found]
 """What `search.loop.search` is: `(plan, run_segment, *, run_seed, prompt_key) -> Found`."""
@@ -44,6 +45,7 @@ class Search:
         strategy: str | None = None,
         reward: str | Reward | None = None,
         extractor: str | FeatureExtractor | None = None,
+        selections: Mapping[int, str | Operator] | None = None,
         seed: int | None = None,
         device: str | None = None,
         keep: str = "best",
@@ -57,6 +59,8 @@ class Search:
             strategy: raw, best-of-n, importance, tts-var, ...
             reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
             extractor: likewise, of `features.protocol.FeatureExtractor`.
+            selections: the operator after each scale, in place of the strategy's own: a name, an import path,
+                or an object. How many survive is `settings["strategy.batch_schedule"]`.
             seed: of all random streams.
             device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
             keep: "best", or "all" finished images by rank.
@@ -83,9 +87,16 @@ class Search:
         from ttsvar_ray.coordination.settings import CoordinatorSettings
         from ttsvar_ray.job.build import build_engine
         from ttsvar_ray.job.resolved import resolve
+        from ttsvar_ray.search.strategy import SelectionSetting
 
         _refuse_two_sources(objects, settings or {})
-        resolved = resolve(config, needs_parts=own_reward is None and own_extractor is None)
+        resolved = resolve(
+            config,
+            needs_parts=own_reward is None and own_extractor is None,
+            selections=None
+            if selections is None
+            else [SelectionSetting(scale=scale, operator=one) for scale, one in sorted(selections.items())],
+        )
         self.plan = resolved.plan
         self._seed = config.seed
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
@@ -138,6 +149,7 @@ def generate(
     strategy: str | None = None,
     reward: str | Reward | None = None,
     extractor: str | FeatureExtractor | None = None,
+    selections: Mapping[int, str | Operator] | None = None,
     seed: int | None = None,
     device: str | None = None,
     keep: str = "best",
@@ -154,8 +166,8 @@ def generate(
 
     Args:
         prompts: one text, several, or mappings with "prompt" and "id".
-        model, n, strategy, reward, extractor, seed, device, keep, settings: see `Search`. A job on Ray takes
-            no objects: workers import a reward or extractor by its path, "package.module:Name".
+        model, n, strategy, reward, extractor, selections, seed, device, keep, settings: see `Search`. A job
+            on Ray takes no objects: workers import classes of yours by path, "package.module:Name".
         output: folder or URI of the data set.
         address: of a Ray cluster.
         progress: show a bar.
@@ -178,6 +190,7 @@ def generate(
                 keep=keep,
             )
             | dict(settings or {})
+            | _selections_by_path(selections)
             | {"output.path": str(output)}
             | ({} if address is None else {"cluster.address": address}),
             progress=progress,
@@ -191,6 +204,7 @@ def generate(
         strategy=strategy,
         reward=reward,
         extractor=extractor,
+        selections=selections,
         seed=seed,
         device=device,
         keep=keep,
@@ -285,6 +299,16 @@ def _by_path(name: str, value: Any) -> str | None:
         f"{name}: expected a name or an import path such as '{path}' for a job "
         "on Ray, whose workers import it; got an object. Without output= the object itself will do"
     )
+
+
+def _selections_by_path(selections: Mapping[int, str | Operator] | None) -> dict[str, Any]:
+    if selections is None:
+        return {}
+    named = [
+        {"scale": scale, "operator": _by_path(f"selections[{scale}]", operator)}
+        for scale, operator in sorted(selections.items())
+    ]
+    return {"strategy.selections": named}
 
 
 def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prompt]:

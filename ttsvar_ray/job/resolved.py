@@ -8,6 +8,7 @@ config.json, and nowhere else. No weights are read and no device is touched.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -83,13 +84,16 @@ class ResolvedJob:
         return coordinator_settings(self.config)
 
 
-def resolve(config: JobConfig, *, needs_parts: bool = False) -> ResolvedJob:
+def resolve(
+    config: JobConfig, *, needs_parts: bool = False, selections: Sequence[SelectionSetting] | None = None
+) -> ResolvedJob:
     """Understand a job's settings.
 
     Args:
         config: the settings.
         needs_parts: also find what is wrong with the reward, the features and the sampling, and whether
             their files are there; not for looking at plans.
+        selections: of the plan, in place of `strategy.selections`: operators may be objects here.
 
     Raises:
         ConfigurationError: with every problem.
@@ -99,7 +103,7 @@ def resolve(config: JobConfig, *, needs_parts: bool = False) -> ResolvedJob:
     problems: list[str] = []
     plan: Plan | None = None
     with noting(problems):
-        plan = _build_plan(config, description)
+        plan = _build_plan(config, description, selections)
         _check_rows(config, plan)
     if needs_parts:
         _check_parts(config, description, plan, problems)
@@ -134,7 +138,9 @@ def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
     )
 
 
-def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
+def _build_plan(
+    config: JobConfig, description: ModelDescription, selections: Sequence[SelectionSetting] | None
+) -> Plan:
     """Compile the plan.
 
     Settings that are None come from the model's own plan (`strategy.plan: model`) or from the preset
@@ -143,9 +149,12 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
     the operators, too, nothing of the model's plan is. An adaptive search uses nothing of it.
     """
     strategy = config.strategy
-    reads_model = (
-        strategy.plan == "model" and strategy.selections is None and strategy.name != Strategy.ADAPTIVE.value
-    )
+    if selections is None and strategy.selections is not None:
+        selections = [
+            SelectionSetting(scale=one.scale, operator=one.operator, options=one.options)
+            for one in strategy.selections
+        ]
+    reads_model = strategy.plan == "model" and selections is None and strategy.name != Strategy.ADAPTIVE.value
     settings = _own_plan(description, Strategy(strategy.name)) if reads_model else {}
     given = {
         "batch_schedule": strategy.batch_schedule,
@@ -167,12 +176,7 @@ def _build_plan(config: JobConfig, description: ModelDescription) -> Plan:
             batch_schedule=settings.get("batch_schedule"),
             cluster_scales=settings.get("cluster_scales"),
             resample_scales=settings.get("resample_scales"),
-            selections=None
-            if strategy.selections is None
-            else [
-                SelectionSetting(scale=one.scale, operator=one.operator, options=one.options)
-                for one in strategy.selections
-            ],
+            selections=selections,
             potential=settings.get("potential"),
             lambda_=settings.get("lambda"),
             scheme=strategy.scheme,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
 from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.search import loop as algorithm
-from ttsvar_ray.search.operators.protocol import Choice
+from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.plan import Plan
 
 PROMPT = "a photo of a ring and a circle"
@@ -140,6 +141,33 @@ def test_a_reward_object_scores_the_images() -> None:
         Search(reward=Reddest(), settings={"reward.path": "folder"})
     with pytest.raises(ConfigurationError, match=r"import path such as '.*:Reddest'"):
         generate(PROMPT, reward=Reddest(), output="unwritten")
+
+
+@dataclasses.dataclass(frozen=True)
+class LastOnes(Operator):
+    """Keeps the last trajectories."""
+
+    name: ClassVar[str] = "last-ones"
+    reads: ClassVar[frozenset[Signal]] = frozenset()
+
+    def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
+        """Choose the highest slots."""
+        return Choice(ancestor_index=np.arange(evidence.population - count, evidence.population))
+
+
+def test_an_operator_object_selects() -> None:
+    survivors = {"strategy.batch_schedule": [3] * 5 + [2] * 3 + [1] * 5, "engine.threads": 1}
+    search = Search(device="cpu", selections={5: LastOnes(), 8: "top-k"}, settings=survivors)
+    (result,) = search.run(PROMPT)
+    assert result.tree is not None
+    assert [level.operator for level in result.tree.levels] == ["last-ones", "top-k", ""]
+    assert result.tree.levels[0].kept == (1, 2)
+    with pytest.raises(
+        ConfigurationError, match=r"selections\[5\]: expected .* import path such as '.*:LastOnes'"
+    ):
+        generate(PROMPT, selections={5: LastOnes()}, output="unwritten")
+    with pytest.raises(ConfigurationError, match=r"strategy\.selections"):
+        Search(device="cpu", selections={5: "best"})
 
 
 @pytest.mark.parametrize(
