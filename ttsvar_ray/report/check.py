@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import OutputLayout, RunManifest, carried_columns, data_schema, read_manifest
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters
 from ttsvar_ray.dataset.part_manifest import FileSum, read_part_manifest, sha256_of
@@ -118,9 +119,7 @@ class _Check:
         self._manifest = manifest
         self._on_problem = on_problem
         self._report = CheckReport(output=str(layout.root))
-        self._schema = data_schema(
-            carried_columns(manifest.column_types), bits=bool(_setting(manifest, "output", "bits"))
-        )
+        self._columns = _columns_of(manifest)
         self._has_own_ids = _setting(manifest, "prompts", "id_column") is not None
         self._ordinals = Ordinals()
         self._given = array("Q")
@@ -223,7 +222,7 @@ class _Check:
         prompts: dict[int, tuple[str, int]],
         pool: Executor,
     ) -> None:
-        if not parquet.schema_arrow.equals(self._schema):
+        if _words(parquet.schema_arrow) != self._columns:
             self._add(part, "its columns are not those of this run")
             return
         last, rank = -1, -1
@@ -318,6 +317,27 @@ def _on_this_machine(file: Location) -> Iterator[Path]:
         with file.open() as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target)
         yield copy
+
+
+def _columns_of(manifest: RunManifest) -> list[tuple[str, str]]:
+    """Return name and type of each column of a run's parts, types in words as the manifest has them."""
+    words = manifest.column_types
+    carried = carried_columns(dict.fromkeys(words, ColumnType.STRING))
+    own = data_schema(
+        (),
+        bits=bool(_setting(manifest, "output", "bits")),
+        rounds=_setting(manifest, "strategy", "name") == "adaptive",
+    )
+    json_is_text = {"json": "string"}
+    return [
+        *_words(own),
+        *((column.name, json_is_text.get(words[column.source], words[column.source])) for column in carried),
+    ]
+
+
+def _words(schema: pa.Schema) -> list[tuple[str, str]]:
+    # What a list holds is called "item" in memory and "element" in files; it is no difference.
+    return [(field.name, str(ColumnType(field.type)).replace("<element: ", "<item: ")) for field in schema]
 
 
 def _setting(manifest: RunManifest, section: str, key: str) -> Any:

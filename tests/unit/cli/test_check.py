@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -19,8 +20,16 @@ from typer.testing import CliRunner, Result
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobSummary
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.config import load_config
-from ttsvar_ray.dataset import OutputLayout, RowContext, RunManifest, open_output, write_chunk
+from ttsvar_ray.dataset import (
+    OutputLayout,
+    RowContext,
+    RunManifest,
+    carried_columns,
+    open_output,
+    write_chunk,
+)
 from ttsvar_ray.prompts import prompt_id_of
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt
@@ -267,3 +276,40 @@ def test_generate_verifies_what_it_has_finished(tmp_path: Path, monkeypatch: pyt
     result = CliRunner().invoke(app, [*command, "--verify"])
     assert result.exit_code == 1
     assert "data/part-00001.parquet: sha256" in result.output
+
+
+@pytest.mark.parametrize("strategy", ["raw", "adaptive"])
+def test_columns_of_the_caller_and_of_rounds_belong_to_the_run(tmp_path: Path, strategy: str) -> None:
+    types = {
+        "tag": ColumnType.STRING,
+        "weight": ColumnType.FLOAT64,
+        "include": ColumnType.JSON,
+        "list": ColumnType(pa.list_(pa.int32())),
+        "when": ColumnType(pa.timestamp("us")),
+        "reward": ColumnType.INT64,  # has another name in the output
+    }
+    given = [f"strategy.name={strategy}", "output.bits=true"]
+    config = load_config(None, given, needs_files=False)
+    layout = OutputLayout(tmp_path / "out")
+    manifest = RunManifest(
+        config=config.resolved(),
+        content=config.content(),
+        config_digest=config.digest(),
+        prompts_path="p.txt",
+        prompts_digest="d",
+        prompt_count=1,
+        bad_lines=0,
+        rows_per_chunk=1,
+        chunk_digests=("a",),
+        column_types={name: str(kind) for name, kind in types.items()},
+        seed=0,
+    )
+    open_output(layout, manifest)
+    context = dataclasses.replace(
+        CONTEXT, carried=carried_columns(types), bits=True, rounds=strategy == "adaptive"
+    )
+    write_chunk(layout, 0, rows=range(1), finished=[done(0)], failed=[], context=context)
+    assert check(layout.root.path).exit_code == 0, check(layout.root.path).output
+    part = layout.data_part(0).path
+    pq.write_table(pq.read_table(part).drop_columns(["list"]), part)
+    assert "its columns are not those of this run" in check(layout.root.path).output
