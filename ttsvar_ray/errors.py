@@ -74,6 +74,26 @@ class StorageError(TtsVarError):
     """A path or URI that no storage here can open, or a storage that refused or failed."""
 
 
+_COMMANDS = {
+    code: f"\\u{code:04x}"
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        0x200E,
+        0x200F,
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+    )
+    if chr(code) not in "\n\t"
+}
+"""Control characters and marks of direction: to a terminal they are commands."""
+
+
+def escape_controls(text: str) -> str:
+    """Return text that does nothing to a terminal or a log but stand there; line ends and tabs stay."""
+    return text.translate(_COMMANDS)
+
+
 def brief(error: BaseException) -> str:
     """Return kind and first line of what other code raised, for messages."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no more is known').splitlines()[0]}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people, for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.report.check import CheckReport
@@ -38,6 +38,8 @@ def check_output_at(output: str, *, quiet: bool = False) -> CheckReport:
 
     if quiet:
         return check_folder(OutputLayout(output))
-    report = check_folder(OutputLayout(output), on_problem=lambda problem: typer.echo(str(problem)))
+    report = check_folder(
+        OutputLayout(output), on_problem=lambda problem: typer.echo(for_people(str(problem)))
+    )
     typer.echo(report.verdict())
     return report

@@ -15,7 +15,9 @@ from ttsvar_ray.errors import (
     LostRowsError,
     RunFailedError,
     TtsVarError,
+    escape_controls,
 )
+from ttsvar_ray.storage.uris import scrubbed
 
 
 class ExitCode(enum.IntEnum):
@@ -32,6 +34,11 @@ class ExitCode(enum.IntEnum):
     """Stopped early; the same command goes on."""
     INTERRUPTED = 130
     """Ctrl-C before anything was started."""
+
+
+def for_people(text: str) -> str:
+    """Return text that other code or other people's files may have put together, fit for a terminal."""
+    return escape_controls(scrubbed(text))
 
 
 @contextlib.contextmanager
@@ -71,5 +78,5 @@ def _end(error: BaseException, code: ExitCode, *, debug: bool, message: str | No
     if isinstance(error, ConfigurationError) and len(error.problems) > 1:
         lines = "\n".join(f"  {problem}" for problem in error.problems)
         message = f"{len(error.problems)} problems:\n{lines}"
-    typer.echo(f"ttsvar-ray: {message or error}", err=True)
+    typer.echo(f"ttsvar-ray: {for_people(str(message or error))}", err=True)
     raise typer.Exit(code) from error

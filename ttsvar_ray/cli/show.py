@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from ttsvar_ray.errors import escape_controls
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -28,7 +30,7 @@ def table(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> Table:
         justify: Literal["left", "right"] = "left" if index < texts else "right"
         result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=index != texts - 1)
     for row in rows:
-        result.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        result.add_row(*(Text(escape_controls(cell)) if isinstance(cell, str) else cell for cell in row))
     return result
 
 

@@ -25,6 +25,7 @@ from ttsvar_ray.errors import TtsVarError
 logger = logging.getLogger(__name__)
 
 TOKEN_FILE = Path("~/.ray/auth_token")
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 LISTENING_TIMEOUT_SECONDS = 10.0
 INSPECTION_TIMEOUT_SECONDS = 2.0
 
@@ -76,14 +77,15 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        _connect(address, run_name)
-    else:
-        _start_local(cpus, run_name)
-    try:
+    with contextlib.ExitStack() as session:
+        if address and address != "local":
+            _refresh_authentication()
+            _connect(address, run_name)
+        else:
+            session.enter_context(_own_token())
+            _start_local(cpus, run_name)
+        session.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _connect(address: str, run_name: str) -> None:
@@ -114,13 +116,36 @@ def _check_listening(address: str, seconds: float) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Have Ray ask for a token that nobody else knows, whatever the environment says, while the block runs.
+
+    Ray listens on all interfaces, also where it serves this process alone. Left alone, it would write a token
+    into the home folder, after which every other Ray process of this user must have it.
+    """
+    before = {name: os.environ.pop(name, None) for name in _AUTHENTICATION}
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    _refresh_authentication()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _refresh_authentication() -> None:
+    """Have Ray read its authentication from the environment again: it did so when it was imported."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader, Config
+    except ImportError:  # A version that knows no tokens.
+        return
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 def _start_local(cpus: float | None, run_name: str) -> None:
-    # Left alone, Ray turns token authentication on for a cluster it starts here and writes a token into the
-    # home folder, after which every other Ray process of this user must have it. With a token in the
-    # environment it does the first without the second.
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def load_config(
     return config
 
 
+_MOST_VALUES = 10_000
+"""A job file has a hundred."""
+
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -69,6 +73,11 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) 
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(
+                problem=f"expected a name before the colon, got a {type(key).__name__}",
+                problem_mark=key_node.start_mark,
+            )
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"key {key!r} is written twice",
@@ -97,6 +106,41 @@ def recorded_config(recorded: Mapping[str, Any], overrides: Sequence[str] = ()) 
     return config
 
 
+def _read_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it is none; also where it is too large, or holds a number or date that cannot be.
+    """
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_in(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"expected at most {_MOST_VALUES} values, got more (anchors repeat others)")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("expected sections and lists of moderate depth, got deeper ones") from None
+    except ValueError as error:
+        raise yaml.YAMLError(f"a number or a date cannot be read ({error})") from None
+    finally:
+        loader.dispose()
+
+
+def _values_in(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """Return how many values a node holds, those that aliases repeat as often as they do."""
+    if node not in known:
+        known[node] = _MOST_VALUES + 1  # A node that holds itself never ends.
+        inner: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = itertools.chain.from_iterable(node.value)
+        known[node] = 1 + sum(_values_in(each, known) for each in inner)
+    return known[node]
+
+
 def _read_job_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -109,7 +153,7 @@ def _read_job_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        settings = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
+        settings = _read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: not valid YAML{_yaml_place(error)}") from None
     if settings is None:
@@ -136,7 +180,7 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
         problems.append(f"--set {override}: expected section.key=value, for example strategy.n=2")
         return
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
+        value = _read_yaml(text)
     except yaml.YAMLError as error:
         problems.append(f"--set {override}: the value is not valid YAML{_yaml_place(error)}")
         return

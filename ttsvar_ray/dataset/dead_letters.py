@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
-from ttsvar_ray.errors import OutputError
+from ttsvar_ray.errors import OutputError, escape_controls
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.storage import Location
 
@@ -89,7 +89,7 @@ def _read(line: bytes, where: str) -> dict[str, Any]:
     try:
         letter = json.loads(line)
         return {**letter, "row": int(letter["row"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise OutputError(f"{where} is no dead letter ({type(error).__name__}: {error}); mend it") from None
 
 
@@ -109,7 +109,8 @@ def _letter(outcome: PromptFailure) -> dict[str, Any]:
 def _write(location: Location, letters: Iterable[dict[str, Any]]) -> None:
     with location.replacing() as temporary, temporary.open("w", encoding="utf-8") as file:
         for letter in letters:
-            file.write(json.dumps(letter, ensure_ascii=False, default=_as_text) + "\n")
+            # What is left as it is may be read in a terminal, to which some of it would be commands.
+            file.write(escape_controls(json.dumps(letter, ensure_ascii=False, default=_as_text)) + "\n")
 
 
 def _as_text(value: Any) -> str:

@@ -132,7 +132,7 @@ def read_manifest(layout: OutputLayout) -> RunManifest | None:
         return None
     try:
         return RunManifest.from_json(json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{layout.run_file}: not a manifest this version can read ({error}); choose another output folder"
         ) from None

@@ -54,7 +54,7 @@ def read_workload(path: Path) -> Workload:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror}); give a workload file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not valid JSON: {error}") from None
     if not is_workload(content):
         raise ConfigurationError(f"{path}: expected an object with kind {KIND!r}; is this a workload file?")

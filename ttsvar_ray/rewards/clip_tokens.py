@@ -68,7 +68,7 @@ def load_tokenizer(folder: Path, cleaning: TextCleaning) -> ClipTokenizer:
         )
     if cleaning is TextCleaning.CLIP:
         _mend("")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     found = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     if found != (START_ID, END_ID):
         raise CheckpointError(

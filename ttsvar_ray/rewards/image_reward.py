@@ -188,7 +188,9 @@ def load_tokenizer(folder: Path) -> BertTokenizer:
         CheckpointError: neither file is there.
     """
     if (folder / "tokenizer.json").is_file():
-        tokenizer: BertTokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: BertTokenizer = BertTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         return tokenizer
     if (folder / "vocab.txt").is_file():
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ttsvar_ray.errors import StorageError, TtsVarError
-from ttsvar_ray.storage.uris import is_uri, scheme_of, split_query, without_secrets
+from ttsvar_ray.storage.uris import is_uri, scheme_of, scrubbed, secret_pieces, split_query, without_secrets
 
 _ARROW_SCHEMES = frozenset({"abfs", "abfss", "gcs", "gs", "hdfs", "s3", "viewfs"})
 
@@ -310,7 +310,7 @@ class Location:
         except Exception as error:  # Clients of stores have errors of their own: that of the hub has httpx's.
             if self.is_local:
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = scrubbed(str(error).splitlines()[0]) if str(error) else type(error).__name__
             raise StorageError(f"{self}: the storage refused or failed ({reason})") from error
 
 
@@ -345,8 +345,10 @@ def locate(where: str | Path) -> Location:
             inner, path = fsspec.core.url_to_fs(base + query)
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(inner))
     except Exception as error:  # noqa: BLE001 - clients of stores have errors of their own
-        # The message of a parser quotes the URI, credentials and all.
-        reason = str(error).replace(base + query, without_secrets(text))
+        # The message of a parser quotes the URI, or pieces of it, credentials and all.
+        reason = scrubbed(str(error).replace(base + query, without_secrets(text)))
+        if any(piece in reason for piece in secret_pieces(text)):
+            reason = ""
         raise StorageError(
             f"{without_secrets(text)}: expected a local path or the URI of a storage that pyarrow or fsspec "
             f"can open here, got {scheme}:// ({reason.splitlines()[0] if reason else type(error).__name__})"

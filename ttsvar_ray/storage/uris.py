@@ -10,6 +10,16 @@ _URI = re.compile(r"((?:[a-zA-Z][a-zA-Z0-9+.-]*::)*[a-zA-Z][a-zA-Z0-9+.-]*)://(.
 
 _PARAMETER = re.compile(r";([^;=/#]*)=[^;/#]*")
 
+_EMBEDDED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>()]+")
+_MISTYPED = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*:/{1,3})[^\s/@:]+:[^\s@]*@")
+"""User and password behind a scheme, in whatever else."""
+
+_BETWEEN = re.compile(r"[:/@?&=#;%+\s]")
+_SHORT = 2
+
+_PLAIN_NAME = re.compile(r"[A-Za-z][\w.-]{0,40}")
+_PLAIN_VALUE = re.compile(r"(https?://)?[\w.:\[\]-]+/?")
+
 _SHOWN_PARAMETERS = frozenset({"endpoint_override", "region", "scheme"})
 """Query parameters without secrets; the value of any other is hidden."""
 
@@ -33,7 +43,32 @@ def split_query(uri: str) -> tuple[str, str]:
 
 
 def without_secrets(text: str) -> str:
-    """Return a URI without user, password and unknown query values; any other text as it is."""
+    """Return a URI without user, password and unknown query values; any other text as it is.
+
+    Of a chain (`zip://a.csv::s3://...`) each link; also of one that is mistyped: one slash, blanks around it.
+    """
+    match = _URI.fullmatch(text)
+    if match is None:
+        return scrubbed(text) if _MISTYPED.search(text) else text
+    links = match.group(2).split("::")
+    if len(links) > 1:
+        return "::".join([_link(f"{match.group(1)}://{links[0]}"), *map(without_secrets, links[1:])])
+    return _link(text)
+
+
+def scrubbed(message: str) -> str:
+    """Return a message with every URI in it without its secrets, as those of other libraries quote them."""
+    return _MISTYPED.sub(r"\1", _EMBEDDED.sub(lambda match: _link(match.group()), message))
+
+
+def secret_pieces(uri: str) -> list[str]:
+    """Return what of a URI is not to be shown, in pieces as a message about it may quote them."""
+    shown = without_secrets(uri)
+    return [piece for piece in _BETWEEN.split(uri) if len(piece) > _SHORT and piece not in shown]
+
+
+def _link(text: str) -> str:
+    """Return one URI of a chain without its secrets."""
     match = _URI.fullmatch(text)
     if match is None:
         return text
@@ -47,7 +82,8 @@ def without_secrets(text: str) -> str:
     has_user = "@" in authority or ("@" in base and not _is_host(authority))
     if has_user:
         base = base.rpartition("@")[2] if "@" not in authority else base[authority.rindex("@") + 1 :]
-    hidden = "#***" if "=" in fragment else mark + fragment
+    is_web = match.group(1).lower() in ("http", "https")
+    hidden = "#***" if mark and (is_web or "=" in fragment) else mark + fragment
     base = _PARAMETER.sub(r";\1=***", base)
     return f"{match.group(1)}://{base}{_shown_query(query)}{hidden}"
 
@@ -57,7 +93,7 @@ def redacted(value: Any) -> Any:
     if isinstance(value, str):
         return without_secrets(value)
     if isinstance(value, Mapping):
-        return {key: redacted(item) for key, item in value.items()}
+        return {redacted(key): redacted(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [redacted(item) for item in value]
     return value
@@ -72,6 +108,11 @@ def _shown_query(query: str) -> str:
     shown = []
     for parameter in query.removeprefix("?").split("&"):
         name, equals, value = parameter.partition("=")
-        if equals:
-            shown.append(f"{name}={value.rpartition('@')[2] if name in _SHOWN_PARAMETERS else '***'}")
+        if not equals:
+            continue
+        value = value.rpartition("@")[2]
+        is_shown = name in _SHOWN_PARAMETERS and _PLAIN_VALUE.fullmatch(value)
+        # What is no name may be a secret with the padding of base64.
+        name = name if _PLAIN_NAME.fullmatch(name) and value else "***"
+        shown.append(f"{name}={value if is_shown else '***'}")
     return f"?{'&'.join(shown)}" if shown else ""

@@ -154,6 +154,7 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
         model, report = model_class.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
             # Reported below, with everything else that is wrong.
@@ -187,4 +188,6 @@ def build_pretrained(
     with torch.device("meta"):
         check_fit(model_class(config), weights, source=source)
     # Unlike the constructor, it draws no initial weights.
-    return model_class.from_pretrained(None, config=config, state_dict=dict(weights), dtype=torch.float32)
+    return model_class.from_pretrained(
+        None, config=config, state_dict=dict(weights), dtype=torch.float32, trust_remote_code=False
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import pytest
 
+from ttsvar_ray.cluster import session
 from ttsvar_ray.cluster.session import (
     JOB_ENVIRONMENT,
     MAX_RAY_FOLDER_BYTES,
@@ -11,6 +15,7 @@ from ttsvar_ray.cluster.session import (
     ClusterConnectionError,
     StopRequest,
     ray_folder,
+    ray_session,
     stop_grace_seconds,
 )
 
@@ -63,3 +68,39 @@ def test_ray_puts_its_sockets_where_their_paths_are_short_enough(monkeypatch: py
     monkeypatch.setenv("RAY_TMPDIR", long)
     with pytest.raises(ClusterConnectionError, match="RAY_TMPDIR: expected a path of at most 39 bytes"):
         ray_folder()
+
+
+@pytest.mark.parametrize("mode", [None, "disabled", "token"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_ray_on_this_machine_alone_always_asks_for_a_token_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, mode: str | None, fails: bool
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "known")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/known/to/others")
+    before = dict(os.environ)
+    seen: list[dict[str, str]] = []
+
+    def init(**_: object) -> None:
+        seen.append({name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")})
+        if fails:
+            raise RuntimeError
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "_refresh_authentication", lambda: None)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for _ in range(2):
+        with contextlib.suppress(RuntimeError), ray_session("local", cpus=1):
+            pass
+    assert [one["RAY_AUTH_MODE"] for one in seen] == ["token", "token"]
+    tokens = {one["RAY_AUTH_TOKEN"] for one in seen}
+    assert len(tokens) == 2 and "known" not in tokens and min(map(len, tokens)) == 64
+    assert "RAY_AUTH_TOKEN_PATH" not in seen[0]
+    assert {name: os.environ.get(name) for name in session._AUTHENTICATION} == {
+        name: before.get(name) for name in session._AUTHENTICATION
+    }

@@ -226,6 +226,41 @@ def test_a_job_file_that_cannot_be_used(tmp_path: Path, text: str, message: str)
     assert message in problem
 
 
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB + "seed: *a8\n", "expected at most 10000 values, got more"),
+        ("seed: &a [*a]\n", "expected at most 10000 values, got more"),
+        ("strategy: &a\n  inner: *a\n", "expected at most 10000 values, got more"),
+        ("seed: " + "[" * 2000 + "]" * 2000, "moderate depth"),
+        ("{" * 2000, "moderate depth"),
+        ("? [a]\n: 1\n", "expected a name before the colon, got a list"),
+        ("? {a: 1}\n: 1\n", "expected a name before the colon, got a dict"),
+        ("seed: " + "1" * 5000, "a number or a date cannot be read"),
+        ("seed: 2020-99-99\n", "a number or a date cannot be read"),
+        ("seed: 2020-01-01T99:00:00\n", "a number or a date cannot be read"),
+        ("seed: !!binary x\n", "at line 1, column 7"),
+        ("seed: !!python/object:os.system x\n", "could not determine a constructor"),
+    ],
+)
+def test_a_job_file_that_would_break_its_reader_is_told_in_a_sentence(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (problem,) = problems(path=job(tmp_path, text))
+    assert message in problem
+    assert len(problem) < 400
+
+
+def test_an_override_is_bounded_as_a_job_file_is() -> None:
+    (problem,) = problems("seed=" + "[" * 2000 + "]" * 2000)
+    assert "moderate depth" in problem
+
+
 def test_a_job_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     assert problems(path=tmp_path / "absent.yaml") == (f"{tmp_path / 'absent.yaml'}: no such job file",)
     assert "got a folder" in problems(path=tmp_path)[0]

@@ -21,7 +21,7 @@ from tests.support.published_infinity import (
 )
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, OutputError
 from ttsvar_ray.models.description import ModelChoice
-from ttsvar_ray.models.infinity.convert import Companion, convert, with_files
+from ttsvar_ray.models.infinity.convert import Companion, convert, refuse_foreign_links, with_files
 from ttsvar_ray.models.infinity.key_map import fit_text_table, tokenizer_keys
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import PRESETS, find_preset
@@ -311,3 +311,36 @@ def test_files_that_execute_code_are_refused(tmp_path: Path, files: Path) -> Non
     torch.save({"pos_start": Path("x")}, tmp_path / "evil" / "infinity_tiny.pth")
     with pytest.raises(CheckpointError, match="not readable as plain tensors"):
         load(TINY.name, path=str(tmp_path / "evil"))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_converting_gives_nothing_away_that_a_folder_links_to(files: Path, tmp_path: Path, kind: str) -> None:
+    private = tmp_path / "home"
+    private.mkdir()
+    (private / "id_rsa").write_text("private")
+    reward = tmp_path / "reward"
+    reward.mkdir()
+    (reward / "own.json").write_text("{}")
+    (reward / "alias.json").symlink_to("own.json")
+    (reward / "x.json").symlink_to(private if kind == "folder" else private / "id_rsa")
+    target = tmp_path / "model"
+    with pytest.raises(CheckpointError, match=r"x\.json: expected a file of this folder, got a link to"):
+        convert(
+            describe_preset(TINY, path=str(files)),
+            target,
+            reward=Companion(name="image-reward", path=reward),
+        )
+    assert not [path for path in tmp_path.rglob("*") if path.name == "id_rsa" and path.parent != private]
+    assert not target.exists()
+
+
+def test_links_into_the_cache_of_a_hub_are_of_the_folder(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/0123/inner", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "beef").write_text("{}")
+    (snapshot / "config.json").symlink_to(blobs / "beef")
+    refuse_foreign_links(snapshot)
+    (snapshot / "tokenizer.json").symlink_to(__file__)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: expected a file of this folder"):
+        refuse_foreign_links(snapshot)

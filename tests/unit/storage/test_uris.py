@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.storage import is_uri, redacted, without_secrets
+from ttsvar_ray.storage import is_uri, redacted, scrubbed, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,34 @@ def test_what_a_uri_is() -> None:
     assert is_uri("s3://b") and is_uri("file:///x") and is_uri("abfss+x://c")
     assert is_uri("simplecache::s3://b")
     assert not is_uri("a/b") and not is_uri("C:/x") and not is_uri("://x")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "zip://inner/a.csv::s3://AKIA:topsecret@bucket/x.zip",
+        "simplecache::zip://a.csv::s3://AKIA:topsecret@bucket/x.zip",
+        "s3://bucket/x::https://h/y?sig=topsecret",
+        " s3://AKIA:topsecret@bucket/x",
+        "s3:/AKIA:topsecret@bucket/x",
+        "s3://bucket/x?scheme=http;token=topsecret",
+        "s3://bucket/x?endpoint_override=h:1/?k=topsecret&region=a",
+        "s3://bucket/x?topsecret=",
+        "s3://bucket/x?topsecret+/9==",
+        "https://h/x#topsecret",
+        "HTTPS://U:topsecret@h/x",
+    ],
+)
+def test_ways_around_show_nothing_either(given: str) -> None:
+    assert "topsecret" not in without_secrets(given)
+    assert "topsecret" not in str(redacted({given: [given]}))
+    assert "topsecret" not in scrubbed(f"cannot open '{given}', sorry")
+
+
+def test_messages_of_others_lose_the_secrets_in_their_uris_alone() -> None:
+    message = "403, message='Forbidden', url='https://h/x.csv?X-Amz-Signature=abc&a=1' for C:/x and a@b.c: no"
+    assert scrubbed(message) == (
+        "403, message='Forbidden', url='https://h/x.csv?X-Amz-Signature=***&a=***' for C:/x and a@b.c: no"
+    )
+    plain = "s3://bucket/run: the storage failed (a: b)"
+    assert scrubbed(plain) == plain

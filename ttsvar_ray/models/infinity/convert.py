@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,10 @@ def convert(
     for companion in (reward, extractor):
         if companion is not None and companion.path is not None and not companion.path.exists():
             raise CheckpointError(f"{companion.name}: nothing at {companion.path}")
+        if companion is not None and companion.path is not None and companion.path.is_dir():
+            refuse_foreign_links(companion.path)
     files = fetch_all(description.weights)
+    refuse_foreign_links(files["text_encoder"], but=_WEIGHT_NAMES)
     parts = {
         "transformer": _transformer_plans(description, files["transformer"], dtype),
         "tokenizer": _tokenizer_plans(description, files["tokenizer"]),
@@ -254,6 +257,31 @@ def _copy_beside(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.is_file() and not any(file.match(pattern) for pattern in _WEIGHT_NAMES):
             shutil.copyfile(file, target / file.name)
+
+
+def refuse_foreign_links(folder: Path, *, but: Sequence[str] = ()) -> None:
+    """Refuse a folder with links to what is not its own: a copy of that would be given away with the model.
+
+    A hub's cache keeps what belongs to a snapshot beside it, and links to it.
+
+    Args:
+        folder: with what is below it.
+        but: patterns of files that are read as weights and not copied.
+
+    Raises:
+        CheckpointError: names the first such link.
+    """
+    root = folder.resolve()
+    cache = next((place.parent / "blobs" for place in root.parents if place.name == "snapshots"), None)
+    for file in sorted(folder.rglob("*")):
+        if not file.is_symlink() or any(file.match(pattern) for pattern in but):
+            continue
+        target = file.resolve()
+        if target.is_dir() or not (target.is_relative_to(root) or target.parent == cache):
+            raise CheckpointError(
+                f"{file}: expected a file of this folder, got a link to {target}; put the file itself there "
+                "if it belongs to the model"
+            )
 
 
 def _copied(companion: Companion, folder: Path, place: str, key: str) -> dict[str, str]:

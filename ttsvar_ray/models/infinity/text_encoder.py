@@ -66,10 +66,11 @@ class T5TextEncoder:
             raise CheckpointError(
                 f"{path}: expected a T5 encoder directory with config.json, model.safetensors and a tokenizer"
             )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, report = T5EncoderModel.from_pretrained(
             path,
             local_files_only=True,
+            trust_remote_code=False,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
