@@ -16,6 +16,7 @@ from ttsvar_ray.cli.log import set_up_logging
 from ttsvar_ray.cli.show import table_lines
 from ttsvar_ray.dataset.dead_letters import read_letters, write_letters
 from ttsvar_ray.errors import InputError
+from ttsvar_ray.job.record import RunRecord
 from ttsvar_ray.storage import locate
 
 PACKAGE = Path(__file__).parents[2] / "ttsvar_ray"
@@ -35,6 +36,14 @@ def test_logs(is_terminal: bool) -> None:
         logging.getLogger("ttsvar_ray").propagate = True
     assert f"prompt {HARMLESS} is given up: s3://bucket/x?sig=***" in file.getvalue()
     assert not set("\x1b\x07\x9b\u202e\r") & set(file.getvalue())
+
+
+def test_the_log_of_a_run(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    logging.getLogger("ttsvar_ray").setLevel(logging.INFO)
+    with RunRecord(log_file=log):
+        logging.getLogger("ttsvar_ray.x").warning("prompt %s is given up: %s", EVIL, URI)
+    assert f"prompt {HARMLESS} is given up: s3://bucket/x?sig=***" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("error", [InputError(f"{EVIL} {URI}"), RuntimeError(f"{EVIL} {URI}")])

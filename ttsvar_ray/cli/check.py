@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people, for_people
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.report.check import CheckReport
@@ -35,6 +35,7 @@ def check_output_at(output: str, *, quiet: bool = False) -> CheckReport:
     """Check an output folder; unless `quiet`, print problems as they are found, and then the verdict."""
     from ttsvar_ray.dataset import OutputLayout
     from ttsvar_ray.report.check import check_folder
+    from ttsvar_ray.storage import for_people
 
     if quiet:
         return check_folder(OutputLayout(output))

@@ -15,9 +15,8 @@ from ttsvar_ray.errors import (
     LostRowsError,
     RunFailedError,
     TtsVarError,
-    escape_controls,
 )
-from ttsvar_ray.storage.uris import scrubbed
+from ttsvar_ray.storage.uris import for_people
 
 
 class ExitCode(enum.IntEnum):
@@ -34,11 +33,6 @@ class ExitCode(enum.IntEnum):
     """Stopped early; the same command goes on."""
     INTERRUPTED = 130
     """Ctrl-C before anything was started."""
-
-
-def for_people(text: str) -> str:
-    """Return text that other code or other people's files may have put together, fit for a terminal."""
-    return escape_controls(scrubbed(text))
 
 
 @contextlib.contextmanager

@@ -6,13 +6,7 @@ import logging
 
 from rich.console import Console
 
-from ttsvar_ray.cli.errors import for_people
-
-
-def _make_fit(record: logging.LogRecord) -> bool:
-    """Let no control character and no secret of a URI through: what others wrote is logged, too."""
-    record.msg, record.args = for_people(record.getMessage()), ()
-    return True
+from ttsvar_ray.job.record import make_fit
 
 
 def set_up_logging(console: Console, *, debug: bool) -> None:
@@ -40,7 +34,7 @@ def set_up_logging(console: Console, *, debug: bool) -> None:
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     handler.setLevel(logging.DEBUG if debug else logging.INFO)
-    handler.addFilter(_make_fit)
+    handler.addFilter(make_fit)
     package = logging.getLogger("ttsvar_ray")
     package.handlers[:] = [handler]
     package.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -138,7 +138,7 @@ def _own_token() -> Iterator[None]:
 def _refresh_authentication() -> None:
     """Have Ray read its authentication from the environment again: it did so when it was imported."""
     try:
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
     except ImportError:  # A version that knows no tokens.
         return
     Config.initialize("")

@@ -28,7 +28,7 @@ from typing import Any
 from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, LostLockError, StorageError
 from ttsvar_ray.results import JobProgress
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage import Location, for_people
 
 EVERY_SECONDS = 10.0
 """Between two lines of progress."""
@@ -47,6 +47,12 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 logger = logging.getLogger(__name__)
 
 
+def make_fit(record: logging.LogRecord) -> bool:
+    """Let no control character and no secret of a URI into a log: what others wrote is logged, too."""
+    record.msg, record.args = for_people(record.getMessage()), ()
+    return True
+
+
 class RunRecord:
     """The record of one session; a context manager around all of it.
 
@@ -59,6 +65,7 @@ class RunRecord:
         self._log_file = log_file
         self._clock = clock
         self._handler = _Handler()
+        self._handler.addFilter(make_fit)
         self._progress: _Lines | None = None
         self._written_at = -math.inf
         self._last: JobProgress | None = None
@@ -114,7 +121,7 @@ class RunRecord:
             "pid": os.getpid(),
         }
         if reason:
-            values["reason"] = reason
+            values["reason"] = for_people(reason)
         self._progress.add(json.dumps(values))
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ttsvar_ray.errors import escape_controls
+
 _URI = re.compile(r"((?:[a-zA-Z][a-zA-Z0-9+.-]*::)*[a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.DOTALL)
 
 _PARAMETER = re.compile(r";([^;=/#]*)=[^;/#]*")
@@ -59,6 +61,11 @@ def without_secrets(text: str) -> str:
 def scrubbed(message: str) -> str:
     """Return a message with every URI in it without its secrets, as those of other libraries quote them."""
     return _MISTYPED.sub(r"\1", _EMBEDDED.sub(lambda match: _link(match.group()), message))
+
+
+def for_people(text: str) -> str:
+    """Return text that other code or other people's files have put together, fit for terminals and logs."""
+    return escape_controls(scrubbed(text))
 
 
 def secret_pieces(uri: str) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 
 import pytest
+import ray
 
 from ttsvar_ray.cluster import session
 from ttsvar_ray.cluster.session import (
@@ -89,9 +90,9 @@ def test_ray_on_this_machine_alone_always_asks_for_a_token_of_its_own(
         if fails:
             raise RuntimeError
 
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session.ray, "init", init)
-    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(session, "_refresh_authentication", lambda: None)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     for _ in range(2):
