@@ -162,13 +162,14 @@ def test_a_reference_that_is_not_a_number_fails(tmp_path: Path) -> None:
 
 def test_the_command_ends_with_a_verdict_and_its_exit_code(tmp_path: Path) -> None:
     folder = only("dinov2_reg", tmp_path)
-    (folder / "mask2former").mkdir()
+    (folder / "blip_vqa").mkdir()
     run = CliRunner()
     good = run.invoke(app, ["verify", "rewards", str(folder)])
     assert good.exit_code == 0
     assert good.stdout.splitlines()[-1] == "cpu float32: 1 cases, 8 arrays compared, all agree"
-    assert "mask2former: not covered" in good.stdout
+    assert "blip_vqa: not covered" in good.stdout
     assert "hpsv21: not in this folder" in good.stdout
+    assert "mask2former: not in this folder" in good.stdout
     with np.load(folder / "dinov2_reg" / "ref.npz") as file:
         arrays = dict(file)
     np.savez(folder / "dinov2_reg" / "ref.npz", **{**arrays, "pool": arrays["pool"] + np.float32(1e-3)})

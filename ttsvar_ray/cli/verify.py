@@ -20,7 +20,7 @@ class Family(str, enum.Enum):
 
     INFINITY = "infinity"
     REWARDS = "rewards"
-    """Rewards and feature extractors."""
+    """Rewards, feature extractors and GenEval's detector."""
     GENEVAL = "geneval"
     """The rules of the benchmark."""
 
@@ -32,7 +32,7 @@ class Dtype(str, enum.Enum):
     BFLOAT16 = "bfloat16"
 
 
-EVALUATORS = ("mask2former", "blip_vqa")
+EVALUATORS = ("blip_vqa",)
 """Recorded beside the rewards, but neither rewards nor features: they are no part of a search."""
 
 
@@ -83,10 +83,10 @@ def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> Comp
 
 
 def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:
-    """Compare every recorded reward and feature folder inside `folder`.
+    """Compare every recorded folder of a reward, of features or of a detector inside `folder`.
 
     Args:
-        folder: with `images` and any of imagereward, hpsv21, aesthetic_v25, dinov2_reg.
+        folder: with `images` and any of imagereward, hpsv21, aesthetic_v25, dinov2_reg, mask2former.
         device: "cpu", "cuda" or "auto".
 
     Raises:
@@ -95,12 +95,14 @@ def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:
     import torch
 
     from ttsvar_ray.errors import CheckpointError
+    from ttsvar_ray.evaluate.recorded_detector import FOLDER as DETECTOR
+    from ttsvar_ray.evaluate.recorded_detector import verify_mask2former
     from ttsvar_ray.features.verify import FOLDER, verify_dinov2
     from ttsvar_ray.models.registry import resolve_device
     from ttsvar_ray.recorded.comparison import ComparisonReport
     from ttsvar_ray.rewards.verify import VERIFIERS
 
-    verifiers = {**VERIFIERS, FOLDER: verify_dinov2}
+    verifiers = {**VERIFIERS, FOLDER: verify_dinov2, DETECTOR: verify_mask2former}
     there = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
     if not there & set(verifiers):
         found = ", ".join(sorted(there)[:8]) or "none" if folder.is_dir() else "no such folder"
