@@ -96,7 +96,7 @@ class ColorNames:
 
 def cut_out(image: UInt8Array, one: Detected) -> UInt8Array:
     """Return what is inside an object's box, with grey where its mask is not."""
-    painted = np.where(one.mask[:, :, None], image, np.uint8(GREY))
+    painted = np.where(one.mask[:, :, None], image, np.array(GREY, np.uint8))
     # As PIL crops: sides rounded half to even.
     left, top, right, bottom = (round(float(side)) for side in one.box)
     return np.asarray(Image.fromarray(painted).crop((left, top, right, bottom)))

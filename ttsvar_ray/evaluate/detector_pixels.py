@@ -39,7 +39,8 @@ def detector_pixels(image: UInt8Array, *, longer: int = LONGER, shorter: int = S
     scale = min(longer / max(image.shape[:2]), shorter / min(image.shape[:2]))
     height, width = (int(side * scale + 0.5) for side in image.shape[:2])
     levels = resize_bilinear(image, height, width)
-    normalised = (levels.astype(np.float32) - np.float32(MEAN)) * np.float32(1 / np.float64(STD))
+    mean, factor = np.array(MEAN, np.float32), (1 / np.array(STD)).astype(np.float32)
+    normalised = (levels.astype(np.float32) - mean) * factor
     # After normalising: what is padded is the mean colour.
     padded = np.zeros((3, height + -height % STEP, width + -width % STEP), np.float32)
     padded[:, :height, :width] = normalised.transpose(2, 0, 1)
