@@ -3,7 +3,8 @@
     python -m pytest -m slow tests/integration/test_guarantee.py
 
 Nine runs hold every pair of workers 1, 2, 4, spread 1, 2, 4 and micro-batch 1, 3, 8 (a Latin square), then a
-run whose workers are killed, and one that is stopped and resumed. Some minutes on two cores.
+run whose workers are killed, and one that is stopped and resumed: of the published plan, and of an adaptive
+search whose prompts have one to four rounds. Some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ from ttsvar_ray.errors import InterruptedRunError
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PROMPTS = 12
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "published": {"name": "tts-var", "plan": "published"},
+    "adaptive": {
+        "name": "adaptive",
+        "max_rounds": 4,
+        "growth": [1, 2],
+        "reject_below": {"6": 0.9},
+        "stop_at": 1.05,
+    },
+}
 SQUARE = [
     (workers, spread, rows)
     for i, workers in enumerate((1, 2, 4))
@@ -34,6 +45,11 @@ SQUARE = [
     if (i + j) % 3 == k
 ]
 """(workers, spread, micro-batch): every pair of values once."""
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +64,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _job(
     prompts: Path,
     output: Path,
+    strategy: str,
     *,
     workers: int,
     spread: int,
@@ -61,7 +78,7 @@ def _job(
             # More workers than cores: half a core's worth of Ray's resources each.
             "cluster": {"workers": workers, "spread": spread, "cpus_per_worker": 0.5, "max_attempts": 20},
             "engine": {"micro_batch_rows": rows},
-            "strategy": {"plan": "published"},
+            "strategy": STRATEGIES[strategy],
             "model": {"device": "cpu"},
             "seed": 17,
         }
@@ -70,19 +87,20 @@ def _job(
 
 
 def _content(output: Path) -> list[dict[str, Any]]:
-    columns = ["prompt_id", "ordinal", "image", "image_rank", "reward", "reward_history", "lineage"]
-    rows: list[dict[str, Any]] = pq.read_table(output / "data", columns=columns).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(output / "data").to_pylist()
     return rows
 
 
 @pytest.fixture(scope="module")
 def expected(
-    ray_cluster: Cluster, prompts: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: Cluster, prompts: Path, strategy: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     output = tmp_path_factory.mktemp("expected") / "out"
-    _job(prompts, output, workers=1, spread=1, rows=32)
+    _job(prompts, output, strategy, workers=1, spread=1, rows=32)
     content = _content(output)
     assert len({row["prompt_id"] for row in content}) == PROMPTS
+    if strategy == "adaptive":
+        assert len({row["rounds"] for row in content}) > 1, "prompts differ in what they need"
     return content
 
 
@@ -94,14 +112,20 @@ def test_the_square_has_every_pair() -> None:
 
 @pytest.mark.parametrize(("workers", "spread", "rows"), SQUARE)
 def test_workers_spread_and_micro_batch_change_nothing(
-    expected: list[dict[str, Any]], prompts: Path, tmp_path: Path, workers: int, spread: int, rows: int
+    expected: list[dict[str, Any]],
+    prompts: Path,
+    strategy: str,
+    tmp_path: Path,
+    workers: int,
+    spread: int,
+    rows: int,
 ) -> None:
-    _job(prompts, tmp_path / "out", workers=workers, spread=spread, rows=rows)
+    _job(prompts, tmp_path / "out", strategy, workers=workers, spread=spread, rows=rows)
     assert _content(tmp_path / "out") == expected
 
 
 def test_kills_change_nothing(
-    ray_cluster: Cluster, expected: list[dict[str, Any]], prompts: Path, tmp_path: Path
+    ray_cluster: Cluster, expected: list[dict[str, Any]], prompts: Path, strategy: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
@@ -114,21 +138,21 @@ def test_kills_change_nothing(
                     killed.append(process.pid)
                     return
 
-    summary = _job(prompts, tmp_path / "out", workers=2, spread=2, rows=3, progress=kill_a_worker)
+    summary = _job(prompts, tmp_path / "out", strategy, workers=2, spread=2, rows=3, progress=kill_a_worker)
     assert len(killed) == 3
     assert len(summary.notices) >= 3
     assert _content(tmp_path / "out") == expected
 
 
 def test_stopping_and_resuming_changes_nothing(
-    expected: list[dict[str, Any]], prompts: Path, tmp_path: Path
+    expected: list[dict[str, Any]], prompts: Path, strategy: str, tmp_path: Path
 ) -> None:
     def stop_after_a_part(state: JobProgress) -> None:
         if any((tmp_path / "out" / "data").glob("part-*")):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError):
-        _job(prompts, tmp_path / "out", workers=2, spread=1, rows=8, progress=stop_after_a_part)
-    summary = _job(prompts, tmp_path / "out", workers=1, spread=1, rows=3)
+        _job(prompts, tmp_path / "out", strategy, workers=2, spread=1, rows=8, progress=stop_after_a_part)
+    summary = _job(prompts, tmp_path / "out", strategy, workers=1, spread=1, rows=3)
     assert 0 < summary.prompts_resumed < PROMPTS
     assert _content(tmp_path / "out") == expected

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ttsvar_ray.cli.calibrate import calibrate
 from ttsvar_ray.cli.check import check
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(check)
 app.command()(plan)
+app.command()(calibrate)
 app.command()(simulate)
 app.command()(status)
 app.command()(verify)

@@ -55,6 +55,7 @@ def generate(
             help="When all is done, read the whole output as `ttsvar-ray check` does; 1 if it is damaged.",
         ),
     ] = False,
+    plan: options.Plan = None,
     strategy: options.Strategy = None,
     n: options.N = None,
     seed: options.Seed = None,
@@ -118,7 +119,7 @@ def generate(
     with errors_for_people(debug=debug):
         from ttsvar_ray.config import load_config
 
-        config = load_config(job, options.overrides(flags, settings))
+        config = load_config(job, options.overrides(flags, settings), plan=plan)
     if dry_run:
         with errors_for_people(debug=debug):
             from ttsvar_ray.cli.preflight import teller

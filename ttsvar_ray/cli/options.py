@@ -25,6 +25,14 @@ Strategy = Annotated[
     typer.Option("--strategy", help="raw, best-of-n, importance, tts-var or adaptive.", metavar="STRATEGY"),
 ]
 N = Annotated[int | None, typer.Option("--n", help="N of the strategy.", metavar="N")]
+Plan = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        help="Plan file, as `calibrate` writes it; its strategy takes the place of the job's.",
+        metavar="FILE",
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Run seed.", metavar="SEED")]
 Settings = Annotated[
     list[str] | None,

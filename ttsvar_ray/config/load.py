@@ -19,7 +19,11 @@ from ttsvar_ray.errors import ConfigurationError
 
 
 def load_config(
-    path: str | Path | None, overrides: Sequence[str] = (), *, needs_files: bool = True
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    needs_files: bool = True,
+    plan: str | Path | None = None,
 ) -> JobConfig:
     """Read a job file, apply overrides in order, validate.
 
@@ -27,6 +31,7 @@ def load_config(
         path: YAML job file, or None for the defaults.
         overrides: `section.key=value`; the value is read as YAML (`strategy.n=2`,
             `strategy.cluster_scales=[2, 5]`, `strategy.potential=null`).
+        plan: YAML file of a section `strategy`, which takes the place of the job's.
         needs_files: whether `prompts.path` and `output.path` must be given (not for looking at plans).
 
     Raises:
@@ -34,6 +39,12 @@ def load_config(
     """
     problems: list[str] = []
     settings = _read_job_file(Path(path)) if path is not None else {}
+    if plan is not None:
+        chosen = _read_job_file(Path(plan))
+        if set(chosen) != {"strategy"}:
+            found = ", ".join(map(str, chosen)) or "none"
+            problems.append(f"{plan}: expected one section, strategy, in a plan file, got {found}")
+        settings["strategy"] = chosen.get("strategy")
     for override in overrides:
         _apply_override(settings, override, problems)
     config = _validate(settings, problems)

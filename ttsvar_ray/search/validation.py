@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.protocol import Operator
 
 _NOUNS = {"cluster": "clustering", "resample": "resampling"}
@@ -48,6 +49,11 @@ class WantedSelection:
     def must_drop(self) -> bool:
         """Whether it makes sense only where a trajectory is dropped."""
         return self.operator is not None and not self.operator.repeats
+
+    @property
+    def must_keep(self) -> bool:
+        """Whether it can keep nothing less than the whole population."""
+        return self.name == Keep.name
 
     @property
     def remedy(self) -> str:
@@ -130,6 +136,11 @@ def batch_schedule_problems(
             problems.append(
                 f"batch_schedule[{scale}]: expected {before} (no selection at scale {scale} could drop any), "
                 f"got {after}; raise it to {before} or add a selection at scale {scale}."
+            )
+        elif after < before and at[scale].must_keep:
+            problems.append(
+                f"batch_schedule[{scale}]: expected {before} (keep at scale {scale} drops nothing), got "
+                f"{after}; raise it to {before}, or have another operator there."
             )
         elif after == before and scale in at and at[scale].must_drop:
             problems.append(

@@ -12,8 +12,8 @@ from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Sig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep(Operator):
-    """Keeps every trajectory. An adaptive plan has it where a round may be abandoned and nothing selects;
-    no setting names it."""
+    """Keeps every trajectory, and has it scored. An adaptive plan has it where a round may be abandoned and
+    nothing else selects."""
 
     name: ClassVar[str] = "keep"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.REWARDS})

@@ -17,6 +17,7 @@ OPERATORS = {
     "resample": "ttsvar_ray.search.operators.resample:Resample",
     "top-k": "ttsvar_ray.search.operators.top_k:TopK",
     "diverse-top-k": "ttsvar_ray.search.operators.diverse_top_k:DiverseTopK",
+    "keep": "ttsvar_ray.search.operators.keep:Keep",
 }
 
 

@@ -1,0 +1,98 @@
+"""Policies on a pool: a replay says what the search itself does; choices are measured elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ttsvar_ray.search.calibration import Pool, calibrate, replay, standard_error
+from ttsvar_ray.search.loop import Seen, search
+from ttsvar_ray.search.plan import Rounds, Segment
+from ttsvar_ray.search.strategy import compile_plan
+from ttsvar_ray.types import Int64Array
+
+SCALES = (2, 4, 6)
+GRID = ((1, 1),) * 7
+
+
+def make_pool(prompts: int, trajectories: int, seed: int = 0) -> Pool:
+    """Return trajectories whose early rewards are noisy signs of the last one."""
+    rng = np.random.default_rng(seed)
+    final = rng.normal(size=(prompts, trajectories)) + rng.normal(size=(prompts, 1))
+    noise = rng.normal(size=(prompts, trajectories, 2)) * [1.0, 0.5]
+    rewards = np.concatenate([final[:, :, None] + noise, final[:, :, None]], axis=2)
+    return Pool(scales=SCALES, rewards=rewards, quality=(final > 0.5).astype(float))
+
+
+def image_costs(rejecting: tuple[int, ...]) -> tuple[float, ...]:
+    """Every scale costs a seventh; nothing else costs anything."""
+    ends = [*(scale + 1 for scale in rejecting), 7]
+    return (0.0, *np.diff([0, *ends]) / 7)
+
+
+def searched(pool: Pool, rounds: Rounds) -> tuple[list[float], list[float]]:
+    """Run the search itself, each round on the next trajectory of the pool; return costs and rewards."""
+    plan = compile_plan(
+        scale_schedule=GRID,
+        strategy="adaptive",
+        max_rounds=rounds.most,
+        reject_below=dict(rounds.reject_below),
+        stop_at=rounds.stop_at,
+    )
+    costs, rewards = [], []
+    for own in pool.rewards:
+        paid: list[float] = []
+
+        def run_segment(
+            segment: Segment, ancestor_index: Int64Array, round_index: int, own=own, paid=paid
+        ) -> Seen:
+            paid.append((segment.last_scale - segment.first_scale + 1) / 7)
+            seen = [own[round_index, SCALES.index(scale)] for scale in segment.scored_scales]
+            return Seen(scores=np.array(seen).reshape(1, -1, 1))
+
+        found = search(plan, run_segment, run_seed=0, prompt_key="p")
+        (place, slot), *_ = found.ranking
+        costs.append(sum(paid))
+        rewards.append(float(found.rounds[place].past.latest[slot]))
+    return costs, rewards
+
+
+@pytest.mark.parametrize(
+    ("reject_below", "stop_at", "most"),
+    [
+        ((), 0.5, 6),
+        (((2, 0.0),), 1.0, 6),
+        (((2, -0.5), (4, 0.5)), 1.5, 4),
+        (((4, 9.0),), 0.0, 5),
+        ((), 9.0, 3),
+    ],
+)
+def test_a_replay_is_what_the_search_does(
+    reject_below: tuple[tuple[int, float], ...], stop_at: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttsvar_ray.search.calibration.ORDERS", 1)  # the pool's own order
+    pool = make_pool(40, 6)
+    rounds = Rounds(growth=(1,) * most, reject_below=reject_below, stop_at=stop_at)
+
+    outcomes = replay(pool, rounds, image_costs)
+
+    costs, rewards = searched(pool, rounds)
+    assert outcomes.cost == pytest.approx(costs)
+    assert outcomes.reward == pytest.approx(rewards)
+
+
+def test_what_is_chosen_keeps_to_the_budget_and_beats_what_costs_as_much() -> None:
+    pool = make_pool(200, 8)
+    found = calibrate(pool, budget=1.5, max_rounds=8, image_costs=image_costs)
+
+    assert found is not None
+    assert found.chosen_on.cost.mean() <= 1.5
+    assert found.held_out.cost.mean() == pytest.approx(1.5, abs=0.25)
+    one = replay(pool, Rounds(), image_costs)
+    gain = found.held_out.quality - one.quality
+    assert gain.mean() > 4 * standard_error(gain)
+    assert found.held_out.quality.mean() <= found.chosen_on.quality.mean() + 0.02
+
+
+def test_no_policy_is_cheaper_than_an_image() -> None:
+    assert calibrate(make_pool(40, 4), budget=0.9, max_rounds=4, image_costs=image_costs) is None
