@@ -43,7 +43,17 @@ def chosen(plan: Plan, rewards: list[float], features: np.ndarray | None = None,
     )
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+def test_keep_keeps_everybody_and_has_them_scored() -> None:
+    settings = [SelectionSetting(scale=3, operator="keep")]
+    plan = compile_plan(scale_schedule=SCALES, batch_schedule=[4] * 7, selections=settings)
+    choice = chosen(plan, [0.5, 2.0, 0.5, -1.0])
+    assert choice.ancestor_index.tolist() == [0, 1, 2, 3]
+    assert selector_demand(plan).scores == 8
+    with pytest.raises(ConfigurationError, match=r"batch_schedule\[3\]: expected 4 \(keep at scale 3 drops"):
+        compile_plan(scale_schedule=SCALES, batch_schedule=[4, 4, 4, 2, 2, 2, 2], selections=settings)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "keep"])
 def test_every_operator_keeps_its_contract(name: str) -> None:
     plan = plan_with(name)
     operator = plan.selections[0].operator
@@ -147,7 +157,7 @@ def test_all_problems_of_selections_come_at_once() -> None:
         SelectionSetting(scale=2, operator="resample", options={"lambda": "much"}),
     )
     starts = [
-        "selections[0].operator: expected cluster, resample, top-k, diverse-top-k or your own as",
+        "selections[0].operator: expected cluster, resample, top-k, diverse-top-k, keep or your own as",
         "selections[1].options.potentail: operator top-k has no such option; did you mean 'potential'?",
         "selections[2].options.trade_off: expected a finite number from 0 to 1, got 1.5; 1 is top-k",
         "selections[3].options.lambda: expected a finite number of at least 0, got 'much'",
