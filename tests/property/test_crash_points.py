@@ -1,11 +1,11 @@
 """Runs that are killed at any step of the storage lose nothing and write nothing twice.
 
-A trial is a small job: several runs of it, each with random failures and now and then `--retry-failed`, each
-killed at a random step of what it does to the storage. A step is the moment before or after a file is
-flushed, renamed, linked, deleted, moved or uploaded, and before or after the lock is taken or released: of
-parts, traces, manifests, dead letters, bad lines, run.json, the card and the lock. Then the files of every
-part are what its manifest says. In the end one run is left alone, and its output must be that of a job that
-was never disturbed, byte for byte.
+A trial is a small job: several runs of it, each with random failures and now and then `--retry-failed`, some
+asked to stop, each killed at a random step of what it does to the storage. A step is the moment before or
+after a file is flushed, renamed, linked, deleted, moved or uploaded, and before or after the lock is taken or
+released: of parts, kept or whole, traces, manifests, dead letters, bad lines, run.json, the card and the lock.
+Then the files of every part are what its manifest says. In the end one run is left alone, and its output must
+be that of a job that was never disturbed, byte for byte.
 
 `TTSVAR_CRASHES=100000` runs so many trials on each of three storages; in pieces with
 `TTSVAR_CRASHES_FROM=<first seed>`: each piece runs the seeds from there up to `TTSVAR_CRASHES`.
@@ -44,6 +44,7 @@ from ttsvar_ray.dataset import (
     lock,
     lock_files,
     open_output,
+    partial_rows,
     summarise_output,
     write_bad_lines,
 )
@@ -232,6 +233,7 @@ def run(
     *,
     fails: Callable[[Prompt], bool] = lambda prompt: False,
     retry_failed: bool = False,
+    stops_after: int | None = None,
 ) -> None:
     """Do to an output folder what a job does, with outcomes out of nothing."""
     layout = OutputLayout(where)
@@ -249,10 +251,12 @@ def run(
             rows_per_chunk=rows_per_chunk,
             committed=committed,
             rows_to_run=given_up if retry_failed else {},
+            kept=partial_rows(layout, committed),
         )
         for device in ("a", "b"):
             SessionLog(layout, versions={"python": "3"}).add_device(device)
         sink = Sink(where, held.token)
+        over = 0
         while not ledger.is_done:
             for prompt in ledger.lease("cell", 2, now=0.0).prompts:
                 outcome = (
@@ -260,6 +264,11 @@ def run(
                     if fails(prompt)
                     else done(prompt)
                 )
+                if over == stops_after:
+                    for chunk in ledger.unfinished():
+                        sink.keep(chunk, CONTEXT, 1.0)
+                    return
+                over += 1
                 whole = ledger.add("cell", outcome).whole
                 if whole is not None:
                     assert isinstance(sink.write(whole, CONTEXT), ChunkReport)
@@ -269,7 +278,12 @@ def run(
 
 def files(where: str) -> dict[str, bytes]:
     layout = OutputLayout(where)
-    folders = {"": layout.root, "data/": layout.data_folder, "trace/": layout.trace_folder}
+    folders = {
+        "": layout.root,
+        "partial/": layout.partial_folder,
+        "data/": layout.data_folder,
+        "trace/": layout.trace_folder,
+    }
     folders["failed/"] = layout.failed_folder
     folders["manifest/"] = layout.manifest_folder
     return {
@@ -306,7 +320,7 @@ def new_output(kind: str, folder: Path, seed: int) -> Iterator[str]:
 
 def one_trial(kind: str, folder: Path, seed: int, process: Process, expected: dict[Any, Any]) -> None:
     draw = random.Random(seed)
-    prompts, rows_per_chunk = make_prompts(draw.randint(1, 5)), draw.randint(1, 3)
+    prompts, rows_per_chunk = make_prompts(draw.randint(1, 5)), draw.randint(1, 4)
     case = (len(prompts), rows_per_chunk)
     if case not in expected:
         with new_output(kind, folder, seed) as where:
@@ -324,6 +338,7 @@ def one_trial(kind: str, folder: Path, seed: int, process: Process, expected: di
                     rows_per_chunk,
                     fails=lambda prompt, rate=rate: draw.random() < rate,
                     retry_failed=draw.random() < 0.6,
+                    stops_after=draw.choice((None, None, 0, 1, 2, 3)),
                 )
             process.begin(None)
             for each in OutputLayout(where).folders:

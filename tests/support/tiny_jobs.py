@@ -30,6 +30,7 @@ def job(
     *,
     seed: int = 5,
     rows: int = 8,
+    rows_per_part: int = ROWS_PER_PART,
     cluster: dict[str, Any] | None = None,
     progress: Callable[[JobProgress], None] = lambda state: None,
     **mischief: Any,
@@ -39,6 +40,7 @@ def job(
     Args:
         prompts, output: files.
         seed, rows: of the run and of a micro-batch.
+        rows_per_part: of the output.
         cluster: settings of the section of that name.
         progress: called about once a second.
         mischief: what `TinyEngineBuilder` does wrong.
@@ -46,7 +48,7 @@ def job(
     config = JobConfig.model_validate(
         {
             "prompts": {"path": str(prompts)},
-            "output": {"path": str(output), "rows_per_part": ROWS_PER_PART},
+            "output": {"path": str(output), "rows_per_part": rows_per_part},
             "cluster": {"workers": 2} | (cluster or {}),
             "model": {"device": "cpu"},
             "seed": seed,

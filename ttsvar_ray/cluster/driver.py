@@ -315,11 +315,16 @@ class Driver:
     def _end(
         self, kind: type[TtsVarError], what: str, *, grace_seconds: float = COMMIT_TIMEOUT_SECONDS
     ) -> NoReturn:
-        """Commit what is whole, then end."""
+        """Commit what is whole, keep what is finished, then end."""
+        deadline = time.monotonic() + grace_seconds
         for chunk, report in self.writer.flush(grace_seconds):
             if isinstance(report, ChunkReport):
                 self.ledger.commit(chunk.chunk_index)
-        raise kind(how_to_go_on(self.layout, self.ledger, what))
+        kept = 0
+        if self.info is not None:
+            context = self.context(model=self.info.model_name, reward_name=self.info.reward_name)
+            kept = self.writer.keep(self.ledger.unfinished(), context, deadline - time.monotonic())
+        raise kind(how_to_go_on(self.layout, self.ledger, what, kept=kept))
 
     def _notice(self, text: str) -> None:
         logger.warning("%s", text)

@@ -14,13 +14,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from ttsvar_ray.cluster.failures import FailureBreaker, explain_full
 from ttsvar_ray.cluster.session import StopRequest, stop_on_signals
 from ttsvar_ray.cluster.stats import RunStats, how_to_go_on
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.dataset import OutputLayout, OutputLock, RowContext, SessionLog, write_chunk
+from ttsvar_ray.dataset import OutputLayout, OutputLock, RowContext, SessionLog, write_chunk, write_partial
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import (
@@ -32,6 +32,7 @@ from ttsvar_ray.errors import (
     OutputError,
     RunFailedError,
     StorageError,
+    TtsVarError,
     brief,
 )
 from ttsvar_ray.job.preflight import Device, device_name
@@ -62,6 +63,7 @@ class InProcess:
     stats: RunStats
     device: Device
     breaker: FailureBreaker = field(init=False)
+    names: dict[str, str] = field(default_factory=dict)
     _told_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -103,17 +105,20 @@ class InProcess:
                     self.stats.add(outcome)
                     if isinstance(outcome, PromptFailure):
                         logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+                    self.names = {"model": engine.model_name, "reward_name": engine.reward_name}
                     if receipt.whole is not None:
-                        self._write(receipt.whole, engine)
+                        self._write(receipt.whole)
                     self.breaker.observe(outcome)
                     verdict = self.breaker.verdict()
                     if verdict is not None:
-                        raise RunFailedError(how_to_go_on(self.layout, self.ledger, verdict))
+                        self._end(RunFailedError, verdict)
+            except _StopAskedError as request:
+                self._end(InterruptedRunError, str(request))
             except StorageError as error:
                 # Prompts are read while the run goes on, from a storage that may fail for a while.
-                raise RunFailedError(how_to_go_on(self.layout, self.ledger, str(error))) from error
+                self._end(RunFailedError, str(error))
             except InputError as error:
-                raise InputError(how_to_go_on(self.layout, self.ledger, str(error))) from error
+                self._end(InputError, str(error))
             self.progress(self.stats.progress())
 
     def _prompts(self) -> Iterator[Prompt]:
@@ -127,12 +132,26 @@ class InProcess:
         """Look whether the run is to go on, and say where it stands."""
         self.lock.check()
         if stop.reason is not None:
-            raise InterruptedRunError(how_to_go_on(self.layout, self.ledger, f"stopped by {stop.reason}"))
+            raise _StopAskedError(f"stopped by {stop.reason}")
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
             self._told_at = time.monotonic()
             self.progress(self.stats.progress())
 
-    def _write(self, chunk: WholeChunk, engine: Engine) -> None:
+    def _end(self, kind: type[TtsVarError], what: str) -> NoReturn:
+        """Keep what is finished of parts that are not whole, then end."""
+        kept = 0
+        try:
+            for chunk in self.ledger.unfinished():
+                context = self.context(**self.names)
+                write_partial(
+                    self.layout, chunk.chunk_index, rows=chunk.rows, finished=chunk.finished, context=context
+                )
+                kept += len(chunk.finished)
+        except (OSError, OutputError, StorageError) as error:
+            logger.warning("some finished prompts were not kept: %s", brief(error))
+        raise kind(how_to_go_on(self.layout, self.ledger, what, kept=kept))
+
+    def _write(self, chunk: WholeChunk) -> None:
         try:
             report = write_chunk(
                 self.layout,
@@ -140,13 +159,17 @@ class InProcess:
                 rows=chunk.rows,
                 finished=chunk.finished,
                 failed=chunk.failed,
-                context=self.context(model=engine.model_name, reward_name=engine.reward_name),
+                context=self.context(**self.names),
             )
         except (OSError, OutputError, StorageError) as error:
             reason = explain_full(error, self.layout.root) or brief(error)
             what = f"part {chunk.chunk_index} could not be written: {reason}"
             raise RunFailedError(how_to_go_on(self.layout, self.ledger, what)) from error
         self.ledger.commit(report.chunk_index)
+
+
+class _StopAskedError(Exception):
+    """Somebody asked the run to stop, and why."""
 
 
 @dataclass(frozen=True, slots=True)

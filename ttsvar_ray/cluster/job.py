@@ -30,6 +30,7 @@ from ttsvar_ray.dataset import (
     committed_chunks,
     failed_rows,
     open_output,
+    partial_rows,
     write_bad_lines,
 )
 from ttsvar_ray.job.preflight import Device, Fact
@@ -118,14 +119,17 @@ def run_job(
             )
         with OutputLock(job.layout) as lock:
             layout = lock.layout
-            warn_of_other_kernels(open_output(layout, job.manifest), job.manifest)
+            has_trace = bool(job.parts.plan.selections)
+            begun = open_output(layout, job.manifest, has_trace=has_trace)
+            warn_of_other_kernels(begun, job.manifest)
             record.open(layout)
             if job.scan.bad_lines and job.shard.index == 0:
                 write_bad_lines(layout.bad_lines_file, bad_lines(job.source))
             committed = committed_chunks(layout)
             given_up = failed_rows(layout, committed)
             rows_to_run = given_up if retry_failed else {}
-            ledger = job.ledger(committed, rows_to_run)
+            kept = partial_rows(layout, committed)
+            ledger = job.ledger(committed, rows_to_run, kept)
             if not ledger.chunks:
                 logger.warning("shard %s has no part: there are fewer parts than shards", job.shard)
 
@@ -135,6 +139,7 @@ def run_job(
 
             retried = sum(len(rows) for rows in rows_to_run.values())
             resumed = sum(len(ledger.rows(chunk)) for chunk in committed if chunk in ledger.chunks)
+            resumed += sum(map(len, kept.values()))
             stats = RunStats(
                 prompts_total=sum(len(ledger.rows(chunk)) for chunk in ledger.chunks),
                 prompts_resumed=resumed - retried,

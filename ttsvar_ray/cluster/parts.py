@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -98,6 +98,18 @@ class PartWriter:
                 except RayError as error:
                     self._notice(f"part {chunk.chunk_index} was not written: {explain(error, self._root)}")
         return reports
+
+    def keep(self, chunks: Iterable[WholeChunk], context: RowContext, seconds: float) -> int:
+        """Have what is finished of unfinished chunks kept, in at most so long; return how many prompts."""
+        deadline = time.monotonic() + seconds
+        kept = 0
+        refs = [self._sink.keep.remote(chunk, context, seconds) for chunk in chunks]
+        try:
+            for ref in refs:
+                kept += ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+        except RayError as error:
+            self._notice(f"some finished prompts were not kept: {explain(error, self._root)}")
+        return kept
 
     def stop(self) -> None:
         """End the sink; a part that it was writing stays under its temporary name."""

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -150,15 +151,16 @@ def _start_local(cpus: float | None, run_name: str) -> None:
     import ray
 
     available = os.cpu_count() or 1
-    ray.init(
-        address="local",
-        _temp_dir=ray_folder(),
-        num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        job_config=_job_config(run_name),
-    )
+    with _hangups_ignored():
+        ray.init(
+            address="local",
+            _temp_dir=ray_folder(),
+            num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            job_config=_job_config(run_name),
+        )
 
 
 def ray_folder() -> str | None:
@@ -225,10 +227,12 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a request to stop; a second SIGINT interrupts at once.
+    """Turn SIGTERM, SIGINT and SIGHUP into a request to stop; a second SIGINT interrupts at once.
 
-    To be entered after `ray.init`, which replaces handlers that were there before. Outside the main
-    thread there are no signals, and the request never comes.
+    The first is acknowledged on standard error at once, from the handler: the loop that ends the run may be
+    waiting. SIGHUP stays ignored where it was (nohup). To be entered after `ray.init`, which replaces
+    handlers that were there before. Outside the main thread there are no signals, and the request never
+    comes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -236,16 +240,52 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if request.reason is not None and number == signal.SIGINT:
+        name = signal.Signals(number).name
+        if request.reason is None:
+            request.ask(name)
+            _tell(f"{name}: ending in good order, what is finished is kept; Ctrl-C (once more) ends at once")
+        elif number == signal.SIGINT:
+            _tell(f"{name} again: ending at once")
             raise KeyboardInterrupt
-        request.ask(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    stops = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        stops.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in stops}
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """Write a line to standard error from a handler, past all buffers and locks.
+
+    A terminal that was closed takes nothing more: what is printed later then goes nowhere, and ends nothing.
+    """
+    try:
+        os.write(2, f"\nttsvar-ray: {text}\n".encode())
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            with contextlib.suppress(OSError):
+                if stream == 2 or stat.S_ISCHR(os.fstat(stream).st_mode):
+                    os.dup2(nowhere, stream)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _hangups_ignored() -> Iterator[None]:
+    """Have processes that are started meanwhile outlive their terminal: they end with the run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

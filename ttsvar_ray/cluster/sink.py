@@ -17,6 +17,7 @@ from ttsvar_ray.dataset import (
     RowContext,
     guarded,
     write_chunk,
+    write_partial,
 )
 from ttsvar_ray.errors import DamagedImageError
 from ttsvar_ray.leasing.ledger import WholeChunk
@@ -85,6 +86,29 @@ class Sink:
             reason = str(error) if isinstance(error, DamagedImageError) else type(error).__name__
             return LostImages(chunk_index=chunk.chunk_index, rows=lost, reason=reason)
 
+    def keep(self, chunk: WholeChunk, context: RowContext, seconds: float) -> int:
+        """Keep what is finished of a chunk that is not whole, for the next session; return how many prompts.
+
+        Args:
+            chunk: outcomes whose image payloads are bytes or object references; without those whose images
+                do not arrive.
+            context: what all rows of the run have in common.
+            seconds: longest wait for images.
+        """
+        deadline = time.monotonic() + seconds
+        absent = fetch_images(chunk, seconds)
+        there = [o for o in chunk.finished if o.prompt.row not in absent and _is_whole(o, deadline)]
+        if there:
+            write_partial(
+                self._layout,
+                chunk.chunk_index,
+                rows=chunk.rows,
+                finished=there,
+                context=context,
+                resolve=fetch,
+            )
+        return len(there)
+
 
 def fetch(payload: Any, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> bytes:
     """Return the bytes of an image, wherever they are."""
@@ -94,12 +118,11 @@ def fetch(payload: Any, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> bytes
     return payload
 
 
-def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
+def fetch_images(chunk: WholeChunk, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> tuple[int, ...]:
     """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one.
 
     Returns:
-        Rows of which an image has neither arrived nor failed in `FETCH_TIMEOUT_SECONDS`, for all of them
-        together.
+        Rows of which an image has neither arrived nor failed in that time, for all of them together.
     """
     row_of = {
         kept.image.payload: outcome.prompt.row
@@ -109,9 +132,7 @@ def fetch_images(chunk: WholeChunk) -> tuple[int, ...]:
     }
     if not row_of:
         return ()
-    _, absent = ray.wait(
-        list(row_of), num_returns=len(row_of), timeout=FETCH_TIMEOUT_SECONDS, fetch_local=True
-    )
+    _, absent = ray.wait(list(row_of), num_returns=len(row_of), timeout=timeout_seconds, fetch_local=True)
     return tuple(sorted({row_of[ref] for ref in absent}))
 
 

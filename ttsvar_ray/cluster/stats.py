@@ -125,8 +125,8 @@ class RunStats:
             self.failed += times
 
 
-def how_to_go_on(layout: OutputLayout, ledger: LeaseLedger, what: str) -> str:
-    """Return why a run ends, with what it leaves."""
+def how_to_go_on(layout: OutputLayout, ledger: LeaseLedger, what: str, *, kept: int = 0) -> str:
+    """Return why a run ends, with what it leaves: parts, and finished prompts of parts that are not whole."""
     wanted = len(ledger.chunks)
     try:
         parts = f"{len(committed_chunks(layout))} of {wanted} parts are committed in {layout.root}"
@@ -134,4 +134,5 @@ def how_to_go_on(layout: OutputLayout, ledger: LeaseLedger, what: str) -> str:
         # What cannot be counted must not hide why the run ends.
         place = f"{layout.root}, which cannot be read ({error})"
         parts = f"Of its {wanted} parts those that are whole are in {place}"
-    return f"{what}. {parts}; the same command goes on from there"
+    more = f", and {kept} finished prompts of the next ones are kept" if kept else ""
+    return f"{what}. {parts}{more}; the same command goes on from there"

@@ -11,7 +11,14 @@ from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.trace import trace_schema
-from ttsvar_ray.dataset.writer import ChunkReport, RowContext, write_chunk, write_part
+from ttsvar_ray.dataset.writer import (
+    ChunkReport,
+    RowContext,
+    partial_rows,
+    write_chunk,
+    write_part,
+    write_partial,
+)
 
 __all__ = [
     "CarriedColumn",
@@ -30,10 +37,12 @@ __all__ = [
     "fresh_output",
     "guarded",
     "open_output",
+    "partial_rows",
     "read_manifest",
     "summarise_output",
     "trace_schema",
     "write_bad_lines",
     "write_chunk",
     "write_part",
+    "write_partial",
 ]

@@ -7,6 +7,7 @@ OUTPUT/trace/part-00000.parquet     the searches behind them
 OUTPUT/manifest/part-00000.json     sizes and digests of these two files
 OUTPUT/failed/part-00000.jsonl      prompts of chunk 0 that were given up
 OUTPUT/failed/bad_lines.jsonl       lines of the prompt file that hold no prompt
+OUTPUT/partial/part-00000.parquet   what is finished of a part that a stopped run left unfinished
 OUTPUT/README.md                    data set card: which files `datasets` opens
 OUTPUT/run.log                      what every session logged
 OUTPUT/progress.jsonl               where it stood, a line every ten seconds
@@ -85,6 +86,11 @@ class OutputLayout:
         return self.root / "failed"
 
     @property
+    def partial_folder(self) -> Location:
+        """Where what is finished of unfinished parts is, between two sessions."""
+        return self.root / "partial"
+
+    @property
     def folders(self) -> tuple[Location, ...]:
         """All folders that a run writes to."""
         return self.data_folder, self.trace_folder, self.manifest_folder, self.failed_folder
@@ -109,6 +115,18 @@ class OutputLayout:
     def failed_part(self, chunk_index: int) -> Location:
         """Return the dead letters of one chunk."""
         return self.failed_folder / f"part-{chunk_index:05d}.jsonl"
+
+    def partial_part(self, chunk_index: int) -> Location:
+        """Return what is finished of the part of one chunk."""
+        return self.partial_folder / f"part-{chunk_index:05d}.parquet"
+
+    def partial_trace(self, chunk_index: int) -> Location:
+        """Return the trace of that."""
+        return self.partial_folder / f"trace-{chunk_index:05d}.parquet"
+
+    def partial_parts(self) -> dict[int, Location]:
+        """Return what is finished of unfinished parts by chunk index, ascending."""
+        return {index: self.partial_part(index) for index in _indices(self.partial_folder, ".parquet")}
 
     def data_parts(self) -> dict[int, Location]:
         """Return the parts that are there by chunk index, ascending."""

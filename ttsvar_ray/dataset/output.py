@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 _MOST_NEIGHBOURS = 999
 
+_TRACE_OF_CARD = """- config_name: trace
+  data_files: trace/*.parquet
+"""
+
 _CARD = """---
 configs:
 - config_name: images
@@ -43,7 +47,8 @@ the settings, the prompt set's digest and the versions. `failed/` holds prompts 
 def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | None:
     """Say whether a run may write to a folder, changing nothing.
 
-    A folder without a committed part is owned by nobody: settings that never made an image bind no one.
+    A folder without a committed part, or something kept of one, is owned by nobody: settings that never made
+    an image bind no one.
 
     Returns:
         The manifest of the run that it would continue, or None for a new one.
@@ -57,7 +62,7 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
     present = read_manifest(layout)
     if present is not None:
         differences = [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]
-        if differences and layout.data_parts():
+        if differences and (layout.data_parts() or layout.partial_parts()):
             raise _another_run(root, differences)
         return None if differences else present
     foreign = [name for name in root.names() if not name.startswith(".")]
@@ -69,8 +74,14 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
     return None
 
 
-def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
+def open_output(layout: OutputLayout, manifest: RunManifest, *, has_trace: bool = True) -> RunManifest:
     """Create an output folder, or continue one of the same settings and prompts; needs the lock.
+
+    Args:
+        layout: of the folder.
+        manifest: of the run.
+        has_trace: whether searches select anything: `datasets` cannot open a table that has no row in any
+            part, so that the card must not name it.
 
     Returns:
         The manifest on disk: the given one, or the one of the run that is continued.
@@ -90,7 +101,7 @@ def open_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest:
         folder.remove_leftovers()
     layout.root.remove_leftovers()
     if not layout.card_file.is_file():
-        layout.card_file.write_text(_CARD)
+        layout.card_file.write_text(_CARD if has_trace else _CARD.replace(_TRACE_OF_CARD, ""))
     return manifest if present is None else present
 
 

@@ -7,6 +7,8 @@ none.
 Invariant: `data/part-N.parquet` exists exactly if chunk N is whole.
 
     a new part          dead letters, manifest, trace, part: what the part vouches for is there
+    one is finished     the same, from what was kept of it; then what was kept is deleted, part before trace
+    part is kept        trace, part, both in `partial/`: what is finished of a chunk that is not whole
     a part is there     manifest, trace, part, manifest, dead letters: a row is always in the part or has a
                         letter, and as long as the manifest names two contents the letters are there
 
@@ -28,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ttsvar_ray.columns import from_held, held
-from ttsvar_ray.dataset.contents import PartTotals, damaged
+from ttsvar_ray.dataset.contents import PartTotals, damaged, rows_in
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import (
@@ -106,16 +108,17 @@ def write_chunk(
     context: RowContext,
     resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> ChunkReport:
-    """Write what became of the prompts of a chunk, or put it into the part that is there.
+    """Write what became of the prompts of a chunk, with what was kept of it, or put it into its part.
 
-    A part that was rewritten is what it would be, byte for byte, if its prompts had not failed before.
+    A part that was rewritten, or finished in a later session, is what it would be, byte for byte, if its
+    prompts had not failed and nobody had stopped.
 
     Args:
         layout: the output folder.
         chunk_index: names the files.
         rows: the rows of the prompt set that this chunk is made of.
         finished, failed: every prompt of `rows` once, in any order; where the part is there, those that ran
-            again.
+            again; where some were kept, all others.
         context: what all rows of the run have in common.
         resolve: turns the payload of an image into its bytes, one image at a time.
 
@@ -129,11 +132,15 @@ def write_chunk(
     )
     manifest = layout.manifest_part(chunk_index)
     is_there = part.is_file()
+    kept = layout.partial_part(chunk_index)
+    is_kept = not is_there and kept.is_file()
     ran = sorted([*(done.prompt.row for done in finished), *(lost.prompt.row for lost in failed)])
-    if len(set(ran)) != len(ran) or not set(ran) <= set(rows) or (len(ran) < len(rows) and not is_there):
+    known = {*ran, *(rows_in(kept) if is_kept else ())}
+    if len(set(ran)) != len(ran) or not set(ran) <= set(rows) or (known != set(rows) and not is_there):
         some = "rows of " if is_there else "each row of "
         raise LostRowsError(f"chunk {chunk_index}: expected {some}{rows} once, got rows {ran}")
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
+    base = (part, trace) if is_there else (kept, layout.partial_trace(chunk_index)) if is_kept else None
     images = 0
     if not is_there:
         write_failed_part(letters, failed)
@@ -142,16 +149,16 @@ def write_chunk(
         data: FileSum | None = None
         if ordered or not is_there:
             staged = commit.enter_context(part.replacing())
-            if is_there:
-                images = _write_merged_part(staged, part, ordered, context=context, resolve=resolve)
-            else:
+            if base is None:
                 images = write_part(staged, ordered, context=context, resolve=resolve)
+            else:
+                images = _write_merged_part(staged, base[0], ran, ordered, context, resolve)
             data = FileSum.of(staged, rows=images)
         staged = commit.enter_context(trace.replacing())
-        if is_there:
-            selections = write_merged_trace(staged, trace, ordered, replaced=ran)
-        else:
+        if base is None:
             selections = write_trace(staged, ordered)
+        else:
+            selections = write_merged_trace(staged, base[1], ordered, replaced=ran)
         selected = FileSum.of(staged, rows=selections)
         before = read_part_manifest(manifest) if is_there else None
         if before is not None:
@@ -161,6 +168,8 @@ def write_chunk(
     if is_there:
         settle(layout, chunk_index)
         replace_letters(letters, failed, ran=ran)
+    elif is_kept:
+        forget_partial(layout, chunk_index)
     return ChunkReport(
         chunk_index=chunk_index,
         prompts=len(finished),
@@ -168,6 +177,70 @@ def write_chunk(
         failed=len(failed),
         part_bytes=part.size() or 0,
     )
+
+
+def write_partial(
+    layout: OutputLayout,
+    chunk_index: int,
+    *,
+    rows: range,
+    finished: Sequence[PromptResult],
+    context: RowContext,
+    resolve: Callable[[Any], bytes] = payload_bytes,
+) -> None:
+    """Keep finished prompts of a chunk that is not whole, beside those that were kept before.
+
+    Prompts that ran again go into their part at once. Arguments are those of `write_chunk`.
+    """
+    if layout.data_part(chunk_index).is_file():
+        write_chunk(
+            layout, chunk_index, rows=rows, finished=finished, failed=(), context=context, resolve=resolve
+        )
+        return
+    kept, trace = layout.partial_part(chunk_index), layout.partial_trace(chunk_index)
+    ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
+    ran = [outcome.prompt.row for outcome in ordered]
+    with contextlib.ExitStack() as commit:
+        # Closed in reverse: the trace gets its name before the part that vouches for it.
+        staged = commit.enter_context(kept.replacing())
+        if kept.is_file():
+            _write_merged_part(staged, kept, ran, ordered, context, resolve)
+        else:
+            write_part(staged, ordered, context=context, resolve=resolve)
+        write_merged_trace(commit.enter_context(trace.replacing()), trace, ordered, replaced=ran)
+
+
+def partial_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, frozenset[int]]:
+    """Return the rows that were kept of each chunk that is not committed; needs the lock.
+
+    What was kept of committed chunks is deleted: a killed run left it.
+
+    Raises:
+        OutputError: one is damaged.
+    """
+    layout.partial_folder.remove_leftovers()
+    found: dict[int, frozenset[int]] = {}
+    for index, kept in layout.partial_parts().items():
+        if index in committed:
+            forget_partial(layout, index)
+        else:
+            found[index] = frozenset(rows_in(kept))
+    for name in layout.partial_folder.names():
+        if name not in {file.name for index in found for file in _partial_files(layout, index)}:
+            (layout.partial_folder / name).delete()
+    layout.partial_folder.remove_empty_folder()
+    return found
+
+
+def forget_partial(layout: OutputLayout, chunk_index: int) -> None:
+    """Delete what was kept of a chunk."""
+    for file in _partial_files(layout, chunk_index):
+        file.delete()
+    layout.partial_folder.remove_empty_folder()
+
+
+def _partial_files(layout: OutputLayout, chunk_index: int) -> tuple[Location, Location]:
+    return layout.partial_part(chunk_index), layout.partial_trace(chunk_index)
 
 
 def write_part(
@@ -187,14 +260,14 @@ def write_part(
 def _write_merged_part(
     path: Path,
     part: Location,
+    ran: Collection[int],
     finished: Sequence[PromptResult],
-    *,
     context: RowContext,
     resolve: Callable[[Any], bytes],
 ) -> int:
-    """Write a part with its rows and those of prompts that ran again, in prompt order; return its rows."""
+    """Write a part with its rows and those of prompts that ran now, in prompt order; return its rows."""
     schema = context.schema
-    present = _present_rows(part, schema, without={outcome.prompt.row for outcome in finished})
+    present = _present_rows(part, schema, without=ran)
     merged = heapq.merge(
         present, _part_rows(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
     )

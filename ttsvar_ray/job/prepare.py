@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +103,20 @@ class PreparedJob:
             source="" if workload is None else workload.source,
         )
 
-    def ledger(self, committed: frozenset[int], rows_to_run: dict[int, tuple[int, ...]]) -> LeaseLedger:
-        """Return the ledger of the prompts that are left."""
+    def ledger(
+        self,
+        committed: frozenset[int],
+        rows_to_run: Mapping[int, Collection[int]],
+        kept: Mapping[int, Collection[int]],
+    ) -> LeaseLedger:
+        """Return the ledger of the prompts that are left; arguments are its own."""
         return LeaseLedger(
             read_prompts(self.source, scan=self.scan),
             prompt_count=self.scan.count,
             rows_per_chunk=self.config.output.rows_per_part,
             committed=committed,
             rows_to_run=rows_to_run,
+            kept=kept,
             shard=(self.shard.index, self.shard.count),
         )
 

@@ -32,7 +32,7 @@ MAX_HOLDERS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeChunk:
-    """A chunk whose prompts are all over.
+    """A chunk whose prompts are all over; of `LeaseLedger.unfinished`, one of which some are.
 
     Attributes:
         rows: of the chunk in the prompt set. Where only some of them were to run, the others have no
@@ -107,6 +107,7 @@ class LeaseLedger:
         rows_per_chunk: int,
         committed: Collection[int],
         rows_to_run: Mapping[int, Collection[int]] | None = None,
+        kept: Mapping[int, Collection[int]] | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         """Start.
@@ -117,6 +118,7 @@ class LeaseLedger:
             rows_per_chunk: prompts in one chunk; the last one may have fewer.
             committed: chunks that are written already and do not run.
             rows_to_run: chunks of which these rows run and no others, even if they are committed.
+            kept: rows of chunks that are not committed which an earlier session finished: they do not run.
             shard: (i, n): only every n-th chunk runs, from chunk i on; the others are another run's.
         """
         self._rows_per_chunk = rows_per_chunk
@@ -124,6 +126,10 @@ class LeaseLedger:
         self._committed = frozenset(committed)
         self._shard_index, self._shard_count = shard
         self._rows_to_run = {chunk: frozenset(rows) for chunk, rows in (rows_to_run or {}).items()}
+        for chunk, done in (kept or {}).items():
+            left = frozenset(self.rows(chunk)).difference(done)
+            # A chunk is written when the last of its rows is over: one is left to be that.
+            self._rows_to_run[chunk] = left or frozenset({self.rows(chunk)[-1]})
         for chunk, rows in self._rows_to_run.items():
             strangers = sorted(rows.difference(self.rows(chunk)))
             if strangers:
@@ -276,6 +282,13 @@ class LeaseLedger:
             self._open[number // self._rows_per_chunk].missing += 1
             self._queue.add(number)
 
+    def unfinished(self) -> Iterator[WholeChunk]:
+        """Yield what is finished of chunks that are not whole; their failures are left out."""
+        for chunk_index, chunk in self._open.items():
+            found = self._whole(chunk_index, chunk)
+            if chunk.missing and found.finished:
+                yield replace(found, failed=())
+
     def _is_to_run(self, row: int) -> bool:
         chunk = row // self._rows_per_chunk
         if chunk % self._shard_count != self._shard_index:
@@ -303,7 +316,7 @@ class LeaseLedger:
         return _without_columns(row.prompt)
 
     def _whole(self, chunk_index: int, chunk: _OpenChunk) -> WholeChunk:
-        ordered = [self._rows[row].outcome for row in chunk.to_run]
+        ordered = [self._rows[row].outcome for row in chunk.to_run if row in self._rows]
         return WholeChunk(
             chunk_index=chunk_index,
             rows=self.rows(chunk_index),

@@ -186,6 +186,12 @@ class Location:
         if self.is_local:
             Path(self.path).mkdir(parents=True, exist_ok=True)
 
+    def remove_empty_folder(self) -> None:
+        """Remove this folder if it is there and empty, where folders are things."""
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                Path(self.path).rmdir()
+
     def delete(self) -> None:
         """Delete the file, if it is there."""
         self.before_change()

@@ -9,12 +9,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
 from ttsvar_ray.cluster import in_process
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
-from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError
+from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
 
 
 @pytest.fixture
@@ -68,6 +69,33 @@ def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_
     assert run(prompts, output).prompts_resumed > 0
     assert data_bytes(output) == expected
     assert run(prompts, output).prompts_resumed == PROMPTS
+
+
+def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path: Path) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    run(prompts, whole, rows_per_part=PROMPTS)
+
+    def stop_with_one_done(state: JobProgress) -> None:
+        if state.prompts_done:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    kept = 0
+    for _ in range(2):
+        with pytest.raises(InterruptedRunError, match=r"and \d+ finished prompts of the next ones are kept"):
+            run(prompts, output, rows_per_part=PROMPTS, rows=2, progress=stop_with_one_done)
+        before, kept = kept, images_in(output)
+        assert before < kept < PROMPTS
+    with pytest.raises(OutputError, match="seed: 5 in the folder, 6 now"):
+        run(prompts, output, rows_per_part=PROMPTS, seed=6)
+    summary = run(prompts, output, rows_per_part=PROMPTS)
+    assert (summary.prompts, summary.prompts_resumed) == (PROMPTS, kept)
+    assert data_bytes(output) == data_bytes(whole)
+    assert not (output / "partial").exists()
+
+
+def images_in(output: Path) -> int:
+    files = [*output.glob("data/part-*.parquet"), *output.glob("partial/part-*.parquet")]
+    return sum(pq.read_metadata(file).num_rows for file in files)
 
 
 def test_what_fails_is_a_dead_letter(prompts: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ from ttsvar_ray.cluster.session import (
     ray_folder,
     ray_session,
     stop_grace_seconds,
+    stop_on_signals,
 )
 
 
@@ -105,3 +107,30 @@ def test_ray_on_this_machine_alone_always_asks_for_a_token_of_its_own(
     assert {name: os.environ.get(name) for name in session._AUTHENTICATION} == {
         name: before.get(name) for name in session._AUTHENTICATION
     }
+
+
+def test_signals_are_acknowledged_at_once_and_a_second_interrupt_interrupts(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        before = signal.getsignal(number)
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.reason == number.name
+            assert f"ttsvar-ray: {number.name}: ending in good order" in capfd.readouterr().err
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert "SIGINT again: ending at once" in capfd.readouterr().err
+            assert stop.reason == number.name
+        assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.reason is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

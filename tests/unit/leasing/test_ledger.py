@@ -189,3 +189,27 @@ def test_rows_to_run_belong_to_their_chunk() -> None:
         ledger(6, 3, rows_to_run={1: (2, 4)})
     book = ledger(6, 3, committed=(0, 1), rows_to_run={1: (3, 5)})
     assert rows(book.lease("a", 9, now=0.0).prompts) == [3, 5], "a chunk's first and last row are its own"
+
+
+def test_what_was_kept_of_a_chunk_does_not_run_again() -> None:
+    book = LeaseLedger(
+        make_prompts(7), prompt_count=7, rows_per_chunk=3, committed={0}, kept={1: {3, 5}, 2: {6}}
+    )
+    lease = book.lease("a", 9, now=0.0)
+    assert rows(lease.prompts) == [4, 6], "of a chunk that is all kept one row is left to finish it"
+    whole = book.add("a", done(lease.prompts[0])).whole
+    assert whole is not None and (list(whole.rows), len(whole.finished)) == ([3, 4, 5], 1)
+
+
+def test_what_is_finished_of_unfinished_chunks() -> None:
+    book = ledger(9, 3, committed=(2,))
+    lease = book.lease("a", 5, now=0.0)
+    assert list(book.unfinished()) == []
+    for prompt in lease.prompts[:3]:
+        book.add("a", done(prompt))
+    book.add("a", PromptFailure(prompt=lease.prompts[3], attempts=1, errors=("no",)))
+    assert list(book.unfinished()) == [], "chunk 0 is being written, and a failure may try again"
+    book.add("a", done(lease.prompts[4]))
+    (chunk,) = book.unfinished()
+    assert (chunk.chunk_index, list(chunk.rows), chunk.failed) == (1, [3, 4, 5], ())
+    assert rows(tuple(o.prompt for o in chunk.finished)) == [4]
