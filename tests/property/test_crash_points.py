@@ -3,7 +3,7 @@
 A trial is a small job: several runs of it, each with random failures and now and then `--retry-failed`, some
 asked to stop, each killed at a random step of what it does to the storage. A step is the moment before or
 after a file is flushed, renamed, linked, deleted, moved or uploaded, and before or after the lock is taken or
-released: of parts, kept or whole, traces, manifests, dead letters, bad lines, run.json, the card and the lock.
+released: of parts, kept or whole, traces, manifests, dead letters, bad lines, run.json, card and lock.
 Then the files of every part are what its manifest says. In the end one run is left alone, and its output must
 be that of a job that was never disturbed, byte for byte.
 
