@@ -46,6 +46,11 @@ def plan(
             "--profile", help="Also estimate seconds on this device: h200, a100-80g, ..., or a file."
         ),
     ] = None,
+    prompts: Annotated[
+        int | None,
+        typer.Option("--prompts", help="Also say gigabytes and hours of so many prompts.", min=1),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", help="Devices that share them.", min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
@@ -53,12 +58,17 @@ def plan(
     """Print the compiled plan: per scale what happens and what it costs; FLOPs, memory, what fits.
 
     Reads settings and config.json only: no weights, no GPU, no prompts.
+
+    Example: ttsvar-ray plan jobs/infinity_2b.yaml --prompts 200000 --gpus 8 --profile h200
     """
     with errors_for_people(debug=debug):
+        import dataclasses
         import json
 
-        from ttsvar_ray.cli.plan_report import job_report
+        from ttsvar_ray.cli.plan_report import job_report, wrapped
+        from ttsvar_ray.cli.preflight import fact_lines
         from ttsvar_ray.config import load_config
+        from ttsvar_ray.job.prepare import planned_run
         from ttsvar_ray.job.resolved import resolve
 
         flags = {
@@ -71,5 +81,12 @@ def plan(
             "engine.selector_decode": selector_decode,
         }
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
-        report = job_report(resolve(config), text_tokens=text_tokens, profile=profile)
-        typer.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
+        job = resolve(config)
+        report = job_report(job, text_tokens=text_tokens, profile=profile)
+        run = [] if prompts is None else planned_run(job, prompts=prompts, gpus=gpus, profile=profile)
+        if as_json:
+            facts = [dataclasses.asdict(fact) for fact in run]
+            typer.echo(json.dumps({**report.to_json(), **({"run": facts} if run else {})}, indent=1))
+            return
+        lines = [line for fact in run for line in fact_lines(fact)]
+        typer.echo("\n".join([*report.lines(), *([""] if lines else []), *wrapped(lines)]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ttsvar_ray.cli.show import bytes_text, flops_text, table_lines
+from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, load_profile, plan_cost
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
@@ -21,8 +23,11 @@ from ttsvar_ray.search.plan import Plan
 DEVICE_SIZES_GB = (24, 40, 80, 141)
 """Memory of common GPUs in decimal GB, as on their data sheets; drivers show a little more."""
 
-_PLAN_HEADER = ("scale", "grid", "tokens", "population", "selection", "survivors", "decoded", "scored")
-_COST_HEADER = ("FLOPs", "share", "KV cache")
+WIDTH = 80
+"""Columns that every line keeps to: what a new terminal has."""
+
+_FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by side")
+_PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decoded", "scored")
 
 
 def _networks(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> JobNetworks:
@@ -77,8 +82,9 @@ class JobReport:
                 f"and {history.scores} of the scored images are for those alone"
             )
         if self.counted is None:
-            return [*lines, "costs of this family of models are not counted"]
-        return [*lines, *_cost_lines(self.counted), "", *_memory_lines(self.counted), *self._seconds_lines()]
+            return wrapped([*lines, "costs of this family of models are not counted"])
+        costs = [*_cost_lines(self.counted), "", *_memory_lines(self.counted), *self._seconds_lines()]
+        return wrapped([*lines, *costs])
 
     def to_json(self) -> dict[str, Any]:
         """Return the report for programs; bytes and FLOPs are plain numbers."""
@@ -202,6 +208,7 @@ def _operator_lines(compiled: Plan) -> list[str]:
 def _table(report: JobReport) -> list[str]:
     rows = []
     costs = report.counted.cost if report.counted else None
+    unit, size = flops_unit(max(scale.flops for scale in costs.scales)) if costs else ("", 1.0)
     for index, row in enumerate(describe_plan(report.plan)):
         cells: tuple[str, ...] = (
             str(row.scale_index),
@@ -215,9 +222,9 @@ def _table(report: JobReport) -> list[str]:
         )
         if costs is not None:
             scale = costs.scales[index]
-            cells += (flops_text(scale.flops), f"{costs.shares[index]:.1%}", bytes_text(scale.kv_bytes))
+            cells += (f"{scale.flops / size:.3g}", f"{costs.shares[index]:.1%}", bytes_text(scale.kv_bytes))
         rows.append(cells)
-    return table_lines(_PLAN_HEADER + (_COST_HEADER if report.counted else ()), rows, texts=0)
+    return table_lines(_PLAN_HEADER + ((unit, "share", "KV cache") if costs else ()), rows, texts=0)
 
 
 def _row_json(row: ScaleRow) -> dict[str, Any]:
@@ -269,15 +276,24 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
         for stage in memory.stages
     ]
     fits = []
+    misfits = []
     for size in DEVICE_SIZES_GB:
-        room = memory.room(size * 1e9)
+        misfit = memory.misfit(size * 1e9)
+        if misfit is not None:
+            misfits.append(f"{size} GB: does not fit: {misfit}")
+            continue
         fits.append(
             (
                 f"{size} GB",
-                bytes_text(room) if room > 0 else "weights do not fit",
+                bytes_text(memory.room(size * 1e9)),
                 str(memory.prompts_under_way(size * 1e9)),
-                str(memory.prompts_side_by_side(size * 1e9)),
+                # One after the other, in smaller micro-batches, is no misfit.
+                str(memory.prompts_side_by_side(size * 1e9) or "less than 1"),
             )
+        )
+    if misfits:
+        misfits.append(
+            "  what helps: a smaller --resolution or --n, engine.selector_decode=selector, --dtype bfloat16"
         )
     peak = (
         f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} with all its trajectories at "
@@ -290,7 +306,21 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
         "",
         peak,
         "",
-        *table_lines(("device", "free for trajectories", "prompts under way", "side by side"), fits, texts=0),
+        *(table_lines(_FITS_HEADER, fits, texts=0) if fits else ()),
+        *misfits,
+    ]
+
+
+def wrapped(lines: Sequence[str]) -> list[str]:
+    """Return lines of at most `WIDTH` columns; what is longer goes on below, indented."""
+    return [
+        part
+        for line in lines
+        for part in (
+            textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            if len(line) > WIDTH
+            else [line]
+        )
     ]
 
 

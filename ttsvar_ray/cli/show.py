@@ -67,6 +67,14 @@ def flops_text(count: float) -> str:
     return _with_unit(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
 
 
+def flops_unit(most: float) -> tuple[str, float]:
+    """Return the unit in which the largest of some numbers is read best, and its size."""
+    for power, name in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if most >= power:
+            return name, power
+    return "FLOP", 1.0
+
+
 def _with_unit(count: float, units: Sequence[str]) -> str:
     for unit in units[:-1]:
         if abs(count) < 999.5:

@@ -20,6 +20,7 @@ from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
 from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, committed_chunks, fresh_output
 from ttsvar_ray.job.paths import resolve_output
 from ttsvar_ray.job.preflight import (
+    USUAL_GPU,
     Device,
     Fact,
     OutputFact,
@@ -29,21 +30,26 @@ from ttsvar_ray.job.preflight import (
     WeightsFact,
     check_space,
     check_staging,
+    device_named,
     devices_here,
+    expected_image_bytes,
     expected_seconds,
     free_bytes,
     images_kept,
     job_fact,
 )
-from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.runnable import JobParts, job_parts
+from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.leasing.ledger import LeaseLedger
+from ttsvar_ray.models.registry import BUILT_IN
 from ttsvar_ray.prompts.files import prompt_files
 from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
 from ttsvar_ray.prompts.standard_input import spool_standard_input
 from ttsvar_ray.search.operators.registry import own_sources
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.storage import locate
 
 SMALL_JOB_IMAGES = 100
 """Finished images below which starting Ray takes longer than all of them on one device."""
@@ -119,6 +125,40 @@ class PreparedJob:
             kept=kept,
             shard=(self.shard.index, self.shard.count),
         )
+
+
+def planned_run(
+    job: ResolvedJob, *, prompts: int, gpus: int, profile: str | None
+) -> tuple[OutputFact, TimeFact]:
+    """Return what a run of so many prompts would make and take, as its preflight would say it.
+
+    Args:
+        job: the job.
+        prompts: of the run.
+        gpus: devices that share them.
+        profile: of each; None is a usual GPU, or a CPU core where the job runs on CPUs.
+
+    Raises:
+        ConfigurationError: no such profile.
+    """
+    config = job.config
+    on_cpu = config.model.device == "cpu" or (config.model.device == "auto" and config.model.name == BUILT_IN)
+    device = device_named(profile or ("cpu" if on_cpu else USUAL_GPU), gpus)
+    images = prompts * images_kept(config, job.plan)
+    workload = expected_workload(job, device.profile)
+    output = OutputFact(
+        root=config.output.path,
+        parts_there=0,
+        parts=-(-prompts // config.output.rows_per_part),
+        prompts_left=prompts,
+        images=images,
+        image_bytes=images * expected_image_bytes(config, job.description),
+        free_bytes=free_bytes(locate(config.output.path)) if config.output.path else None,
+    )
+    rows = config.engine.micro_batch_rows
+    seconds = expected_seconds(job.plan, workload, rows=rows, prompts=prompts, workers=gpus)
+    source = "" if workload is None else workload.source
+    return output, TimeFact(seconds=seconds, workers=gpus, device=device.title, source=source)
 
 
 def uses_this_machine(config: JobConfig, *, submitted: bool) -> bool:

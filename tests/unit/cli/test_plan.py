@@ -56,12 +56,35 @@ def test_published_cache_and_parameters() -> None:
 
 def test_the_screen() -> None:
     lines = run("--model", "infinity-2b", "--profile", "h200").splitlines()
-    assert lines[2].split()[:4] == ["scale", "grid", "tokens", "population"]
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == [
+        *("scale", "grid", "tokens", "before", "selection", "after", "decoded", "scored"),
+        *("TFLOP", "share", "KV", "cache"),
+    ]
     assert any(line.split()[:3] == ["12", "64x64", "4096"] for line in lines)
-    text = "\n".join(lines)
+    text = " ".join(line.strip() for line in lines)
     for words in ("2.205 B", "one decoded image: 1024 x 1024 pixels, 9.848 TFLOP", "141 GB", "rates of h200"):
         assert words in text
-    assert "not a measurement" in lines[-1]
+    assert lines[-1].endswith("not a measurement")
+
+
+def test_what_does_not_fit_is_said_with_why() -> None:
+    lines = run("--model", "infinity-8b").splitlines()
+    assert "24 GB: does not fit: the weights take 23.3 of 24 GB" in lines
+    (start,) = (index for index, line in enumerate(lines) if line.startswith("device"))
+    assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["80", "141"]
+
+
+def test_hours_and_gigabytes_of_a_run_are_said_as_its_preflight_says_them() -> None:
+    given = ("--model", "infinity-2b", "--n", "2", "--profile", "h200", "--prompts", "200000")
+    shown = " ".join(run(*given, "--gpus", "8").split())
+    assert "output 200,000 images to make, about 315 GB" in shown
+    assert "on 8 x NVIDIA H200 SXM, 141 GB, without the start" in shown
+    alone, shared = (
+        json.loads(run(*given, "--gpus", gpus, "--json"))["run"][1]["seconds"] for gpus in ("1", "8")
+    )
+    assert alone == pytest.approx(8 * shared)
+    assert "run" not in json.loads(run("--model", "infinity-2b", "--json"))
 
 
 def test_sizes_and_formats() -> None:
