@@ -81,9 +81,9 @@ def plan(
             "engine.selector_decode": selector_decode,
         }
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
-        job = resolve(config)
-        report = job_report(job, text_tokens=text_tokens, profile=profile)
-        run = [] if prompts is None else planned_run(job, prompts=prompts, gpus=gpus, profile=profile)
+        resolved = resolve(config)
+        report = job_report(resolved, text_tokens=text_tokens, profile=profile)
+        run = [] if prompts is None else planned_run(resolved, prompts=prompts, gpus=gpus, profile=profile)
         if as_json:
             facts = [dataclasses.asdict(fact) for fact in run]
             typer.echo(json.dumps({**report.to_json(), **({"run": facts} if run else {})}, indent=1))

@@ -27,7 +27,7 @@ WIDTH = 80
 """Columns that every line keeps to: what a new terminal has."""
 
 _FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by side")
-_PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decoded", "scored")
+_PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decode", "score")
 
 
 def _networks(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> JobNetworks:
@@ -224,7 +224,8 @@ def _table(report: JobReport) -> list[str]:
             scale = costs.scales[index]
             cells += (f"{scale.flops / size:.3g}", f"{costs.shares[index]:.1%}", bytes_text(scale.kv_bytes))
         rows.append(cells)
-    return table_lines(_PLAN_HEADER + ((unit, "share", "KV cache") if costs else ()), rows, texts=0)
+    costly = (unit, "share", "KV cache") if costs else ()
+    return table_lines(_PLAN_HEADER + costly, rows, texts=0, tight=True)
 
 
 def _row_json(row: ScaleRow) -> dict[str, Any]:

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 _AS_WIDE_AS_NEEDED = 10_000
 
 
-def table(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> Table:
+def table(headings: Sequence[str], rows: Rows, *, texts: int = 1, tight: bool = False) -> Table:
     """Return a rich table: its first `texts` columns are aligned left, the others (numbers) right.
 
-    Where it does not fit, the last of the texts is folded. Strings are taken as they are, without markup.
+    A tight one has one blank between columns. Where it does not fit, the last of the texts is folded. Strings
+    are taken as they are, without markup.
     """
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(box=None, pad_edge=False, show_header=any(headings))
+    result = Table(box=None, pad_edge=False, show_header=any(headings), collapse_padding=tight)
     for index, heading in enumerate(headings):
         justify: Literal["left", "right"] = "left" if index < texts else "right"
         result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=index != texts - 1)
@@ -34,13 +35,13 @@ def table(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> Table:
     return result
 
 
-def table_lines(headings: Sequence[str], rows: Rows, *, texts: int = 1) -> list[str]:
+def table_lines(headings: Sequence[str], rows: Rows, *, texts: int = 1, tight: bool = False) -> list[str]:
     """Return the lines of a table, as plain text and never folded."""
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=_AS_WIDE_AS_NEEDED, color_system=None)
     with console.capture() as captured:
-        console.print(table(headings, rows, texts=texts))
+        console.print(table(headings, rows, texts=texts, tight=tight))
     return [line.rstrip() for line in captured.get().splitlines()]
 
 

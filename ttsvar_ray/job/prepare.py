@@ -194,7 +194,7 @@ def prepared(
         StorageError: a path or URI that cannot be opened, a storage that fails.
     """
     tell(job_fact(config))
-    named = _named_source(config)
+    named = named_source(config)
     if named.path != STANDARD_INPUT:
         # A name that is mistyped is told at once.
         prompt_files(named)
@@ -305,7 +305,8 @@ def _runs_in_process(config: JobConfig, plan: Plan, output: OutputFact, device: 
     return is_small and is_alone and not has_gpus
 
 
-def _named_source(config: JobConfig) -> PromptSource:
+def named_source(config: JobConfig) -> PromptSource:
+    """Return where the settings say that the prompts are."""
     prompts = config.prompts
     columns = prompts.columns or ColumnChoice()
     return PromptSource(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.doctor import can_run, output_folder, show, verdict
 from ttsvar_ray.cli.doctor.checks import (
     Finding,
@@ -22,6 +26,8 @@ from ttsvar_ray.cli.doctor.checks import (
     memory_limit,
     run_check,
 )
+from ttsvar_ray.cli.doctor.job import check_choice, check_device, check_model, check_prompts, needs_of
+from ttsvar_ray.cli.doctor.job import check_networks as check_networks_of_job
 from ttsvar_ray.cli.doctor.weights import check_models, check_networks
 from ttsvar_ray.config import load_config
 from ttsvar_ray.features.registry import EXTRACTORS
@@ -146,20 +152,133 @@ def test_one_broken_check_is_one_finding() -> None:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_screen_shows_commands(terminal: bool) -> None:
+def test_the_screen_shows_what_is_missing_and_folds_no_command(terminal: bool) -> None:
+    long = "hf download google/flan-t5-xl " + " ".join(f"--include 'file-{number}'" for number in range(9))
     findings = [
         Finding(area="a", name="one", mark=Mark.OK, text="fine"),
-        Finding(area="a", name="two", mark=Mark.MISSING, text="not here", command="get [one]\nget two"),
-        Finding(area="b", name="three", mark=Mark.BROKEN, text="bad", command="mend"),
+        Finding(area="job", name="two", mark=Mark.MISSING, text="not here; licence: AGPL-3.0", command=long),
+        Finding(area="b", name="three", mark=Mark.BROKEN, text="bad", command="mend [it]"),
     ]
-    console = Console(force_terminal=terminal, width=100, record=True, file=io.StringIO())
-    show(findings, console)
-    shown = console.export_text()
-    for words in ("fine", "get [one]", "get two", "bad", "mend"):
-        assert words in shown
-    assert not can_run(findings)
-    assert verdict(findings).startswith("not ready: 1 broken; 0 to look at, 1 missing")
-    assert can_run(findings[:2])
+    console = Console(force_terminal=terminal, width=60, record=True, file=io.StringIO())
+    for finding in findings:
+        show(finding, console)
+    shown = console.export_text().splitlines()
+    assert f"  {long}" in shown
+    assert "  mend [it]" in shown
+    assert any("not here; licence: AGPL-3.0" in line for line in shown)
+    assert not can_run(findings, job=False)
+    assert verdict(findings, job=True).startswith(
+        "not ready: the job needs two, three; 0 to look at, 1 missing"
+    )
+    assert can_run(findings[:2], job=False)
+    assert not can_run(findings[:2], job=True)
+
+
+@pytest.fixture
+def job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "p.txt").write_text("a ring\n")
+    (tmp_path / "job.yaml").write_text(
+        "model: {name: infinity-2b, path: weights}\n"
+        "prompts: {path: p.txt}\n"
+        "reward: {name: aesthetic-v2.5, path: weights/aesthetic}\n"
+        "features: {backbone: weights/dinov2}\n"
+    )
+    return tmp_path / "job.yaml"
+
+
+def found_for(job_file: Path, *settings: str) -> dict[str, Finding]:
+    needs = needs_of(load_config(job_file, settings, needs_files=False))
+    config = needs.job.config
+    checks = (check_prompts(config), check_model(needs), check_networks_of_job(needs), check_choice(needs))
+    return {finding.name: finding for findings in checks for finding in findings}
+
+
+def test_a_job_names_exactly_what_it_misses_and_where_it_looks(job_file: Path) -> None:
+    found = found_for(job_file)
+    assert list(found) == [
+        *("prompts", "transformer", "tokenizer", "text encoder"),
+        *("reward aesthetic-v2.5", "features"),
+    ]
+    commands = {name: (finding.command or "").splitlines() for name, finding in found.items()}
+    infinity = "hf download FoundationVision/Infinity"
+    assert commands["transformer"] == [f"{infinity} infinity_2b_reg.pth --local-dir weights"]
+    assert commands["tokenizer"] == [f"{infinity} infinity_vae_d32reg.pth --local-dir weights"]
+    assert commands["text encoder"][0].endswith("--local-dir weights/flan-t5-xl")
+    head, siglip = commands["reward aesthetic-v2.5"]
+    assert head.startswith("curl -L --create-dirs -o weights/aesthetic/aesthetic_predictor_v2_5.pth https://")
+    assert siglip.endswith("--local-dir weights/aesthetic/siglip")
+    assert "head AGPL-3.0" in found["reward aesthetic-v2.5"].text
+    dinov2 = "hf download facebook/dinov2-with-registers-large config.json model.safetensors"
+    assert commands["features"] == [f"{dinov2} --local-dir weights/dinov2"]
+
+
+def test_what_the_commands_bring_is_found(job_file: Path) -> None:
+    for finding in found_for(job_file).values():
+        for line in (finding.command or "").splitlines():
+            words = shlex.split(line)
+            if words[0] == "curl":
+                files = [Path(words[words.index("-o") + 1])]
+            else:
+                folder = Path(words[words.index("--local-dir") + 1])
+                names = [word.replace("*", "model") for word in words[3:-2] if word != "--include"]
+                files = [folder / name for name in names]
+            for file in files:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if file.suffix == ".pth":
+                    torch.save({"other": torch.zeros(1)}, file)
+                else:
+                    file.write_bytes(b"x")
+    assert {finding.mark for finding in found_for(job_file).values()} == {Mark.OK}
+
+
+def save_tokenizer(file: Path, channels: int) -> None:
+    file.parent.mkdir(exist_ok=True)
+    torch.save({"decoder.conv_in.conv.weight": torch.zeros(512, channels, 3, 3)}, file)
+
+
+def test_wrong_files_are_named(job_file: Path) -> None:
+    folder = job_file.parent / "weights"
+    save_tokenizer(folder / "infinity_vae_d32.pth", 32)
+    missing = found_for(job_file)["tokenizer"]
+    assert missing.mark is Mark.MISSING
+    assert "infinity_vae_d32.pth is there, which is not this model's" in missing.text
+    save_tokenizer(folder / "infinity_vae_d32reg.pth", 64)
+    wrong = found_for(job_file)["tokenizer"]
+    assert wrong.mark is Mark.MISSING
+    assert "has 64 channels (as d64); infinity-2b was trained with d32reg" in wrong.text
+    save_tokenizer(folder / "infinity_vae_d32reg.pth", 32)
+    alike = found_for(job_file)["tokenizer"]
+    assert alike.mark is Mark.OK
+    assert "do not tell it from d32, with which images are bad" in alike.text
+    torch.save({"word_embed.weight": torch.zeros(3584, 56)}, folder / "infinity_2b_reg.pth")
+    other = found_for(job_file)["transformer"]
+    assert "its word_embed is 3584 x 56; that of infinity-2b is 2048 x 32" in other.text
+
+
+def test_sizes_that_weights_were_not_trained_for_are_told(job_file: Path) -> None:
+    assert "resolution" not in found_for(job_file, "model.resolution=1M")
+    warned = found_for(job_file, "model.resolution=0.25M")["resolution"]
+    assert warned.mark is Mark.WARN and "trained for 1M" in warned.text
+    large = found_for(job_file, "model.resolution=0.25M", "model.name=infinity-8b")
+    assert "infinity-8b-512 has weights of that size" in large["resolution"].text
+    assert "infinity_vae_d56_f8_14_patchify.pth" in large["tokenizer"].text
+
+
+def test_a_job_for_a_gpu_that_is_not_here_cannot_run(job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (finding,) = check_device(needs_of(load_config(job_file, ["model.device=cuda"], needs_files=False)))
+    assert finding.mark is Mark.MISSING
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert not check_device(needs_of(load_config(job_file, ["model.device=cuda"], needs_files=False)))
+
+
+def test_settings_that_make_no_job_are_one_sentence(job_file: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", str(job_file), "--set", "reward.path=null"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("ttsvar-ray: reward.path: expected where aesthetic_predictor_v2_5.pth go")
 
 
 def test_of_an_object_store_the_disk_that_matters_is_where_parts_are_made() -> None:

@@ -58,7 +58,7 @@ def test_the_screen() -> None:
     lines = run("--model", "infinity-2b", "--profile", "h200").splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[2].split() == [
-        *("scale", "grid", "tokens", "before", "selection", "after", "decoded", "scored"),
+        *("scale", "grid", "tokens", "before", "selection", "after", "decode", "score"),
         *("TFLOP", "share", "KV", "cache"),
     ]
     assert any(line.split()[:3] == ["12", "64x64", "4096"] for line in lines)

@@ -1,9 +1,9 @@
-"""`ttsvar-ray doctor`: what of this machine is ready."""
+"""`ttsvar-ray doctor`: what of this machine is ready, or what keeps one job from running here."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,6 @@ from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
     from ttsvar_ray.cli.doctor.checks import Check, Finding, Mark
     from ttsvar_ray.config import JobConfig
@@ -36,9 +35,11 @@ def doctor(
 ) -> None:
     """Say what of this machine is ready, and how to get what is not. Asks no network, starts no cluster.
 
-    With a job or a model, that model's weights are looked for; without, those of the published models.
+    With a job or a model: exactly what that needs, where it looks for it, and the commands that put it there;
+    `ttsvar-ray doctor JOB.yaml && ttsvar-ray generate JOB.yaml`. Without: what is published.
 
-    Exit codes: 0 the built-in model runs here; 1 it does not.
+    Exit codes: 0 the job (or, without one, the built-in model) runs here; 1 it does not, and why; 2 settings
+    that make no job.
     """
     with errors_for_people(debug=debug):
         import json
@@ -51,51 +52,72 @@ def doctor(
 
             flags = {"model.name": model}
             chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
-        findings = examine(chosen, weights)
-        ready = can_run(findings)
+        console, findings = Console(), []
+        for finding in examine(chosen, weights):
+            findings.append(finding)
+            if not as_json:
+                show(finding, console)
+        ready = can_run(findings, job=chosen is not None)
         if as_json:
             report = {"ready": ready, "findings": [finding.to_json() for finding in findings]}
             typer.echo(json.dumps(report, indent=1))
         else:
-            show(findings, Console())
+            words = verdict(findings, job=chosen is not None)
+            console.print(f"\n{words}", markup=False, highlight=False, soft_wrap=True)
     if not ready:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def examine(config: JobConfig | None, fetched: Path) -> list[Finding]:
-    """Return everything that was found.
+def examine(config: JobConfig | None, fetched: Path) -> Iterator[Finding]:
+    """Yield everything that is found, each as soon as it is.
 
     Args:
         config: a job to look at, None for what is published.
         fetched: folder of fetched rewards and features.
+
+    Raises:
+        ConfigurationError, CheckpointError: settings that make no job.
     """
+    from ttsvar_ray.cli.doctor import checks
+    from ttsvar_ray.cli.doctor.checks import Mark
+
+    planned: list[tuple[str, Check, Mark]] = [("software", checks.check_software, Mark.BROKEN)]
+    if config is not None:
+        from ttsvar_ray.cli.doctor import job as of_job
+
+        # What makes no job is said before anything is looked at.
+        needs = of_job.needs_of(config)
+        planned += [
+            ("job", partial(of_job.check_prompts, config), Mark.MISSING),
+            ("job", partial(of_job.check_model, needs), Mark.MISSING),
+            ("job", partial(of_job.check_networks, needs), Mark.MISSING),
+            ("job", partial(of_job.check_choice, needs), Mark.WARN),
+            ("job", partial(of_job.check_device, needs), Mark.WARN),
+        ]
+    planned += [
+        ("machine", checks.check_machine, Mark.WARN),
+        ("disk", partial(checks.check_disk, _folders(config)), Mark.WARN),
+        ("ray", checks.check_ray, Mark.BROKEN),
+    ]
+    if config is None:
+        from ttsvar_ray.cli.doctor import weights
+        from ttsvar_ray.models.description import ModelChoice
+
+        choices = [ModelChoice(name=name) for name in weights.MODELS]
+        planned += [
+            ("weights", weights.check_hub, Mark.WARN),
+            ("weights", partial(weights.check_models, choices), Mark.MISSING),
+            ("weights", partial(weights.check_networks, fetched), Mark.MISSING),
+        ]
+    planned.append(("built-in model", checks.check_built_in_model, Mark.BROKEN))
+    for area, check, otherwise in planned:
+        yield from checks.run_check(area, check, otherwise=otherwise)
+
+
+def _folders(config: JobConfig | None) -> dict[str, Path]:
     from huggingface_hub import constants
 
-    from ttsvar_ray.cli.doctor import checks, weights
-    from ttsvar_ray.cli.doctor.checks import Mark
-    from ttsvar_ray.job.resolved import model_choice
-    from ttsvar_ray.models.description import ModelChoice
-
-    folders = {**output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
-    choices, named = [ModelChoice(name=name) for name in weights.MODELS], {}
-    if config is not None:
-        choices, named = [model_choice(config)], _named_paths(config)
-    planned: tuple[tuple[str, Check, Mark], ...] = (
-        ("software", checks.check_software, Mark.BROKEN),
-        ("machine", checks.check_machine, Mark.WARN),
-        ("disk", partial(checks.check_disk, folders), Mark.WARN),
-        ("ray", checks.check_ray, Mark.BROKEN),
-        ("weights", weights.check_hub, Mark.WARN),
-        ("weights", partial(weights.check_models, choices), Mark.MISSING),
-        ("weights", partial(weights.check_job_paths, named), Mark.MISSING),
-        ("weights", partial(weights.check_networks, fetched), Mark.MISSING),
-        ("built-in model", checks.check_built_in_model, Mark.BROKEN),
-    )
-    return [
-        finding
-        for area, check, otherwise in planned
-        for finding in checks.run_check(area, check, otherwise=otherwise)
-    ]
+    return {**output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
 
 
 def output_folder(config: JobConfig | None) -> dict[str, Path]:
@@ -109,60 +131,37 @@ def output_folder(config: JobConfig | None) -> dict[str, Path]:
     return {"output": Path(config.output.path) if config is not None and config.output.path else Path()}
 
 
-def _named_paths(config: JobConfig) -> dict[str, str | None]:
-    members = config.reward.members or {}
-    return {
-        "reward.path": config.reward.path,
-        **{f"reward {name}": path for name, path in members.items()},
-        "features.backbone": config.features.backbone,
-    }
-
-
-def show(findings: Sequence[Finding], console: Console) -> None:
-    """Print one row per finding, commands in place of what is missing, and the verdict.
-
-    A terminal gets a coloured table that folds long texts; elsewhere lines are never folded.
-    """
-    from ttsvar_ray.cli.show import table, table_lines
-
-    rows, headings = _rows(findings), ("",) * 4
-    if console.is_terminal:
-        console.print(table(headings, rows, texts=4))
-    else:
-        for line in table_lines(headings, rows, texts=4):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    console.print(verdict(findings), markup=False, highlight=False, soft_wrap=True)
-
-
-def _rows(findings: Sequence[Finding]) -> list[tuple[Text | str, ...]]:
-    """Return area, name, mark and text; an area is written once, a command below its finding's name."""
+def show(finding: Finding, console: Console) -> None:
+    """Print one finding, and below it its commands, each on a line of its own that nothing folds."""
     from rich.text import Text
 
-    rows: list[tuple[Text | str, ...]] = []
-    before = ""
-    for finding in findings:
-        area = "" if finding.area == before else finding.area
-        before = finding.area
-        mark = finding.mark.value
-        commands = [] if finding.command is None else finding.command.splitlines()
-        lines = commands if commands and mark == "missing" else [finding.text, *commands]
-        rows.append((Text(area, style="bold"), finding.name, Text(mark, style=_STYLES[mark]), lines[0]))
-        rows += [("", "", "", line) for line in lines[1:]]
-    return rows
+    mark = finding.mark.value
+    line = Text.assemble(
+        (f"{finding.area:<15}", "bold"), f"{finding.name:<20}", (f"{mark:<8}", _STYLES[mark]), finding.text
+    )
+    console.print(line, highlight=False, soft_wrap=True)
+    for command in (finding.command or "").splitlines():
+        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
 
 
-def can_run(findings: Sequence[Finding]) -> bool:
-    """Whether nothing keeps the built-in model from running."""
-    return all(finding.mark.value != "broken" for finding in findings)
+def can_run(findings: Sequence[Finding], *, job: bool) -> bool:
+    """Whether nothing keeps the job, or without one the built-in model, from running."""
+    return not any(_blocks(finding, job=job) for finding in findings)
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def _blocks(finding: Finding, *, job: bool) -> bool:
+    is_needed = job and finding.area == "job"
+    return finding.mark.value == "broken" or (is_needed and finding.mark.value == "missing")
+
+
+def verdict(findings: Sequence[Finding], *, job: bool) -> str:
     """Return the last line."""
     count = Counter(finding.mark.value for finding in findings)
     extra = f"{count['warn']} to look at, {count['missing']} missing"
     if count["missing"]:
         extra += " (their commands are the publishers'; nothing was fetched to try them)"
-    if can_run(findings):
-        return f"ready: the built-in model runs; {extra}"
-    return f"not ready: {count['broken']} broken; {extra}"
+    what = "the job" if job else "the built-in model"
+    if can_run(findings, job=job):
+        return f"ready: {what} runs; {extra}"
+    names = ", ".join(finding.name for finding in findings if _blocks(finding, job=job))
+    return f"not ready: {what} needs {names}; {extra}"

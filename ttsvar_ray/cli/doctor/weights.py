@@ -83,27 +83,6 @@ def check_networks(folder: Path) -> list[Finding]:
     return [*rewards, *features.values()]
 
 
-def check_job_paths(paths: dict[str, str | None]) -> list[Finding]:
-    """Look whether what a job names is there.
-
-    Args:
-        paths: setting to its value; None is not looked at.
-    """
-    findings = []
-    for setting, value in paths.items():
-        if value is None:
-            continue
-        there = Path(value).expanduser().exists()
-        findings.append(
-            Finding(
-                name=setting,
-                mark=Mark.OK if there else Mark.MISSING,
-                text=value if there else f"{value}: nothing there",
-            )
-        )
-    return findings
-
-
 def size_on_disk(source: WeightSource) -> int | None:
     """Return the bytes of weights that are on this machine; None where a file or pattern has none."""
     root = _cached(source.root) if isinstance(source.root, HubRepository) else source.root
