@@ -74,7 +74,6 @@ MANIFEST: dict[str, Any] = {
     "prompts_path": "p.jsonl",
     "prompts_digest": "d",
     "bad_lines": 1,
-    "chunk_digests": (),
     "column_types": {"tag": "int64"},
     "seed": 1,
     "created": "now",
@@ -237,7 +236,12 @@ def run(
 ) -> None:
     """Do to an output folder what a job does, with outcomes out of nothing."""
     layout = OutputLayout(where)
-    manifest = RunManifest(**MANIFEST, prompt_count=len(prompts), rows_per_chunk=rows_per_chunk)
+    manifest = RunManifest(
+        **MANIFEST,
+        prompt_count=len(prompts),
+        rows_per_chunk=rows_per_chunk,
+        chunk_digests=("d",) * -(-len(prompts) // rows_per_chunk),
+    )
     check_output(layout, manifest)
     with OutputLock(layout, heartbeat_s=1e6) as held:
         layout = held.layout

@@ -12,13 +12,15 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.storage import redacted
 
 FORMAT_VERSION = 2
+
+_Value = TypeVar("_Value")
 
 
 def utc_now() -> str:
@@ -101,23 +103,36 @@ class RunManifest:
         """Return the manifest that `to_json` wrote; KeyError, TypeError or ValueError if it is none."""
         if data["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version: expected {FORMAT_VERSION}, got {data['format_version']}")
-        prompts = data["prompts"]
+        prompts = _of(dict, data, "prompts")
+        chunks = _of(dict, prompts, "chunks")
+        count, rows = _of(int, prompts, "count"), _of(int, chunks, "rows")
+        digests = tuple(_of(str, chunks, "digests").split())
+        if count < 1 or rows < 1 or len(digests) != -(-count // rows):
+            raise ValueError(f"expected {count} prompts in chunks of {rows}, got {len(digests)} chunks")
         return cls(
-            config=data["config"],
-            content=data["content"],
-            config_digest=data["config_digest"],
+            config=_of(dict, data, "config"),
+            content=_of(dict, data, "content"),
+            config_digest=_of(str, data, "config_digest"),
             prompts_path=prompts["path"],
-            prompts_digest=prompts["digest"],
-            prompt_count=prompts["count"],
-            bad_lines=prompts["bad_lines"],
-            rows_per_chunk=prompts["chunks"]["rows"],
-            chunk_digests=tuple(prompts["chunks"]["digests"].split()),
-            column_types=prompts["columns"],
-            seed=data["seed"],
-            created=data["created"],
-            versions=data["versions"],
-            cpu_kernels=data.get("cpu_kernels", ""),
+            prompts_digest=_of(str, prompts, "digest"),
+            prompt_count=count,
+            bad_lines=_of(int, prompts, "bad_lines"),
+            rows_per_chunk=rows,
+            chunk_digests=digests,
+            column_types=_of(dict, prompts, "columns"),
+            seed=_of(int, data, "seed"),
+            created=_of(str, data, "created"),
+            versions=_of(dict, data, "versions"),
+            cpu_kernels=str(data.get("cpu_kernels", "")),
         )
+
+
+def _of(kind: type[_Value], values: Mapping[str, Any], name: str) -> _Value:
+    """Return a value that must be of a kind, or raise TypeError."""
+    value = values[name]
+    if type(value) is not kind:  # A truth value is no number here.
+        raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def read_manifest(layout: OutputLayout) -> RunManifest | None:
@@ -127,7 +142,7 @@ def read_manifest(layout: OutputLayout) -> RunManifest | None:
         OutputError: there is one, and it cannot be read.
     """
     try:
-        text = layout.run_file.read_text()
+        text = layout.run_file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

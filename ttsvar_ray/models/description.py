@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.errors import CheckpointError, reading_weights
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.weight_source import WeightSource
 from ttsvar_ray.types import ScaleSchedule
@@ -107,7 +107,7 @@ def read_description(path: Path) -> ModelDescription:
         raise CheckpointError(f"{path}: not a model directory, {CONFIG_NAME} is missing")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: expected an object, found {type(values).__name__}")
@@ -117,6 +117,11 @@ def read_description(path: Path) -> ModelDescription:
         problems.append(f"format_version: expected {FORMAT_VERSION}, got {values['format_version']}")
     if problems:
         raise CheckpointError(f"{file}: " + "; ".join(problems))
+    with reading_weights(file, kind="the description of a model"):
+        return _description(path, file, values)
+
+
+def _description(path: Path, file: Path, values: Mapping[str, Any]) -> ModelDescription:
     schedule = tuple((int(height), int(width)) for height, width in values["scale_schedule"])
     tokenizer, reward, features = values["tokenizer"], values.get("reward", {}), values.get("features", {})
     pixels = pixels_per_token(tokenizer)

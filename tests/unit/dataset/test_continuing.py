@@ -29,7 +29,7 @@ from ttsvar_ray.models.row_stability import cpu_kernels
 
 
 def manifest(
-    *overrides: str, digest: str = "a" * 64, count: int = 10, chunks: tuple[str, ...] = ("d",)
+    *overrides: str, digest: str = "a" * 64, count: int = 10, chunks: tuple[str, ...] = ("d", "e", "f")
 ) -> RunManifest:
     config = load_config(None, overrides, needs_files=False)
     return RunManifest(
