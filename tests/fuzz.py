@@ -1,7 +1,7 @@
 """Files that people and accidents have changed: `python -m tests.fuzz --count 10000`.
 
-Each case takes a good file (prompts in every format, a job file, run.json, dead letters, manifests of parts,
-sessions, a part, a workload, the config.json of a model), changes it at random, and hands it to what reads it.
+Each case takes a good file (prompts in every format, a job file, run.json, dead letters, manifests,
+sessions, a part, a workload, config.json of a model), changes it at random, and hands it to what reads it.
 That may take it, or say in a sentence what is wrong (`TtsVarError`). Anything else is a finding, as is a case
 that takes over five seconds; the whole may not hold a gigabyte. A case is a number: `--first 4711 --count 1`
 plays it again.
