@@ -16,7 +16,6 @@ from ttsvar_ray.errors import (
     RunFailedError,
     TtsVarError,
 )
-from ttsvar_ray.storage.uris import for_people
 
 
 class ExitCode(enum.IntEnum):
@@ -65,6 +64,8 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
 
 
 def _end(error: BaseException, code: ExitCode, *, debug: bool, message: str | None = None) -> None:
+    from ttsvar_ray.storage.uris import for_people
+
     if debug:
         import traceback
 
