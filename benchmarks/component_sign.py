@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from recipes.shapes.captions import sample_caption, sample_scene_for
 from recipes.shapes.render import render_batch
 from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
 from ttsvar_ray.features.verify import load_recorded_dinov2
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
-from ttsvar_ray.shapes.captions import sample_caption, sample_scene_for
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 IMAGES, SIZE = 200, 48

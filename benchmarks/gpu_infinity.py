@@ -30,10 +30,10 @@ from torch import Tensor
 from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.engine.device import choose_repeatable_kernels
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
-from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
-from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import cpu_name
-from ttsvar_ray.search.k_means import k_means
+from ttsvar_ray.search.operators.cluster import k_means
 
 SIZES = ((4, 3), (6, 4), (8, 6), (16, 12), (32, 24), (64, 48))
 FEATURES = 256

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
+from recipes.shapes.captions import sample_caption, sample_scene_for
 from recipes.shapes.render import render_batch
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.models.registry import describe_model
-from ttsvar_ray.recorded.files import read_images
+from ttsvar_ray.recorded import read_images
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rewards.verify import load_recorded_image_reward
 from ttsvar_ray.search.operators.cluster import cluster_survivors
-from ttsvar_ray.shapes.captions import sample_caption, sample_scene_for
 from ttsvar_ray.types import Preprocessing, UInt8Array
 from ttsvar_ray.vision.pixels import Fit, PixelRecipe, Resample
 

@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from ttsvar_ray.features.backbones import dinov2_backbone
-from ttsvar_ray.features.patch_features import PrincipalComponentFeatures
+from ttsvar_ray.features.patch_features import PatchFeatures, principal_component_features
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import TEXT_CHANNELS, TEXT_MAX_LENGTH, TOP_P, InfinityPreset
 from ttsvar_ray.models.infinity.resolutions import Resolution
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
@@ -117,14 +117,12 @@ def random_reward(sizes: NetworkSizes, *, device: torch.device, seed: int = 1) -
     )
 
 
-def random_extractor(
-    sizes: NetworkSizes, *, device: torch.device, seed: int = 2
-) -> PrincipalComponentFeatures:
+def random_extractor(sizes: NetworkSizes, *, device: torch.device, seed: int = 2) -> PatchFeatures:
     """Return DINOv2's `pca` with random weights."""
     network = Dinov2WithRegistersModel(sizes.extractor)
     fill(network, torch.device("cpu"), seed=seed)
     backbone = dinov2_backbone(network, "random", str(device), Preprocessing.PUBLISHED)
-    return PrincipalComponentFeatures(backbone, ComponentSign.DETERMINISTIC)
+    return principal_component_features(backbone, ComponentSign.DETERMINISTIC)
 
 
 def fill(module: nn.Module, device: torch.device, *, seed: int) -> None:

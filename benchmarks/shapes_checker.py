@@ -11,9 +11,9 @@ import time
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from recipes.shapes.captions import sample_example
 from recipes.shapes.render import render
 from recipes.shapes.variants import hard_negatives
-from ttsvar_ray.shapes.captions import sample_example
 from ttsvar_ray.shapes.checker import judge
 from ttsvar_ray.shapes.detection import find_objects
 

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,20 +32,22 @@ class OwnCode:
         path: as written in the settings.
         source_digest: sha256 of the source file of its module, hexadecimal; where that has it from another,
             of both files together. What these import is not in it.
+        arguments: keywords that a class is called with.
     """
 
     object: Any
     path: str
     source_digest: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, arguments: Mapping[str, Any], *, setting: str) -> Any:
-        """Call it.
+    def make(self, *, setting: str) -> Any:
+        """Call it with its arguments.
 
         Raises:
             ConfigurationError: it raises. Memory that is full, and errors of this package, pass.
         """
         try:
-            return self.object(**arguments)
+            return self.object(**self.arguments)
         except (TtsVarError, MemoryError):
             raise
         except Exception as error:
@@ -115,7 +117,13 @@ def require_callables(own: OwnCode, members: Sequence[str], *, setting: str, wha
 
 
 def load_own_class(
-    path: str, *, methods: Sequence[str], arguments: Mapping[str, Any], setting: str, what: str
+    path: str,
+    *,
+    methods: Sequence[str],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    setting: str,
+    what: str,
 ) -> OwnCode:
     """Import a class that a setting names, and refuse it where it cannot be what the setting asks for.
 
@@ -124,13 +132,19 @@ def load_own_class(
     Args:
         path: see `load_own`.
         methods: that its objects must have.
-        arguments: keywords that it will be called with.
-        setting: dotted name of the setting, for messages.
+        given: keywords that this package calls it with.
+        options: further keywords, from the settings.
+        setting: dotted name of the setting, for messages; its options are in the same section.
         what: its objects are, for messages, such as "a reward".
 
     Raises:
-        ConfigurationError: what `load_own` refuses, no class, missing methods, or other arguments.
+        ConfigurationError: what `load_own` refuses, no class, missing methods, other arguments, or an option
+            that is given already.
     """
+    if twice := sorted(given.keys() & (options or {}).keys()):
+        section = setting.partition(".")[0]
+        raise ConfigurationError(f"{section}.options: {twice[0]} is given already; remove it")
+    arguments = {**given, **(options or {})}
     own = load_own(path, setting=setting)
     if not inspect.isclass(own.object):
         raise ConfigurationError(f"{setting}: expected a class, got {path}, a {type(own.object).__name__}")
@@ -142,23 +156,7 @@ def load_own_class(
             f"{setting}: {path} is called with {', '.join(arguments)} as keywords, which it does not take "
             f"so: {error}"
         ) from None
-    return own
-
-
-def with_options(given: Mapping[str, Any], options: Mapping[str, Any], *, setting: str) -> dict[str, Any]:
-    """Return the keywords that a user's class is called with: what is given to each, and its own options.
-
-    Args:
-        given: by this package.
-        options: from the settings.
-        setting: dotted name of the options, for messages.
-
-    Raises:
-        ConfigurationError: an option that is given already.
-    """
-    if twice := sorted(given.keys() & options.keys()):
-        raise ConfigurationError(f"{setting}: {twice[0]} is given already; remove it")
-    return {**given, **options}
+    return replace(own, arguments=arguments)
 
 
 def named_object(path: str) -> Any:

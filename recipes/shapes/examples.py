@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE, TRANSFORMER
+from recipes.shapes.captions import sample_example
 from recipes.shapes.render import render_batch
 from recipes.shapes.text import build_text_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import sample_example
 from ttsvar_ray.types import UInt8Array
 
 BLOCK = 500

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE
 from recipes.shapes.render import render_batch
-from ttsvar_ray.shapes.scene import sample_scene
+from recipes.shapes.scenes import sample_scene
 from ttsvar_ray.types import UInt8Array
 
 BLOCK = 1000

@@ -17,17 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ttsvar_ray.shapes.captions import (
-    COUNT_WORDS,
-    KINDS,
-    LONG_RELATIONS,
-    Caption,
-    Claim,
-    Kind,
-    write_caption,
-)
-from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.scene import COLORS, Relation
+from recipes.shapes.captions import write_caption
+from ttsvar_ray.shapes.captions import COUNT_WORDS, KINDS, LONG_RELATIONS, Caption, Claim, Kind
+from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation
 
 _DEAL_SEED = 20507185
 """Seeds the deal and the order; changing it changes every prompt set."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttsvar_ray.shapes.geometry import REACH, signed_distance
-from ttsvar_ray.shapes.scene import Scene, SceneObject
+from recipes.shapes.scenes import REACH, Scene, SceneObject
+from ttsvar_ray.shapes.world import signed_distance
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 MIN_SIZE, MAX_SIZE = 48, 128

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
 from recipes.shapes.progress import load_checkpoint
-from ttsvar_ray.models.decoding import to_uint8
+from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.types import UInt8Array

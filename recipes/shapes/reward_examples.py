@@ -7,29 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recipes.shapes.captions import sample_caption, sample_scene_for, write_caption
 from recipes.shapes.render import render_batch
+from recipes.shapes.scenes import MAX_OBJECTS, Scene, clear_relation, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.shapes.captions import (
-    COUNT_WORDS,
-    KINDS,
-    PLURALS,
-    Caption,
-    Claim,
-    Kind,
-    sample_caption,
-    sample_scene_for,
-    write_caption,
-)
-from ttsvar_ray.shapes.geometry import SHAPES, Shape
-from ttsvar_ray.shapes.scene import (
-    COLORS,
-    MAX_OBJECTS,
-    Relation,
-    Scene,
-    auxiliary_labels,
-    clear_relation,
-    sample_scene,
-)
+from ttsvar_ray.shapes.captions import COUNT_WORDS, KINDS, PLURALS, Caption, Claim, Kind
+from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation, Shape
 from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 NOUNS_PER_CAPTION = 2
@@ -93,6 +76,45 @@ def sample_batch(rng: np.random.Generator, size: int, image_size: int) -> Reward
         captions = [caption, *draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1)]
         texts += [c.text + " ." if rng.random() < FULL_STOP_SHARE else c.text for c in captions]
     return label(render_batch(scenes, image_size), scenes, kinds, texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryLabels:
+    """What is where, padded to `MAX_OBJECTS` rows, for auxiliary training losses.
+
+    Attributes:
+        count: number of real rows.
+        centers: float32 [4, 2], (x, y) as fractions of the side; 0 where padded.
+        radii: float32 [4], fractions of the side; 0 where padded.
+        shape_index: int64 [4], index into `SHAPES`; -1 where padded.
+        color_index: int64 [4], index into `COLORS`; -1 where padded.
+    """
+
+    count: int
+    centers: Float32Array
+    radii: Float32Array
+    shape_index: Int64Array
+    color_index: Int64Array
+
+
+def auxiliary_labels(scene: Scene) -> AuxiliaryLabels:
+    """Return positions, sizes and classes of a scene's objects as padded arrays."""
+    centers = np.zeros((MAX_OBJECTS, 2), dtype=np.float32)
+    radii = np.zeros(MAX_OBJECTS, dtype=np.float32)
+    shape_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
+    color_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
+    for row, item in enumerate(scene.objects):
+        centers[row] = item.x, item.y
+        radii[row] = item.radius
+        shape_index[row] = SHAPES.index(item.shape)
+        color_index[row] = COLORS.index(item.color)
+    return AuxiliaryLabels(
+        count=len(scene.objects),
+        centers=centers,
+        radii=radii,
+        shape_index=shape_index,
+        color_index=color_index,
+    )
 
 
 def label(images: UInt8Array, scenes: list[Scene], kinds: list[Kind], texts: list[str]) -> RewardBatch:

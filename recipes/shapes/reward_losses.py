@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipes.shapes.reward_examples import RewardBatch
-from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.scene import COLORS, MAX_OBJECTS
+from recipes.shapes.scenes import MAX_OBJECTS
+from ttsvar_ray.shapes.world import COLORS, SHAPES
 
 PATCH_OUTPUTS = 1 + 2 + len(SHAPES) + len(COLORS)
 NOUN_OUTPUTS = 2 + len(COLORS) + MAX_OBJECTS + 1

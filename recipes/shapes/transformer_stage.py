@@ -24,8 +24,8 @@ from recipes.shapes.examples import Examples
 from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.parallel import Rank
 from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkpoint
+from recipes.shapes.training_transformer import TrainingTransformer
 from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class TextToBits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.text_encoder = T5EncoderModel(text_encoder_config())
-        self.transformer = InfinityTransformer(TRANSFORMER, SCHEDULE)
+        self.transformer = TrainingTransformer(TRANSFORMER, SCHEDULE)
 
     def forward(self, ids: Tensor, mask: Tensor, dropped: Tensor, inputs: list[Tensor]) -> Tensor:
         """Return float32 logits of bit 1 against bit 0, [B, L, bits_per_token]."""

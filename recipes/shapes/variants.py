@@ -8,16 +8,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from ttsvar_ray.shapes.captions import (
-    COUNT_WORDS,
-    LONG_RELATIONS,
-    PREFIX,
-    Caption,
-    Claim,
-    Kind,
-    write_caption,
-)
-from ttsvar_ray.shapes.scene import COLORS, SHAPES, Color, Relation, Scene, Shape, clear_relation
+from recipes.shapes.captions import write_caption
+from recipes.shapes.scenes import Scene, clear_relation
+from ttsvar_ray.shapes.captions import COUNT_WORDS, LONG_RELATIONS, PREFIX, Caption, Claim, Kind
+from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
 
 _T = TypeVar("_T")
 

@@ -20,7 +20,7 @@ OTHER = "f" * 40
 
 STEP = """
 import json, sys
-from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.weight_source import HubRepository
 from ttsvar_ray.errors import CheckpointError
 reference, patterns = sys.argv[1], sys.argv[2:]
 try:

@@ -27,7 +27,6 @@ def test_shipped_subset_agrees() -> None:
         ("A_square", "logits_cond"),
         ("A_square", "logits_uncond"),
         ("A_square", "block"),
-        ("A_square", "teacher_forced"),
         ("A_square", "replay.keys"),
         ("A_sampled", "bits"),
         ("A_sampled", "image_bgr_u8"),

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttsvar_ray.models.infinity.key_map import map_tokenizer_keys, map_transformer_keys
+from ttsvar_ray.models.infinity.directory import TOKENIZER_KEYS, TRANSFORMER_KEYS
 from ttsvar_ray.models.infinity.presets import PRESETS, TOKENIZERS, InfinityPreset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.vision.checkpoints import KeyTable, rename_keys
 
 KEYS = Path(__file__).parents[1] / "data" / "infinity" / "published_keys.json.gz"
 PUBLISHED: dict[str, dict[str, list[int]]] = json.loads(gzip.decompress(KEYS.read_bytes()))
@@ -53,6 +54,15 @@ def shapes(module: torch.nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in module.state_dict().items()}
 
 
+def dropped(names: dict[str, list[int]], table: KeyTable) -> set[str]:
+    return {name for name in names if not rename_keys({name: torch.empty(0)}, table, source="here")}
+
+
+def own_shapes(published: dict[str, list[int]], table: KeyTable) -> dict[str, list[int]]:
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in published.items()}
+    return {name: list(tensor.shape) for name, tensor in rename_keys(tensors, table, source="here").items()}
+
+
 def test_every_list_of_names_is_used() -> None:
     assert {*TRANSFORMERS.values(), *TOKENIZER_NAMES.values()} == set(PUBLISHED)
 
@@ -61,13 +71,9 @@ def test_every_list_of_names_is_used() -> None:
 def test_each_key_of_a_transformer_is_loaded_or_dropped_for_a_reason(name: str) -> None:
     published = PUBLISHED[TRANSFORMERS[name]]
     legacy = {"lvl_1L": [1, 10], "attn_bias_for_masking": [1, 1, 10, 10]}
-    keys = map_transformer_keys({**published, **legacy})
-    assert keys.kept.keys() | keys.dropped.keys() == published.keys() | legacy.keys()
-    assert not keys.kept.keys() & keys.dropped.keys()
-    assert keys.dropped.keys() == legacy.keys()
-    assert all(keys.dropped.values())
-    own = shapes(transformer_on_meta(PRESETS[name]))
-    assert {keys.kept[key]: shape for key, shape in published.items()} == own
+    constant = {key for key in published if key.endswith(".zero_k_bias")}
+    assert dropped({**published, **legacy}, TRANSFORMER_KEYS) == legacy.keys() | constant
+    assert own_shapes(published, TRANSFORMER_KEYS) == shapes(transformer_on_meta(PRESETS[name]))
 
 
 @pytest.mark.parametrize("name", TOKENIZER_NAMES)
@@ -79,14 +85,10 @@ def test_each_key_of_a_tokenizer_is_loaded_or_dropped_for_a_reason(name: str, fo
         plain = [key.replace(".norm.weight", ".weight").replace(".norm.bias", ".bias") for key in plain]
         assert len(set(plain)) == len(published)
         published = dict(zip(plain, published.values(), strict=True))
-    keys = map_tokenizer_keys(published)
-    assert keys.kept.keys() | keys.dropped.keys() == published.keys()
-    assert not keys.kept.keys() & keys.dropped.keys()
-    assert keys.dropped.keys() == {"quantizer.lfq.mask", "quantize.lfq.mask"}
-    assert all(keys.dropped.values())
+    assert dropped(published, TOKENIZER_KEYS) == {"quantizer.lfq.mask", "quantize.lfq.mask"}
     with torch.device("meta"):
         own = shapes(ImageTokenizer(TOKENIZERS[name].config()))
-    assert {keys.kept[key]: published[key] for key in keys.kept} == own
+    assert own_shapes(published, TOKENIZER_KEYS) == own
 
 
 @pytest.mark.parametrize("name", PRESETS)

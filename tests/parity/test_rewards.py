@@ -19,7 +19,7 @@ from tests.support.recorded import recorded_rewards, unpack
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.verify import compare_rewards
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.recorded.comparison import ComparisonReport
+from ttsvar_ray.recorded import ComparisonReport
 
 RECORDED = recorded_rewards()
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.support.var import SMALL_CASES, load_case, public_keys
-from ttsvar_ray.models.checkpoint import load_strict
-from ttsvar_ray.models.var.config import PRESETS
-from ttsvar_ray.models.var.directory import var_tokenizer_keys, var_transformer_keys
-from ttsvar_ray.models.var.sampling import restricted_probabilities
-from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder
+from ttsvar_ray.models.sampling import restricted_probabilities
+from ttsvar_ray.models.var.config import PRESETS, VqConfig
+from ttsvar_ray.models.var.directory import TOKENIZER_KEYS, TRANSFORMER_KEYS
+from ttsvar_ray.models.var.tokenizer import VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
+from ttsvar_ray.vision.checkpoints import load_strict, rename_keys
 
 # Logits have a standard deviation of about 1; images lie in [-1, 1].
 LOGITS_TOLERANCE = 5e-5
@@ -79,10 +79,12 @@ def test_every_published_key_has_its_place(name: str) -> None:
     meta = {key: torch.empty(shape, device="meta") for key, shape in published.items()}
     with torch.device("meta"):
         transformer = VarTransformer(preset.transformer, preset.scale_schedule)
-    load_strict(transformer, var_transformer_keys(meta), source=preset.checkpoint)
+    kept = rename_keys(meta, TRANSFORMER_KEYS, source=preset.checkpoint)
+    load_strict(transformer, kept, source=preset.checkpoint, assign=True)
     count = sum(parameter.numel() for parameter in transformer.parameters())
     assert count == pytest.approx(preset.parameters, rel=0.04), f"{name} has {count / 1e6:.0f} M parameters"
-    assert set(published) - set(var_transformer_keys(meta)) == {"lvl_1L", "attn_bias_for_masking"}
+    dropped = {key.rpartition(".")[2] for key in set(published) - set(kept)}
+    assert dropped == {"lvl_1L", "attn_bias_for_masking", "zero_k_bias"}
 
 
 def test_every_published_tokenizer_key_has_its_place() -> None:
@@ -90,8 +92,8 @@ def test_every_published_tokenizer_key_has_its_place() -> None:
     meta = {key: torch.empty(shape, device="meta") for key, shape in published.items()}
     with torch.device("meta"):
         tokenizer = VqDecoder(VqConfig())
-    kept = var_tokenizer_keys(meta)
-    load_strict(tokenizer, kept, source="vae_ch160v4096z32.pth")
+    kept = rename_keys(meta, TOKENIZER_KEYS, source="vae_ch160v4096z32.pth")
+    load_strict(tokenizer, kept, source="vae_ch160v4096z32.pth", assign=True)
     dropped = {key.split(".")[0] for key in set(published) - set(kept)}
     assert dropped == {"encoder", "quant_conv", "quantize"}
     assert "quantize.ema_vocab_hit_SV" not in kept

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from ttsvar_ray.search.describe import describe, history_demand, selector_demand
 from ttsvar_ray.search.loop import Past, Seen, search
 from ttsvar_ray.search.operators.cluster import cluster_survivors
-from ttsvar_ray.search.operators.resample import Resample
+from ttsvar_ray.search.operators.resample import Resample, effective_sample_size, resample
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.search.resampling import effective_sample_size, resample
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Float64Array, Int64Array, PotentialKind, ResamplingScheme
 

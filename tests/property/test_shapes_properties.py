@@ -6,12 +6,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.shapes.captions import sample_caption, sample_example
 from recipes.shapes.render import coverage_mask, render
+from recipes.shapes.scenes import Scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.shapes.captions import KINDS, VOCABULARY, Kind, parse_caption, sample_caption, sample_example
+from ttsvar_ray.shapes.captions import KINDS, VOCABULARY, Kind, parse_caption
 from ttsvar_ray.shapes.checker import judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject
-from ttsvar_ray.shapes.scene import Relation, Scene
+from ttsvar_ray.shapes.world import Relation
 
 SEEDS = st.integers(0, 2**32 - 1)
 BOXES = st.tuples(*[st.floats(0, 100)] * 2, *[st.floats(1, 60)] * 2).map(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from ttsvar_ray.costs.trace import Trace
+from ttsvar_ray.costs.count import Trace
 
 
 def peak_live_bytes(body: Callable[[], object]) -> int:

@@ -76,6 +76,8 @@ def write_published(folder: Path, preset: InfinityPreset) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     assert preset.weights is not None
     weights = random_weights(InfinityTransformer(preset.transformer_config(), preset.quantizer().schedule))
+    biases = [name for name in weights if name.endswith(".v_bias")]
+    weights |= {name.replace(".v_bias", ".zero_k_bias"): torch.zeros_like(weights[name]) for name in biases}
     if preset.weights.endswith(".pth"):
         legacy = {"lvl_1L": torch.zeros(1, 521), "attn_bias_for_masking": torch.zeros(1, 1, 4, 4)}
         torch.save({**weights, **legacy}, folder / preset.weights)
@@ -84,29 +86,27 @@ def write_published(folder: Path, preset: InfinityPreset) -> Path:
     tokenizer = random_weights(ImageTokenizer(preset.tokenizer.config()))
     mask = 2 ** torch.arange(preset.tokenizer.codebook_dim - 1, -1, -1)
     masks = {"quantizer.lfq.mask": mask, "quantize.lfq.mask": mask}
-    torch.save({"vae": {**_unwrapped(tokenizer), **masks}, "ema": {}}, folder / preset.tokenizer.file)
+    torch.save({"vae": {**_wrapped(tokenizer), **masks}, "ema": {}}, folder / preset.tokenizer.file)
     _write_text_encoder(folder / TEXT_ENCODER_FOLDER)
     return folder
 
 
 def random_weights(module: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """Return a module's state dict with nothing at its quiet initial value, except constants."""
+    """Return a module's state dict with nothing at its quiet initial value."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: value.clone()
-        if name.endswith("zero_k_bias")
-        else value + torch.randn(value.shape, generator=generator) * 0.05
+        name: value + torch.randn(value.shape, generator=generator) * 0.05
         for name, value in module.state_dict().items()
     }
 
 
-def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Half of the names in the form without `.conv` and `.norm`: both occur."""
+def _wrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Half of the names in the form with `.conv` and `.norm` around convolutions and norms: both occur."""
     renamed = {}
     for index, (name, value) in enumerate(weights.items()):
         owner, _, leaf = name.rpartition(".")
-        plain = f"{owner.removesuffix('.conv').removesuffix('.norm')}.{leaf}"
-        renamed[plain if index % 2 else name] = value
+        wrapper = "norm" if "norm" in owner.rpartition(".")[2] else "conv"
+        renamed[f"{owner}.{wrapper}.{leaf}" if index % 2 else name] = value
     return renamed
 
 

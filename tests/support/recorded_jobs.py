@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.support.var import load_case
+from tests.support.var import load_case, save_var
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.types import Prompt
 

@@ -29,8 +29,6 @@ def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if name.endswith("scale_mul_1H11"):
             weights[name] = math.log(4.0) + seeded_tensor(name, shape, amplitude=0.5)
-        elif name.endswith("zero_k_bias"):
-            weights[name] = torch.zeros(tuple(shape))
         elif "norm" in name and name.endswith("weight") and len(shape) == 1:
             weights[name] = 1.0 + seeded_tensor(name, shape, amplitude=0.3)
         elif len(shape) >= 2:

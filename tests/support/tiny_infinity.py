@@ -6,12 +6,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from recipes.shapes.training_transformer import TrainingTransformer
 from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.types import ScaleSchedule
 
@@ -50,10 +50,10 @@ def tiny_config(bits_per_token: int = 8) -> TransformerConfig:
     )
 
 
-def tiny_transformer(seed: int = 0, schedule: ScaleSchedule = REPEATED_SCHEDULE) -> InfinityTransformer:
+def tiny_transformer(seed: int = 0, schedule: ScaleSchedule = REPEATED_SCHEDULE) -> TrainingTransformer:
     """Return a transformer whose every weight matters: nothing is left at its quiet initial value."""
     torch.manual_seed(seed)
-    transformer = InfinityTransformer(tiny_config(), schedule)
+    transformer = TrainingTransformer(tiny_config(), schedule)
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             noise = torch.randn_like(parameter)

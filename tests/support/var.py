@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from recipes.shapes.assemble import save_weights
 from tests.support.seeded_weights import seeded_weights
-from ttsvar_ray.models.checkpoint import load_strict
+from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.models.var.classes import ClassNames
-from ttsvar_ray.models.var.config import VarConfig, linear_guidance, square_schedule
+from ttsvar_ray.models.var.config import FAMILY, VarConfig, VqConfig, linear_guidance, square_schedule
+from ttsvar_ray.models.var.directory import CLASSES
 from ttsvar_ray.models.var.model import VarModel
-from ttsvar_ray.models.var.tokenizer import VqConfig, VqDecoder, next_input
+from ttsvar_ray.models.var.tokenizer import VqDecoder, next_input
 from ttsvar_ray.models.var.transformer import VarTransformer
+from ttsvar_ray.vision.checkpoints import load_strict
 
 DATA = Path(__file__).parents[1] / "data" / "var"
 SMALL_CASES = ("own_modulation", "shared_modulation")
@@ -90,7 +94,7 @@ def seed(module: nn.Module, name: str) -> None:
     """Give a module the weights that its names and shapes stand for."""
     shapes = {f"{name}:{key}": tuple(value.shape) for key, value in module.state_dict().items()}
     weights = {key.split(":", 1)[1]: value for key, value in seeded_weights(shapes).items()}
-    load_strict(module, weights, source=name)
+    load_strict(module, weights, source=name, assign=True)
     module.requires_grad_(False)
 
 
@@ -112,3 +116,49 @@ def same_state(one: ScaleState, two: ScaleState) -> bool:
         and all(torch.equal(a, b) for a, b in zip(one.bits, two.bits, strict=True))
         and all(torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values) for a, b in layers)
     )
+
+
+def save_var(
+    path: Path,
+    *,
+    model: VarModel,
+    dtype: torch.dtype,
+    plan: Mapping[str, Any] | None = None,
+    reward: Mapping[str, Any] | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory that `load_var` reads.
+
+    Args:
+        path: the directory; made if absent, files of the same names are replaced.
+        model: what to write; its sampling settings become the directory's.
+        dtype: of all weights on disk.
+        plan: the model's own search settings, named as in the job's `strategy` section.
+        reward: {"name", "path" relative to the directory}.
+        features: {"extractor", "backbone" relative to the directory}.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    save_weights(model.transformer, path / WEIGHT_FILES["transformer"], dtype=dtype)
+    save_weights(model.tokenizer, path / WEIGHT_FILES["tokenizer"], dtype=dtype)
+    model.classes.write(path / CLASSES)
+    sampling = model.sampling
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "family": FAMILY,
+        "name": model.name,
+        "transformer": model.transformer.config.to_json(),
+        "tokenizer": model.tokenizer.config.to_json(),
+        "files": {"classes": CLASSES},
+        "scale_schedule": [list(size) for size in model.scale_schedule],
+        "sampling": {
+            "guidance": list(sampling.guidance),
+            "temperature": list(sampling.temperature),
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        },
+    }
+    for key, section in (("plan", plan), ("reward", reward), ("features", features)):
+        if section is not None:
+            config[key] = dict(section)
+    # Last, so that an interrupted save is not taken for a model.
+    (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

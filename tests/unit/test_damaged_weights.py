@@ -12,13 +12,12 @@ import torch
 from tests.support.published_infinity import TINY, TINY_PATCHIFIED, write_published
 from tests.support.recorded import recorded_rewards
 from tests.support.tiny_clip import save_clip, save_siglip
-from tests.support.var import load_case
+from tests.support.var import load_case, save_var
 from ttsvar_ray.errors import CheckpointError, TtsVarError, reading_weights
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.registry import load_model, model_path
-from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.rewards.registry import REWARDS, build_reward
 
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}

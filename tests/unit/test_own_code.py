@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.own_code import is_own, load_own, load_own_class, with_options
+from ttsvar_ray.own_code import is_own, load_own, load_own_class
 
 SOURCE = """
 import abc
@@ -113,9 +113,9 @@ def test_what_cannot_be_used_is_refused_by_name(folder: Path, path: str, said: s
 
 def test_a_class_with_its_methods_and_arguments_is_taken(folder: Path) -> None:
     own = load_own_class(
-        "own_liking:Taught", methods=["score"], arguments={"device": "cpu"}, setting="x", what="a reward"
+        "own_liking:Taught", methods=["score"], given={"device": "cpu"}, setting="x", what="a reward"
     )
-    assert own.object(device="cpu").device == "cpu"
+    assert own.make(setting="x").device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_class_that_cannot_serve_is_refused(
         load_own_class(
             path,
             methods=["score", "preprocess", "encode_text"],
-            arguments=arguments,
+            given=arguments,
             setting="reward.name",
             what="a reward",
         )
@@ -151,10 +151,10 @@ def test_a_class_that_cannot_serve_is_refused(
     assert said in str(refused.value)
 
 
-def test_an_option_that_is_given_already_is_refused() -> None:
-    assert with_options({"device": "cpu"}, {"depth": 3}, setting="x") == {"device": "cpu", "depth": 3}
+def test_an_option_that_is_given_already_is_refused(folder: Path) -> None:
+    taught = {"methods": ["score"], "given": {"device": "cpu"}, "setting": "reward.name", "what": "a reward"}
     with pytest.raises(ConfigurationError, match=r"reward\.options: device is given already"):
-        with_options({"device": "cpu"}, {"device": "cuda"}, setting="reward.options")
+        load_own_class("own_liking:Taught", options={"device": "cuda"}, **taught)
 
 
 def test_an_installed_command_finds_a_module_in_the_current_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ttsvar_ray.engine.encode import ImageEncoder
-from ttsvar_ray.engine.packing import unpack_rows
+from ttsvar_ray.engine.rows import unpack_rows
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.build import build_model, image_settings
 from ttsvar_ray.job.resolved import ResolvedJob

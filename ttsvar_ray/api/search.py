@@ -22,7 +22,7 @@ from ttsvar_ray.types import Prompt
 
 if TYPE_CHECKING:
     from ttsvar_ray.api.saved import SavedRun
-    from ttsvar_ray.features.protocol import FeatureExtractor
+    from ttsvar_ray.features.registry import FeatureExtractor
     from ttsvar_ray.rewards.protocol import Reward
     from ttsvar_ray.search.operators.protocol import Operator
 

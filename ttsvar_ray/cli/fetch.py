@@ -147,10 +147,9 @@ def downloads(config: JobConfig) -> tuple[Download, ...]:
 
 def _of_model(config: JobConfig) -> Iterator[Download]:
     from ttsvar_ray.job.resolved import model_choice
-    from ttsvar_ray.models.hub import HubRepository, is_hub_reference
     from ttsvar_ray.models.infinity.presets import TEXT_ENCODER_FOLDER
     from ttsvar_ray.models.registry import describe_model, published_names
-    from ttsvar_ray.models.weight_source import parse_root
+    from ttsvar_ray.models.weight_source import HubRepository, is_hub_reference, parse_root
 
     choice = model_choice(config)
     if is_hub_reference(choice.name):
@@ -236,7 +235,7 @@ def _bring(download: Download, *, dry_run: bool) -> bool:
 
 
 def _fetch_from_hub(download: Download) -> None:
-    from ttsvar_ray.models.hub import HubRepository
+    from ttsvar_ray.models.weight_source import HubRepository
 
     repository = HubRepository.parse(f"hf:{download.source}")
     folder = download.folder

@@ -12,7 +12,7 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
-    from ttsvar_ray.recorded.comparison import ComparisonReport
+    from ttsvar_ray.recorded import ComparisonReport
 
 
 class Family(str, enum.Enum):
@@ -76,7 +76,7 @@ def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> Comp
         )
     if family is Family.GENEVAL:
         from ttsvar_ray.evaluate.recorded_geneval import verify_geneval
-        from ttsvar_ray.recorded.comparison import ComparisonReport
+        from ttsvar_ray.recorded import ComparisonReport
 
         return ComparisonReport(device="cpu", cases=verify_geneval(folder))
     return compare_rewards(folder, device=device)
@@ -99,7 +99,7 @@ def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:
     from ttsvar_ray.evaluate.recorded_detector import verify_mask2former
     from ttsvar_ray.features.verify import FOLDER, verify_dinov2
     from ttsvar_ray.models.registry import resolve_device
-    from ttsvar_ray.recorded.comparison import ComparisonReport
+    from ttsvar_ray.recorded import ComparisonReport
     from ttsvar_ray.rewards.verify import VERIFIERS
 
     verifiers = {**VERIFIERS, FOLDER: verify_dinov2, DETECTOR: verify_mask2former}

@@ -1,6 +1,6 @@
 """Counted costs: FLOPs, bytes and, with a device's rates, seconds.
 
-Only `trace` and `count`, which run a model's modules on the meta device, need torch.
+Only `count`, which runs a model's modules on the meta device, needs torch.
 """
 
 from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost, TextCost

@@ -97,10 +97,10 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
         content = json.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"{name_or_path}: not valid JSON: {error}") from None
-    return profile_from_json(content, where=str(name_or_path))
+    return _profile_from_json(content, where=str(name_or_path))
 
 
-def profile_from_json(content: Any, *, where: str) -> DeviceProfile:
+def _profile_from_json(content: Any, *, where: str) -> DeviceProfile:
     """Return the profile that a parsed file holds.
 
     Args:

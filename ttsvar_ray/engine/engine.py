@@ -22,17 +22,16 @@ import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import rows_by_segment
+from ttsvar_ray.engine.device import describe, free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.encode import DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
-from ttsvar_ray.engine.faults import describe, free_device_memory, is_device_lost, is_out_of_memory
-from ttsvar_ray.engine.micro_batch import Row, form_micro_batches, rows_of
+from ttsvar_ray.engine.rows import Row, form_micro_batches, rows_of
 from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
-from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import FinalImage, PackedBits
-from ttsvar_ray.rewards.ensemble import RewardEnsemble
-from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.types import WORST_REWARD

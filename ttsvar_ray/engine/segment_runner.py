@@ -16,14 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ttsvar_ray.coordination.messages import ShardTask
-from ttsvar_ray.engine.micro_batch import Row
-from ttsvar_ray.engine.packing import pack_rows, unpack_rows
+from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
-from ttsvar_ray.features.protocol import FeatureExtractor
+from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import PackedBits
-from ttsvar_ray.rewards.ensemble import RewardEnsemble
+from ttsvar_ray.rewards.protocol import RewardEnsemble
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
@@ -48,7 +47,7 @@ class RowOutcome:
     image: UInt8Array | None
 
 
-def state_key(task: ShardTask) -> StateKey:
+def _state_key(task: ShardTask) -> StateKey:
     """Return the name under which the state of a task's trajectories is held."""
     return (task.prompt.key, task.attempt)
 
@@ -151,7 +150,7 @@ class SegmentRunner:
         if not segment.is_last:
             state = self._first_rows(state, len(everyone), len(rows))
             for index, row in enumerate(rows):
-                self._store.hold(state_key(row.task), segment.index, row.slot, HeldRow(state, index))
+                self._store.hold(_state_key(row.task), segment.index, row.slot, HeldRow(state, index))
         outcomes = [
             RowOutcome(
                 rewards=tuple(float(r) for r in rewards[i].flat),
@@ -164,7 +163,7 @@ class SegmentRunner:
         return outcomes, counters
 
     def _is_known(self, task: ShardTask, parent_slot: int) -> bool:
-        held = self._store.find(state_key(task), task.segment_index - 1, parent_slot)
+        held = self._store.find(_state_key(task), task.segment_index - 1, parent_slot)
         return held is not None or parent_slot in task.parent_bits
 
     def _uniforms(self, rows: Sequence[Row], scale_index: int, pass_rows: int) -> Float32Array:
@@ -192,7 +191,7 @@ class SegmentRunner:
         """
         runs: list[tuple[ShardTask, int]] = []
         for task in tasks:
-            if runs and state_key(runs[-1][0]) == state_key(task):
+            if runs and _state_key(runs[-1][0]) == _state_key(task):
                 runs[-1] = (task, runs[-1][1] + 1)
             else:
                 runs.append((task, 1))
@@ -200,7 +199,7 @@ class SegmentRunner:
 
     def _text(self, task: ShardTask) -> Any:
         text = task.prompt.text
-        return self._store.text(state_key(task), lambda: self._model.encode_text([text]))
+        return self._store.text(_state_key(task), lambda: self._model.encode_text([text]))
 
     def _stack(self, states: list[Any]) -> Any:
         return states[0] if len(states) == 1 else self._model.concatenate(states)
@@ -212,7 +211,7 @@ class SegmentRunner:
         before = segment.index - 1
         missing: dict[tuple[StateKey, int], Row] = {}
         for row in rows:
-            name = (state_key(row.task), row.parent_slot)
+            name = (_state_key(row.task), row.parent_slot)
             if name not in missing and self._store.find(name[0], before, name[1]) is None:
                 missing[name] = row
         if not missing:
@@ -239,14 +238,14 @@ class SegmentRunner:
             state = self._model.replay(state, [np.stack(_filled_up(scale, wanted)) for scale in scales])
         state = self._first_rows(state, present, len(parents))
         for index, row in enumerate(parents):
-            self._store.hold(state_key(row.task), before, row.parent_slot, HeldRow(state, index))
+            self._store.hold(_state_key(row.task), before, row.parent_slot, HeldRow(state, index))
             counters.setdefault(row.task_index, Counter())["parents_replayed"] += 1
 
     def _gather_parents(self, segment: Segment, rows: Sequence[Row]) -> Any:
         """Return a state whose rows are the rows' parents, in order."""
         pieces: list[tuple[Any, list[int]]] = []
         for row in rows:
-            held = self._store.find(state_key(row.task), segment.index - 1, row.parent_slot)
+            held = self._store.find(_state_key(row.task), segment.index - 1, row.parent_slot)
             assert held is not None, f"parent {row.parent_slot} of {row.task.prompt.key} is not held"
             if pieces and pieces[-1][0] is held.state:
                 pieces[-1][1].append(held.row)

@@ -20,8 +20,8 @@ from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.evaluate.geneval_prompts import COLORS
 from ttsvar_ray.evaluate.geneval_rules import Detected
 from ttsvar_ray.evaluate.mask2former_weights import sha256_of
+from ttsvar_ray.rewards.clip import TextCleaning
 from ttsvar_ray.rewards.clip_reward import ClipReward, load_clip
-from ttsvar_ray.rewards.clip_tokens import TextCleaning
 from ttsvar_ray.types import UInt8Array
 
 TEMPLATES = (

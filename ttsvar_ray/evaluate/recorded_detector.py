@@ -17,8 +17,7 @@ from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.evaluate.detector import Detector, find_objects, to_size
 from ttsvar_ray.evaluate.detector_pixels import DetectorPixels
 from ttsvar_ray.evaluate.mask2former_weights import OTHER_MMDET, load_mmdet
-from ttsvar_ray.recorded.comparison import EXACT, Case, required
-from ttsvar_ray.recorded.files import reading
+from ttsvar_ray.recorded import EXACT, Case, reading, required
 
 FOLDER = "mask2former"
 CHECKPOINT = "mmdet_mask2former.pth"

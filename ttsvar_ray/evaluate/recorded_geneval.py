@@ -18,8 +18,7 @@ from ttsvar_ray.errors import reading_weights
 from ttsvar_ray.evaluate.geneval_prompts import CLASS_NAMES, COLORS, RELATIONS, read_prompt
 from ttsvar_ray.evaluate.geneval_rules import Detected, GenEvalRules, Verdict, judge, overlap, relations
 from ttsvar_ray.evaluate.geneval_summary import Judged, summarise
-from ttsvar_ray.recorded.comparison import EXACT, Case, required
-from ttsvar_ray.recorded.files import read_json
+from ttsvar_ray.recorded import EXACT, Case, read_json, required
 
 _OPTIONS = {
     "THRESHOLD": "threshold",

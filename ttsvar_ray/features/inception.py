@@ -163,7 +163,7 @@ STEM: tuple[tuple[Conv, int] | None, ...] = (
 """Convolutions before the blocks, each with its padding; None is 3 x 3 max pooling of stride 2."""
 
 
-class NormedConv(nn.Module):
+class _NormedConv(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
     def __init__(self, input_channels: int, conv: Conv, padding: tuple[int, int]) -> None:
@@ -177,7 +177,7 @@ class NormedConv(nn.Module):
         return F.relu(self.bn(self.conv(x_BCHW)))
 
 
-class MixedBlock(nn.Module):
+class _MixedBlock(nn.Module):
     """One `Block` of the table."""
 
     def __init__(self, input_channels: int, block: Block) -> None:
@@ -189,11 +189,11 @@ class MixedBlock(nn.Module):
                 for conv in (step,) if isinstance(step, Conv) else step:
                     height, width = conv.kernel
                     padding = (height // 2, width // 2) if conv.stride == 1 else (0, 0)
-                    self.add_module(conv.name, NormedConv(channels, conv, padding))
+                    self.add_module(conv.name, _NormedConv(channels, conv, padding))
                 channels = _channels(step)
         if block.pooled_channels is not None:
             pool = Conv("branch_pool", block.pooled_channels)
-            self.add_module(pool.name, NormedConv(input_channels, pool, (0, 0)))
+            self.add_module(pool.name, _NormedConv(input_channels, pool, (0, 0)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         outputs = []
@@ -219,10 +219,10 @@ class InceptionNetwork(nn.Module):
         for entry in STEM:
             if entry is not None:
                 conv, padding = entry
-                self.add_module(conv.name, NormedConv(channels, conv, (padding, padding)))
+                self.add_module(conv.name, _NormedConv(channels, conv, (padding, padding)))
                 channels = conv.channels
         for name, block in BLOCKS.items():
-            self.add_module(name, MixedBlock(channels, block))
+            self.add_module(name, _MixedBlock(channels, block))
             pooled = channels if block.pooled_channels is None else block.pooled_channels
             channels = block.channels_beside_pool + pooled
         assert channels == FEATURE_WIDTH

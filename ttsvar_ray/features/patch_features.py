@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,45 +13,31 @@ from ttsvar_ray.search.principal_component import ComponentSign, first_component
 from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
 
-class PrincipalComponentFeatures:
-    """`pca`: float32 [n, num_patches], each image's patches along its own first principal direction."""
+class PatchFeatures:
+    """What a reduction makes of the patches of each image (`features.registry.FeatureExtractor`).
 
-    def __init__(self, backbone: PatchBackbone, sign: ComponentSign) -> None:
-        self.name = f"pca({backbone.name}, {sign.value} sign)"
-        self._backbone = backbone
-        self._sign = sign
-
-    def extract(self, images: UInt8Array) -> Float32Array:
-        """Return the features of uint8 RGB [n, height, width, 3] images."""
-        return first_component(self._backbone.patches(images), self._sign)
-
-
-class WholePatchFeatures:
-    """`pca_all`: float32 [n, num_patches, width], every patch as it is.
-
-    The one principal direction of a whole population is known only when all of it has been seen, so the
-    selection reduces these features (`search.principal_component.first_component_of_all`).
+    Args:
+        name: of the extractor.
+        backbone: from images to patches, float32 [n, num_patches, width].
+        reduce: from patches to float32 [n, feature_dim], or to what the selection reduces itself.
     """
 
-    def __init__(self, backbone: PatchBackbone) -> None:
-        self.name = f"pca_all({backbone.name})"
+    def __init__(
+        self, name: str, backbone: PatchBackbone, reduce: Callable[[Float32Array], Float32Array]
+    ) -> None:
+        self.name = name
         self._backbone = backbone
+        self._reduce = reduce
 
     def extract(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 RGB [n, height, width, 3] images."""
-        return self._backbone.patches(images)
+        return self._reduce(self._backbone.patches(images))
 
 
-class PooledFeatures:
-    """`pool`: float32 [n, width], the mean over patches."""
-
-    def __init__(self, backbone: PatchBackbone) -> None:
-        self.name = f"pool({backbone.name})"
-        self._backbone = backbone
-
-    def extract(self, images: UInt8Array) -> Float32Array:
-        """Return the features of uint8 RGB [n, height, width, 3] images."""
-        return mean_over_patches(self._backbone.patches(images))
+def principal_component_features(backbone: PatchBackbone, sign: ComponentSign) -> PatchFeatures:
+    """Return `pca`: [n, num_patches], each image's patches along its own first principal direction."""
+    name = f"pca({backbone.name}, {sign.value} sign)"
+    return PatchFeatures(name, backbone, partial(first_component, sign=sign))
 
 
 def mean_over_patches(patches: Float32Array) -> Float32Array:
@@ -58,19 +46,23 @@ def mean_over_patches(patches: Float32Array) -> Float32Array:
     return pooled
 
 
-def load_pca(
-    path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing
-) -> PrincipalComponentFeatures:
+def load_pca(path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing) -> PatchFeatures:
     """Load `pca`; see `load_backbone`."""
     backbone = load_backbone(path, device=device, preprocessing=preprocessing)
-    return PrincipalComponentFeatures(backbone, ComponentSign(pca_sign))
+    return principal_component_features(backbone, ComponentSign(pca_sign))
 
 
-def load_pca_all(path: Path, *, device: str, preprocessing: Preprocessing) -> WholePatchFeatures:
-    """Load `pca_all`; see `load_backbone`."""
-    return WholePatchFeatures(load_backbone(path, device=device, preprocessing=preprocessing))
+def load_pca_all(path: Path, *, device: str, preprocessing: Preprocessing) -> PatchFeatures:
+    """Load `pca_all`: [n, num_patches, width], every patch as it is; see `load_backbone`.
+
+    The one principal direction of a whole population is known only when all of it has been seen, so the
+    selection reduces these features (`search.principal_component.first_component_of_all`).
+    """
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    return PatchFeatures(f"pca_all({backbone.name})", backbone, lambda patches: patches)
 
 
-def load_pool(path: Path, *, device: str, preprocessing: Preprocessing) -> PooledFeatures:
-    """Load `pool`; see `load_backbone`."""
-    return PooledFeatures(load_backbone(path, device=device, preprocessing=preprocessing))
+def load_pool(path: Path, *, device: str, preprocessing: Preprocessing) -> PatchFeatures:
+    """Load `pool`: [n, width], the mean over patches; see `load_backbone`."""
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    return PatchFeatures(f"pool({backbone.name})", backbone, mean_over_patches)

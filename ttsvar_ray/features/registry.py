@@ -9,13 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ttsvar_ray.errors import ConfigurationError, reading_weights
-from ttsvar_ray.features.protocol import FeatureExtractor
-from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object, with_options
-from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 from ttsvar_ray.vision.published import NetworkCost, PublishedFiles, PublishedWeights
+
+
+class FeatureExtractor(Protocol):
+    """Maps images to vectors whose distances mean structural difference.
+
+    An image's features never depend on the other images of the call: populations are split among
+    micro-batches and workers. An extractor whose reduction needs a whole population returns what that
+    reduction needs, and the plan says how the selection reduces it (`search.plan.Plan.joint_component`).
+    """
+
+    name: str
+
+    def extract(self, images: UInt8Array) -> Float32Array:
+        """Return float32 [n, feature_dim], or [n, num_patches, width] to be reduced by the selection.
+
+        `images` are uint8 RGB [n, height, width, 3].
+        """
+        ...
+
 
 PCA_SIGNS = ("deterministic", "published")
 METHODS = ("extract",)
@@ -124,10 +142,10 @@ def build_extractor(
         CheckpointError: the files are not a known backbone.
     """
     if is_own(name):
-        own, arguments = find_own_extractor(
+        own = find_own_extractor(
             name, backbone=backbone, preprocessing=preprocessing, device=device, options=options
         )
-        mine: FeatureExtractor = own.make(arguments, setting="features.extractor")
+        mine: FeatureExtractor = own.make(setting="features.extractor")
         return mine
     entry = EXTRACTORS.get(name)
     problems = []
@@ -156,12 +174,12 @@ def find_own_extractor(
     preprocessing: str = "published",
     device: str = "cpu",
     options: Mapping[str, Any] | None = None,
-) -> tuple[OwnCode, dict[str, Any]]:
+) -> OwnCode:
     """Import the class of one's own extractor; nothing is made of it.
 
     Returns:
-        The class, and the keywords that it is called with: `device`, its options, and whichever of `backbone`
-        and `preprocessing` is given and no default.
+        The class, with the keywords that it is called with: `device`, its options, and whichever of
+        `backbone` and `preprocessing` is given and no default.
 
     Raises:
         ConfigurationError: no such class, or one that is no extractor or takes other arguments.
@@ -171,12 +189,11 @@ def find_own_extractor(
         given["backbone"] = Path(backbone)
     if preprocessing != Preprocessing.PUBLISHED:
         given["preprocessing"] = preprocessing
-    arguments = with_options(given, options or {}, setting="features.options")
-    own = load_own_class(
+    return load_own_class(
         name,
         methods=METHODS,
-        arguments=arguments,
+        given=given,
+        options=options,
         setting="features.extractor",
         what="a feature extractor",
     )
-    return own, arguments

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.features.backbones import PatchBackbone, load_dinov2
 from ttsvar_ray.features.patch_features import mean_over_patches
-from ttsvar_ray.recorded.comparison import Case, aligned, required
-from ttsvar_ray.recorded.files import read_arrays, read_images, read_json, reading
+from ttsvar_ray.recorded import Case, aligned, read_arrays, read_images, read_json, reading, required
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
 from ttsvar_ray.types import Float32Array
 

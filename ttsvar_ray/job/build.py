@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from ttsvar_ray.engine.device import choose_repeatable_kernels
 from ttsvar_ray.engine.encode import DEFAULT_QUALITY
 from ttsvar_ray.engine.engine import Engine, EngineSettings
-from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
-from ttsvar_ray.features.protocol import FeatureExtractor
-from ttsvar_ray.features.registry import build_extractor
+from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
 from ttsvar_ray.job.parts import combination
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
-from ttsvar_ray.rewards.ensemble import RewardEnsemble
-from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.rewards.registry import build_reward
 
 

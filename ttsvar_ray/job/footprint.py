@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import JobNetworks, ModelCost
-from ttsvar_ray.costs.blip import blip_cost, blip_tower_cost
-from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape
+from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelDescription

@@ -67,7 +67,7 @@ def _named_reward(
     where = f"reward.members: {name}" if inside else "reward.path"
     if is_own(name):
         files = _existing(where, path, None)
-        own, _ = find_own_reward(
+        own = find_own_reward(
             name,
             path=files,
             preprocessing=section.preprocessing,
@@ -137,7 +137,7 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
         )
     if is_own(name):
         files = _existing("features.backbone", section.backbone, None)
-        own, _ = find_own_extractor(
+        own = find_own_extractor(
             name, backbone=files, preprocessing=section.preprocessing, options=section.options
         )
         return NamedPart(name=name, path=files, source_digest=own.source_digest)

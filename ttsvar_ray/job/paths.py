@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.config import JobConfig, Shard
-from ttsvar_ray.models.hub import is_hub_reference
 from ttsvar_ray.models.registry import BUILT_IN, published_names
+from ttsvar_ray.models.weight_source import is_hub_reference
 from ttsvar_ray.storage.uris import is_uri, split_query
 
 

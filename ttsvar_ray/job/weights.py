@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
-from ttsvar_ray.models.hub import HubRepository, is_hub_reference
 from ttsvar_ray.models.registry import describe_model, fetch_model, pin_model
-from ttsvar_ray.models.weight_source import fingerprint_path
+from ttsvar_ray.models.weight_source import HubRepository, fingerprint_path, is_hub_reference
 
 
 def pin_weights(job: ResolvedJob) -> ResolvedJob:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.errors import CheckpointError, reading_weights
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.weight_source import WeightSource
 from ttsvar_ray.types import ScaleSchedule
@@ -169,3 +170,30 @@ def pixels_per_token(tokenizer: Mapping[str, Any]) -> int:
 
 def _inside(path: Path, relative: str | None) -> Path | None:
     return None if relative is None else path / relative
+
+
+def section_values(
+    config: type, values: Mapping[str, Any], *, section: str, beside: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the keywords for a family's config dataclass that a section of config.json holds.
+
+    Args:
+        config: whose fields the keys are; lists become tuples.
+        values: of the section.
+        section: its name, for messages.
+        beside: further keys that may be there, for other readers.
+
+    Raises:
+        ConfigurationError: keys that are unknown or absent, all at once.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    problems = [f"{section}.{key}: unknown key; remove it" for key in values if key not in {*fields, *beside}]
+    problems += [
+        f"{section}.{name}: missing; add it"
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in values
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+    own = {key: value for key, value in values.items() if key in fields}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}

@@ -9,6 +9,7 @@ On other devices, and when gradients are recorded, nothing is changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -77,3 +78,12 @@ def pad_images(images: Tensor) -> Tensor:
     if images.shape[0] < MIN_CONV_IMAGES and _pads(images):
         images = images.expand(MIN_CONV_IMAGES, *images.shape[1:])
     return channels_first(images)
+
+
+def autocast(
+    device: torch.device, *, dtype: torch.dtype | None = None, enabled: bool = True
+) -> contextlib.AbstractContextManager[object]:
+    """Return `torch.autocast`; the meta device, on which costs are counted, has none."""
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled)

@@ -71,7 +71,7 @@ class AestheticReward(NetworkReward):
         return self.scale * self.head(unit_BE)[: len(contents)]
 
 
-class SiglipImageEncoder(nn.Module):
+class _SiglipImageEncoder(nn.Module):
     """SigLIP's pooled image embeddings, one row per image and more to whole blocks.
 
     The pooling asks one question of all patches: from there on an image is a single row. Where CPU kernels
@@ -158,7 +158,7 @@ def load_aesthetic_v25(
     vision = model.config
     return AestheticReward(
         name=name,
-        encoder=SiglipImageEncoder(model),
+        encoder=_SiglipImageEncoder(model),
         values_per_image=(vision.image_size // vision.patch_size) ** 2 * vision.intermediate_size,
         head=load_linear_head(
             folder / head, prefix="scoring_head", indices=(0, 2, 4, 6, 8), input_width=vision.hidden_size

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from ttsvar_ray.rewards.clip_tokens import ClipTokens, TextCleaning, load_tokenizer
+from ttsvar_ray.rewards.clip import ClipTokens, TextCleaning, load_open_clip, load_tokenizer, read_sizes
 from ttsvar_ray.rewards.network_reward import NetworkReward
-from ttsvar_ray.rewards.open_clip import load_open_clip, read_sizes
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
 from ttsvar_ray.vision.batches import in_whole_blocks, rows_without_tail, settle

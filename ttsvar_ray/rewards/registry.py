@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError, reading_weights
-from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object, with_options
+from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.types import Preprocessing
 from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedFiles, PublishedWeights
@@ -154,7 +154,7 @@ _ENTRIES = (
     # Every image scores 0.
     RewardEntry(
         name="constant",
-        loader="ttsvar_ray.rewards.constant:ConstantReward",
+        loader="ttsvar_ray.rewards.protocol:ConstantReward",
         weights=PublishedWeights(cost=NO_COST, files=(), licence="Apache-2.0"),
         has_folder=False,
     ),
@@ -192,10 +192,10 @@ def build_reward(
     if dtype not in DTYPES:
         raise ConfigurationError(f"reward.dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     if is_own(name):
-        own, arguments = find_own_reward(
+        own = find_own_reward(
             name, path=path, device=device, preprocessing=preprocessing, dtype=dtype, options=options
         )
-        mine: Reward = own.make(arguments, setting="reward.name")
+        mine: Reward = own.make(setting="reward.name")
         if missing := [attribute for attribute in ("name", "recipe") if not hasattr(mine, attribute)]:
             raise ConfigurationError(f"reward.name: expected a {' and a '.join(missing)} in {name}, got none")
         return mine
@@ -240,11 +240,11 @@ def find_own_reward(
     dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
     setting: str = "reward.name",
-) -> tuple[OwnCode, dict[str, Any]]:
+) -> OwnCode:
     """Import the class of one's own reward; nothing is made of it.
 
     Returns:
-        The class, and the keywords that it is called with: `device`, its options, and whichever of `path`,
+        The class, with the keywords that it is called with: `device`, its options, and whichever of `path`,
         `preprocessing` and `dtype` is given and no default.
 
     Raises:
@@ -252,9 +252,9 @@ def find_own_reward(
     """
     files = {} if path is None else {"path": Path(path)}
     given = {"device": device, **files, **_changed(preprocessing, dtype)}
-    arguments = with_options(given, options or {}, setting="reward.options")
-    own = load_own_class(name, methods=METHODS, arguments=arguments, setting=setting, what="a reward")
-    return own, arguments
+    return load_own_class(
+        name, methods=METHODS, given=given, options=options, setting=setting, what="a reward"
+    )
 
 
 def _changed(preprocessing: str, dtype: str) -> dict[str, str]:

@@ -23,12 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.recorded.comparison import EXACT, Case, required
-from ttsvar_ray.recorded.files import read_images, read_json, reading
+from ttsvar_ray.recorded import EXACT, Case, read_images, read_json, reading, required
 from ttsvar_ray.rewards.aesthetic_reward import load_aesthetic_v25
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, TextSize, VisionSize
+from ttsvar_ray.rewards.clip import CONTEXT_LENGTH, END_ID
 from ttsvar_ray.rewards.clip_reward import load_hps
-from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID
 from ttsvar_ray.rewards.image_reward import (
     PUBLISHED_FILE,
     ImageReward,
@@ -58,7 +57,7 @@ TTS_VAR_SIZE = 128
 """One recorded run of the aesthetic predictor saw images resized to this size first."""
 
 
-def verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
+def _verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
     """Compare token ids, scores, and ranks with `folder` / imagereward.
 
     Raises:
@@ -80,7 +79,7 @@ def verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
     return case
 
 
-def verify_hps(folder: Path, *, device: str = "cpu") -> Case:
+def _verify_hps(folder: Path, *, device: str = "cpu") -> Case:
     """Compare pixels and scores with `folder` / hpsv21; the texts are taken as the recorded token ids.
 
     Raises:
@@ -112,7 +111,7 @@ def verify_hps(folder: Path, *, device: str = "cpu") -> Case:
     return case
 
 
-def verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
+def _verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
     """Compare logits and scores with `folder` / aesthetic_v25.
 
     Raises:
@@ -141,9 +140,9 @@ def verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
 
 
 VERIFIERS: Mapping[str, Callable[..., Case]] = {
-    IMAGE_REWARD: verify_image_reward,
-    HPS: verify_hps,
-    AESTHETIC: verify_aesthetic,
+    IMAGE_REWARD: _verify_image_reward,
+    HPS: _verify_hps,
+    AESTHETIC: _verify_aesthetic,
 }
 """Name of a recorded folder -> what compares with it: `(folder, *, device)`."""
 
@@ -201,7 +200,7 @@ class _Reference:
 
 
 class _RecordedTokens:
-    """Token ids by text, in place of a tokenizer (`rewards.clip_tokens.ClipTokens`)."""
+    """Token ids by text, in place of a tokenizer (`rewards.clip.ClipTokens`)."""
 
     def __init__(self, ids: Mapping[str, list[int]]) -> None:
         self._ids = ids

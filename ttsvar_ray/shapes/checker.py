@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ttsvar_ray.shapes.captions import Caption, Claim, Kind, parse_caption
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
-from ttsvar_ray.shapes.scene import Relation
+from ttsvar_ray.shapes.world import Relation
 from ttsvar_ray.types import UInt8Array
 
 Box = tuple[float, float, float, float]

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ttsvar_ray.shapes.geometry import SHAPES, Shape, signed_distance
-from ttsvar_ray.shapes.scene import COLORS, PALETTE, Color
+from ttsvar_ray.shapes.world import COLORS, PALETTE, SHAPES, Color, Shape, signed_distance
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 BoolArray = npt.NDArray[np.bool_]

@@ -36,9 +36,8 @@ from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.result import LogHistogram
 from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
-from ttsvar_ray.simulation.simulated_time import Clock, Spent, Utilization
 from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker
-from ttsvar_ray.simulation.workers import RunningBatch, SimulatedWorker
+from ttsvar_ray.simulation.workers import Clock, RunningBatch, SimulatedWorker, Spent, Utilization
 
 
 class Traffic:

@@ -31,7 +31,7 @@ class SimulatedDriver:
         """
         settings = world.settings
         self.ledger = LeaseLedger(
-            numbered_prompts(settings.prompts),
+            _numbered_prompts(settings.prompts),
             prompt_count=settings.prompts,
             rows_per_chunk=settings.rows_per_part,
             committed=(),
@@ -120,7 +120,7 @@ class SimulatedDriver:
         clock.at(clock.now + self._world.settings.driver_seconds, self.cells[cell_id].handle, event)
 
 
-def numbered_prompts(count: int) -> Iterator[Prompt]:
+def _numbered_prompts(count: int) -> Iterator[Prompt]:
     """Yield prompts without text, one at a time."""
     for row in range(count):
         yield Prompt(row=row, prompt_id=f"{row:x}", ordinal=0, text="")

@@ -27,9 +27,8 @@ from ttsvar_ray.simulation.result import (
     SimulationResult,
 )
 from ttsvar_ray.simulation.settings import SimulationSettings
-from ttsvar_ray.simulation.simulated_time import COMPUTING, Clock, Spent, Utilization
 from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker
-from ttsvar_ray.simulation.workers import SimulatedWorker
+from ttsvar_ray.simulation.workers import COMPUTING, Clock, SimulatedWorker, Spent, Utilization
 
 CHEAP_FEATURE_DIM = 1
 """Numbers in the features that nobody looks at."""

@@ -7,9 +7,9 @@ in it. Whatever is missing, left over or of another shape is named at once, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ttsvar_ray.errors import CheckpointError
 
-if (
-    TYPE_CHECKING
-):  # Models read their weights here, too: no process is to wait seconds for what it does not use.
+if TYPE_CHECKING:
+    # Models read their weights here, too: no process is to wait seconds for what it does not use.
     from transformers import PretrainedConfig, PreTrainedModel
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 LISTED = 8
 """How many names of one kind a message lists."""
@@ -57,13 +58,19 @@ def rename_keys(weights: Mapping[str, Tensor], table: KeyTable, *, source: str) 
     """Return published weights under our names.
 
     Raises:
-        CheckpointError: a key in no row of the table.
+        CheckpointError: a key in no row of the table, or a weight that is there under two names.
     """
     renamed: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
     for key, tensor in weights.items():
         target = _target(key, table, source)
         if target is None:
             continue
+        if target in origin:
+            raise CheckpointError(
+                f"{source}: {origin[target]} and {key}: two names of one weight; expected one of them"
+            )
+        origin[target] = key
         if "{part}" in target:
             for part, third in zip("qkv", tensor.chunk(3), strict=True):
                 renamed[target.replace("{part}", part)] = third
@@ -105,7 +112,7 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
         CheckpointError: lists missing, unexpected and misshapen names, all at once.
     """
     expected = module.state_dict()
-    refuse_misfits(
+    _refuse_misfits(
         missing=[key for key in expected if key not in weights and not re.fullmatch(optional, key)],
         unexpected=[key for key in weights if key not in expected],
         misshapen=[
@@ -117,7 +124,7 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], *, source: str, 
     )
 
 
-def refuse_misfits(
+def _refuse_misfits(
     *, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str], source: str
 ) -> None:
     """Raise a CheckpointError that names every key that does not fit; nothing where all do."""
@@ -164,7 +171,7 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
         raise CheckpointError(f"{folder}: {error}") from error
     # Position ids were saved as buffers once; they are no weights.
     known = rf"(.*\.)?position_ids|{ignored}"
-    refuse_misfits(
+    _refuse_misfits(
         missing=sorted(report["missing_keys"]),
         unexpected=sorted(key for key in report["unexpected_keys"] if not re.fullmatch(known, key)),
         misshapen=sorted(str(key) for key in report["mismatched_keys"]),
@@ -191,3 +198,40 @@ def build_pretrained(
     return model_class.from_pretrained(
         None, config=config, state_dict=dict(weights), dtype=torch.float32, trust_remote_code=False
     )
+
+
+def build_loaded(
+    make: Callable[[], _Module],
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    source: str,
+    narrow: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> _Module:
+    """Return a module with given weights, in evaluation mode.
+
+    Nothing is initialised only to be overwritten, and no weight is held twice: each goes to the device in
+    its dtype alone, from files that are mapped, not read.
+
+    Args:
+        make: builds the module.
+        weights: under the module's own names.
+        device: where it computes.
+        source: of the weights, for messages.
+        narrow: prefix of the names that are held in `dtype`; the rest is float32.
+        dtype: see `narrow`.
+    """
+    with torch.device("meta"):
+        module = make()
+    placed = {
+        key: value.to(device, dtype if narrow and key.startswith(narrow) else torch.float32)
+        for key, value in weights.items()
+    }
+    load_strict(module, placed, source=source, assign=True)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.is_meta:  # no file holds it: it is zero in every model
+                beside = next(part.parameters(recurse=False))
+                part.register_buffer(name, beside.new_zeros(buffer.shape), persistent=False)
+    return module.requires_grad_(False).eval()

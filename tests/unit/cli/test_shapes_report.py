@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from recipes.shapes.captions import sample_scene_for
 from recipes.shapes.render import render
 from ttsvar_ray.cli import demo as demo_module
 from ttsvar_ray.cli.app import app
@@ -21,7 +22,7 @@ from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout, RowContext, write_chunk
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
-from ttsvar_ray.shapes.captions import Caption, parse_caption, sample_scene_for
+from ttsvar_ray.shapes.captions import Caption, parse_caption
 from ttsvar_ray.types import Prompt
 
 PROMPTS = ["a red circle", "two rings", "a circle above a cross", "a cross"]

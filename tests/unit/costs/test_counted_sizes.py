@@ -12,9 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.costs.blip import blip_cost
-from ttsvar_ray.costs.encoder import T5_XL
-from ttsvar_ray.costs.trace import tracing
+from ttsvar_ray.costs.count import tracing
+from ttsvar_ray.costs.encoder import T5_XL, blip_cost
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer

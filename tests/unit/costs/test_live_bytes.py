@@ -11,8 +11,7 @@ import torch
 from tests.support.live_bytes import peak_live_bytes
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.costs.count import count_model, count_scales
-from ttsvar_ray.costs.trace import tracing
+from ttsvar_ray.costs.count import count_model, count_scales, tracing
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.footprint import job_networks

@@ -14,8 +14,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.rewards.ensemble import RewardEnsemble
-from ttsvar_ray.rewards.protocol import RewardText
+from ttsvar_ray.rewards.protocol import RewardEnsemble, RewardText
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import WORST_REWARD, Float32Array, Prompt, RewardCombination, UInt8Array
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import ShardTask
-from ttsvar_ray.engine.micro_batch import form_micro_batches, rows_of
+from ttsvar_ray.engine.rows import form_micro_batches, rows_of
 
 
 @given(sizes=st.lists(st.integers(1, 20), max_size=12), limit=st.integers(1, 40))

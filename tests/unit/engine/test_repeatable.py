@@ -8,7 +8,7 @@ import sys
 PROBE = """
 import os
 import torch
-from ttsvar_ray.engine.repeatable import choose_repeatable_kernels
+from ttsvar_ray.engine.device import choose_repeatable_kernels
 
 choose_repeatable_kernels()
 assert torch.are_deterministic_algorithms_enabled()

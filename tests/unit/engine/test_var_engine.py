@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.var import load_case
+from tests.support.var import load_case, save_var
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
@@ -15,7 +15,6 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.var.config import PRESETS
-from ttsvar_ray.models.var.directory import save_var
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.types import Prompt
 

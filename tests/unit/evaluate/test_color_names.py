@@ -14,7 +14,7 @@ from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.evaluate.color_names import ColorNames, cut_out
 from ttsvar_ray.evaluate.geneval_prompts import COLORS
 from ttsvar_ray.evaluate.geneval_rules import Detected
-from ttsvar_ray.rewards.clip_tokens import TextCleaning, load_tokenizer
+from ttsvar_ray.rewards.clip import TextCleaning, load_tokenizer
 
 
 def detected(box: tuple[int, int, int, int], mask: np.ndarray) -> Detected:

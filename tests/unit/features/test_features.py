@@ -13,8 +13,7 @@ from transformers import Dinov2WithRegistersModel
 
 from tests.support.recorded import recorded_rewards
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.features.backbones import PatchBackbone, load_backbone, load_dinov2
-from ttsvar_ray.features.dinov2 import read_dinov2
+from ttsvar_ray.features.backbones import PatchBackbone, load_backbone, load_dinov2, read_dinov2
 from ttsvar_ray.features.patch_features import mean_over_patches
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all

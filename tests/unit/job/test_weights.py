@@ -14,8 +14,8 @@ from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, open_out
 from ttsvar_ray.errors import CheckpointError, OutputError
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.weights import fingerprints, pin_weights
-from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.infinity.presets import PRESETS
+from ttsvar_ray.models.weight_source import HubRepository
 
 COMMIT = "c" * 40
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_infinity import text_parts, tiny_model
+from recipes.shapes.assemble import save_infinity
+from tests.support.tiny_infinity import TEXT_LENGTH, text_parts, tiny_config, tiny_model
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.checkpoint import load_strict
-from ttsvar_ray.models.infinity.directory import save_infinity
-from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
+from ttsvar_ray.models.infinity.directory import TOKENIZER_KEYS, transformer_weights
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.models.weight_files import read_weights
+from ttsvar_ray.vision.checkpoints import load_strict, rename_keys
 
 PLAN = {"batch_schedule": [4, 4, 4, 2, 2, 2, 1, 1], "cluster_scales": [2], "resample_scales": [5]}
 
@@ -162,21 +162,22 @@ def test_published_wrappings_are_undone(tmp_path: Path) -> None:
     placed = {name: file for file, part in parts.items() for name in part}
     (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     for source in (tmp_path / "a.pth", shards):
-        weights = transformer_keys(read_weights(source), text_max_length=12)
+        weights = transformer_weights(read_weights(source), tiny_config(), source=str(source))
         assert weights.keys() == flat.keys()
-        load_strict(model.transformer, weights, source=str(source))
+        load_strict(model.transformer, weights, source=str(source), assign=True)
     (shards / "two.safetensors").unlink()
     with pytest.raises(CheckpointError, match="1 of 2 shards missing"):
         read_weights(shards)
 
 
 def test_text_table_is_cut_to_the_length_in_use() -> None:
-    weights = {"cfg_uncond": torch.arange(20.0).reshape(10, 2)}
-    assert torch.equal(transformer_keys(weights, text_max_length=4)["cfg_uncond"], weights["cfg_uncond"][:4])
+    weights = {"cfg_uncond": torch.arange(40.0).reshape(20, 2)}
+    kept = transformer_weights(weights, tiny_config(), source="here")["cfg_uncond"]
+    assert torch.equal(kept, weights["cfg_uncond"][:TEXT_LENGTH])
 
 
-def test_unwrapped_tokenizer_names_are_wrapped(tmp_path: Path) -> None:
-    unwrapped = {
+def test_wrapped_tokenizer_names_are_unwrapped(tmp_path: Path) -> None:
+    wrapped = {
         "encoder.conv_in.weight": "encoder.conv_in.conv.weight",
         "encoder.down.0.block.1.norm1.bias": "encoder.down.0.block.1.norm1.norm.bias",
         "encoder.down.1.block.0.nin_shortcut.weight": "encoder.down.1.block.0.nin_shortcut.conv.weight",
@@ -186,11 +187,12 @@ def test_unwrapped_tokenizer_names_are_wrapped(tmp_path: Path) -> None:
         "decoder.norm_out.weight": "decoder.norm_out.norm.weight",
     }
     tensor = torch.zeros(1)
-    plain = {**dict.fromkeys(unwrapped, tensor), "quantizer.lfq.mask": tensor}
-    torch.save({"vae": plain, "ema": {}}, tmp_path / "vae.pth")
-    renamed = tokenizer_keys(read_weights(tmp_path / "vae.pth"))
-    assert sorted(renamed) == sorted(unwrapped.values())
-    assert tokenizer_keys(renamed).keys() == renamed.keys(), "wrapped names stay as they are"
+    published = {**dict.fromkeys(wrapped.values(), tensor), "quantizer.lfq.mask": tensor}
+    torch.save({"vae": published, "ema": {}}, tmp_path / "vae.pth")
+    renamed = rename_keys(read_weights(tmp_path / "vae.pth"), TOKENIZER_KEYS, source="vae.pth")
+    assert sorted(renamed) == sorted(wrapped)
+    again = rename_keys(renamed, TOKENIZER_KEYS, source="vae.pth")
+    assert again.keys() == renamed.keys(), "unwrapped names stay as they are"
 
 
 def test_unreadable_weights_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_parts, tiny_model
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.state import ScaleState
 from ttsvar_ray.rng import bit_uniforms
 

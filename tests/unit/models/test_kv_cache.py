@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from ttsvar_ray.models.kv_cache import KVCache, LayerCache
+from ttsvar_ray.models.state import KVCache, LayerCache
 
 
 def cache(rows: int, tokens: int, seed: int) -> KVCache:

@@ -22,12 +22,13 @@ from tests.support.published_infinity import (
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, OutputError
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.infinity.convert import Companion, convert, refuse_foreign_links, with_files
-from ttsvar_ray.models.infinity.key_map import fit_text_table, tokenizer_keys
+from ttsvar_ray.models.infinity.directory import TOKENIZER_KEYS, transformer_weights
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import PRESETS, find_preset
 from ttsvar_ray.models.infinity.published import describe_preset
 from ttsvar_ray.models.infinity.resolutions import ASPECT_RATIOS, SCALES_OF_SIZE
 from ttsvar_ray.models.registry import describe_model, load_model, pin_model
+from ttsvar_ray.vision.checkpoints import rename_keys
 
 
 @pytest.fixture(scope="module")
@@ -269,12 +270,18 @@ def test_a_positive_prompt_changes_what_is_encoded_and_nothing_else(files: Path)
 
 
 def test_the_text_table_is_cut_or_goes_on_as_published() -> None:
+    config = PRESETS[TINY.name].transformer_config()
+
+    def fitted(table: torch.Tensor, length: int) -> torch.Tensor:
+        own = dataclasses.replace(config, text_max_length=length)
+        return transformer_weights({"cfg_uncond": table}, own, source="here")["cfg_uncond"]
+
     table = torch.arange(12.0).reshape(6, 2)
-    assert torch.equal(fit_text_table(table, 4), table[:4])
-    longer = fit_text_table(table, 512)
+    assert torch.equal(fitted(table, 4), table[:4])
+    longer = fitted(table, 512)
     assert longer.shape == (512, 2)
     assert torch.equal(longer[:6], table)
-    assert torch.equal(longer, fit_text_table(table, 512)), "not random"
+    assert torch.equal(longer, fitted(table, 512)), "not random"
     tail = longer[6:] * 2**0.5
     assert tail.abs().max() <= 2
     assert 0.8 < tail.std() < 1.1, "a normal of deviation 1.2, cut at 2"
@@ -283,11 +290,12 @@ def test_the_text_table_is_cut_or_goes_on_as_published() -> None:
 def test_a_weight_in_both_forms_is_refused() -> None:
     both = {"decoder.conv_in.weight": torch.zeros(1), "decoder.conv_in.conv.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match="two names of one weight"):
-        tokenizer_keys(both)
+        rename_keys(both, TOKENIZER_KEYS, source="here")
 
 
 def test_a_projection_of_the_quantizer_is_a_weight_and_not_dropped() -> None:
-    assert "quantizer.project_in.weight" in tokenizer_keys({"quantizer.project_in.weight": torch.zeros(1)})
+    weights = {"quantizer.project_in.weight": torch.zeros(1)}
+    assert rename_keys(weights, TOKENIZER_KEYS, source="here").keys() == weights.keys()
 
 
 def test_constant_biases_may_be_left_out(files: Path, tmp_path: Path) -> None:

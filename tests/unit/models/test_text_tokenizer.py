@@ -11,7 +11,7 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder
+from ttsvar_ray.models.infinity.text import T5TextEncoder
 
 TEXTS = [
     "a red circle",

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recipes.shapes.training_transformer import TrainingTransformer, query_groups
 from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, tiny_config, tiny_transformer
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.infinity.attention import query_groups
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.kv_cache import KVCache
+from ttsvar_ray.models.state import KVCache
 
 
 def example(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -87,7 +87,7 @@ def test_gradients_reach_every_weight_and_the_text() -> None:
 
 def test_a_fresh_model_starts_undecided() -> None:
     torch.manual_seed(0)
-    transformer = InfinityTransformer(tiny_config(), REPEATED_SCHEDULE)
+    transformer = TrainingTransformer(tiny_config(), REPEATED_SCHEDULE)
     text, lens, inputs = example()
     with torch.no_grad():
         assert transformer(text, lens, inputs).abs().max() < 0.2

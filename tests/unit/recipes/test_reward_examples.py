@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
+from recipes.shapes.captions import sample_example, write_caption
 from recipes.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
 from recipes.shapes.reward_examples import (
     CAPTIONS_PER_IMAGE,
@@ -18,12 +19,12 @@ from recipes.shapes.reward_examples import (
     sample_batch,
 )
 from recipes.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
+from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.models.decoding import to_uint8
+from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import Kind, parse_caption, sample_example, write_caption
-from ttsvar_ray.shapes.geometry import SHAPES
-from ttsvar_ray.shapes.scene import COLORS, sample_scene
+from ttsvar_ray.shapes.captions import Kind, parse_caption
+from ttsvar_ray.shapes.world import COLORS, SHAPES
 
 
 @pytest.mark.parametrize("kind", list(Kind))

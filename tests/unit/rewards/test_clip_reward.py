@@ -14,9 +14,15 @@ import torch
 from tests.support.recorded import recorded_rewards
 from tests.support.tiny_clip import TOKENS, save_clip
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.rewards.clip import (
+    OPEN_CLIP_KEYS,
+    VIT_H_14,
+    TextCleaning,
+    load_open_clip,
+    load_tokenizer,
+    read_sizes,
+)
 from ttsvar_ray.rewards.clip_reward import ClipReward
-from ttsvar_ray.rewards.clip_tokens import TextCleaning, load_tokenizer
-from ttsvar_ray.rewards.open_clip import OPEN_CLIP_KEYS, VIT_H_14, load_open_clip, read_sizes
 from ttsvar_ray.rewards.registry import REWARDS, build_reward
 from ttsvar_ray.vision.checkpoints import rename_keys
 

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from tests.support.tiny_clip import TOKENS
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.rewards.clip_tokens import CONTEXT_LENGTH, END_ID, START_ID, TextCleaning, load_tokenizer
+from ttsvar_ray.rewards.clip import CONTEXT_LENGTH, END_ID, START_ID, TextCleaning, load_tokenizer
 
 RECORDED: list[dict[str, Any]] = json.loads((TOKENS / "ref.json").read_text())
 

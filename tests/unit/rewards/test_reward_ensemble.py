@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ttsvar_ray.rewards.constant import ConstantReward
-from ttsvar_ray.rewards.ensemble import RewardEnsemble
-from ttsvar_ray.rewards.protocol import RewardText
+from ttsvar_ray.rewards.protocol import ConstantReward, RewardEnsemble, RewardText
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipVisionConfig, SiglipVision
 
 from ttsvar_ray.own_code import named_object
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardNetwork
-from ttsvar_ray.rewards.open_clip import VIT_H_14
+from ttsvar_ray.rewards.clip import VIT_H_14
 from ttsvar_ray.rewards.registry import REWARDS, RewardEntry
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.cluster import KMeans
 
-from ttsvar_ray.search.k_means import k_means
+from ttsvar_ray.search.operators.cluster import k_means
 
 
 def partition(labels: npt.NDArray[np.integer]) -> set[frozenset[int]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.search.resampling import effective_sample_size, resample
+from ttsvar_ray.search.operators.resample import effective_sample_size, resample
 from ttsvar_ray.types import Float64Array, ResamplingScheme
 
 SCHEMES = list(ResamplingScheme)

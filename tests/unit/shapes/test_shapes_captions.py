@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipes.shapes.captions import KIND_WEIGHTS, sample_caption, sample_example
 from recipes.shapes.prompt_set import (
     PromptSet,
     distinct_captions,
@@ -17,22 +18,11 @@ from recipes.shapes.prompt_set import (
     prompt_set,
     write_prompt_set,
 )
+from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import (
-    KIND_WEIGHTS,
-    KINDS,
-    MAX_WORDS,
-    VOCABULARY,
-    Caption,
-    Claim,
-    Kind,
-    parse_caption,
-    sample_caption,
-    sample_example,
-)
-from ttsvar_ray.shapes.geometry import Shape
-from ttsvar_ray.shapes.scene import Color, Relation, sample_scene
+from ttsvar_ray.shapes.captions import KINDS, MAX_WORDS, VOCABULARY, Caption, Claim, Kind, parse_caption
+from ttsvar_ray.shapes.world import Color, Relation, Shape
 
 ALL = [caption for name in PromptSet for kind in KINDS for caption in distinct_captions(name, kind)]
 

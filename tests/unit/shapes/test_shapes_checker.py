@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from recipes.shapes.captions import sample_example
 from recipes.shapes.render import render
+from recipes.shapes.scenes import Scene, SceneObject, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import parse_caption, sample_example
+from ttsvar_ray.shapes.captions import parse_caption
 from ttsvar_ray.shapes.checker import check, judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
-from ttsvar_ray.shapes.geometry import SHAPES, Shape
-from ttsvar_ray.shapes.scene import COLORS, PALETTE, Color, Scene, SceneObject, sample_scene
+from ttsvar_ray.shapes.world import COLORS, PALETTE, SHAPES, Color, Shape
 from ttsvar_ray.types import UInt8Array
 
 DATA = Path(__file__).parents[2] / "data" / "shapes"

@@ -9,21 +9,19 @@ import pytest
 from scipy import ndimage
 
 from recipes.shapes.render import coverage_mask, render, render_batch
-from ttsvar_ray.shapes.geometry import COVER, OUTLINES, SHAPES, Shape, signed_distance
-from ttsvar_ray.shapes.scene import (
+from recipes.shapes.reward_examples import auxiliary_labels
+from recipes.shapes.scenes import (
     BACKGROUND_DISTANCE,
-    COLORS,
+    COVER,
     LARGE_RADIUS,
-    PALETTE,
+    OUTLINES,
     SMALL_RADIUS,
-    Color,
-    Relation,
     Scene,
     SceneObject,
-    auxiliary_labels,
     clear_relation,
     sample_scene,
 )
+from ttsvar_ray.shapes.world import COLORS, PALETTE, SHAPES, Color, Relation, Shape, signed_distance
 
 AREAS = {
     Shape.CIRCLE: math.pi,

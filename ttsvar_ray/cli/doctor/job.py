@@ -18,10 +18,9 @@ from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.preflight import check_memory, devices_here
 from ttsvar_ray.job.prepare import named_source, uses_this_machine
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
-from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.infinity.presets import PRESETS, TOKENIZERS, InfinityPreset
 from ttsvar_ray.models.weight_files import NESTINGS
-from ttsvar_ray.models.weight_source import WeightSource
+from ttsvar_ray.models.weight_source import HubRepository, WeightSource
 from ttsvar_ray.prompts.files import prompt_files
 from ttsvar_ray.prompts.source import STANDARD_INPUT
 from ttsvar_ray.rewards.registry import REWARDS

@@ -9,9 +9,8 @@ from ttsvar_ray.cli.doctor.checks import Finding, Mark
 from ttsvar_ray.cli.show import bytes_text
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelChoice
-from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.registry import describe_model
-from ttsvar_ray.models.weight_source import WeightSource
+from ttsvar_ray.models.weight_source import HubRepository, WeightSource
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.vision.published import PublishedFiles, PublishedWeights
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.description import section_values
 
 FAMILY = "infinity"
 
@@ -96,17 +97,7 @@ class TransformerConfig:
         Raises:
             ConfigurationError: keys that are unknown or absent, or values that do not fit together.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        problems = [f"transformer.{key}: unknown key; remove it" for key in values if key not in fields]
-        problems += [
-            f"transformer.{name}: missing; add it"
-            for name, field in fields.items()
-            if field.default is dataclasses.MISSING and name not in values
-        ]
-        if problems:
-            raise ConfigurationError(problems)
-        rows, columns = values["rope_grid"]
-        return cls(**{**values, "rope_grid": (int(rows), int(columns))})
+        return cls(**section_values(cls, values, section="transformer"))
 
 
 class Norm(str, enum.Enum):

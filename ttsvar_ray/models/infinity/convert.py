@@ -20,7 +20,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError, OutputError
-from ttsvar_ray.models.checkpoint import check_fit
 from ttsvar_ray.models.description import (
     CONFIG_NAME,
     FORMAT_VERSION,
@@ -30,9 +29,7 @@ from ttsvar_ray.models.description import (
     ModelDescription,
 )
 from ttsvar_ray.models.infinity.config import FAMILY, TransformerConfig
-from ttsvar_ray.models.infinity.directory import BLOCKS, parse_tokenizer
-from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
-from ttsvar_ray.models.infinity.published import section_values
+from ttsvar_ray.models.infinity.directory import BLOCKS, TOKENIZER_KEYS, parse_tokenizer, transformer_weights
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.weight_files import (
@@ -44,6 +41,7 @@ from ttsvar_ray.models.weight_files import (
     write_shards,
 )
 from ttsvar_ray.models.weight_source import fetch_all
+from ttsvar_ray.vision.checkpoints import check_fit, rename_keys
 
 SHARD_BYTES = 5 * 10**9
 SHARDED_TRANSFORMER = "transformer"
@@ -157,7 +155,7 @@ def _transformer_plans(
     description: ModelDescription, file: Path, dtype: torch.dtype | None
 ) -> dict[str, TensorPlan]:
     config = TransformerConfig.from_json(description.transformer)
-    weights = transformer_keys(read_weights(file), text_max_length=config.text_max_length)
+    weights = transformer_weights(read_weights(file), config, source=str(file))
     with torch.device("meta"):
         module = InfinityTransformer(config, description.scale_schedule)
     check_fit(module, weights, source=str(file))
@@ -168,7 +166,7 @@ def _transformer_plans(
 
 def _tokenizer_plans(description: ModelDescription, file: Path) -> dict[str, TensorPlan]:
     config, _ = parse_tokenizer(description.tokenizer, description.scale_schedule)
-    weights = tokenizer_keys(read_weights(file))
+    weights = rename_keys(read_weights(file), TOKENIZER_KEYS, source=str(file))
     with torch.device("meta"):
         module = ImageTokenizer(config)
     check_fit(module, weights, source=str(file))
@@ -298,11 +296,19 @@ def _copied(companion: Companion, folder: Path, place: str, key: str) -> dict[st
 
 
 def _config(description: ModelDescription, names: Mapping[str, str]) -> dict[str, Any]:
+    sampling = description.sampling
     return {
         "format_version": FORMAT_VERSION,
         "family": FAMILY,
         "name": description.name,
-        **section_values(description),
+        "transformer": dict(description.transformer),
+        "tokenizer": dict(description.tokenizer),
+        "scale_schedule": [list(size) for size in description.scale_schedule],
+        "sampling": {
+            "guidance": list(sampling.guidance),
+            "temperature": list(sampling.temperature),
+            "top_p": sampling.top_p,
+        },
         "sizes": PUBLISHED_SIZES,
         "files": {part: name for part, name in names.items() if part != TEXT_ENCODER},
         "text": {"path": TEXT_ENCODER},

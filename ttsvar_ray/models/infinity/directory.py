@@ -9,39 +9,51 @@ reward/                     optional, named by config.json
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.checkpoint import build_loaded, save_weights
 from ttsvar_ray.models.description import (
-    CONFIG_NAME,
-    FORMAT_VERSION,
-    TEXT_ENCODER,
-    WEIGHT_FILES,
     ModelDescription,
+    section_values,
 )
-from ttsvar_ray.models.infinity.config import FAMILY, Activation, Norm, TokenizerConfig, TransformerConfig
-from ttsvar_ray.models.infinity.key_map import tokenizer_keys, transformer_keys
+from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer, tokenizer_section
-from ttsvar_ray.models.infinity.text_encoder import T5TextEncoder, with_positive_prompt
+from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
+from ttsvar_ray.models.infinity.text import T5TextEncoder, with_positive_prompt
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.weight_files import Weights, read_weights
 from ttsvar_ray.models.weight_source import fetch_all
 from ttsvar_ray.types import ScaleSchedule
+from ttsvar_ray.vision.checkpoints import KeyTable, build_loaded, rename_keys
 
 BLOCKS = "block_chunks."
 """Prefix of the weights that may be held in a narrow dtype."""
+
+TRANSFORMER_KEYS: KeyTable = (
+    # Masks of training, which follow from the schedule, and a bias that is zero in every model.
+    (r"(.+\.)?(lvl_1L|attn_bias_for_masking|Infinity_(visible_kv|invisible_q)len|zero_k_bias)", None),
+    (r"(.+)", r"\1"),
+)
+"""From the names in published files to those of `InfinityTransformer`."""
+
+TOKENIZER_KEYS: KeyTable = (
+    # Powers of two that number the codes, the constant 0, all codes in a table: bits are kept as bits here.
+    # The quantiser has no weights; a projection or norm of its own would be one, and is not dropped.
+    (r"quantizer?(\.lfq)?\.(mask|zero|codebook)", None),
+    # Convolutions and norms are named with and without a wrapper around them.
+    (r"(.+\.)?(norm1|norm2|norm_out)\.norm\.(\w+)", r"\1\2.\3"),
+    (r"(.+\.)?(conv_in|conv_out|conv1|conv2|nin_shortcut)\.conv\.(\w+)", r"\1\2.\3"),
+    (r"(.+\.)?(downsample|upsample)\.conv\.conv\.(\w+)", r"\1\2.conv.\3"),
+    (r"(.+)", r"\1"),
+)
+"""From the names in published files to those of `ImageTokenizer`."""
 
 _QUANTIZER_KEYS = ("spatial_patchify", "gains", "downsample")
 
@@ -52,18 +64,7 @@ def parse_tokenizer(values: Mapping[str, Any], schedule: ScaleSchedule) -> tuple
     Raises:
         ConfigurationError: unknown or absent keys.
     """
-    names = {field.name for field in dataclasses.fields(TokenizerConfig)}
-    problems = [
-        f"tokenizer.{key}: unknown key; remove it" for key in values if key not in {*names, *_QUANTIZER_KEYS}
-    ]
-    if "codebook_dim" not in values:
-        problems.append("tokenizer.codebook_dim: missing; add it")
-    if problems:
-        raise ConfigurationError(problems)
-    own = {key: value for key, value in values.items() if key in names}
-    for key in ("encoder_multipliers", "decoder_multipliers"):
-        if key in own:
-            own[key] = tuple(own[key])
+    own = section_values(TokenizerConfig, values, section="tokenizer", beside=_QUANTIZER_KEYS)
     own["norm"] = Norm(own.get("norm", Norm.GROUP))
     own["activation"] = Activation(own.get("activation", Activation.SWISH))
     quantizer = Quantizer(
@@ -74,6 +75,31 @@ def parse_tokenizer(values: Mapping[str, Any], schedule: ScaleSchedule) -> tuple
         downsample=Downsample(values.get("downsample", Downsample.BILINEAR)),
     )
     return TokenizerConfig(**own), quantizer
+
+
+def transformer_weights(published: Weights, config: TransformerConfig, *, source: str) -> Weights:
+    """Return a published transformer's weights under the names and lengths of `InfinityTransformer`."""
+    kept = rename_keys(published, TRANSFORMER_KEYS, source=source)
+    if "cfg_uncond" in kept:
+        kept["cfg_uncond"] = _fit_text_table(kept["cfg_uncond"], config.text_max_length)
+    return kept
+
+
+def _fit_text_table(table: Tensor, rows: int) -> Tensor:
+    """Return the learned "no text" features [rows, channels] from a table of another length.
+
+    A longer table is cut. A shorter one goes on with the values that the published code initialises it with
+    (a normal of standard deviation 1.2, cut at 2, over the root of the channels, from seed 0), as its loader
+    leaves them there.
+    """
+    if table.ndim != 2 or table.shape[0] >= rows:
+        return table[:rows]
+    channels = table.shape[1]
+    initial = torch.empty(rows, channels)
+    generator = torch.Generator().manual_seed(0)
+    nn.init.trunc_normal_(initial, std=1.2, generator=generator)
+    tail = initial[table.shape[0] :] / math.sqrt(channels)
+    return torch.cat((table, tail.to(table.dtype)))
 
 
 def build_transformer(
@@ -88,7 +114,7 @@ def build_transformer(
     """Return a transformer in evaluation mode: blocks in `dtype`, the small rest in float32."""
     return build_loaded(
         lambda: InfinityTransformer(config, schedule),
-        transformer_keys(weights, text_max_length=config.text_max_length),
+        transformer_weights(weights, config, source=source),
         device=device,
         source=source,
         narrow=BLOCKS,
@@ -100,7 +126,8 @@ def build_tokenizer(
     config: TokenizerConfig, weights: Weights, *, device: torch.device, source: str
 ) -> ImageTokenizer:
     """Return a tokenizer in evaluation mode, in float32."""
-    return build_loaded(lambda: ImageTokenizer(config), tokenizer_keys(weights), device=device, source=source)
+    own = rename_keys(weights, TOKENIZER_KEYS, source=source)
+    return build_loaded(lambda: ImageTokenizer(config), own, device=device, source=source)
 
 
 def load_infinity(
@@ -183,53 +210,3 @@ def infinity_on_meta(
         text_encoder=_NoText(config),
         sampling=sampling,
     )
-
-
-def save_infinity(
-    path: Path,
-    *,
-    name: str,
-    transformer: InfinityTransformer,
-    tokenizer: ImageTokenizer,
-    quantizer: Quantizer,
-    text_model: Any,
-    text_tokenizer: Any,
-    sampling: Mapping[str, Any],
-    dtype: torch.dtype,
-    plan: Mapping[str, Any] | None = None,
-    reward: Mapping[str, Any] | None = None,
-    features: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a model directory that `load_infinity` reads.
-
-    Args:
-        path: the directory; made if absent, files of the same names are replaced.
-        name: the model's name in output rows.
-        transformer, tokenizer, quantizer: the trained model.
-        text_model, text_tokenizer: a transformers `T5EncoderModel` and its tokenizer.
-        sampling: guidance and temperature (one number or one per scale) and top_p.
-        dtype: of all weights on disk.
-        plan: the model's own search settings, named as in the job's `strategy` section.
-        reward: {"name", "path" relative to the directory}.
-        features: {"extractor", "backbone" relative to the directory}.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    save_weights(transformer, path / WEIGHT_FILES["transformer"], dtype=dtype)
-    save_weights(tokenizer, path / WEIGHT_FILES["tokenizer"], dtype=dtype)
-    copy.deepcopy(text_model).to(dtype).save_pretrained(path / TEXT_ENCODER)
-    text_tokenizer.save_pretrained(path / TEXT_ENCODER)
-    config: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "family": FAMILY,
-        "name": name,
-        "transformer": transformer.config.to_json(),
-        "tokenizer": tokenizer_section(tokenizer.config, quantizer),
-        "text": {"path": TEXT_ENCODER},
-        "scale_schedule": [list(size) for size in transformer.scale_schedule],
-        "sampling": dict(sampling),
-    }
-    for key, section in (("plan", plan), ("reward", reward), ("features", features)):
-        if section is not None:
-            config[key] = dict(section)
-    # Last, so that an interrupted save is not taken for a model.
-    (path / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

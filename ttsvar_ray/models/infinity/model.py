@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
-from ttsvar_ray.models.infinity.conditioning import Conditioning
 from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.text_encoder import TextFeatures
+from ttsvar_ray.models.infinity.text import Conditioning, TextFeatures
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.sampling import SamplingSettings, draw_bits, guided_logits, probability_of_one
-from ttsvar_ray.models.state import ScaleState
+from ttsvar_ray.models.state import KVCache, ScaleState
 
 
 class InfinityModel(CachedModel):

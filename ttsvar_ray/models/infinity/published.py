@@ -7,8 +7,6 @@ from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelChoice, ModelDescription, pixels_per_token
-from ttsvar_ray.models.family import FamilyEntry
-from ttsvar_ray.models.hub import HubRepository
 from ttsvar_ray.models.infinity.config import FAMILY
 from ttsvar_ray.models.infinity.presets import (
     HUB_REPOSITORY,
@@ -25,9 +23,11 @@ from ttsvar_ray.models.infinity.resolutions import (
     height_over_width,
     published_resolution,
 )
+from ttsvar_ray.models.registry import FamilyEntry
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.weight_source import (
     TEXT_ENCODER_FILES,
+    HubRepository,
     Root,
     WeightSource,
     parse_root,
@@ -78,7 +78,7 @@ def describe_preset(
         tokenizer=tokenizer_section(preset.tokenizer.config(), preset.quantizer(resolution)),
         weights={
             **{part: WeightSource(root, name) for part, name in names.items()},
-            "text_encoder": locate_text_encoder(root, text_encoder),
+            "text_encoder": _locate_text_encoder(root, text_encoder),
         },
         has_published_sizes=True,
     )
@@ -98,7 +98,7 @@ def require_weights(choice: ModelChoice) -> None:
         )
 
 
-def locate_text_encoder(root: Root, text_encoder: str | None) -> WeightSource:
+def _locate_text_encoder(root: Root, text_encoder: str | None) -> WeightSource:
     """Return where the text encoder of a published model is; see `describe_preset`."""
     if text_encoder is not None:
         return text_encoder_source(text_encoder)
@@ -107,7 +107,7 @@ def locate_text_encoder(root: Root, text_encoder: str | None) -> WeightSource:
     return WeightSource(HubRepository(TEXT_ENCODER_REPOSITORY), patterns=TEXT_ENCODER_FILES)
 
 
-def at_size(
+def _at_size(
     description: ModelDescription, resolution: str | None, aspect_ratio: str | None
 ) -> ModelDescription:
     """Return a model with another image size: another schedule, and positions stretched to its grid.
@@ -163,21 +163,6 @@ def _refit(name: str, values: tuple[float, ...], scales: int) -> tuple[float, ..
     )
 
 
-def section_values(description: ModelDescription) -> dict[str, Any]:
-    """Return what config.json of a model directory says of a description."""
-    sampling = description.sampling
-    return {
-        "transformer": dict(description.transformer),
-        "tokenizer": dict(description.tokenizer),
-        "scale_schedule": [list(size) for size in description.scale_schedule],
-        "sampling": {
-            "guidance": list(sampling.guidance),
-            "temperature": list(sampling.temperature),
-            "top_p": sampling.top_p,
-        },
-    }
-
-
 def _describe(choice: ModelChoice) -> ModelDescription:
     return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
 
@@ -201,5 +186,5 @@ ENTRY = FamilyEntry(
     published=PRESETS,
     describe=_describe,
     require_weights=require_weights,
-    at_size=at_size,
+    at_size=_at_size,
 )

@@ -1,24 +1,120 @@
-"""What is compared in each kind of recorded file; `verify.py` says which kinds there are."""
+"""A recorded architecture as our own modules, and what is compared in each kind of recorded file.
+
+`verify.py` says which kinds there are.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttsvar_ray.models.decoding import to_uint8
+from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.infinity.config import TokenizerConfig, TransformerConfig
+from ttsvar_ray.models.infinity.directory import build_tokenizer, build_transformer
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.recorded import RecordedArchitecture, RecordedTexts
+from ttsvar_ray.models.infinity.resolutions import FULL_SCHEDULES
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.kv_cache import KVCache
 from ttsvar_ray.models.sampling import SamplingSettings, top_p_margin
-from ttsvar_ray.models.state import ScaleState
-from ttsvar_ray.recorded.comparison import EXACT, Case
+from ttsvar_ray.models.state import KVCache, ScaleState
+from ttsvar_ray.recorded import EXACT, Case
 from ttsvar_ray.types import ScaleSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordedTexts:
+    """Text features by name, in place of a text encoder."""
+
+    features: dict[str, Tensor]
+    max_length: int
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        found = [self.features[text] for text in texts]
+        padded = torch.zeros(len(found), self.max_length, found[0].shape[-1])
+        for row, rows in zip(padded, found, strict=True):
+            row[: len(rows)] = rows
+        return padded, torch.tensor([len(rows) for rows in found])
+
+    @classmethod
+    def unpack(cls, compact: Tensor, lens: Sequence[int], max_length: int) -> _RecordedTexts:
+        """Split features [sum of lens, channels]; the texts are named "0", "1", ..."""
+        parts = compact.float().split(list(lens))
+        return cls({str(index): part for index, part in enumerate(parts)}, max_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedArchitecture:
+    """One letter of config.json with its weights."""
+
+    values: dict[str, Any]
+    transformer_weights: dict[str, Tensor]
+    tokenizer_weights: dict[str, Tensor] | None
+    device: torch.device
+    dtype: torch.dtype
+
+    def transformer(self, schedule: ScaleSchedule, rope_grid: tuple[int, int]) -> InfinityTransformer:
+        model, dim = self.values["model"], self.values["vae"]["codebook_dim"]
+        config = TransformerConfig(
+            depth=model["depth"],
+            embed_dim=model["embed_dim"],
+            num_heads=model["num_heads"],
+            block_chunks=model["block_chunks"],
+            bits_per_token=dim * (4 if self.values["patchify"] else 1),
+            text_channels=model["text_channels"],
+            text_max_length=model["text_maxlen"],
+            rope_grid=rope_grid,
+            mlp_ratio=self.values["mlp_ratio"],
+        )
+        return build_transformer(
+            config,
+            schedule,
+            self.transformer_weights,
+            device=self.device,
+            dtype=self.dtype,
+            source="recorded transformer",
+        )
+
+    def tokenizer(self) -> ImageTokenizer:
+        vae = self.values["vae"]
+        config = TokenizerConfig(
+            codebook_dim=vae["codebook_dim"],
+            base_channels=vae["base_ch"],
+            encoder_multipliers=tuple(vae["enc_mult"]),
+            decoder_multipliers=tuple(vae["dec_mult"]),
+            num_res_blocks=vae["num_res_blocks"],
+        )
+        if self.tokenizer_weights is None:
+            return ImageTokenizer(config).to(self.device).eval()
+        return build_tokenizer(
+            config, self.tokenizer_weights, device=self.device, source="recorded tokenizer"
+        )
+
+    def quantizer(self, schedule: ScaleSchedule) -> Quantizer:
+        return Quantizer(
+            codebook_dim=self.values["vae"]["codebook_dim"],
+            schedule=schedule,
+            spatial_patchify=bool(self.values["patchify"]),
+        )
+
+    def model(
+        self, texts: _RecordedTexts, schedule: ScaleSchedule, aspect: float, sampling: SamplingSettings
+    ) -> InfinityModel:
+        return InfinityModel(
+            name="recorded",
+            transformer=self.transformer(schedule, FULL_SCHEDULES[aspect][-1]),
+            tokenizer=self.tokenizer(),
+            quantizer=self.quantizer(schedule),
+            text_encoder=texts,
+            sampling=sampling,
+        )
+
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,7 +184,7 @@ def check_tokenizer(arch: RecordedArchitecture, case: Case) -> None:
 
 def check_forced(arch: RecordedArchitecture, case: Case) -> None:
     t, schedule = case.recorded, _schedule(case.recorded)
-    texts = RecordedTexts.unpack(
+    texts = _RecordedTexts.unpack(
         t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
     )
     template = arch.values["cases"][case.name.split("_", 1)[1]]["template"]
@@ -120,15 +216,14 @@ def _check_conditioning(transformer: InfinityTransformer, text: Tensor, lens: Te
 
 
 def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: Case) -> None:
-    """Feed the recorded bits; compare inside the transformer, and with teacher forcing."""
+    """Feed the recorded bits; compare inside the transformer."""
     transformer, quantizer = model.transformer, model.quantizer
     conditioning = transformer.condition(text, lens, guidance=True)
-    cache, features, inputs, conditional = KVCache(), None, [], []
+    cache, features = KVCache(), None
     summed = quantizer.empty_map(len(lens), model.device)
     seen: dict[str, Tensor] = {}
     for index in range(model.num_scales):
         logits, cache = transformer.scale_step(features, index, cache, conditioning, observe=seen.__setitem__)
-        conditional.append(logits[0])
         case.compare(f"s{index}.logits_cond", logits[0], LOGITS)
         case.compare(f"s{index}.logits_uncond", logits[1], LOGITS)
         for key, got in seen.items():
@@ -138,12 +233,8 @@ def _check_steps(model: InfinityModel, text: Tensor, lens: Tensor, case: Case) -
             summed = quantizer.accumulate(summed, bits, index)
             features = quantizer.next_input(summed, index + 1)
             case.compare(f"s{index}.next_in", features, FEATURES)
-            inputs.append(features)
     case.compare("kv.block0.k", seen["keys0"].flatten(0, 1), HIDDEN)
     case.compare("kv.block0.v", seen["values0"].flatten(0, 1), HIDDEN)
-    one_stream = transformer.condition(text, lens, guidance=False)
-    together = transformer.forward_all(inputs, one_stream, model.num_scales)
-    case.between("teacher_forced", together, torch.cat(conditional, dim=1), LOGITS)
 
 
 def _force(model: InfinityModel, state: ScaleState, bits: Tensor, case: Case) -> ScaleState:
@@ -191,7 +282,7 @@ def check_sampled(arch: RecordedArchitecture, case: Case) -> None:
         case.leave_out("its bits follow from a CPU generator and float32 logits")
         return
     t = case.recorded
-    texts = RecordedTexts.unpack(
+    texts = _RecordedTexts.unpack(
         t["text.kv_compact"], t["text.lens"].tolist(), arch.values["model"]["text_maxlen"]
     )
     model = arch.model(texts, _schedule(t), 1.0, _settings(t))
@@ -214,7 +305,7 @@ def check_sampled(arch: RecordedArchitecture, case: Case) -> None:
 def check_selections(arch: RecordedArchitecture, case: Case) -> None:
     t, schedule = case.recorded, _schedule(case.recorded)
     compact = t["text.kv_compact_one_prompt"]
-    texts = RecordedTexts.unpack(compact, [len(compact)], arch.values["model"]["text_maxlen"])
+    texts = _RecordedTexts.unpack(compact, [len(compact)], arch.values["model"]["text_maxlen"])
     sampling = SamplingSettings(
         guidance=(SAMPLED_GUIDANCE,) * len(schedule),
         temperature=(SAMPLED_TEMPERATURE,) * len(schedule),

@@ -1,14 +1,10 @@
 """The Infinity transformer: next-scale prediction of bits, conditioned on text.
 
-Two paths over the same weights:
+`scale_step` runs one scale of many trajectories against an owned KV cache. Module and parameter names are
+those of the published checkpoints, so these load by name.
 
-* `scale_step` runs one scale of many trajectories against an owned KV cache (generation);
-* `forward_all` runs all scales at once under a block-causal mask (training, teacher forcing).
-
-Module and parameter names are those of the published checkpoints, so these load by name.
-
-Legend: S streams (1, or 2 with guidance: conditional, unconditional), B trajectories, R = S * B rows,
-n tokens of a scale, C width, P texts, T padded text length. The residual stream is float32 in any dtype.
+Legend: S streams (1, or 2 with guidance: conditional, unconditional), B trajectories, R = S * B rows, n
+tokens of a scale, C width, P texts, T padded text length. The residual stream is float32 in any dtype.
 """
 
 from __future__ import annotations
@@ -19,35 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.models.autocast import autocast
 from ttsvar_ray.models.infinity.attention import (
     CrossAttention,
-    QueryGroup,
-    SelfAttention,
     TextPoolAttention,
-    block_causal_attention,
-    query_groups,
     rope_table,
 )
-from ttsvar_ray.models.infinity.conditioning import Conditioning, rows_of
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.kv_cache import KVCache, LayerCache
-from ttsvar_ray.models.row_stability import StableLinear
+from ttsvar_ray.models.infinity.text import Conditioning, rows_of
+from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, FeedForward, SelfAttention, plain_norm
+from ttsvar_ray.models.row_stability import StableLinear, autocast
+from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
 
-NORM_EPS = 1e-6
 TextMemory = tuple[Tensor, Tensor, Tensor]
 """Cross-attention keys and values [R, H, T, D] and mask bool [R, 1, 1, T] of one layer."""
 
 Observe = Callable[[str, Tensor], None]
 
 
-def plain_norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters over the last axis, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS)
-
-
-class TextNorm(nn.Module):
+class _TextNorm(nn.Module):
     """Root-mean-square norm of the text features."""
 
     def __init__(self, channels: int) -> None:
@@ -59,24 +45,12 @@ class TextNorm(nn.Module):
         return text * torch.rsqrt(text.square().mean(dim=-1, keepdim=True) + NORM_EPS) * self.weight
 
 
-class FeedForward(nn.Module):
-    """Two linears around a tanh-approximated GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = StableLinear(width, hidden)
-        self.fc2 = StableLinear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward; the outer two modulated by the text."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.sa = SelfAttention(config)
+        self.sa = SelfAttention(config.embed_dim, config.num_heads)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(config.embed_dim, config.ffn_dim)
         self.ca_norm = nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
@@ -108,27 +82,12 @@ class Block(nn.Module):
         """Run the tokens of one scale [R, n, C] against the cache of the scales before."""
         modulation = self.modulation(shared)
         gamma1, _, scale1, _, shift1, _ = modulation
-        q, k, v = self.sa.qkv(plain_norm(x) * (1 + scale1) + shift1, rope)
-        fresh = LayerCache(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
-        full = fresh if cache is None else cache.append(fresh.keys, fresh.values)
-        attended = F.scaled_dot_product_attention(
-            q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0
-        )
-        x = x + self.sa.output(attended) * gamma1
+        attended, full = self.sa(plain_norm(x) * (1 + scale1) + shift1, cache, rope, streams=streams)
+        x = x + attended * gamma1
         return self.mix_text_and_feed(x, memory, modulation), full
 
-    def teacher_forced(
-        self, x: Tensor, groups: Sequence[QueryGroup], memory: TextMemory, shared: Tensor, rope: Tensor
-    ) -> Tensor:
-        """Run the tokens of all scales [R, L, C] at once."""
-        modulation = self.modulation(shared)
-        gamma1, _, scale1, _, shift1, _ = modulation
-        q, k, v = self.sa.qkv(plain_norm(x) * (1 + scale1) + shift1, rope)
-        x = x + self.sa.output(block_causal_attention(q, k, v, groups)) * gamma1
-        return self.mix_text_and_feed(x, memory, modulation)
 
-
-class BlockChunk(nn.Module):
+class _BlockChunk(nn.Module):
     """Names a run of blocks as published checkpoints do: `block_chunks.{i}.module.{j}`."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -136,20 +95,12 @@ class BlockChunk(nn.Module):
         self.module = nn.ModuleList(Block(config) for _ in range(config.blocks_per_chunk))
 
 
-class TextPool(nn.Module):
+class _TextPool(nn.Module):
     """Holds the pooling attention under its published name."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.ca = TextPoolAttention(config)
-
-
-class HeadNorm(nn.Module):
-    """Scale and shift of the last norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), StableLinear(width, 2 * width))
 
 
 class InfinityTransformer(nn.Module):
@@ -158,8 +109,6 @@ class InfinityTransformer(nn.Module):
     Args:
         config: hyper-parameters.
         scale_schedule: (h, w) tokens of each scale; sizes may repeat. At most `config.max_scales` long.
-
-    A new instance is initialised for training from scratch.
     """
 
     def __init__(self, config: TransformerConfig, scale_schedule: ScaleSchedule) -> None:
@@ -177,51 +126,25 @@ class InfinityTransformer(nn.Module):
         self.config = config
         self.scale_schedule = scale_schedule
         self.token_counts = tuple(h * w for h, w in scale_schedule)
-        self.cfg_uncond = nn.Parameter(torch.empty(config.text_max_length, config.text_channels))
-        self.pos_start = nn.Parameter(torch.empty(1, 1, width))
-        self.text_norm = TextNorm(config.text_channels)
-        self.text_proj_for_sos = TextPool(config)
+        self.cfg_uncond = nn.Parameter(torch.zeros(config.text_max_length, config.text_channels))
+        self.pos_start = nn.Parameter(torch.zeros(1, 1, width))
+        self.text_norm = _TextNorm(config.text_channels)
+        self.text_proj_for_sos = _TextPool(config)
         self.text_proj_for_ca = nn.Sequential(
             StableLinear(config.text_channels, width), nn.GELU(approximate="tanh"), StableLinear(width, width)
         )
         self.lvl_embed = nn.Embedding(config.max_scales, width)
         self.word_embed = StableLinear(config.bits_per_token, width)
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), StableLinear(width, 6 * width))
-        self.head_nm = HeadNorm(width)
+        self.head_nm = AdaptiveNorm(width)
         self.head = StableLinear(width, 2 * config.bits_per_token)
-        self.block_chunks = nn.ModuleList(BlockChunk(config) for _ in range(config.block_chunks))
+        self.block_chunks = nn.ModuleList(_BlockChunk(config) for _ in range(config.block_chunks))
         self._rope: dict[torch.device, tuple[Tensor, ...]] = {}
-        self.reset_parameters()
 
     @property
     def blocks(self) -> list[Block]:
         """The blocks in order, across chunks."""
         return [block for chunk in self.block_chunks for block in chunk.module]  # type: ignore[union-attr, misc]
-
-    def reset_parameters(self) -> None:
-        """Initialise for training from scratch: small truncated normals, identity modulation, quiet head."""
-
-        def normal(tensor: Tensor, std: float) -> None:
-            nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
-
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                normal(module.weight, (3 * module.in_features) ** -0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        width = self.config.embed_dim
-        for tensor in (self.lvl_embed.weight, self.pos_start, self.text_proj_for_sos.ca.mat_q):
-            normal(tensor, (3 * width) ** -0.5)
-        normal(self.cfg_uncond, self.config.text_channels**-0.5)
-        with torch.no_grad():
-            for block in self.blocks:
-                for linear in (block.sa.proj, block.ca.proj, block.ffn.fc2):
-                    linear.weight.mul_((3 * self.config.depth) ** -0.5)
-                block.ada_gss.zero_()
-                block.ada_gss[:, :, :2] = 1.0
-            self.shared_ada_lin[1].weight.mul_(0.1)  # type: ignore[union-attr, operator]
-            self.head_nm.ada_lin[1].weight.mul_(0.1)  # type: ignore[union-attr, operator]
-            self.head.weight.mul_(0.02)
 
     @property
     def block_dtype(self) -> torch.dtype:
@@ -272,7 +195,7 @@ class InfinityTransformer(nn.Module):
         context = self.text_proj_for_ca(normed)
         with autocast(text.device, enabled=False):
             block_modulation = self.shared_ada_lin(pooled).unflatten(-1, (6, -1))
-            head_modulation = self.head_nm.ada_lin(pooled).unflatten(-1, (2, -1))
+            head_modulation = self.head_nm.modulation(pooled)
         memories = [block.ca.text_keys_values(context) for block in self.blocks]
         return Conditioning(
             pooled=pooled.unflatten(0, (streams, -1)),
@@ -289,9 +212,8 @@ class InfinityTransformer(nn.Module):
 
     def predict(self, x: Tensor, head_modulation: Tensor) -> Tensor:
         """Return logits float32 [R, n, 2 * bits_per_token] from x [R, n, C], modulation [R, 2, C]."""
-        scale, shift = head_modulation[:, None].unbind(dim=2)
         with autocast(x.device, enabled=False):
-            return self.head(plain_norm(x) * (1 + scale) + shift)
+            return self.head(self.head_nm(x, head_modulation))
 
     def scale_step(
         self,
@@ -353,49 +275,3 @@ class InfinityTransformer(nn.Module):
                 layers.append(layer)
         logits = self.predict(x, rows_of([part.head_modulation for part in parts], text_rows))
         return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
-
-    def forward_all(
-        self, scale_inputs: Sequence[Tensor], conditioning: Conditioning, num_scales: int
-    ) -> Tensor:
-        """Run the first `num_scales` scales of B samples at once, each with its own text (teacher forcing).
-
-        Args:
-            scale_inputs: float [B, n_s, bits_per_token] for the scales 1 .. num_scales - 1.
-            conditioning: of B texts, one stream.
-            num_scales: how many scales to run.
-
-        Returns:
-            Logits float32 [B, L, 2 * bits_per_token], L the tokens of these scales; equal to what
-            `scale_step` returns scale by scale.
-        """
-        if len(scale_inputs) != num_scales - 1:
-            raise ValueError(
-                f"scale_inputs: expected {num_scales - 1} scales after the first, got {len(scale_inputs)}"
-            )
-        if conditioning.num_streams != 1:
-            raise ValueError("conditioning: expected one stream (guidance=False) in teacher forcing")
-        pooled = conditioning.pooled[0]
-        counts = self.token_counts[:num_scales]
-        levels = torch.repeat_interleave(
-            self.lvl_embed.weight[:num_scales],
-            torch.tensor(counts, device=pooled.device),
-            dim=0,
-            output_size=sum(counts),
-        )
-        x = self.first_tokens(pooled)
-        if num_scales > 1:
-            x = torch.cat((x, self.word_embed(torch.cat(list(scale_inputs), dim=1)).float()), dim=1)
-        x = x + levels
-        mask = conditioning.text_mask[:, None, None, :]
-        rope = torch.cat([self.rope(scale) for scale in range(num_scales)])
-        groups = query_groups(counts)
-        for index, block in enumerate(self.blocks):
-            memory = (conditioning.keys[index][0], conditioning.values[index][0], mask)
-            x = block.teacher_forced(x, groups, memory, conditioning.block_modulation[0], rope)
-        return self.predict(x, conditioning.head_modulation[0])
-
-    def forward(self, text: Tensor, lens: Tensor, scale_inputs: Sequence[Tensor]) -> Tensor:
-        """Condition on one text per sample and run `forward_all` over 1 + len(scale_inputs) scales."""
-        return self.forward_all(
-            scale_inputs, self.condition(text, lens, guidance=False), 1 + len(scale_inputs)
-        )

@@ -8,8 +8,8 @@ A folder in the recorded format holds `config.json` (architectures and cases), `
 * `case_{X}_ttsvar_forced`: a population of one prompt through two forced selections;
 * `vae_{X}_{name}`: the tokenizer alone.
 
-A file may leave tensors out. Beyond the recorded ones each forced case also checks that teacher forcing
-equals the incremental path and that a replay from bits equals the state that drew them.
+A file may leave tensors out. Beyond the recorded ones each forced case also checks that a replay from bits
+equals the state that drew them.
 
 Not compared: `bf16ca.*`, logits of the official code on a CPU with its cross-attention rounded to bfloat16
 for a GPU kernel. This code attends in the dtype of its blocks; the difference (up to 1 on logits of
@@ -26,16 +26,15 @@ from pathlib import Path
 import torch
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.models.infinity.recorded import RecordedArchitecture
 from ttsvar_ray.models.infinity.recorded_checks import (
+    RecordedArchitecture,
     check_forced,
     check_sampled,
     check_selections,
     check_tokenizer,
 )
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
-from ttsvar_ray.recorded.comparison import Case, ComparisonReport
-from ttsvar_ray.recorded.files import read_json, read_tensors
+from ttsvar_ray.recorded import Case, ComparisonReport, read_json, read_tensors
 
 NARROW_RELATIVE = 0.1
 """In bfloat16: largest root-mean-square difference, relative to the recorded tensor's.

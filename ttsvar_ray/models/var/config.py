@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.description import section_values
 from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "var"
@@ -87,15 +88,8 @@ class VarConfig:
         Raises:
             ConfigurationError: unknown or absent keys, or values that make no model.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        # Written for readers that know no family; here it follows from the vocabulary.
-        own = {key: value for key, value in values.items() if key != "bits_per_token"}
-        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-        problems = [f"transformer.{key}: unknown key; remove it" for key in own if key not in fields]
-        problems += [f"transformer.{name}: missing; add it" for name in required if name not in own]
-        if problems:
-            raise ConfigurationError(problems)
-        config = cls(**own)
+        # The bits are written for readers that know no family; here they follow from the vocabulary.
+        config = cls(**section_values(cls, values, section="transformer", beside=("bits_per_token",)))
         stated = values.get("bits_per_token", config.bits_per_token)
         if stated != config.bits_per_token:
             raise ConfigurationError(
@@ -142,14 +136,8 @@ class VqConfig:
         Raises:
             ConfigurationError: unknown keys.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
         # `patch_size` is written for readers that know no family.
-        own = {key: value for key, value in values.items() if key != "patch_size"}
-        if unknown := [key for key in own if key not in names]:
-            raise ConfigurationError([f"tokenizer.{key}: unknown key; remove it" for key in unknown])
-        if "multipliers" in own:
-            own["multipliers"] = tuple(own["multipliers"])
-        return cls(**own)
+        return cls(**section_values(cls, values, section="tokenizer", beside=("patch_size",)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the tokenizer section of config.json."""

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
-from ttsvar_ray.models.kv_cache import KVCache
-from ttsvar_ray.models.sampling import SamplingSettings
-from ttsvar_ray.models.state import ScaleState
+from ttsvar_ray.models.sampling import SamplingSettings, draw_token_bits, restricted_probabilities
+from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.models.var.classes import ClassNames
-from ttsvar_ray.models.var.sampling import draw_token_bits, restricted_probabilities
 from ttsvar_ray.models.var.tokenizer import VqDecoder, bits_to_tokens, next_input, tokens_to_bits
 from ttsvar_ray.models.var.transformer import VarTransformer
 

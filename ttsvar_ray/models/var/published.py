@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
-from ttsvar_ray.models.family import FamilyEntry
-from ttsvar_ray.models.hub import HubRepository
+from ttsvar_ray.models.registry import FamilyEntry
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.var.config import FAMILY, PRESETS, VarPreset, VqConfig, linear_guidance
-from ttsvar_ray.models.weight_source import WeightSource, parse_root
+from ttsvar_ray.models.weight_source import HubRepository, WeightSource, parse_root
 
 REWARD = "clip-score"
 EXTRACTOR = "pca"

@@ -9,124 +9,18 @@ Legend: B trajectories, d codebook_dim, V vocabulary, H x W the last scale, h x 
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder
 from ttsvar_ray.models.row_stability import channels_first, pad_images
 from ttsvar_ray.models.var.config import VqConfig
 from ttsvar_ray.types import ScaleSchedule
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
-
-
-class ResBlock(nn.Module):
-    """norm-swish-conv3x3 twice, plus the input (through a 1x1 where channels change)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        changes = in_channels != out_channels
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
-
-
-class SpatialAttention(nn.Module):
-    """One head of attention over all positions, plus the input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
-
-
-class Upscale(nn.Module):
-    """Nearest-neighbour doubling, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-class Level(nn.Module):
-    """Blocks of one resolution, each followed by attention at the coarsest."""
-
-    def __init__(self, channels: list[int], *, attends: bool, upscales: bool) -> None:
-        super().__init__()
-        pairs = itertools.pairwise(channels)
-        self.block = nn.ModuleList(ResBlock(before, after) for before, after in pairs)
-        self.attn = nn.ModuleList(SpatialAttention(after) for after in channels[1:] if attends)
-        if upscales:
-            self.upsample = Upscale(channels[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
-            x = block(x)
-            if self.attn:
-                x = self.attn[index](x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
-
-
-class Middle(nn.Module):
-    """Block, attention, block at the coarsest resolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = SpatialAttention(channels)
-        self.block_2 = ResBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Decoder(nn.Module):
-    """Features [B, d, H, W] to image [B, 3, H*p, W*p], not clamped."""
-
-    def __init__(self, config: VqConfig) -> None:
-        super().__init__()
-        channels = config.base_channels * config.multipliers[-1]
-        self.conv_in = nn.Conv2d(config.codebook_dim, channels, 3, padding=1)
-        self.mid = Middle(channels)
-        levels: list[Level] = []
-        top = len(config.multipliers) - 1
-        for index in reversed(range(top + 1)):
-            out = config.base_channels * config.multipliers[index]
-            widths = [channels, *[out] * (config.num_res_blocks + 1)]
-            levels.insert(0, Level(widths, attends=index == top, upscales=index > 0))
-            channels = out
-        self.up = nn.ModuleList(levels)
-        self.norm_out = _norm(channels)
-        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(features))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class SharedSmoothers(nn.Module):
+class _SharedSmoothers(nn.Module):
     """Holds the smoothing convolutions under their published names."""
 
     def __init__(self, config: VqConfig) -> None:
@@ -146,14 +40,14 @@ class SharedSmoothers(nn.Module):
         return self.qresi_ls[int(np.argmin(np.abs(ticks - place)))]
 
 
-class Codebook(nn.Module):
+class _Codebook(nn.Module):
     """The entries, and how the scales add up to a feature map."""
 
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.codebook_dim)
-        self.quant_resi = SharedSmoothers(config)
+        self.quant_resi = _SharedSmoothers(config)
 
     def accumulate(self, summed: Tensor, tokens: Tensor, scale_index: int, schedule: ScaleSchedule) -> Tensor:
         """Return the feature map float32 [B, d, H, W] with one more scale.
@@ -180,13 +74,22 @@ class VqDecoder(nn.Module):
     def __init__(self, config: VqConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantize = Codebook(config)
+        self.quantize = _Codebook(config)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.codebook_dim, 3, padding=1)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(
+            ConvolutionConfig(
+                codebook_dim=config.codebook_dim,
+                base_channels=config.base_channels,
+                multipliers=config.multipliers,
+                num_res_blocks=config.num_res_blocks + 1,
+                attends=True,
+            )
+        )
 
     def decode(self, summed: Tensor) -> Tensor:
         """Return images [B, 3, H*p, W*p] clamped to [-1, 1] of feature maps [B, d, H, W]."""
-        return self.decoder(self.post_quant_conv(summed)).clamp(-1, 1)
+        images: Tensor = self.decoder(self.post_quant_conv(summed))
+        return images.clamp(-1, 1)
 
 
 def next_input(summed: Tensor, size: tuple[int, int]) -> Tensor:

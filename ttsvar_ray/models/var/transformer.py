@@ -9,81 +9,24 @@ n tokens of a scale, C width, V vocabulary. The residual stream is float32 in an
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.models.autocast import autocast
-from ttsvar_ray.models.kv_cache import KVCache, LayerCache
-from ttsvar_ray.models.row_stability import StableLinear, stable_linear
+from ttsvar_ray.models.layers import AdaptiveNorm, FeedForward, SelfAttention, plain_norm
+from ttsvar_ray.models.row_stability import StableLinear, autocast
+from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.models.var.config import VarConfig
 from ttsvar_ray.types import ScaleSchedule
 
-NORM_EPS = 1e-6
-MAX_LOG_SCALE = math.log(100)
 
-
-def plain_norm(x: Tensor) -> Tensor:
-    """Layer norm without parameters over the last axis, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS)
-
-
-class SelfAttention(nn.Module):
-    """Attention with normalised queries and keys and a learned scale per head."""
-
-    def __init__(self, config: VarConfig) -> None:
-        super().__init__()
-        width = config.embed_dim
-        self.config = config
-        self.scale_mul_1H11 = nn.Parameter(torch.full((1, config.num_heads, 1, 1), math.log(4.0)))
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
-        self.zero_k_bias: Tensor
-        self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.proj = StableLinear(width, width)
-
-    def forward(self, x: Tensor, cache: LayerCache | None, *, streams: int) -> tuple[Tensor, LayerCache]:
-        """Attend from the tokens of one scale, x [R, n, C], to all scales so far."""
-        rows, tokens, _ = x.shape
-        weight = self.mat_qkv.weight
-        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias)).to(weight.dtype)
-        qkv = stable_linear(x.to(weight.dtype), weight, bias)
-        heads = (3, self.config.num_heads, self.config.head_dim)
-        q, k, v = qkv.view(rows, tokens, *heads).permute(2, 0, 3, 1, 4).unbind(0)
-        scale = self.scale_mul_1H11.float().clamp_max(MAX_LOG_SCALE).exp()
-        q = (F.normalize(q.float(), dim=-1) * scale).to(weight.dtype)
-        k = F.normalize(k.float(), dim=-1).to(weight.dtype)
-        fresh = LayerCache(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
-        full = fresh if cache is None else cache.append(fresh.keys, fresh.values)
-        attended = F.scaled_dot_product_attention(
-            q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0
-        )
-        return self.proj(attended.transpose(1, 2).reshape(rows, tokens, -1)), full
-
-
-class FeedForward(nn.Module):
-    """Two linears around a tanh-approximated GELU."""
-
-    def __init__(self, config: VarConfig) -> None:
-        super().__init__()
-        self.fc1 = StableLinear(config.embed_dim, config.ffn_dim)
-        self.fc2 = StableLinear(config.ffn_dim, config.embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class Block(nn.Module):
+class _Block(nn.Module):
     """Self-attention and feed-forward, both modulated by the class."""
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
         width = config.embed_dim
-        self.attn = SelfAttention(config)
-        self.ffn = FeedForward(config)
+        self.attn = SelfAttention(width, config.num_heads)
+        self.ffn = FeedForward(width, config.ffn_dim)
         if config.shared_modulation:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
         else:
@@ -109,18 +52,6 @@ class Block(nn.Module):
         attended, full = self.attn(plain_norm(x) * (1 + scale1) + shift1, cache, streams=streams)
         x = x + attended * gamma1
         return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2, full
-
-
-class HeadNorm(nn.Module):
-    """Scale and shift of the last norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), StableLinear(width, 2 * width))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(condition).view(condition.shape[0], 1, 2, -1).unbind(dim=2)
-        return plain_norm(x) * (1 + scale) + shift
 
 
 class VarTransformer(nn.Module):
@@ -150,8 +81,8 @@ class VarTransformer(nn.Module):
             if config.shared_modulation
             else nn.Identity()
         )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head_nm = HeadNorm(width)
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
+        self.head_nm = AdaptiveNorm(width)
         self.head = StableLinear(width, config.vocabulary)
 
     @property
@@ -205,5 +136,5 @@ class VarTransformer(nn.Module):
             if not is_last:
                 layers.append(full)
         with autocast(x.device, enabled=False):
-            logits = self.head(self.head_nm(x, condition)).float()
+            logits = self.head(self.head_nm(x, self.head_nm.modulation(condition))).float()
         return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))

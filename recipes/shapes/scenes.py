@@ -1,12 +1,12 @@
 """Scenes of the built-in world: values, and how they are drawn at random.
 
-All lengths are fractions of the image side, so that one scene can be rendered at any size.
+All lengths are fractions of the image side, so that one scene can be rendered at any size; outlines and
+covers are in units of the object's radius, x right, y down.
 """
 
 from __future__ import annotations
 
 import colorsys
-import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,35 +14,76 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ttsvar_ray.shapes.geometry import COVER, OUTLINES, SHAPES, Shape
-from ttsvar_ray.types import Float32Array, Int64Array
+from ttsvar_ray.shapes.world import (
+    BAR_HALF_WIDTH,
+    BAR_LENGTH,
+    COLORS,
+    CROSS_HALF_WIDTH,
+    CROSS_LENGTH,
+    MOON_INNER,
+    MOON_OFFSET,
+    MOON_OUTER,
+    MOON_SHIFT,
+    MOON_TIP,
+    PALETTE,
+    RING_HALF_WIDTH,
+    RING_MIDLINE,
+    SHAPES,
+    Color,
+    Relation,
+    Rgb,
+    Shape,
+)
 
-Rgb = tuple[int, int, int]
+
+def _outline(shape: Shape) -> npt.NDArray[np.float64]:
+    """Return points of the outer outline of a shape that span its convex hull, float64 [num_points, 2]."""
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    unit = np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    if shape is Shape.CIRCLE:
+        return unit
+    if shape is Shape.RING:
+        return unit * (RING_MIDLINE + RING_HALF_WIDTH)
+    if shape is Shape.BAR:
+        return _with_mirrored([(-BAR_LENGTH, -BAR_HALF_WIDTH), (BAR_LENGTH, -BAR_HALF_WIDTH)])
+    if shape is Shape.CROSS:
+        return _with_mirrored([(-CROSS_LENGTH, -CROSS_HALF_WIDTH), (-CROSS_LENGTH, CROSS_HALF_WIDTH),
+                         (-CROSS_HALF_WIDTH, -CROSS_LENGTH), (CROSS_HALF_WIDTH, -CROSS_LENGTH)])  # fmt: skip
+    tip_y = np.sqrt(MOON_OUTER**2 - MOON_TIP**2)
+    points = np.concatenate([unit * MOON_OUTER, [[MOON_TIP, -tip_y], [MOON_TIP, tip_y]]])
+    inside = np.hypot(points[:, 0] - MOON_OFFSET, points[:, 1]) >= MOON_INNER - 1e-9
+    return np.asarray(points[inside] + np.array([MOON_SHIFT, 0.0]))
 
 
-class Color(str, enum.Enum):
-    """What colour an object has; the value is the word used in captions."""
-
-    RED = "red"
-    GREEN = "green"
-    BLUE = "blue"
-    YELLOW = "yellow"
-    PURPLE = "purple"
-    CYAN = "cyan"
+def _with_mirrored(corners: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
+    """Return corners and their mirror images through the origin."""
+    half = np.array(corners)
+    return np.concatenate([half, -half])
 
 
-COLORS: tuple[Color, ...] = tuple(Color)
-"""Colours in the order of their class index."""
-
-PALETTE: dict[Color, Rgb] = {
-    Color.RED: (220, 40, 40),
-    Color.GREEN: (40, 165, 60),
-    Color.BLUE: (45, 80, 225),
-    Color.YELLOW: (242, 205, 35),
-    Color.PURPLE: (160, 45, 180),
-    Color.CYAN: (40, 200, 220),
+OUTLINES: dict[Shape, npt.NDArray[np.float64]] = {shape: _outline(shape) for shape in SHAPES}
+"""Outline points per shape, float64 [num_points, 2], at unit radius and angle 0."""
+REACH: dict[Shape, float] = {
+    shape: float(np.hypot(points[:, 0], points[:, 1]).max()) for shape, points in OUTLINES.items()
 }
+"""Largest distance of a shape's outline from its centre, in radii."""
 
+
+def _row(positions: list[float], radius: float) -> list[tuple[float, float, float]]:
+    """Return discs of one radius along the x axis."""
+    return [(position, 0.0, radius) for position in positions]
+
+
+_ARM = _row([-0.92, -0.55, 0.55, 0.92], 0.38)
+COVER: dict[Shape, npt.NDArray[np.float64]] = {
+    # A hole or a notch is no room for another object, so rings and moons count as their outer disc.
+    Shape.CIRCLE: np.array(_row([0.0], 1.0)),
+    Shape.RING: np.array(_row([0.0], RING_MIDLINE + RING_HALF_WIDTH)),
+    Shape.CROSS: np.array([(0.0, 0.0, 0.47), *_ARM, *((y, x, r) for x, y, r in _ARM)]),
+    Shape.BAR: np.array(_row([-0.9, -0.3, 0.3, 0.9], 0.52)),
+    Shape.MOON: np.array(_row([MOON_SHIFT], MOON_OUTER)),
+}
+"""Discs (x, y, radius) that cover a shape of unit radius, to keep objects apart: float64 [num_discs, 3]."""
 MAX_OBJECTS = 4
 COLOR_JITTER = 12
 """Largest deviation of a drawn colour from its palette entry, per channel."""
@@ -58,21 +99,11 @@ GAP = 3 / 64
 """Least distance between two objects."""
 MARGIN = 1.5 / 64
 """Least distance of an object to the image edge."""
-
 CLEAR_RATIO = 2.0
 """An offset shows a relation when it is this many times longer along its axis than across. GenEval names each
 direction whose share of the offset is above 1/2; no second one is named beside so clear a one."""
 _TRIES = 32
 """Places tried for one object before the whole scene is drawn afresh."""
-
-
-class Relation(str, enum.Enum):
-    """Where the first object is, seen from the second."""
-
-    LEFT = "left of"
-    RIGHT = "right of"
-    ABOVE = "above"
-    BELOW = "below"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,45 +133,6 @@ class Scene:
 
     background: Rgb
     objects: tuple[SceneObject, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuxiliaryLabels:
-    """What is where, padded to `MAX_OBJECTS` rows, for auxiliary training losses.
-
-    Attributes:
-        count: number of real rows.
-        centers: float32 [4, 2], (x, y) as fractions of the side; 0 where padded.
-        radii: float32 [4], fractions of the side; 0 where padded.
-        shape_index: int64 [4], index into `SHAPES`; -1 where padded.
-        color_index: int64 [4], index into `COLORS`; -1 where padded.
-    """
-
-    count: int
-    centers: Float32Array
-    radii: Float32Array
-    shape_index: Int64Array
-    color_index: Int64Array
-
-
-def auxiliary_labels(scene: Scene) -> AuxiliaryLabels:
-    """Return positions, sizes and classes of a scene's objects as padded arrays."""
-    centers = np.zeros((MAX_OBJECTS, 2), dtype=np.float32)
-    radii = np.zeros(MAX_OBJECTS, dtype=np.float32)
-    shape_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
-    color_index = np.full(MAX_OBJECTS, -1, dtype=np.int64)
-    for row, item in enumerate(scene.objects):
-        centers[row] = item.x, item.y
-        radii[row] = item.radius
-        shape_index[row] = SHAPES.index(item.shape)
-        color_index[row] = COLORS.index(item.color)
-    return AuxiliaryLabels(
-        count=len(scene.objects),
-        centers=centers,
-        radii=radii,
-        shape_index=shape_index,
-        color_index=color_index,
-    )
 
 
 def sample_scene(

@@ -1,0 +1,198 @@
+"""The convolutions of both families' image tokenizers, under the names of their published checkpoints.
+
+Coarse levels have more channels; every level but the coarsest halves or doubles the image's side.
+
+Legend: B images, d channels of the feature map, H x W its cells, p pixels a cell.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvolutionConfig:
+    """Architecture of an encoder or a decoder.
+
+    Attributes:
+        codebook_dim: channels d of the feature map.
+        base_channels: channels at multiplier 1; a multiple of 24 or 32 where blocks normalise by groups.
+        multipliers: per level, image side first; one level less than this many halvings of the image.
+        num_res_blocks: per level.
+        pixel_shuffle: side of the pixel blocks folded into channels at the image side.
+        normalizes: whether blocks normalise by groups.
+        activate: the non-linearity.
+        attends: whether blocks at the coarsest level attend over all positions.
+    """
+
+    codebook_dim: int
+    base_channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    pixel_shuffle: int = 1
+    normalizes: bool = True
+    activate: Callable[[Tensor], Tensor] = F.silu
+    attends: bool = False
+
+    def make_norm(self, channels: int) -> nn.Module:
+        """Return the normalisation of so many channels."""
+        if not self.normalizes:
+            return nn.Identity()
+        return nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
+
+
+class _ResBlock(nn.Module):
+    """norm-activation-conv3x3 twice, plus the input (through a 1x1 where channels change)."""
+
+    def __init__(self, config: ConvolutionConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.norm1 = config.make_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = config.make_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        changes = in_channels != out_channels
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.config.activate(self.norm1(x)))
+        return self.conv2(self.config.activate(self.norm2(h))) + self.nin_shortcut(x)
+
+
+class _SpatialAttention(nn.Module):
+    """One head of attention over all positions, plus the input."""
+
+    def __init__(self, config: ConvolutionConfig, channels: int) -> None:
+        super().__init__()
+        self.norm = config.make_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
+
+
+class _Downscale(nn.Module):
+    """Halve by a strided convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class _Upscale(nn.Module):
+    """Double by nearest neighbours, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """The blocks of one resolution, and the change to the next where there is one."""
+
+    downsample: _Downscale
+    upsample: _Upscale
+
+    def __init__(self, config: ConvolutionConfig, in_channels: int, out_channels: int, *, attends: bool):
+        super().__init__()
+        widths = [in_channels, *[out_channels] * config.num_res_blocks]
+        self.block = nn.ModuleList(_ResBlock(config, *pair) for pair in itertools.pairwise(widths))
+        self.attn = nn.ModuleList(_SpatialAttention(config, out_channels) for _ in self.block if attends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return x
+
+
+class _Middle(nn.Module):
+    """Two residual blocks at the coarsest resolution, with attention between them where there is one."""
+
+    def __init__(self, config: ConvolutionConfig, channels: int) -> None:
+        super().__init__()
+        self.block_1 = _ResBlock(config, channels, channels)
+        self.attn_1 = _SpatialAttention(config, channels) if config.attends else nn.Identity()
+        self.block_2 = _ResBlock(config, channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Image [B, 3, H*p, W*p] in [-1, 1] to features [B, d, H, W]."""
+
+    def __init__(self, config: ConvolutionConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.base_channels
+        self.conv_in = nn.Conv2d(3 * config.pixel_shuffle**2, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        coarsest = len(config.multipliers) - 1
+        for index, multiplier in enumerate(config.multipliers):
+            out_channels = config.base_channels * multiplier
+            attends = config.attends and index == coarsest
+            level = _Level(config, channels, out_channels, attends=attends)
+            if index < coarsest:
+                level.downsample = _Downscale(out_channels)
+            self.down.append(level)
+            channels = out_channels
+        self.mid = _Middle(config, channels)
+        self.norm_out = config.make_norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.codebook_dim, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(image, self.config.pixel_shuffle))
+        for level in self.down:
+            x = level(x)
+            if hasattr(level, "downsample"):
+                x = level.downsample(x)  # type: ignore[operator]
+        return self.conv_out(self.config.activate(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Features [B, d, H, W] to image [B, 3, H*p, W*p], not clamped."""
+
+    def __init__(self, config: ConvolutionConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.base_channels * config.multipliers[-1]
+        self.conv_in = nn.Conv2d(config.codebook_dim, channels, 3, padding=1)
+        self.mid = _Middle(config, channels)
+        levels: list[_Level] = []
+        coarsest = len(config.multipliers) - 1
+        for index in reversed(range(coarsest + 1)):
+            out_channels = config.base_channels * config.multipliers[index]
+            attends = config.attends and index == coarsest
+            level = _Level(config, channels, out_channels, attends=attends)
+            if index > 0:
+                level.upsample = _Upscale(out_channels)
+            levels.insert(0, level)
+            channels = out_channels
+        self.up = nn.ModuleList(levels)
+        self.norm_out = config.make_norm(channels)
+        self.conv_out = nn.Conv2d(channels, 3 * config.pixel_shuffle**2, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(features))
+        for level in reversed(self.up):
+            x = level(x)
+            if hasattr(level, "upsample"):
+                x = level.upsample(x)  # type: ignore[operator]
+        x = self.conv_out(self.config.activate(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.config.pixel_shuffle)
