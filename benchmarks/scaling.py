@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.cli.simulate import progress_lines
+from ttsvar_ray.cli.simulate import Follower
 from ttsvar_ray.cli.simulation_report import result_lines
 from ttsvar_ray.config import load_config
 from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
@@ -52,7 +52,7 @@ def run(job: SimulatedJob, gpus: int, prompts: int, workers_per_cell: int | None
         workload=job.workload,
         settings=settings,
         coordinator=job.coordinator,
-        progress=progress_lines(prompts, say=lambda line: print(line, flush=True)),
+        progress=Follower(prompts, wall_limit=None, say=lambda line: print(line, flush=True)),
         stopwatch=time.process_time,
     )
     print("\n".join(result_lines(result)), flush=True)

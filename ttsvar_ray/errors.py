@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import re
 from collections.abc import Iterator, Sequence
 
 
@@ -92,6 +94,13 @@ _COMMANDS = {
 def escape_controls(text: str) -> str:
     """Return text that does nothing to a terminal or a log but stand there; line ends and tabs stay."""
     return text.translate(_COMMANDS)
+
+
+def nearest(found: str, names: Sequence[str]) -> str:
+    """Return "; did you mean 'x'?" for the name that is most like what was found; "" where none is."""
+    plain = {re.sub(r"[\W_]+", "", name.lower()): name for name in names}
+    close = difflib.get_close_matches(re.sub(r"[\W_]+", "", found.lower()), list(plain), n=1, cutoff=0.6)
+    return f"; did you mean {plain[close[0]]!r}?" if close else ""
 
 
 def brief(error: BaseException) -> str:

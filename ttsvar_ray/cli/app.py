@@ -17,6 +17,7 @@ from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
+from ttsvar_ray.cli.settings import schema, settings
 from ttsvar_ray.cli.shapes_report import shapes_report
 from ttsvar_ray.cli.simulate import simulate
 from ttsvar_ray.cli.status import status
@@ -36,6 +37,8 @@ app.command()(plan)
 app.command()(calibrate)
 app.command()(simulate)
 app.command()(status)
+app.command()(settings)
+app.command()(schema)
 app.command()(verify)
 app.command()(convert)
 app.command()(doctor)

@@ -96,6 +96,8 @@ def generate(
 ) -> None:
     """Generate images for a prompt set. Typing the same command again continues a stopped run.
 
+    Example: ttsvar-ray generate jobs/shapes_demo.yaml --prompts mine.txt --output outputs/mine --n 2
+
     Exit codes: 0 done; 1 failed, or rows are missing in the end; 2 bad settings or input, nothing was
     started; 3 done, but more prompts have no image than max_failed allows; 75 stopped early, the same
     command continues.

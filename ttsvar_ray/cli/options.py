@@ -24,7 +24,14 @@ Strategy = Annotated[
     str | None,
     typer.Option("--strategy", help="raw, best-of-n, importance, tts-var or adaptive.", metavar="STRATEGY"),
 ]
-N = Annotated[int | None, typer.Option("--n", help="N of the strategy.", metavar="N")]
+N = Annotated[
+    int | None,
+    typer.Option(
+        "--n",
+        help="N: images of best-of-N; with TTS-VAR trajectories that are finished, of 8 N begun.",
+        metavar="N",
+    ),
+]
 Plan = Annotated[
     Path | None,
     typer.Option(
@@ -33,7 +40,10 @@ Plan = Annotated[
         metavar="FILE",
     ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Run seed.", metavar="SEED")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of all draws: the same seed, the same images.", metavar="SEED"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

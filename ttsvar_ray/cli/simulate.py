@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
-from ttsvar_ray.cli.show import duration
+from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.show import bytes_text, duration
 
 if TYPE_CHECKING:
     from ttsvar_ray.coordination.settings import CoordinatorSettings
     from ttsvar_ray.job.simulation import SimulatedJob
     from ttsvar_ray.simulation import SimulationResult, SimulationSettings
 
-ESTIMATE_AFTER_S = 5.0
-REPORT_EVERY_S = 30.0
+ESTIMATE_AFTER_S = 3.0
+REPORT_EVERY_S = 10.0
+WALL_LIMIT_S = 15.0
+"""A simulation that nobody asked to be whole answers after this at the latest."""
+
+STEADY_PROMPTS = 1500
+STEADY_PROMPTS_PER_GPU = 24
+"""A run of twice as many prompts, or twice as many a GPU, is extrapolated from that many."""
 
 
 def simulate(
@@ -35,13 +42,20 @@ def simulate(
         Path | None,
         typer.Option("--plot", help="Draw where the time went (needs matplotlib).", metavar="FILE.png"),
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Simulate every prompt, however long that takes; no extrapolation."),
+    ] = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
     """Simulate a run on many GPUs with the real coordinator and a cost model; no GPU, no weights.
 
     Device, noise, faults and variants are the section `simulation` of the job. Prints throughput,
-    utilisation, why workers were idle, latency, bytes moved and what losses cost.
+    utilisation, why workers were idle, latency, bytes moved and what losses cost. Of a long run a part is
+    simulated, long enough to be steady, and the whole is extrapolated from it. Ctrl-C prints what is known.
+
+    Example: ttsvar-ray simulate jobs/infinity_2b.yaml --gpus 8 --prompts 200000
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.cli.simulation_report import comparison_lines, result_lines
@@ -57,6 +71,12 @@ def simulate(
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
         simulated = simulated_job(config)
         typer.echo(f"costs: {simulated.workload.source}", err=True)
+        asked = simulated.settings.prompts
+        part = asked if whole or config.simulation.compare else part_of(asked, gpus=simulated.settings.gpus)
+        if part < asked:
+            smaller = dataclasses.replace(simulated.settings, prompts=part)
+            simulated = dataclasses.replace(simulated, settings=smaller)
+        follower = Follower(asked, wall_limit=None if whole or config.simulation.compare else WALL_LIMIT_S)
         results: dict[str, SimulationResult] = {}
         if config.simulation.compare:
             for variant in variants(simulated.settings, simulated.coordinator):
@@ -65,11 +85,20 @@ def simulate(
             first = next(iter(results.values()))
             lines = [*result_lines(first), "", *comparison_lines(results)]
         else:
-            first = _run(simulated, simulated.settings, simulated.coordinator)
+            try:
+                first = _run(simulated, simulated.settings, simulated.coordinator, follower)
+            except (KeyboardInterrupt, EnoughError) as end:
+                words = "stopped" if isinstance(end, KeyboardInterrupt) else "cut short (--whole goes on)"
+                typer.echo("\n".join(follower.known(words)))
+                if isinstance(end, KeyboardInterrupt):
+                    raise typer.Exit(ExitCode.INTERRUPTED) from None
+                return
             lines = result_lines(first)
+            if part < asked:
+                lines = [*extrapolation_lines(first, asked), "", "the part that was simulated", *lines]
         typer.echo("\n".join(lines))
         if json_path is not None:
-            _write_json(json_path, first, results)
+            _write_json(json_path, first, results, asked=asked)
         if plot is not None:
             from ttsvar_ray.cli.simulation_plot import draw
 
@@ -77,7 +106,10 @@ def simulate(
 
 
 def _run(
-    simulated: SimulatedJob, settings: SimulationSettings, coordinator: CoordinatorSettings
+    simulated: SimulatedJob,
+    settings: SimulationSettings,
+    coordinator: CoordinatorSettings,
+    follower: Follower | None = None,
 ) -> SimulationResult:
     from ttsvar_ray.simulation import simulate as run_simulation
 
@@ -86,47 +118,120 @@ def _run(
         workload=simulated.workload,
         settings=settings,
         coordinator=coordinator,
-        progress=progress_lines(settings.prompts),
+        progress=follower or Follower(settings.prompts, wall_limit=None),
         stopwatch=time.perf_counter,
     )
 
 
-def progress_lines(
-    prompts: int, *, now: Callable[[], float] = time.monotonic, say: Callable[[str], None] | None = None
-) -> Callable[[int], None]:
-    """Return what tells people how long a simulation will take: after a few seconds, then now and then.
+class EnoughError(Exception):
+    """A simulation has taken its time; what it showed is known."""
+
+
+class Follower:
+    """Watches a simulation: says how far it is, ends it in time, and knows what it showed until then.
 
     Args:
-        prompts: of the whole run.
+        prompts: of the whole run that somebody asked about.
+        wall_limit: seconds of this machine's clock after which it is ended; None never ends it.
         now: seconds of a steady clock.
         say: prints a line; None is standard error.
     """
-    tell = say if say is not None else lambda line: typer.echo(line, err=True)
-    started = now()
-    due = started + ESTIMATE_AFTER_S
 
-    def progress(finished: int) -> None:
-        nonlocal due
-        if finished % 64 or finished == prompts:
+    def __init__(
+        self,
+        prompts: int,
+        *,
+        wall_limit: float | None,
+        now: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._wall_limit = wall_limit
+        self._now = now
+        self._say = say if say is not None else lambda line: typer.echo(line, err=True)
+        self._started = now()
+        self._due = self._started + ESTIMATE_AFTER_S
+        self._seen: list[tuple[int, float]] = []
+
+    def __call__(self, finished: int, seconds: float) -> None:
+        """Take in how many prompts are finished at a simulated time.
+
+        Raises:
+            EnoughError: the time is over.
+        """
+        if finished % 64:
             return
-        time_now = now()
-        if time_now < due:
-            return
-        due = time_now + REPORT_EVERY_S
-        each = (time_now - started) / finished
-        left = (prompts - finished) * each
-        tell(
-            f"{finished:,} of {prompts:,} prompts simulated, {1000 * each:.2f} s for 1,000; "
-            f"about {duration(left)} left"
-        )
+        self._seen.append((finished, seconds))
+        time_now = self._now()
+        if self._wall_limit is not None and time_now - self._started > self._wall_limit:
+            raise EnoughError
+        if time_now >= self._due:
+            self._due = time_now + REPORT_EVERY_S
+            each = (time_now - self._started) / finished
+            self._say(f"{finished:,} prompts simulated, {1000 * each:.2f} s for 1,000 ...")
 
-    return progress
+    @property
+    def rate(self) -> float | None:
+        """Prompts a second over the later half of what was seen; None where that is too little."""
+        if len(self._seen) < 4:
+            return None
+        (early, since), (late, until) = self._seen[len(self._seen) // 2], self._seen[-1]
+        return (late - early) / (until - since) if until > since else None
+
+    def known(self, how: str) -> list[str]:
+        """Return what is known, as lines.
+
+        Args:
+            how: the simulation ended.
+        """
+        if self.rate is None:
+            return [f"{how} before anything was steady"]
+        finished, seconds = self._seen[-1]
+        whole = seconds + max(0, self._prompts - finished) / self.rate
+        return [
+            f"{how} after {finished:,} prompts, {duration(seconds)} of simulated time",
+            f"{self.rate:.4g} prompts/s in the later half: {self._prompts:,} prompts take about "
+            + duration(whole),
+        ]
 
 
-def _write_json(path: Path, first: SimulationResult, results: dict[str, SimulationResult]) -> None:
+def part_of(prompts: int, *, gpus: int) -> int:
+    """Return how many prompts are simulated of a run: all, or enough of them to be steady for long."""
+    part = max(STEADY_PROMPTS, STEADY_PROMPTS_PER_GPU * gpus)
+    return prompts if prompts < 2 * part else part
+
+
+def extrapolated_seconds(result: SimulationResult, prompts: int) -> float:
+    """Return how long a run of more prompts takes: what was simulated, and the others at the steady rate."""
+    return result.makespan_seconds + (prompts - result.prompts) / _steady_rate(result)
+
+
+def _steady_rate(result: SimulationResult) -> float:
+    rate = result.steady_prompts_per_second
+    # NaN of a run that is over before all workers are up.
+    return rate if rate > 0 else result.prompts_per_second
+
+
+def extrapolation_lines(result: SimulationResult, prompts: int) -> list[str]:
+    """Return the whole run as lines: its start and tail as simulated, the rest at the steady rate."""
+    rate, seconds = _steady_rate(result), extrapolated_seconds(result, prompts)
+    images = result.images * prompts / result.prompts
+    written = images * result.settings.payload.image_bytes
+    return [
+        f"{prompts:,} prompts on {result.settings.gpus:,} GPUs: about {duration(seconds)}",
+        f"extrapolated: {result.prompts:,} were simulated, the others go on at their {rate:.4g} prompts/s",
+        f"images: {images:,.0f}, about {bytes_text(written)}",
+    ]
+
+
+def _write_json(
+    path: Path, first: SimulationResult, results: dict[str, SimulationResult], *, asked: int
+) -> None:
     import json
 
     content: dict[str, Any] = first.to_json()
+    if asked > first.prompts:
+        content["extrapolated"] = {"prompts": asked, "seconds": extrapolated_seconds(first, asked)}
     if results:
         content["variants"] = {name: result.to_json(timeline=False) for name, result in results.items()}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import enum
 import itertools
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -261,6 +262,10 @@ def _explain(field: str, details: list[ErrorDetails]) -> str:
         return f"{field}.{message}" if ": " in message else f"{field}: {message}"
     expected = list(dict.fromkeys(_expectation(item) for item in details))
     line = f"{field}: expected {' or '.join(expected)}, got {_show(first['input'])}"
+    # As typed: a list without brackets. Quoted, because zsh reads brackets itself.
+    if "a list" in expected and isinstance(first["input"], (str, int)):
+        entries = str(first["input"]).strip("[]")
+        line += f"; write it as '{field}=[{entries}]', with the quotes"
     choices = _choices(details)
     if choices and isinstance(first["input"], str):
         line += _suggestion(first["input"], choices)
@@ -337,6 +342,8 @@ def _suggestion(found: str, choices: Sequence[str]) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        value = value.value
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 

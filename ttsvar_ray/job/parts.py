@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.config import FeaturesConfig, RewardConfig
-from ttsvar_ray.errors import ConfigurationError, noting
+from ttsvar_ray.errors import ConfigurationError, nearest, noting
 from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.own_code import is_own
@@ -79,7 +79,8 @@ def _named_reward(
     if name not in REWARDS:
         choices = ", ".join(REWARDS)
         expected = f"rewards among {choices}" if inside else f"auto, ensemble or one of {choices}"
-        raise ConfigurationError(f"{setting if inside else 'reward.name'}: expected {expected}, got {name!r}")
+        where = setting if inside else "reward.name"
+        raise ConfigurationError(f"{where}: expected {expected}, got {name!r}{nearest(name, list(REWARDS))}")
     own_path = description.reward_path if name == description.reward_name else None
     files = _existing(where, path, own_path)
     entry = REWARDS[name]
@@ -144,6 +145,7 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
     if entry is None:
         raise ConfigurationError(
             f"features.extractor: expected auto or one of {', '.join(EXTRACTORS)}, got {name!r}"
+            + nearest(name, list(EXTRACTORS))
         )
     own_path = description.backbone_path if entry.takes_any_backbone else None
     path = _existing("features.backbone", section.backbone, own_path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsvar_ray.errors import CheckpointError, ConfigurationError, reading_weights
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, nearest, reading_weights
 from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
 from ttsvar_ray.models.weight_source import (
     HubRepository,
@@ -90,9 +90,11 @@ def model_path(name_or_path: str) -> Path:
     if isinstance(root, HubRepository):
         return root.fetch([CONFIG_NAME, f"*/{CONFIG_NAME}"])
     if not root.is_dir():
+        meant = nearest(name_or_path, (BUILT_IN, *published_names()))
         raise CheckpointError(
-            f"model {name_or_path!r}: no such directory; give {BUILT_IN!r} (built in), a model directory, "
-            f"hf:OWNER/NAME, or one of {', '.join(published_names())}"
+            f"model {name_or_path!r}: no such directory{meant}; "
+            f"give {BUILT_IN!r} (built in), a model directory, hf:OWNER/NAME, or one of "
+            f"{', '.join(published_names())}"
         )
     return root
 

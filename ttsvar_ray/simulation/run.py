@@ -40,7 +40,7 @@ def simulate(
     workload: Workload,
     settings: SimulationSettings,
     coordinator: CoordinatorSettings,
-    progress: Callable[[int], None] = lambda finished: None,
+    progress: Callable[[int, float], None] = lambda finished, seconds: None,
     stopwatch: Callable[[], float] | None = None,
 ) -> SimulationResult:
     """Simulate one run to its end.
@@ -50,7 +50,7 @@ def simulate(
         workload: what its segments cost.
         settings: the cluster, its faults and its speed.
         coordinator: policies of the coordinators.
-        progress: told the number of finished prompts after each.
+        progress: told the number of finished prompts after each, and the simulated seconds so far.
         stopwatch: seconds of a real clock; with it, the real time of the coordinators is measured.
 
     Raises:
@@ -66,7 +66,7 @@ class _Run:
         workload: Workload,
         settings: SimulationSettings,
         coordinator: CoordinatorSettings,
-        progress: Callable[[int], None],
+        progress: Callable[[int, float], None],
         stopwatch: Callable[[], float] | None,
     ) -> None:
         if len(workload.segments) != len(plan.segments):
@@ -225,7 +225,7 @@ class _Run:
             self._finished_before_steady = finished
         if self._world.exhausted_at is None:
             self._finished_before_tail = finished
-        self._progress(finished)
+        self._progress(finished, self._world.clock.now)
 
     def _summary(self, end: float, exhausted_at: float) -> SimulationResult:
         settings, world, driver = self._settings, self._world, self._driver

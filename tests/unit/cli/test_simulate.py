@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import ttsvar_ray.cli.simulate as simulate_module
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.simulate import progress_lines
+from ttsvar_ray.cli.simulate import EnoughError, Follower, part_of
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.job.workload_file import write_workload
 
@@ -111,12 +111,64 @@ def test_what_cannot_be_simulated_is_refused(settings: tuple[str, ...], message:
     assert message in result.output
 
 
-def test_progress_is_told_now_and_then() -> None:
-    clock = itertools.count()
-    lines: list[str] = []
-    tell = progress_lines(1000, now=lambda: float(next(clock)), say=lines.append)
-    for finished in range(1, 1001):
-        tell(finished)
-    # A second passes at each look, a look is taken every 64 prompts, and the first word comes after five.
-    assert len(lines) == 1
-    assert lines[0].startswith("320 of 1,000 prompts simulated, ")
+def test_progress_is_told_now_and_then_and_ends_in_time() -> None:
+    clock, lines = [0.0], list[str]()
+    follower = Follower(100_000, wall_limit=15.0, now=lambda: clock[0], say=lines.append)
+
+    def play(until: int) -> None:
+        for finished in range(1, until):
+            clock[0] = finished / 100
+            # A slow start, then two prompts a second.
+            follower(finished, 300 + finished / 2)
+
+    with pytest.raises(EnoughError):
+        play(100_001)
+    assert lines[0].startswith("320 prompts simulated, 10.00 s for 1,000")
+    assert len(lines) == 2
+    assert follower.known("cut short") == [
+        "cut short after 1,536 prompts, 17 min 48 s of simulated time",
+        "2 prompts/s in the later half: 100,000 prompts take about 13 h 58 min",
+    ]
+    assert Follower(10, wall_limit=None).known("stopped") == ["stopped before anything was steady"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "gpus", "part"), [(2999, 8, 2999), (200_000, 8, 1500), (10**6, 512, 12_288)]
+)
+def test_of_a_long_run_a_part_is_simulated(prompts: int, gpus: int, part: int) -> None:
+    assert part_of(prompts, gpus=gpus) == part
+
+
+def test_a_long_run_is_extrapolated_as_the_whole_would_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(simulate_module, "STEADY_PROMPTS", 60)
+    monkeypatch.setattr(simulate_module, "STEADY_PROMPTS_PER_GPU", 60)
+    given = ["simulate", "--gpus", "2", "--set", "model.name=infinity-2b", "--prompts", "480"]
+
+    def hours(*more: str) -> float:
+        result = CliRunner().invoke(app, [*given, *more])
+        assert result.exit_code == 0, result.output
+        values = {"h": 3600, "min": 60, "s": 1}
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith("480 prompts"))
+        words = line.rpartition(": ")[2].removeprefix("about ").split()
+        return sum(int(number) * values[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
+
+    out = tmp_path / "out.json"
+    assert hours("--json", str(out)) == pytest.approx(hours("--whole"), rel=0.1)
+    values = json.loads(out.read_text())
+    assert (values["prompts"], values["extrapolated"]["prompts"]) == (120, 480)
+    assert values["extrapolated"]["seconds"] > values["makespan_seconds"]
+
+
+def test_ctrl_c_prints_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_given: object, progress: Follower, **_named: object) -> None:
+        for finished in range(64, 641, 64):
+            progress(finished, float(finished))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ttsvar_ray.simulation.simulate", interrupted)
+    result = invoke()
+    assert result.exit_code == 130
+    assert "stopped after 640 prompts" in result.stdout
+    assert "1 prompts/s in the later half: 40 prompts take about" in result.stdout
