@@ -11,6 +11,7 @@ from ttsvar_ray.cli.check import check
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
+from ttsvar_ray.cli.evaluate import evaluate
 from ttsvar_ray.cli.export import export
 from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
@@ -46,6 +47,7 @@ app.command()(fetch)
 app.command()(report)
 app.command()(export)
 app.command()(replay)
+app.add_typer(evaluate, name="evaluate")
 app.command()(demo)
 app.command("shapes-report")(shapes_report)
 
