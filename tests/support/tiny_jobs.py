@@ -33,6 +33,7 @@ def job(
     rows_per_part: int = ROWS_PER_PART,
     cluster: dict[str, Any] | None = None,
     progress: Callable[[JobProgress], None] = lambda state: None,
+    extend: bool = False,
     **mischief: Any,
 ) -> JobSummary:
     """Run a job of two workers.
@@ -43,6 +44,7 @@ def job(
         rows_per_part: of the output.
         cluster: settings of the section of that name.
         progress: called about once a second.
+        extend: add prompts to a run that is there.
         mischief: what `TinyEngineBuilder` does wrong.
     """
     config = JobConfig.model_validate(
@@ -55,7 +57,9 @@ def job(
         }
     )
     builder = TinyEngineBuilder(seed=seed, rows=rows, **mischief)
-    return run_job(config, progress=progress, parts=JobParts(plan=tts_var_plan(), build_engine=builder))
+    return run_job(
+        config, progress=progress, extend=extend, parts=JobParts(plan=tts_var_plan(), build_engine=builder)
+    )
 
 
 def parts(output: Path) -> list[Path]:

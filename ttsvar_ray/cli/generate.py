@@ -42,6 +42,13 @@ def generate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Also run again the prompts that were given up before.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="If DIR holds a run of the first of these prompts, make the others and add them to it.",
+        ),
+    ] = False,
     force_new: Annotated[
         bool,
         typer.Option(
@@ -127,7 +134,7 @@ def generate(
             from ttsvar_ray.cli.preflight import teller
             from ttsvar_ray.cluster.job import check_job
 
-            check_job(config, tell=teller(Console(highlight=False)), force_new=force_new)
+            check_job(config, tell=teller(Console(highlight=False)), force_new=force_new, extend=extend)
         return
     summary = run(
         config,
@@ -135,6 +142,7 @@ def generate(
         debug=debug,
         retry_failed=retry_failed,
         force_new=force_new,
+        extend=extend,
         log_file=log_file,
     )
     typer.echo("\n".join(summary_lines(config, summary)))
@@ -154,6 +162,7 @@ def run(
     debug: bool,
     retry_failed: bool = False,
     force_new: bool = False,
+    extend: bool = False,
     log_file: Path | None = None,
 ) -> JobSummary:
     """Run a job with its progress on `console`; errors end the command.
@@ -162,7 +171,7 @@ def run(
         config: the job.
         console: where progress and warnings go.
         debug: show tracebacks.
-        retry_failed, force_new, log_file: as `run_job` takes them.
+        retry_failed, force_new, extend, log_file: as `run_job` takes them.
     """
     from ttsvar_ray.cli.log import set_up_logging
     from ttsvar_ray.cli.preflight import teller
@@ -179,6 +188,7 @@ def run(
             tell=teller(console),
             retry_failed=retry_failed,
             force_new=force_new,
+            extend=extend,
             log_file=log_file,
         )
 

@@ -51,7 +51,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_job(
-    config: JobConfig, *, tell: Callable[[Fact], None] = lambda fact: None, force_new: bool = False
+    config: JobConfig,
+    *,
+    tell: Callable[[Fact], None] = lambda fact: None,
+    force_new: bool = False,
+    extend: bool = False,
 ) -> None:
     """Look at a job and tell what is found; nothing is started and nothing written.
 
@@ -59,7 +63,12 @@ def check_job(
         TtsVarError: what keeps the job from running, as in `run_job`.
     """
     with prepared(
-        config, tell=tell, force_new=force_new, submitted=is_submitted_job(), connected=is_connected()
+        config,
+        tell=tell,
+        force_new=force_new,
+        extend=extend,
+        submitted=is_submitted_job(),
+        connected=is_connected(),
     ):
         pass
 
@@ -72,6 +81,7 @@ def run_job(
     parts: JobParts | None = None,
     retry_failed: bool = False,
     force_new: bool = False,
+    extend: bool = False,
     log_file: Path | None = None,
 ) -> JobSummary:
     """Run a job, or go on with it.
@@ -86,6 +96,7 @@ def run_job(
             settings still name the output, the cluster, and what `run.json` records.
         retry_failed: also run the prompts again that were given up in earlier sessions.
         force_new: if the output folder holds something else, use a numbered one beside it.
+        extend: if it holds a run of the first of these prompts, add the others to that run.
         log_file: of this session; None is `OUTPUT/run.log`.
 
     Raises:
@@ -107,6 +118,7 @@ def run_job(
             tell=tell,
             parts=parts,
             force_new=force_new,
+            extend=extend,
             submitted=submitted,
             connected=is_connected(),
         ) as job,
@@ -128,6 +140,8 @@ def run_job(
             committed = committed_chunks(layout)
             given_up = failed_rows(layout, committed)
             rows_to_run = given_up if retry_failed else {}
+            for chunk, added in job.rows_added(begun, committed).items():
+                rows_to_run[chunk] = (*rows_to_run.get(chunk, ()), *added)
             kept = partial_rows(layout, committed)
             ledger = job.ledger(committed, rows_to_run, kept)
             if not ledger.chunks:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ttsvar_ray.dataset.contents import OutputSummary, committed_chunks, failed_rows, summarise_output
+from ttsvar_ray.dataset.contents import (
+    OutputSummary,
+    committed_chunks,
+    failed_rows,
+    rows_without_outcome,
+    summarise_output,
+)
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock, guarded
@@ -39,6 +45,7 @@ __all__ = [
     "open_output",
     "partial_rows",
     "read_manifest",
+    "rows_without_outcome",
     "summarise_output",
     "trace_schema",
     "write_bad_lines",

@@ -172,6 +172,12 @@ def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, t
     return {index: rows for index, rows in found if rows}
 
 
+def rows_without_outcome(layout: OutputLayout, chunk_index: int, rows: range) -> tuple[int, ...]:
+    """Return the rows of a chunk that its part knows nothing of: prompts that were added to the set since."""
+    letters = {letter["row"] for letter in read_letters(layout.failed_part(chunk_index))}
+    return tuple(sorted(set(rows) - rows_in(layout.data_part(chunk_index)) - letters))
+
+
 def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = None) -> OutputSummary:
     """Count what is there, from the parts' footers, a few at a time.
 

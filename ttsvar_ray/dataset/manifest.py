@@ -54,6 +54,7 @@ class RunManifest:
         seed: the run seed.
         created: when the run was started first, ISO 8601, UTC.
         versions: of this package and what it computes with.
+        extended: how many prompts the set had before each time that others were added at its end.
         cpu_kernels: what decides how the machine that began the run rounds on a CPU; "" if unknown.
     """
 
@@ -71,6 +72,7 @@ class RunManifest:
     created: str = field(default_factory=utc_now)
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     cpu_kernels: str = ""
+    extended: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("config", "content", "prompts_path"):
@@ -90,6 +92,7 @@ class RunManifest:
                 "digest": self.prompts_digest,
                 "count": self.prompt_count,
                 "bad_lines": self.bad_lines,
+                "extended": list(self.extended),
                 "columns": dict(self.column_types),
                 # One line, for millions of prompts have thousands of chunks.
                 "chunks": {"rows": self.rows_per_chunk, "digests": " ".join(self.chunk_digests)},
@@ -124,6 +127,7 @@ class RunManifest:
             created=_of(str, data, "created"),
             versions=_of(dict, data, "versions"),
             cpu_kernels=str(data.get("cpu_kernels", "")),
+            extended=tuple(map(int, prompts.get("extended", ()))),
         )
 
 

@@ -91,6 +91,9 @@ def open_output(layout: OutputLayout, manifest: RunManifest, *, has_trace: bool 
     """
     was_there = layout.run_file.is_file()
     present, text = check_output(layout, manifest), json.dumps(manifest.to_json(), indent=2) + "\n"
+    if present is not None and present.prompts_digest != manifest.prompts_digest:
+        layout.run_file.write_text(text)
+        present = manifest
     if present is None and was_there:
         _take_over(layout, text)
     # First of all files: a folder without it would be refused as somebody's other files after a crash.
@@ -178,9 +181,14 @@ def _setting_differences(present: RunManifest, wanted: RunManifest) -> list[str]
 
 
 def _prompt_differences(present: RunManifest, wanted: RunManifest) -> list[str]:
-    if present.prompts_digest == wanted.prompts_digest:
+    if present.prompts_digest == wanted.prompts_digest or wanted.extended == (
+        *present.extended,
+        present.prompt_count,
+    ):
         return []
     where = _first_change(present, wanted)
+    if wanted.prompt_count > present.prompt_count:
+        where += "; if others were added at the end, --extend makes those"
     return [f"prompts: {_prompt_set(present)} in the folder, {_prompt_set(wanted)} now{where}"]
 
 

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
-from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, committed_chunks, fresh_output
+from ttsvar_ray.dataset import (
+    OutputLayout,
+    RunManifest,
+    check_output,
+    committed_chunks,
+    fresh_output,
+    read_manifest,
+    rows_without_outcome,
+)
+from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.paths import resolve_output
 from ttsvar_ray.job.preflight import (
     USUAL_GPU,
@@ -109,6 +118,14 @@ class PreparedJob:
             source="" if workload is None else workload.source,
         )
 
+    def rows_added(self, begun: RunManifest, committed: frozenset[int]) -> dict[int, tuple[int, ...]]:
+        """Return the rows of committed chunks that were added after the chunk was written: of a last part."""
+        each = self.config.output.rows_per_part
+        chunks = {count // each for count in begun.extended if count % each}.intersection(committed)
+        ranges = {chunk: range(chunk * each, min((chunk + 1) * each, self.scan.count)) for chunk in chunks}
+        added = {chunk: rows_without_outcome(self.layout, chunk, rows) for chunk, rows in ranges.items()}
+        return {chunk: rows for chunk, rows in added.items() if rows}
+
     def ledger(
         self,
         committed: frozenset[int],
@@ -174,6 +191,7 @@ def prepared(
     tell: Callable[[Fact], None] = lambda fact: None,
     parts: JobParts | None = None,
     force_new: bool = False,
+    extend: bool = False,
     submitted: bool = False,
     connected: bool = False,
 ) -> Iterator[PreparedJob]:
@@ -184,6 +202,7 @@ def prepared(
         tell: is told each fact as soon as it is known.
         parts: another plan and engine than the settings name.
         force_new: if the output folder holds something else, use a numbered one beside it.
+        extend: if the output folder holds a run of the first of these prompts, add the others to it.
         submitted: whether this is the entry point of `ray job submit`.
         connected: whether this process is connected to a cluster.
 
@@ -210,6 +229,8 @@ def prepared(
         layout = OutputLayout(
             resolve_output(config.output.path, submitted=submitted, shard=config.cluster.shard)
         )
+        if extend:
+            manifest = _extended(layout, manifest, source)
         if force_new:
             layout = fresh_output(layout, manifest)
         check_output(layout, manifest)
@@ -260,6 +281,38 @@ def _manifest(
         column_types={name: str(kind) for name, kind in scan.column_types.items()},
         seed=config.seed,
     )
+
+
+def _extended(layout: OutputLayout, manifest: RunManifest, source: PromptSource) -> RunManifest:
+    """Return the manifest of a run of the first of these prompts, with the others; any other as it is.
+
+    Raises:
+        OutputError: the run's prompts are no longer the first of these, or a column has another type now.
+    """
+    present = read_manifest(layout)
+    if present is None or present.prompts_digest == manifest.prompts_digest:
+        return manifest
+    count = present.prompt_count
+    if manifest.prompt_count <= count or _first_digest(source, count) != present.prompts_digest:
+        raise OutputError(
+            f"{layout.root}: --extend adds prompts at the end of the {count} of this run, and they are no "
+            f"longer the first of the {manifest.prompt_count} in {manifest.prompts_path}; put them back as "
+            "they were, or choose another --output folder"
+        )
+    if dict(present.column_types) != dict(manifest.column_types):
+        raise OutputError(
+            f"{layout.root}: --extend: expected the columns of this run, {_columns(present)}, got "
+            f"{_columns(manifest)}; leave others out by prompts.columns"
+        )
+    return dataclasses.replace(manifest, created=present.created, extended=(*present.extended, count))
+
+
+def _first_digest(source: PromptSource, count: int) -> str:
+    return scan_prompts(dataclasses.replace(source, limit=count)).digest
+
+
+def _columns(manifest: RunManifest) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in manifest.column_types.items()) or "none"
 
 
 def _cpu_kernels() -> str:

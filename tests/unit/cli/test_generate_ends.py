@@ -87,12 +87,13 @@ def test_retrying_and_starting_anew_are_asked_of_the_job(monkeypatch: pytest.Mon
         seen.append(flags)
         return JobSummary(**SUMMARY)
 
-    for flags in ([], ["--retry-failed"], ["--force-new", "--log-file", "here.log"]):
+    for flags in ([], ["--retry-failed"], ["--force-new", "--log-file", "here.log"], ["--extend"]):
         assert generate_with(monkeypatch, run, *flags).exit_code == 0
     assert seen == [
-        {"retry_failed": False, "force_new": False, "log_file": None},
-        {"retry_failed": True, "force_new": False, "log_file": None},
-        {"retry_failed": False, "force_new": True, "log_file": Path("here.log")},
+        {"retry_failed": False, "force_new": False, "extend": False, "log_file": None},
+        {"retry_failed": True, "force_new": False, "extend": False, "log_file": None},
+        {"retry_failed": False, "force_new": True, "extend": False, "log_file": Path("here.log")},
+        {"retry_failed": False, "force_new": False, "extend": True, "log_file": None},
     ]
 
 

@@ -93,6 +93,37 @@ def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path
     assert not (output / "partial").exists()
 
 
+def test_prompts_are_added_to_a_run_and_nothing_is_made_twice(prompts: Path, tmp_path: Path) -> None:
+    whole, output, some = tmp_path / "whole", tmp_path / "out", tmp_path / "some.jsonl"
+    run(prompts, whole)
+    for count, before in ((6, 0), (8, 6), (15, 8)):
+        write_prompts(some, count)
+        if before:
+            with pytest.raises(OutputError, match="--extend makes those"):
+                run(some, output)
+        summary = run(some, output, extend=True)
+        assert (summary.prompts, summary.prompts_resumed) == (count, before)
+    again = run(some, output)
+    assert (again.prompts, again.prompts_resumed) == (15, 15), "the same command without --extend goes on"
+
+    def stop_at_once(state: JobProgress) -> None:
+        if state.workers:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError):
+        run(prompts, output, extend=True, progress=stop_at_once)
+    run(prompts, output)
+    assert data_bytes(output) == data_bytes(whole)
+    lines = prompts.read_text()
+    some.write_text(lines.replace("number 3", "number three") + '{"prompt": "more", "tag": 0}\n')
+    with pytest.raises(OutputError, match="they are no longer the first of the 23"):
+        run(some, output, extend=True)
+    some.write_text(lines + '{"prompt": "more", "tag": 0, "new": 1}\n')
+    with pytest.raises(OutputError, match=r"expected the columns of this run, tag \(int64\), got .*new"):
+        run(some, output, extend=True)
+    assert data_bytes(output) == data_bytes(whole)
+
+
 def images_in(output: Path) -> int:
     files = [*output.glob("data/part-*.parquet"), *output.glob("partial/part-*.parquet")]
     return sum(pq.read_metadata(file).num_rows for file in files)
