@@ -105,9 +105,9 @@ def generate(
 
     Example: ttsvar-ray generate jobs/shapes_demo.yaml --prompts mine.txt --output outputs/mine --n 2
 
-    Exit codes: 0 done; 1 failed, or rows are missing in the end; 2 bad settings or input, nothing was
-    started; 3 done, but more prompts have no image than max_failed allows; 75 stopped early, the same
-    command continues.
+    Exit codes: 0 done; 1 failed, or rows are missing or (--verify) damaged in the end; 2 bad settings or
+    input, nothing was started; 3 done, but more prompts have no image than max_failed allows; 75 stopped
+    early, the same command continues.
     """
     flags = {
         "model.name": model,

@@ -89,6 +89,11 @@ def _link(text: str) -> str:
     has_user = "@" in authority or ("@" in base and not _is_host(authority))
     if has_user:
         base = base.rpartition("@")[2] if "@" not in authority else base[authority.rindex("@") + 1 :]
+    authority, slash, path = base.partition("/")
+    host, _, port = authority.partition(":")
+    if port and not port.isdecimal() and not authority.startswith("["):
+        # No port: a password whose @ was forgotten.
+        base = f"{host}:***{slash}{path}"
     is_web = match.group(1).lower() in ("http", "https")
     hidden = "#***" if mark and (is_web or "=" in fragment) else mark + fragment
     base = _PARAMETER.sub(r";\1=***", base)

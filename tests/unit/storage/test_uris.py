@@ -56,6 +56,7 @@ def test_what_a_uri_is() -> None:
         "s3://bucket/x?topsecret=",
         "s3://bucket/x?topsecret+/9==",
         "https://h/x#topsecret",
+        "https://u:topsecret/x",
         "HTTPS://U:topsecret@h/x",
     ],
 )
@@ -70,5 +71,7 @@ def test_messages_of_others_lose_the_secrets_in_their_uris_alone() -> None:
     assert scrubbed(message) == (
         "403, message='Forbidden', url='https://h/x.csv?X-Amz-Signature=***&a=***' for C:/x and a@b.c: no"
     )
+    assert scrubbed("s3://bucket: it fails") == "s3://bucket: it fails"
+    assert without_secrets("http://[::1]:80/x") == "http://[::1]:80/x"
     plain = "s3://bucket/run: the storage failed (a: b)"
     assert scrubbed(plain) == plain
