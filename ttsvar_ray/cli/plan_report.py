@@ -9,7 +9,7 @@ from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, load_profile, plan_cost
+from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, image_costs, load_profile, plan_cost
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
 from ttsvar_ray.job.resolved import ResolvedJob
@@ -83,8 +83,8 @@ class JobReport:
             )
         if self.counted is None:
             return wrapped([*lines, "costs of this family of models are not counted"])
-        costs = [*_cost_lines(self.counted), "", *_memory_lines(self.counted), *self._seconds_lines()]
-        return wrapped([*lines, *costs])
+        lines += [*_cost_lines(self.counted), *_rounds_lines(self), "", *_memory_lines(self.counted)]
+        return wrapped([*lines, *self._seconds_lines()])
 
     def to_json(self) -> dict[str, Any]:
         """Return the report for programs; bytes and FLOPs are plain numbers."""
@@ -265,6 +265,33 @@ def _cost_lines(counted: CountedCosts) -> list[str]:
         f"one decoded image: {image.width} x {image.height} pixels, {flops_text(image.flops)}",
         f"parameters: {names}",
         f"KV cache of one prompt at its peak: {bytes_text(cost.peak_kv_bytes)}",
+    ]
+
+
+def _rounds_lines(report: JobReport) -> list[str]:
+    """Return what the rounds of an adaptive search may cost; what they do on average no plan can know."""
+    plan = report.plan
+    if plan.rounds.stop_at is None or report.counted is None:
+        return []
+    size = report.job.config.engine.selector_decode
+    text, *each = image_costs(plan, report.counted.networks, selector_decode=size)
+    rounds = [
+        [segment.population * cost for segment, cost in zip(plan.of_round(index).segments, each, strict=True)]
+        for index in range(plan.rounds.most)
+    ]
+    rejecting = dict(plan.rounds.reject_below)
+    abandoned = [
+        f"{sum(rounds[0][: segment.index + 1]):.2f} where it is abandoned at scale {segment.last_scale}"
+        for segment in plan.segments
+        if segment.last_scale in rejecting
+    ]
+    costs = ", ".join([f"{sum(rounds[0]):.2f} raw images", *abandoned])
+    return [
+        f"up to {plan.rounds.most} rounds; all above is of the first one, which costs {costs}",
+        (
+            f"a prompt costs {text + sum(rounds[0]):.2f} to {text + sum(map(sum, rounds)):.2f} raw images; "
+            "`ttsvar-ray calibrate` says how many on average"
+        ),
     ]
 
 

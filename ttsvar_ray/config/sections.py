@@ -396,6 +396,13 @@ class SimulationConfig(_Section):
     selections: Literal["cheap", "real"] = Field(
         default="cheap", description="random ancestors, or the search's own selections in twice the time"
     )
+    abandoned: _Share = Field(
+        default=0.3,
+        description="adaptive: share of rounds that are abandoned at each scale where they may be",
+    )
+    satisfied: _Share = Field(
+        default=0.7, description="adaptive: share of finished rounds that no further one follows"
+    )
     compare: bool = Field(
         default=False, description="also run variants: noise, losses, stragglers, spread, cells"
     )

@@ -70,11 +70,13 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
         workload = replace(workload, segments=tuple(replace(load, pass_rows=rows) for load, rows in loads))
     writer = given.writer_gb_per_second
     return SimulatedJob(
-        plan=plan,
+        plan=_with_shares(plan, abandoned=given.abandoned, satisfied=given.satisfied),
         workload=workload,
         coordinator=job.coordinator_settings,
         settings=SimulationSettings(
-            **given.model_dump(exclude={"profile", "compare", "writer_gb_per_second"}),
+            **given.model_dump(
+                exclude={"profile", "compare", "writer_gb_per_second", "abandoned", "satisfied"}
+            ),
             rows=config.engine.micro_batch_rows,
             memory_bytes=memory_bytes,
             workers_per_cell=config.cluster.workers_per_cell,
@@ -87,6 +89,18 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
             ),
         ),
     )
+
+
+def _with_shares(plan: Plan, *, abandoned: float, satisfied: float) -> Plan:
+    """Return a plan with thresholds that so many rounds miss or reach when rewards are even in [0, 1)."""
+    rounds = plan.rounds
+    if rounds.stop_at is None:
+        return plan
+    thresholds = tuple(
+        (scale, abandoned ** (1 / plan.population_before[scale])) for scale, _ in rounds.reject_below
+    )
+    stop_at = (1 - satisfied) ** (1 / plan.survivors_after[-1])
+    return replace(plan, rounds=replace(rounds, reject_below=thresholds, stop_at=stop_at))
 
 
 def _is_workload_file(profile: str) -> bool:

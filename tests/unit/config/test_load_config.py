@@ -133,6 +133,8 @@ def test_the_option_list_is_pinned() -> None:
         "simulation.start_spread_seconds",
         "simulation.writer_gb_per_second",
         "simulation.selections",
+        "simulation.abandoned",
+        "simulation.satisfied",
         "simulation.compare",
         "seed",
         "max_failed",

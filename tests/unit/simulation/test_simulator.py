@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.strategy import compile_plan
@@ -253,3 +255,21 @@ def test_a_workload_of_another_plan_is_refused() -> None:
 def test_settings_that_mean_nothing_are_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         run(**{name: value})
+
+
+def test_rounds_come_in_the_shares_of_the_settings_and_leave_no_worker_idle() -> None:
+    settings = ["strategy.name=adaptive", "strategy.stop_at=3", "strategy.reject_below={6: -3}"]
+    job = simulated_job(
+        load_config(
+            None,
+            [*settings, "simulation.abandoned=0.5", "simulation.satisfied=1", "strategy.max_rounds=30"],
+            needs_files=False,
+        )
+    )
+    loads = tuple(SegmentLoad(tokens=10, batch_seconds=0.0, row_seconds=seconds) for seconds in (1.0, 3.0))
+    result = run(
+        plan=job.plan, workload=Workload(source="by hand", segments=loads), gpus=8, prompts=400, **QUIET
+    )
+    # Two rounds begun for one that is finished, on average.
+    assert result.makespan_seconds * 8 * result.utilisation == pytest.approx(400 * (2 * 1.0 + 3.0), rel=0.1)
+    assert result.utilisation > 0.95
