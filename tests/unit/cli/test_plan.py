@@ -110,8 +110,7 @@ def test_an_unknown_device_is_refused() -> None:
 
 def test_an_adaptive_plan_says_what_its_rounds_cost() -> None:
     settings = ["strategy.name=adaptive", "strategy.stop_at=0.4", "strategy.reject_below={6: 0.2}"]
-    text = run(
-        *(part for setting in settings for part in ("--set", setting)), "--set", "strategy.max_rounds=3"
-    )
+    flags = [part for setting in (*settings, "strategy.max_rounds=3") for part in ("--set", setting)]
+    text = " ".join(run(*flags).split())
     assert "up to 3 rounds; all above is of the first one, which costs 1.06 raw images, 0.15 where it" in text
     assert "a prompt costs 1.07 to 3.20 raw images" in text
