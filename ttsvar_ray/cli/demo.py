@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +34,7 @@ def demo(
 
     console = Console(stderr=True)
     with errors_for_people(debug=debug):
-        from ttsvar_ray.cluster.session import is_submitted_job, ray_session
+        from ttsvar_ray.cluster.session import is_submitted_job
         from ttsvar_ray.config import load_config
         from ttsvar_ray.errors import OutputError
         from ttsvar_ray.job.paths import resolve_output
@@ -47,28 +46,14 @@ def demo(
         root = Path(resolve_output(config.output.path, submitted=is_submitted_job()))
         jobs = _with_baselines(config, root)
         failures = 0
-        with contextlib.ExitStack() as stack:
-            if not all(_is_done(each) for each, _ in jobs.values()):
-                # One start of Ray for all three.
-                stack.enter_context(ray_session(config.cluster.address, cpus=config.cluster.workers))
-            for label, (each, _) in jobs.items():
-                typer.echo(f"{label}: {each.output.path}", err=True)
-                summary = run(each, console=console, debug=debug)
-                failures += 0 if is_within_budget(each, summary) else summary.failed + summary.bad_lines
+        for label, (each, _) in jobs.items():
+            typer.echo(f"{label}: {each.output.path}", err=True)
+            summary = run(each, console=console, debug=debug)
+            failures += 0 if is_within_budget(each, summary) else summary.failed + summary.bad_lines
         _report(jobs, root)
     if failures:
         typer.echo(f"{failures} prompts have no image: see the failed folders in {root}")
         raise typer.Exit(ExitCode.TOO_MANY_FAILED)
-
-
-def _is_done(job: JobConfig) -> bool:
-    from ttsvar_ray.dataset import OutputLayout, committed_chunks, read_manifest
-
-    layout = OutputLayout(Path(job.output.path))
-    manifest = read_manifest(layout)
-    if manifest is None:
-        return False
-    return len(committed_chunks(layout)) * job.output.rows_per_part >= manifest.prompt_count
 
 
 def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig, float]]:
@@ -83,7 +68,13 @@ def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig,
             raise ConfigurationError(f"model {job.model.name!r}: the costs of its family are not counted")
         return counted.cost.flops
 
-    main = config.model_copy(update={"output": config.output.model_copy(update={"path": str(root)})})
+    # The job's own run shows the cluster; workers start once, for it. The bytes are the same either way.
+    main = config.model_copy(
+        update={
+            "output": config.output.model_copy(update={"path": str(root)}),
+            "cluster": config.cluster.model_copy(update={"in_process": False}),
+        }
+    )
     raw = _baseline(config, root, "raw", 1)
     n = max(2, round(flops(main) / flops(raw)))
     best = _baseline(config, root, "best-of-n", n)
@@ -93,13 +84,14 @@ def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig,
 
 
 def _baseline(config: JobConfig, root: Path, name: str, n: int) -> JobConfig:
-    from ttsvar_ray.config import StrategyConfig
+    from ttsvar_ray.config import ClusterConfig, StrategyConfig
 
     folder = root / "baselines" / (name if n == 1 else f"best-of-{n}")
     return config.model_copy(
         update={
             "strategy": StrategyConfig(name=name, n=n),
             "output": config.output.model_copy(update={"path": str(folder)}),
+            "cluster": ClusterConfig(in_process=True),
         }
     )
 

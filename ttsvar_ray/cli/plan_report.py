@@ -12,7 +12,7 @@ from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, image_costs, load_profile, plan_cost
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
-from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.job.resolved import ResolvedJob, plan_note
 from ttsvar_ray.job.workload import is_gpu, workload_of
 from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
@@ -74,7 +74,9 @@ class JobReport:
 
     def lines(self) -> list[str]:
         """Return the report for people."""
-        lines = [_headline(self.job), "", *_table(self), "", *_operator_lines(self.plan), _demand_line(self)]
+        note = plan_note(self.job)
+        head = [_headline(self.job), *([f"note: {note}"] if note else [])]
+        lines = [*head, "", *_table(self), "", *_operator_lines(self.plan), _demand_line(self)]
         history = history_demand(self.plan)
         if history.scores:
             lines.append(

@@ -52,7 +52,8 @@ def fact_lines(fact: Fact) -> list[str]:
             bad = f", {fact.bad_lines:,} bad lines (see failed/bad_lines.jsonl)" if fact.bad_lines else ""
             return [_line("prompts", f"{fact.count:,} in {fact.path}{bad}")]
         case PlanFact():
-            return [_line("plan", plan_words(fact.plan))]
+            note = [_line("", f"note: {fact.note}")] if fact.note else []
+            return [_line("plan", plan_words(fact.plan)), *note]
         case WeightsFact():
             names = [name.removeprefix("weights.").replace("_", " ").replace(".", " ") for name in fact.parts]
             return [_line("weights", f"found: {', '.join(names)}")] if names else []

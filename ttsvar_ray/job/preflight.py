@@ -62,9 +62,10 @@ class PromptsFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanFact:
-    """What is done to each prompt."""
+    """What is done to each prompt, and what somebody should know of it."""
 
     plan: Plan
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

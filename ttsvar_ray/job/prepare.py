@@ -222,7 +222,7 @@ def prepared(
         tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
         if parts is None:
             parts = job_parts(resolve(config, needs_parts=True))
-        tell(PlanFact(plan=parts.plan))
+        tell(PlanFact(plan=parts.plan, note=parts.note))
         prints = parts.fingerprints()
         tell(WeightsFact(parts=tuple(prints)))
         manifest = _manifest(config, named, parts, scan, prints)

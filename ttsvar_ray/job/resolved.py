@@ -112,6 +112,38 @@ def resolve(
     return ResolvedJob(config=config, description=description, plan=plan)
 
 
+def plan_note(job: ResolvedJob) -> str:
+    """Return what else changes where a job names selection scales and so leaves the model's own plan; or "".
+
+    A model's schedule belongs to its own selections: naming some of them takes the published populations, and
+    the published scales of the others. An ablation of one list should know that its budget is another.
+    """
+    strategy = job.config.strategy
+    named = [name for name in ("cluster_scales", "resample_scales") if getattr(strategy, name) is not None]
+    if strategy.plan != "model" or strategy.selections is not None or not named or not job.description.plan:
+        return ""
+    without = strategy.model_copy(update=dict.fromkeys(named))
+    own = resolve(job.config.model_copy(update={"strategy": without})).plan
+    changes = []
+    if own.population_before != job.plan.population_before:
+        before, now = ("-".join(map(str, plan.population_before)) for plan in (own, job.plan))
+        changes.append(f"populations {before} are {now}")
+    kinds = {"cluster_scales": "cluster", "resample_scales": "resample"}
+    for setting, kind in kinds.items():
+        scales = [
+            [one.scale_index for one in plan.selections if one.operator.name == kind]
+            for plan in (own, job.plan)
+        ]
+        if setting not in named and scales[0] != scales[1]:
+            changes.append(f"{kind} at {scales[0]} is at {scales[1]}")
+    if not changes:
+        return ""
+    return (
+        f"naming strategy.{' and '.join(named)} leaves the model's own plan: {'; '.join(changes)}. For the "
+        "same budget name batch_schedule and the other scales, too"
+    )
+
+
 def model_choice(config: JobConfig) -> ModelChoice:
     """Return which model a job wants."""
     section = config.model

@@ -15,7 +15,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
 from ttsvar_ray.job.preflight import check_memory, expected_image_bytes
-from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.job.resolved import ResolvedJob, plan_note, resolve
 from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
 from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.search.plan import Plan
@@ -38,6 +38,7 @@ class JobParts:
         fetch: brings weights to this machine.
         check_memory: raises `ConfigurationError` where a GPU of so many bytes is too small.
         image_bytes: about what one image takes on disk; None where nobody knows.
+        note: what somebody should know of the plan.
     """
 
     plan: Plan
@@ -48,6 +49,7 @@ class JobParts:
     fetch: Callable[[], None] = lambda: None
     check_memory: Callable[[float], None] = lambda memory_bytes: None
     image_bytes: int | None = None
+    note: str = ""
 
 
 def job_parts(job: ResolvedJob) -> JobParts:
@@ -66,6 +68,7 @@ def job_parts(job: ResolvedJob) -> JobParts:
         fetch=partial(fetch_weights, pinned),
         check_memory=partial(check_memory, job),
         image_bytes=expected_image_bytes(job.config, job.description),
+        note=plan_note(job),
     )
 
 

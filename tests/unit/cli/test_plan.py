@@ -102,6 +102,13 @@ def test_other_models_are_planned(name: str) -> None:
     assert f"model {name}," in run("--model", name)
 
 
+def test_an_ablation_of_one_list_says_what_else_it_changes() -> None:
+    shown = " ".join(run("--model", "shapes", "--set", "strategy.cluster_scales=[2,5]").split())
+    assert "note: naming strategy.cluster_scales leaves the model's own plan: populations 12-" in shown
+    assert "note:" not in run("--model", "shapes")
+    assert "note:" not in run("--model", "infinity-2b", "--set", "strategy.cluster_scales=[3]")
+
+
 def test_an_unknown_device_is_refused() -> None:
     result = CliRunner().invoke(app, ["plan", "--profile", "abacus"])
     assert result.exit_code == 2

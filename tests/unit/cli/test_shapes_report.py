@@ -130,7 +130,6 @@ def test_the_demo_runs_three_strategies_and_compares_them(
         )
 
     monkeypatch.setattr(demo_module, "run", run)
-    monkeypatch.setattr(demo_module, "_is_done", lambda job: True)
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     (tmp_path / "job.yaml").write_text(
         json.dumps(
@@ -144,6 +143,8 @@ def test_the_demo_runs_three_strategies_and_compares_them(
     result = CliRunner().invoke(app, ["demo", str(tmp_path / "job.yaml")])
     assert result.exit_code == 0, result.output
     assert [config.strategy.name for config in jobs] == ["tts-var", "raw", "best-of-n"]
+    # Workers of a cluster start for the first of them alone.
+    assert [config.cluster.in_process for config in jobs] == [False, True, True]
     assert jobs[0].output.path == str(tmp_path / "out")
     assert Path(jobs[2].output.path) == tmp_path / "out" / "baselines" / f"best-of-{jobs[2].strategy.n}"
     rows = {line.split("  ")[0]: line.split() for line in result.stdout.splitlines()}
