@@ -50,6 +50,7 @@ FOUND: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
     ("model", changed("sampling", "top_p", to=[])),
     ("model", changed("files", to={"transformer": ["x"]})),
     ("model", lambda content: b"[" * 5000),
+    ("part manifest", changed("data", "rows", to=math.inf)),
     ("workload", changed("segments", 0, "tokens", to=math.nan)),
     ("workload", lambda content: b"[" * 5000),
 )

@@ -86,7 +86,7 @@ def read_totals(part: Location) -> PartTotals:
             if _KEY in metadata:
                 return PartTotals(**json.loads(metadata[_KEY]))
             table = parquet.read(columns=["image_rank", "reward"])
-    except (pa.ArrowException, OSError, StorageError) as error:
+    except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
         raise damaged(part, error) from None
     best = table.filter(pc.equal(table["image_rank"], 0))["reward"]
     return PartTotals(prompts=len(best), images=table.num_rows, reward_sum=pc.sum(best).as_py() or 0.0)

@@ -120,7 +120,7 @@ def read_part_manifest(location: Location) -> PartManifest | None:
         return PartManifest.from_json(json.loads(location.read_bytes()))
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{location}: not the manifest of a part ({type(error).__name__}: {error}); delete it and the "
             "part in data/ to have its prompts generated again"

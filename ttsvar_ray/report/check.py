@@ -346,7 +346,7 @@ def _setting(manifest: RunManifest, section: str, key: str) -> Any:
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32 else 0
 
 
 def _without_place(error: OutputError, file: Location) -> str:
