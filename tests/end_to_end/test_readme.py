@@ -45,6 +45,8 @@ def test_every_command_and_option_exists(words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     assert all(option in done.stdout for option in options), done.stdout
     for word in plain[len(commands) :]:
+        if word.startswith("outputs/"):  # of a run before
+            continue
         assert (ROOT / word).exists(), f"{word} is not in the repository"
 
 
