@@ -107,7 +107,7 @@ def assert_refused(result: Result, *messages: str) -> None:
         ("column.csv", b"caption,id\na cat,1\n", ["no column 'prompt'", "'caption', 'id'", "prompts.column"]),
         ("key.jsonl", b'{"text": "a cat"}\n', ["no key 'prompt'; keys found: 'text'"]),
         ("broken.jsonl", b"{{{\n}}}\n", ["none of its 2 lines holds a usable prompt; line 1"]),
-        ("list.json", b"[]", ["expected a prompt file of .txt, .jsonl, .csv, .parquet, got suffix '.json'"]),
+        ("list.json", b"[]", ["list.json: the prompt file holds no prompt"]),
     ],
 )
 def test_a_prompt_file_that_cannot_be_used(

@@ -31,9 +31,9 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def living_actors() -> dict[str, dict[str, Any]]:
     """Return what Ray knows of each living actor of a job, by its name without the job's own prefix."""
     return {
-        actor["Name"].split("-", 2)[-1]: actor
+        found.group(1): actor
         for actor in ray._private.state.actors().values()
-        if actor["State"] == "ALIVE" and actor["Name"].startswith("ttsvar-")
+        if actor["State"] == "ALIVE" and (found := re.search(r"-(sink|cell-\d+|worker-\d+)", actor["Name"]))
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts
+from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, prompts_kept
 from ttsvar_ray.cluster.job import JobProgress
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
 
@@ -140,11 +140,12 @@ def test_an_interrupted_job_is_completed_by_the_same_command(
     partial = data_bytes(output)
     assert 0 < len(partial) < len(expected)
     assert all(expected[name] == content for name, content in partial.items())
+    begun = prompts_kept(output)
 
     with pytest.raises(OutputError, match="seed"):
         job(prompts_file, output, seed=6)
     summary = job(prompts_file, output)
-    assert summary.prompts_resumed == sum(
+    assert summary.prompts_resumed == begun + sum(
         pq.read_metadata(io.BytesIO(content)).num_rows for content in partial.values()
     )
     assert data_bytes(output) == expected

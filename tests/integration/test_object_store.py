@@ -16,6 +16,7 @@ import pytest
 from tests.support.plans import tts_var_plan
 from tests.support.s3_server import S3Server
 from tests.support.tiny_engine import TinyEngineBuilder
+from tests.support.tiny_jobs import prompts_kept
 from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
@@ -101,11 +102,12 @@ def test_a_job_between_buckets_that_is_stopped_and_resumed_equals_the_local_one(
     assert (stopped.state, stopped.parts, stopped.parts_total) == ("stopped", len(partial), 8)
     assert "SIGTERM" in stopped.reason
 
+    begun = prompts_kept(output)
     with pytest.raises(OutputError, match=r"seed: 5 in the folder, 6 now(.|\n)*--force-new"):
         job(prompts, output, seed=6)
     summary = job(prompts, output)
     assert (summary.output, summary.prompts) == (output, PROMPTS)
-    assert summary.prompts_resumed == ROWS_PER_PART * len(partial)
+    assert summary.prompts_resumed == ROWS_PER_PART * len(partial) + begun
     assert data_files(output) == local[1]
     assert not [key for key in s3.keys(bucket) if key.endswith((".tmp", ".lock"))]
     run_json = OutputLayout(output).run_file.read_text()

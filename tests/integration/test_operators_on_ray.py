@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobSummary, run_job
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.job import prepare
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.results import PromptResult
@@ -81,7 +81,7 @@ def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
     content = json.loads((tmp_path / "out" / "run.json").read_text())["content"]
     source = (ROOT / "docs" / "examples" / "own_operator.py").read_bytes()
     assert content[f"code.operator.{OWN}"] == hashlib.sha256(source).hexdigest()
-    monkeypatch.setattr(job_module, "own_sources", lambda operators: {f"code.operator.{OWN}": "changed"})
+    monkeypatch.setattr(prepare, "own_sources", lambda operators: {f"code.operator.{OWN}": "changed"})
     with pytest.raises(OutputError, match=rf"code.operator.{OWN}: .* in the folder, .changed. now"):
         run(config)
 

@@ -29,7 +29,7 @@ import dataclasses, importlib.abc, importlib.util, sys
 
 class Smaller(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "ttsvar_ray.models.infinity.config":
+        if name != "ttsvar_ray.models.infinity.presets":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -11,6 +11,7 @@ from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
 from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
 from ttsvar_ray.config import JobConfig
+from ttsvar_ray.dataset import OutputLayout, committed_chunks, partial_rows
 from ttsvar_ray.job.runnable import JobParts
 
 PROMPTS = 22
@@ -70,3 +71,9 @@ def parts(output: Path) -> list[Path]:
 def data_bytes(output: Path) -> dict[str, bytes]:
     """Return the bytes of every file that holds images."""
     return {path.name: path.read_bytes() for path in sorted((output / "data").iterdir())}
+
+
+def prompts_kept(output: str | Path) -> int:
+    """Return the finished prompts of parts that are not whole, which the next session goes on from."""
+    layout = OutputLayout(output)
+    return sum(map(len, partial_rows(layout, committed_chunks(layout)).values()))

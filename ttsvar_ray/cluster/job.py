@@ -11,6 +11,7 @@ no cluster: `in_process` runs it here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -129,12 +130,12 @@ def run_job(
             logger.warning(
                 "output.path %s is relative; under ray job submit it is %s", config.output.path, root
             )
-        with OutputLock(job.layout) as lock:
+        with OutputLock(job.layout) as lock, contextlib.ExitStack() as while_locked:
             layout = lock.layout
             has_trace = bool(job.parts.plan.selections)
             begun = open_output(layout, job.manifest, has_trace=has_trace)
             warn_of_other_kernels(begun, job.manifest)
-            record.open(layout)
+            while_locked.enter_context(record.session(layout))
             if job.scan.bad_lines and job.shard.index == 0:
                 write_bad_lines(layout.bad_lines_file, bad_lines(job.source))
             committed = committed_chunks(layout)

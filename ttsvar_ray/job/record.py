@@ -11,6 +11,7 @@ An object store cannot append: there the ends of both files are written anew, in
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -20,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,27 +81,38 @@ class RunRecord:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Who lost the lock writes no more: another run has the folder.
-        if self._progress is not None and not isinstance(error, LostLockError):
-            if error is None:
-                self._write("done", "")
-            else:
-                reason = str(error) or type(error).__name__
-                logger.info("the session ends: %s", reason)
-                stopped = isinstance(error, (InterruptedRunError, KeyboardInterrupt))
-                self._write("stopped" if stopped else "failed", reason)
-        logging.getLogger("ttsvar_ray").removeHandler(self._handler)
-        if not isinstance(error, LostLockError):
-            self._handler.finish()
-            if self._progress is not None:
-                self._progress.finish()
+        self._stop_logging()
 
-    def open(self, layout: OutputLayout) -> None:
-        """Begin to write; needs the lock. What was logged before is written, too."""
+    @contextlib.contextmanager
+    def session(self, layout: OutputLayout) -> Iterator[None]:
+        """Write, from what was logged before to how the session ends; all of it while the lock is held."""
         self._progress = _lines_of(layout.progress_file)
         if self._log_file is None:
             self._handler.open(_lines_of(layout.log_file))
         self._write("starting", "")
+        try:
+            yield
+        except LostLockError:  # another run has the folder
+            self._progress = None
+            logging.getLogger("ttsvar_ray").removeHandler(self._handler)
+            raise
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            logger.info("the session ends: %s", reason)
+            stopped = isinstance(error, (InterruptedRunError, KeyboardInterrupt))
+            self._end("stopped" if stopped else "failed", reason)
+            raise
+        self._end("done", "")
+
+    def _end(self, state: str, reason: str) -> None:
+        assert self._progress is not None
+        self._write(state, reason)
+        self._stop_logging()
+        self._progress.finish()
+
+    def _stop_logging(self) -> None:
+        logging.getLogger("ttsvar_ray").removeHandler(self._handler)
+        self._handler.finish()
 
     def observe(self, state: JobProgress) -> None:
         """Take in where the run stands; to be called about once a second."""
@@ -234,6 +246,8 @@ class _Stored(_Lines):
     def _put(self, text: str) -> None:
         try:
             self._file.write_text(text)
+        except LostLockError:  # the run hears of it where it writes its parts
+            return
         except (StorageError, OSError) as error:
             logger.warning("%s cannot be written (%s); the run goes on", self._file, error)
 

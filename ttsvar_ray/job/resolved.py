@@ -122,10 +122,10 @@ def plan_note(job: ResolvedJob) -> str:
     named = [name for name in ("cluster_scales", "resample_scales") if getattr(strategy, name) is not None]
     if strategy.plan != "model" or strategy.selections is not None or not named or not job.description.plan:
         return ""
-    without = strategy.model_copy(update=dict.fromkeys(named))
+    without = strategy.model_copy(update=dict.fromkeys((*named, "batch_schedule")))
     own = resolve(job.config.model_copy(update={"strategy": without})).plan
     changes = []
-    if own.population_before != job.plan.population_before:
+    if strategy.batch_schedule is None and own.population_before != job.plan.population_before:
         before, now = ("-".join(map(str, plan.population_before)) for plan in (own, job.plan))
         changes.append(f"populations {before} are {now}")
     kinds = {"cluster_scales": "cluster", "resample_scales": "resample"}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.build import build_ensemble
-from ttsvar_ray.job.resolved import coordinator_settings, resolve
+from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -231,3 +231,24 @@ def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
     assert (settings.spread, settings.max_attempts, settings.keep) == (3, 5, "all")
     assert settings.batch_tokens == 9000
     assert (settings.deadline_floor_seconds, settings.deadline_ceiling_seconds) == (12.0, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], ""),
+        (["strategy.resample_scales=[6,9]"], "populations 12-12-12-12-12-"),
+        (
+            [
+                "strategy.batch_schedule=[3,3,3,3,3,2,2,2,1,1,1,1,1]",
+                "strategy.cluster_scales=[5]",
+                "strategy.resample_scales=[8]",
+            ],
+            "",
+        ),
+    ],
+)
+def test_what_naming_scales_changes_besides_is_said(given: list[str], said: str) -> None:
+    note = plan_note(resolve(load_config(None, ["model.name=shapes", *given], needs_files=False)))
+    assert said in note
+    assert bool(note) == bool(said)

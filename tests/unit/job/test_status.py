@@ -64,8 +64,12 @@ def test_a_run_that_is_done(finished: Path) -> None:
 
 def test_a_run_under_way_then_silent(unfinished: Path) -> None:
     clock = [datetime.datetime.now(datetime.timezone.utc).timestamp()]
-    with contextlib.suppress(InterruptedRunError), RunRecord(clock=lambda: clock[0]) as kept:
-        kept.open(OutputLayout(unfinished))
+    layout = OutputLayout(unfinished)
+    with (
+        contextlib.suppress(InterruptedRunError),
+        RunRecord(clock=lambda: clock[0]) as kept,
+        kept.session(layout),
+    ):
         kept.observe(STATE)
         clock[0] += record.EVERY_SECONDS
         kept.observe(STATE)
@@ -111,9 +115,9 @@ def test_shards_are_listed_and_added(tmp_path: Path) -> None:
 
 
 def test_what_the_command_prints(unfinished: Path) -> None:
-    with contextlib.suppress(InterruptedRunError), RunRecord() as kept:
-        kept.observe(STATE)
-        kept.open(OutputLayout(unfinished))
+    kept = RunRecord()
+    kept.observe(STATE)
+    with contextlib.suppress(InterruptedRunError), kept, kept.session(OutputLayout(unfinished)):
         shown = CliRunner().invoke(app, ["status", str(unfinished)])
         for line in (
             "state     running",
@@ -133,8 +137,7 @@ def test_in_an_object_store_the_last_lines_are_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(record, "STORED_LINES", 3)
     layout, clock = OutputLayout("memory://runs/kept"), [0.0]
     for _ in range(2):
-        with RunRecord(clock=lambda: clock[0]) as kept:
-            kept.open(layout)
+        with RunRecord(clock=lambda: clock[0]) as kept, kept.session(layout):
             clock[0] += record.EVERY_SECONDS
             kept.observe(STATE)
     lines = layout.progress_file.read_text().splitlines()
@@ -144,8 +147,7 @@ def test_in_an_object_store_the_last_lines_are_kept(monkeypatch: pytest.MonkeyPa
 def test_a_record_that_cannot_be_written_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with RunRecord() as kept:
-        kept.open(OutputLayout(tmp_path / "absent"))
+    with RunRecord() as kept, kept.session(OutputLayout(tmp_path / "absent")):
         for _ in range(3):
             kept.observe(STATE)
     assert len([one for one in caplog.records if "cannot be written" in one.getMessage()]) <= 2
