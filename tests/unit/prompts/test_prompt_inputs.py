@@ -172,7 +172,7 @@ def test_a_named_pipe_is_told_at_once(tmp_path: Path) -> None:
         (b"prompt\tid\na, red circle\t7\n", ".tsv", ["a, red circle"]),
         (b' [ {"prompt": "a"}, {"prompt": "b"} ]', ".json", ["a", "b"]),
         (b"[a portrait], oil\nanother\n", ".txt", ["[a portrait], oil", "another"]),
-        (gzip.compress(b'{"prompt": "a"}\n'), ".jsonl.gz", ["a"]),
+        (gzip.compress(b'{"prompt": "a"}\n', mtime=0), ".jsonl.gz", ["a"]),
     ],
 )
 def test_standard_input_is_what_it_looks_like(
