@@ -20,6 +20,9 @@ _BATCH_BYTES = 8_000_000
 
 _STREAM_BYTES = 1 << 20
 
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for bytes that are no Parquet file, or one that it does not read."""
+
 
 def table_columns(path: Location, source: PromptSource) -> dict[str, ColumnType]:
     """Return the types of the caller's columns of a Parquet file, in its order; not of those without one.
@@ -49,14 +52,14 @@ def table_records(
         taken = (source.column, source.id_column)
         wanted = [field.name for field in schema if field.name in taken or source.carries(field.name)]
         try:
-            for batch in file.iter_batches(batch_size=_batch_rows(file.metadata, wanted), columns=wanted):
+            for batch in _batches(file, wanted):
                 for fields in _rows(_held(path, batch)):
                     number += 1
                     if isinstance(fields, UnicodeDecodeError):
                         on_bad_line(_undecodable(number, batch.column_names, fields))
                     else:
                         yield number, fields, ""
-        except (pa.ArrowInvalid, OSError) as error:
+        except _DAMAGED as error:
             raise InputError(f"{path}: damaged after row {number} ({str(error).splitlines()[0]})") from None
 
 
@@ -79,7 +82,8 @@ def _open(path: Location) -> Iterator[pq.ParquetFile]:
         try:
             # Row groups are streamed: one that holds pictures may be as large as the file.
             file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_STREAM_BYTES)
-        except (pa.ArrowInvalid, OSError) as error:
+            file.schema_arrow  # noqa: B018 - its names are read only now, and may be no text
+        except _DAMAGED as error:
             raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
         with file:
             yield file
@@ -98,19 +102,26 @@ def _checked_schema(path: Location, file: pq.ParquetFile, source: PromptSource) 
     return schema
 
 
-def _batch_rows(metadata: Any, wanted: Sequence[str]) -> int:
-    """Return how many rows of the largest row group fit into a batch on average."""
-    rows = _BATCH_ROWS
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        columns = (group.column(each) for each in range(group.num_columns))
-        size = sum(
-            each.total_uncompressed_size
-            for each in columns
-            if each.path_in_schema in wanted or each.path_in_schema.partition(".")[0] in wanted
-        )
-        rows = min(rows, _BATCH_BYTES * group.num_rows // max(size, 1))
-    return max(rows, 1)
+def _batches(file: pq.ParquetFile, wanted: list[str]) -> Iterator[pa.RecordBatch]:
+    for index in range(file.metadata.num_row_groups):
+        rows = _batch_rows(file, index, wanted)
+        yield from file.iter_batches(batch_size=rows, row_groups=[index], columns=wanted)
+
+
+def _batch_rows(file: pq.ParquetFile, index: int, wanted: list[str]) -> int:
+    """Return how many rows of a row group fit into a batch on average."""
+    group = file.metadata.row_group(index)
+    if group.total_byte_size <= _BATCH_BYTES:
+        return _BATCH_ROWS
+    # Of a damaged group `column` ends the whole process; reading a row of it raises.
+    next(file.iter_batches(batch_size=1, row_groups=[index], columns=wanted), None)
+    paths = [file.schema.column(place).path for place in range(group.num_columns)]
+    size = sum(
+        group.column(place).total_uncompressed_size
+        for place, path in enumerate(paths)
+        if path in wanted or path.partition(".")[0] in wanted
+    )
+    return max(min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)), 1)
 
 
 def _held(path: Location, batch: pa.RecordBatch) -> pa.RecordBatch:
