@@ -20,6 +20,8 @@ _BATCH_BYTES = 8_000_000
 
 _STREAM_BYTES = 1 << 20
 
+_NAMES_SHOWN = 20
+
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises for bytes that are no Parquet file, or one that it does not read."""
 
@@ -69,11 +71,17 @@ def check_columns(path: Location, found: Sequence[str], source: PromptSource) ->
     wanted += [("prompts.columns", name) for name in (*(source.keep or ()), *source.drop)]
     for setting, name in wanted:
         if name is not None and name not in found:
-            columns = ", ".join(map(repr, found)) or "none"
+            columns = _shown(found) or "none"
             raise InputError(f"{path}: no column {name!r}; columns found: {columns}; set {setting}")
     repeated = sorted({name for name in found if found.count(name) > 1})
     if repeated:
-        raise InputError(f"{path}: column names must differ; {', '.join(map(repr, repeated))} occurs twice")
+        raise InputError(f"{path}: column names must differ; {_shown(repeated)} occurs twice")
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return names for a message: of a file that is no table, the header may be all of it."""
+    more = f", and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(repr(excerpt(name)) for name in names[:_NAMES_SHOWN]) + more
 
 
 @contextlib.contextmanager
