@@ -36,6 +36,14 @@ class PotentialKind(str, enum.Enum):
     SUM = "sum"
 
 
+class Normalisation(str, enum.Enum):
+    """What a potential becomes within its population, before lambda multiplies it (`search.potentials`)."""
+
+    NONE = "none"
+    Z_SCORE = "z-score"
+    RANK = "rank"
+
+
 class RewardCombination(str, enum.Enum):
     """How the scores of several rewards become one, over a whole population (`search.ensemble`)."""
 

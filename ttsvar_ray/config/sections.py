@@ -143,8 +143,10 @@ class StrategyConfig(_Section):
         "of docs/search.md, or your own as package.module:Name",
     )
     potential: PotentialKind | None = None
-    lambda_: _NonNegative | None = Field(
-        default=None, alias="lambda", description="weights are exp(lambda * potential)"
+    lambda_: _NonNegative | tuple[_NonNegative, ...] | None = Field(
+        default=None,
+        alias="lambda",
+        description="weights are exp(lambda * potential); one number, or one for each resampling",
     )
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
     cluster_restarts: _Count = Field(default=10, description="k-means restarts (n_init)")

@@ -47,7 +47,7 @@ def combine(scores: npt.NDArray[np.floating], combination: RewardCombination | N
             f"ensemble: expected finite scores, got NaN or infinity from member {members[0]} in slot "
             f"{slots[0]}; fix that reward, or set reward.nonfinite to 'worst'"
         )
-    each = _shares if combination is RewardCombination.SOFTMAX else _z_scores
+    each = _shares if combination is RewardCombination.SOFTMAX else z_scores
     combined: Float64Array = np.mean([each(column) for column in values.T], axis=0)
     return combined
 
@@ -57,7 +57,11 @@ def _shares(scores: Float64Array) -> Float64Array:
     return np.asarray(weights / weights.sum())
 
 
-def _z_scores(scores: Float64Array) -> Float64Array:
+def z_scores(scores: Float64Array) -> Float64Array:
+    """Return scores [population] less their mean, over their standard deviation; zeros where all are equal.
+
+    A score of `WORST_REWARD` is left out, and becomes one less than the lowest of the others.
+    """
     judged = scores > WORST_REWARD
     result = np.zeros_like(scores)
     if not judged.any():

@@ -9,6 +9,11 @@ of section 3; the same family as in Feynman-Kac steering, arXiv 2501.06848)
     MAX     J_t = max(r_0, ..., r_t)
     SUM     J_t = r_0 + ... + r_t
 
+A reward has units of its own, and lambda must fit them. Normalised over its population a potential has none:
+
+    Z_SCORE J is taken less its mean, over its standard deviation (0 where all are equal)
+    RANK    J becomes its rank, 0 for the lowest to 1 for the highest, the mean rank where some are equal
+
 Differs: the published code offers all four on its command line but refuses all except VALUE, and
 never records the history the others need. Here the plan asks for exactly the scores a potential
 reads, and the history follows its trajectory through every selection.
@@ -20,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.types import Float64Array, PotentialKind
+from ttsvar_ray.search.ensemble import z_scores
+from ttsvar_ray.types import Float64Array, Normalisation, PotentialKind
 
 
 def scales_read(kind: PotentialKind, scale_index: int) -> tuple[int, ...]:
@@ -35,7 +41,10 @@ def scales_read(kind: PotentialKind, scale_index: int) -> tuple[int, ...]:
 
 
 def log_potentials(
-    reward_history: npt.NDArray[np.floating], kind: PotentialKind, lambda_: float
+    reward_history: npt.NDArray[np.floating],
+    kind: PotentialKind,
+    lambda_: float,
+    normalise: Normalisation = Normalisation.NONE,
 ) -> Float64Array:
     """Return lambda times the potential of each trajectory, in log space.
 
@@ -44,6 +53,7 @@ def log_potentials(
             under DIFF is the score of scale 0, taken as it is.
         kind: which potential.
         lambda_: sharpness, >= 0; 0 makes all trajectories equally likely.
+        normalise: what the potential becomes within the population first.
 
     Returns:
         float64 [population] log weights, not normalised, all finite.
@@ -66,6 +76,7 @@ def log_potentials(
         potential = history.max(axis=1)
     else:
         potential = history.sum(axis=1)
+    potential = _normalised(potential, normalise)
     with np.errstate(over="ignore", invalid="ignore"):
         log_weights = lambda_ * potential
     if not np.isfinite(log_weights).all():
@@ -74,3 +85,15 @@ def log_potentials(
             f"{lambda_:g}; lower lambda or rescale the reward."
         )
     return np.asarray(log_weights, dtype=np.float64)
+
+
+def _normalised(potential: Float64Array, kind: Normalisation) -> Float64Array:
+    """Return potentials [population] in units of their population; as they are for NONE."""
+    if kind is Normalisation.NONE:
+        return potential
+    if kind is Normalisation.Z_SCORE:
+        return z_scores(potential)
+    below = (potential[:, None] > potential).sum(axis=1)
+    equal = (potential[:, None] == potential).sum(axis=1)
+    ranks: Float64Array = (below + (equal - 1) / 2) / max(len(potential) - 1, 1)
+    return ranks

@@ -20,6 +20,7 @@ from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
+from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.plan import Plan, Rounds, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -102,7 +103,7 @@ def compile_plan(
     resample_scales: Sequence[int] | None = None,
     selections: Sequence[SelectionSetting] | None = None,
     potential: PotentialKind | str | None = None,
-    lambda_: float | None = None,
+    lambda_: float | Sequence[float] | None = None,
     scheme: ResamplingScheme | str | None = None,
     cluster_restarts: int | None = None,
     joint_component: ComponentSign | None = None,
@@ -126,7 +127,8 @@ def compile_plan(
             the model's number of scales. An empty list means none.
         selections: all selections of the plan, in place of those two (tts-var).
         potential: of resampling: value (default), diff, max or sum.
-        lambda_: of resampling: sharpness of the potential, >= 0, by default 10.
+        lambda_: of resampling: sharpness of the potential, >= 0, by default 10; or one for each resampling,
+            by ascending scale.
         scheme: of resampling: multinomial (default), systematic or stratified.
         cluster_restarts: of clustering: k-means restarts, >= 1, by default 10.
         joint_component: how the extractor's features are reduced (`Plan.joint_component`); not read by a
@@ -154,9 +156,10 @@ def compile_plan(
         name = None
     if not is_whole_number(n) or n < 1:
         problems.append(f"n: expected a whole number of at least 1, got {n!r}; correct it.")
+    each_lambda = tuple(lambda_) if isinstance(lambda_, (list, tuple)) else None
     shared = {
         "potential": potential,
-        "lambda": lambda_,
+        "lambda": None if each_lambda is not None else lambda_,
         "scheme": scheme,
         "cluster_restarts": cluster_restarts,
     }
@@ -176,6 +179,8 @@ def compile_plan(
         "stop_at": stop_at,
     }
     wanted = _wanted(name, num_scales, cluster_scales, resample_scales, selections, problems)
+    if each_lambda is not None:
+        wanted = _with_lambdas(wanted, each_lambda, problems)
     problems += _missing_selections(name, num_scales, n, bool(wanted))
     problems += _unread_settings(name, given, shared, wanted)
     problems += selection_scale_problems(num_scales, wanted)
@@ -266,6 +271,27 @@ def _wanted(
             for position, scale in enumerate(scales)
         ]
     return wanted
+
+
+def _with_lambdas(
+    wanted: Sequence[WantedSelection], lambdas: Sequence[float], problems: list[str]
+) -> list[WantedSelection]:
+    """Return the selections, each resampling that has no lambda with one of these, by ascending scale."""
+    own = [one for one in wanted if one.operator is Resample and "lambda" not in one.options]
+    if len(own) != len(lambdas):
+        problems.append(
+            f"lambda: expected one number, or one for each of the plan's {len(own)} resamplings, got "
+            f"{list(lambdas)}; correct it."
+        )
+        return list(wanted)
+    for place, value in enumerate(lambdas):
+        problems += option_problems(Resample, {"lambda": value}, named=f"{{}}[{place}]".format)
+    in_order = sorted(own, key=lambda one: one.scale if is_whole_number(one.scale) else -1)
+    given = {one.where: value for one, value in zip(in_order, lambdas, strict=True)}
+    return [
+        replace(one, options={**one.options, "lambda": given[one.where]}) if one.where in given else one
+        for one in wanted
+    ]
 
 
 def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) -> WantedSelection:

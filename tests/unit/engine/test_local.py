@@ -103,6 +103,8 @@ def placed(*operators: str) -> list[SelectionSetting]:
     [
         {},
         {"selections": placed("top-k", "diverse-top-k")},
+        {"selections": placed("farthest-point", "cluster-best")},
+        {"selections": placed("dpp", "density")},
         # Some rounds are given up; some prompts end with nothing else, some early, some after all rounds.
         {"strategy": "adaptive", "reject_below": {6: -1.96}, "stop_at": -1.0, "max_rounds": 3, "n": 1},
         {

@@ -13,6 +13,7 @@ import pytest
 
 from ttsvar_ray.errors import ConfigurationError, SelectionError
 from ttsvar_ray.search.describe import selector_demand
+from ttsvar_ray.search.operators.distances import gaussian_kernel
 from ttsvar_ray.search.operators.diverse_top_k import DiverseTopK
 from ttsvar_ray.search.operators.options import make_operator, option
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
@@ -128,6 +129,85 @@ def test_diverse_top_k_of_what_is_all_alike_keeps_the_lowest_slots() -> None:
     assert choice.ancestor_index.tolist() == [0, 1, 2]
 
 
+LINE = np.array([[0.0], [1.0], [2.0], [2.0], [9.0], [10.0]])
+
+
+def test_farthest_point_begins_in_the_middle_and_spreads() -> None:
+    choice = chosen(plan_with("farthest-point"), REWARDS, LINE)
+    assert choice.ancestor_index.tolist() == [0, 2, 5]
+    assert np.asarray(choice.numbers["place"]).tolist() == [2, -1, 0, -1, -1, 1]
+
+
+def test_dpp_keeps_the_set_of_the_largest_determinant() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(20):
+        features = generator.normal(size=(6, 3))
+        kept = chosen(plan_with("dpp"), REWARDS, features).ancestor_index
+        kernel = gaussian_kernel(features, 1.0)
+        first = [0]
+        for _ in range(2):
+            worth = [
+                -1.0 if one in first else np.linalg.det(kernel[np.ix_([*first, one], [*first, one])])
+                for one in range(6)
+            ]
+            first.append(int(np.argmax(worth)))
+        assert kept.tolist() == sorted(first)
+
+
+@pytest.mark.parametrize("name", ["dpp", "farthest-point", "density", "cluster-best"])
+def test_coinciding_images_leave_distinct_slots(name: str) -> None:
+    choice = chosen(plan_with(name), [1.0] * 6, np.ones((6, 2)))
+    assert choice.ancestor_index.tolist() == [0, 1, 2]
+
+
+def test_density_keeps_what_is_common_and_draws_the_rest() -> None:
+    features = np.array([[50.0], [0.0], [0.1], [0.2], [90.0], [-70.0]])
+    choice = chosen(plan_with("density"), REWARDS, features)
+    assert choice.ancestor_index.tolist() == [1, 2, 3]
+    density = np.asarray(choice.numbers["density"])
+    assert density[2] > density[1] > density[0] > 0
+    drawn = [
+        chosen(plan_with("density", random_share=0.5), REWARDS, features, seed).ancestor_index.tolist()
+        for seed in range(40)
+    ]
+    assert all(2 in kept for kept in drawn), "two of the densest are always kept"
+    assert {slot for kept in drawn for slot in kept} >= {0, 4, 5}
+
+
+def test_cluster_best_keeps_the_best_of_each_cluster_wherever_it_lies() -> None:
+    features = np.array([[0.0], [1.0], [2.0], [50.0], [51.0], [90.0]])
+    rewards = [0.9, 0.1, 0.5, -1.0, -2.0, -9.0]
+    assert chosen(plan_with("cluster-best"), rewards, features).ancestor_index.tolist() == [0, 3, 5]
+    assert chosen(plan_with("cluster"), rewards, features).ancestor_index.tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("normalise", ["z-score", "rank"])
+def test_normalised_potentials_do_not_depend_on_units(normalise: str) -> None:
+    plan = plan_with("resample", normalise=normalise)
+    rewards = [0.1, 0.4, 0.3, 0.3, -2.0, 0.0]
+    weights = np.asarray(chosen(plan, rewards).numbers["log_weights"])
+    scaled = np.asarray(chosen(plan, [1000 * one + 7 for one in rewards]).numbers["log_weights"])
+    np.testing.assert_allclose(weights, scaled, rtol=1e-9, atol=1e-9)
+    if normalise == "rank":
+        np.testing.assert_allclose(weights, [4.0, 10.0, 7.0, 7.0, 0.0, 2.0])
+    else:
+        assert (weights.mean(), weights.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(10))
+    raw = np.asarray(chosen(plan_with("resample"), rewards).numbers["log_weights"])
+    np.testing.assert_allclose(raw, 10 * np.array(rewards))
+
+
+def test_a_list_of_lambdas_goes_to_the_resamplings_by_scale() -> None:
+    plan = compile_plan(scale_schedule=SCALES, resample_scales=[4, 2], cluster_scales=[1], lambda_=[3, 7])
+    found = {one.scale_index: one.operator for one in plan.selections}
+    assert found[2] == Resample(lambda_=3.0)
+    assert found[4] == Resample(lambda_=7.0)
+    with pytest.raises(ConfigurationError) as raised:
+        compile_plan(scale_schedule=SCALES, resample_scales=[4], cluster_scales=[], lambda_=[3, 7])
+    assert "lambda: expected one number, or one for each of the plan's 1 resamplings" in str(raised.value)
+    with pytest.raises(ConfigurationError, match=r"lambda\[1\]: expected a finite number of at least 0"):
+        compile_plan(scale_schedule=SCALES, resample_scales=[2, 4], cluster_scales=[], lambda_=[3, -7])
+
+
 def test_one_setting_gives_an_option_to_all_and_an_entry_its_own() -> None:
     plan = compile_plan(
         scale_schedule=SCALES,
@@ -157,7 +237,7 @@ def test_all_problems_of_selections_come_at_once() -> None:
         SelectionSetting(scale=2, operator="resample", options={"lambda": "much"}),
     )
     starts = [
-        "selections[0].operator: expected cluster, resample, top-k, diverse-top-k, keep or your own as",
+        "selections[0].operator: expected cluster, cluster-best, farthest-point, dpp, density, ",
         "selections[1].options.potentail: operator top-k has no such option; did you mean 'potential'?",
         "selections[2].options.trade_off: expected a finite number from 0 to 1, got 1.5; 1 is top-k",
         "selections[3].options.lambda: expected a finite number of at least 0, got 'much'",

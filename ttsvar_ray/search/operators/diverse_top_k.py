@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ttsvar_ray.search.operators.distances import distances
 from ttsvar_ray.search.operators.options import option
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.potentials import log_potentials, scales_read
@@ -51,7 +52,7 @@ class DiverseTopK(Operator):
         assert evidence.reward_history is not None
         potential = log_potentials(evidence.reward_history, self.potential, 1.0)
         promise = _to_unit(potential)
-        similarity = 1.0 - _to_unit(_distances(evidence.features), lowest=0.0)
+        similarity = 1.0 - _to_unit(distances(evidence.features), lowest=0.0)
         place = np.full(evidence.population, -1)
         chosen = int(promise.argmax())
         nearest = np.zeros(evidence.population)
@@ -74,11 +75,3 @@ def _to_unit(values: Float64Array, lowest: float | None = None) -> Float64Array:
     least = float(values.min()) if lowest is None else lowest
     span = float(values.max()) - least
     return (values - least) / span if span > 0.0 else np.zeros_like(values)
-
-
-def _distances(features: np.ndarray) -> Float64Array:
-    """Return float64 [population, population] Euclidean distances."""
-    points = np.asarray(features, dtype=np.float64)
-    points = points / max(float(np.abs(points).max()), np.finfo(np.float64).tiny)
-    distances: Float64Array = np.sqrt(np.square(points[:, None] - points).sum(axis=2))
-    return distances

@@ -14,6 +14,10 @@ from ttsvar_ray.search.operators.protocol import Operator, Signal
 
 OPERATORS = {
     "cluster": "ttsvar_ray.search.operators.cluster:Cluster",
+    "cluster-best": "ttsvar_ray.search.operators.cluster_best:ClusterBest",
+    "farthest-point": "ttsvar_ray.search.operators.farthest_point:FarthestPoint",
+    "dpp": "ttsvar_ray.search.operators.dpp:Dpp",
+    "density": "ttsvar_ray.search.operators.density:Density",
     "resample": "ttsvar_ray.search.operators.resample:Resample",
     "top-k": "ttsvar_ray.search.operators.top_k:TopK",
     "diverse-top-k": "ttsvar_ray.search.operators.diverse_top_k:DiverseTopK",

@@ -21,7 +21,7 @@ from ttsvar_ray.errors import RewardError
 from ttsvar_ray.search.operators.options import option
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.potentials import log_potentials, scales_read
-from ttsvar_ray.types import Float64Array, Int64Array, PotentialKind, ResamplingScheme
+from ttsvar_ray.types import Float64Array, Int64Array, Normalisation, PotentialKind, ResamplingScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class Resample(Operator):
         potential: how a reward history becomes a potential.
         lambda_: sharpness of the weights; 0 makes all trajectories equally likely.
         scheme: how survivors are drawn from the weights.
+        normalise: what potentials become within their population before lambda multiplies them, so that it
+            means the same for every reward.
     """
 
     name: ClassVar[str] = "resample"
@@ -41,6 +43,7 @@ class Resample(Operator):
     potential: PotentialKind = PotentialKind.VALUE
     lambda_: float = option(10.0, least=0, advice="10 is the published value")
     scheme: ResamplingScheme = ResamplingScheme.MULTINOMIAL
+    normalise: Normalisation = Normalisation.NONE
 
     def scored_scales(self, scale_index: int) -> tuple[int, ...]:
         """Return the scales that the potential reads."""
@@ -49,7 +52,7 @@ class Resample(Operator):
     def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
         """Draw survivors; the trace gets `log_weights` and their effective sample size `ess`."""
         assert evidence.reward_history is not None
-        log_weights = log_potentials(evidence.reward_history, self.potential, self.lambda_)
+        log_weights = log_potentials(evidence.reward_history, self.potential, self.lambda_, self.normalise)
         return Choice(
             ancestor_index=resample(log_weights, count, rng, self.scheme),
             numbers={"log_weights": log_weights, "ess": effective_sample_size(log_weights)},
@@ -57,7 +60,10 @@ class Resample(Operator):
 
     def describe(self) -> str:
         """Return potential, lambda and scheme."""
-        return f"potential {self.potential.value}, lambda {self.lambda_:g}, {self.scheme.value} resampling"
+        over = "" if self.normalise is Normalisation.NONE else f" as {self.normalise.value} in the population"
+        return (
+            f"potential {self.potential.value}{over}, lambda {self.lambda_:g}, {self.scheme.value} resampling"
+        )
 
 
 _BELOW_ONE = np.nextafter(1.0, 0.0)
