@@ -18,7 +18,8 @@ class FinalImage:
     """One finished image.
 
     Attributes:
-        payload: encoded bytes, or a reference to them, which is opaque here.
+        payload: encoded bytes, or a reference to them, which is opaque here; None where another image of its
+            prompt was known to be the one that is kept.
         crc32: of the bytes as they were encoded: on their way to the file they pass through the memories of
             several machines.
     """
@@ -34,6 +35,11 @@ class FinalImage:
         """Return the image of bytes that have just been encoded."""
         crc32 = zlib.crc32(content)
         return cls(payload=content, width=width, height=height, image_format=image_format, crc32=crc32)
+
+    @classmethod
+    def unwritten(cls, *, width: int, height: int, image_format: str) -> FinalImage:
+        """Return an image that was not encoded, because it will not be kept."""
+        return cls(payload=None, width=width, height=height, image_format=image_format, crc32=0)
 
     def is_intact(self, content: bytes) -> bool:
         """Whether bytes are those that were encoded."""

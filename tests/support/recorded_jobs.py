@@ -75,7 +75,7 @@ def digests() -> dict[str, str]:
 
 
 def _digest(settings: list[str], texts: tuple[str, ...]) -> str:
-    files = ["prompts.path=unread.txt", "output.path=unwritten"]
+    files = ["prompts.path=unread.txt", "output.path=unwritten", "output.keep=all"]
     config = load_config(None, [*files, "model.device=cpu", "engine.threads=1", "seed=7", *settings])
     job = resolve(config)
     prompts = [Prompt(row=row, prompt_id=f"p{row}", ordinal=0, text=text) for row, text in enumerate(texts)]

@@ -46,6 +46,6 @@ def replay(job: ResolvedJob, text: str, bits: Sequence[bytes]) -> list[UInt8Arra
 
 def is_same_file(job: ResolvedJob, image: UInt8Array, encoded: bytes) -> bool:
     """Whether a picture, written as the job writes its images, gives exactly these bytes."""
-    image_format, quality = image_settings(job)
-    encoder = ImageEncoder(image_format=image_format, quality=quality, threads=1)
-    return bool(encoder.encode([image])[0].payload == encoded)
+    image_format, quality, png_level = image_settings(job)
+    encoder = ImageEncoder(image_format=image_format, quality=quality, threads=1, png_level=png_level)
+    return bool(encoder.encode(image).payload == encoded)

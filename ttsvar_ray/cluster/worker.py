@@ -204,8 +204,8 @@ def split_images(
             continue
         images: list[FinalImage] = []
         for image in result.images:
-            if len(image.payload) <= left:
-                left -= len(image.payload)
+            if image.payload is None or len(image.payload) <= left:
+                left -= len(image.payload or b"")
                 images.append(image)
             else:
                 images.append(replace(image, payload=ImageReturn(1 + len(large))))

@@ -358,6 +358,9 @@ class OutputConfig(_Section):
     quality: Annotated[_Integer, Field(ge=1, le=100)] | None = Field(
         default=None, description="of webp and jpeg; None is 95"
     )
+    png_level: Annotated[_Integer, Field(ge=0, le=9)] | None = Field(
+        default=None, description="of png: 0 is fast and large, 9 slow and small; None is 6"
+    )
     keep: Literal["best", "all"] = Field(default="best", description="images kept per prompt")
     bits: bool = Field(default=False, description="also keep the packed bits of each image")
 
@@ -367,6 +370,11 @@ class OutputConfig(_Section):
             raise ValueError(
                 f"quality: expected none with image_format png (PNG is lossless), got {self.quality}; "
                 "remove it or choose image_format webp or jpeg"
+            )
+        if self.png_level is not None and self.image_format != "png":
+            raise ValueError(
+                f"png_level: expected none with image_format {self.image_format}, got {self.png_level}; "
+                "remove it or choose image_format png"
             )
         return self
 

@@ -188,6 +188,9 @@ class Population:
         """
         ranking = rank_images([image.reward for image in self._images]).tolist()
         kept = ranking[:1] if keep == "best" else ranking
+        assert all(self._images[at].image.payload is not None for at in kept), (
+            f"keep {keep!r}: the engine wrote the best image of each shard alone (EngineSettings.keep)"
+        )
         return PromptResult(
             prompt=self.prompt,
             images=tuple(replace(self._images[at], rank=rank) for rank, at in enumerate(kept)),

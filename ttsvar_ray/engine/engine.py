@@ -3,8 +3,9 @@
     tasks --pack--> micro-batch --+-- start, gather held parents, or replay missing ones
                                   +-- advance each scale of the segment with named uniforms
                                   +-- decode only where something looks: scored scales, features
-                                  +-- pack bits; in the last segment encode the images
-    reports, one per task <-------+
+                                  +-- pack bits
+    reports, one per task <-------+     in the last segment: image files, by other threads, of shards that are
+                                        whole, while the next micro-batch runs
 
 Invariant: what is returned for a trajectory depends on (run seed, prompt, slot, lineage) only; never on
 the micro-batch it ran in, on the worker, or on what else was asked in the same call. A failure costs
@@ -16,14 +17,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.workload import rows_by_segment
 from ttsvar_ray.engine.device import describe, free_device_memory, is_device_lost, is_out_of_memory
-from ttsvar_ray.engine.encode import DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
+from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
 from ttsvar_ray.engine.rows import Row, form_micro_batches, rows_of
 from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
@@ -34,7 +37,8 @@ from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
-from ttsvar_ray.types import WORST_REWARD
+from ttsvar_ray.search.selection import rank_images
+from ttsvar_ray.types import WORST_REWARD, Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,9 @@ class EngineSettings:
             images are always decoded and scored in full.
         nonfinite: "error" fails the shard whose reward is NaN or infinite; "worst" replaces it by
             `WORST_REWARD` and counts it.
-        image_format, quality: the files of the final images.
+        image_format, quality, png_level: the files of the final images.
+        keep: "all" writes a file of every final image. "best": of each shard only the image that may turn out
+            the best of its prompt; of an ensemble, whose ranking needs the whole population, still all.
         encode_threads: image files encoded at a time.
         memory_bytes: what this worker can give to trajectories, for whoever places work on it; None where
             only rows limit it.
@@ -63,19 +69,28 @@ class EngineSettings:
     nonfinite: str = "error"
     image_format: str = "png"
     quality: int = DEFAULT_QUALITY
+    png_level: int = DEFAULT_PNG_LEVEL
+    keep: Literal["best", "all"] = "all"
     encode_threads: int = ENCODE_THREADS
     memory_bytes: int | None = None
 
 
 @dataclass(slots=True)
 class _Shard:
-    """What has come together for one task so far."""
+    """What has come together for one task so far.
+
+    Attributes:
+        rewards: as they are reported, once all outcomes are there.
+        files: of the last segment, from then on: one per slot, some still being written.
+    """
 
     task: ShardTask
     outcomes: dict[int, RowOutcome] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     failure: ShardFailure | None = None
+    rewards: Float32Array | None = None
+    files: list[FinalImage | Future[FinalImage]] = field(default_factory=list)
 
 
 class Engine:
@@ -120,7 +135,10 @@ class Engine:
         self.reward_name = self._ensemble.name
         self._store = StateStore()
         self._encoder = ImageEncoder(
-            image_format=settings.image_format, quality=settings.quality, threads=settings.encode_threads
+            image_format=settings.image_format,
+            quality=settings.quality,
+            threads=settings.encode_threads,
+            png_level=settings.png_level,
         )
         self._segments = plan.segments
         self.pass_rows = rows_by_segment(settings.micro_batch_rows, plan)
@@ -151,11 +169,15 @@ class Engine:
         """Forget one attempt at a prompt; releasing what is not held is no error."""
         self._store.release((prompt_key, attempt))
 
-    def run_segment(self, tasks: Sequence[ShardTask]) -> list[SegmentReport | ShardFailure]:
+    def run_segment(
+        self, tasks: Sequence[ShardTask], *, every_file: bool = False
+    ) -> list[SegmentReport | ShardFailure]:
         """Run one segment for some shards.
 
         Args:
             tasks: shards of one segment, of different prompts or of one.
+            every_file: write a file of every final image, whatever the settings say: for whoever ranks
+                images in a way of their own.
 
         Returns:
             One report or failure per task, in the order of the tasks.
@@ -179,7 +201,9 @@ class Engine:
             rows.extend(rows_of(index, task))
         for micro_batch in form_micro_batches(rows, self._limits[segment.index]):
             self._run_micro_batch(segment, micro_batch, shards)
-        return [self._result(segment, shard) for shard in shards]
+            for shard in shards:
+                self._finish(segment, shard, all_files=every_file or self.settings.keep == "all")
+        return [self._result(shard) for shard in shards]
 
     def _run_micro_batch(self, segment: Segment, rows: list[Row], shards: list[_Shard]) -> None:
         """Run rows; on failure run their shards singly, so that each pays for its own."""
@@ -242,16 +266,43 @@ class Engine:
         for part in by_task.values():
             self._run_micro_batch(segment, part, shards)
 
-    def _result(self, segment: Segment, shard: _Shard) -> SegmentReport | ShardFailure:
+    def _finish(self, segment: Segment, shard: _Shard, *, all_files: bool) -> None:
+        """Take in a shard's rewards once all of its outcomes are there, and begin to write its files."""
+        slots = len(shard.task.slots)
+        if shard.failure is not None or shard.rewards is not None or len(shard.outcomes) < slots:
+            return
+        outcomes = [shard.outcomes[i] for i in range(slots)]
+        try:
+            shard.rewards = self._finite_rewards(segment, shard, outcomes)
+        except RewardError as error:
+            shard.failure = _failure(shard.task, FailureKind.PROMPT, error)
+            return
+        if segment.is_last:
+            # Ranks follow rewards, and of equal ones the slots: an image behind another of its shard is not
+            # the best of the population either.
+            one_reward = len(self._ensemble.members) == 1
+            best = int(rank_images(shard.rewards[:, -1])[0]) if one_reward and not all_files else None
+            shard.files = [
+                self._begin_file(outcome, is_kept=best in (None, i)) for i, outcome in enumerate(outcomes)
+            ]
+
+    def _begin_file(self, outcome: RowOutcome, *, is_kept: bool) -> FinalImage | Future[FinalImage]:
+        assert outcome.image is not None, "the last segment decodes every trajectory"
+        if is_kept:
+            return self._encoder.begin(outcome.image)
+        height, width = outcome.image.shape[:2]
+        return FinalImage.unwritten(width=width, height=height, image_format=self.settings.image_format)
+
+    def _result(self, shard: _Shard) -> SegmentReport | ShardFailure:
         if shard.failure is not None:
             return shard.failure
         task = shard.task
         outcomes = [shard.outcomes[i] for i in range(len(task.slots))]
+        assert shard.rewards is not None, f"{task.prompt.key}: neither finished nor failed"
         try:
-            rewards = self._finite_rewards(segment, shard, outcomes)
-            images = self._encode(outcomes) if segment.is_last else ()
-        except (RewardError, OSError, ValueError) as error:
-            return _failure(task, FailureKind.PROMPT, describe(error))
+            images = tuple(file.result() if isinstance(file, Future) else file for file in shard.files)
+        except (OSError, ValueError) as error:
+            return _failure(task, FailureKind.PROMPT, error)
         bits: tuple[PackedBits, ...] = tuple(outcome.bits for outcome in outcomes)
         return SegmentReport(
             prompt_key=task.prompt.key,
@@ -259,7 +310,7 @@ class Engine:
             segment_index=task.segment_index,
             slots=task.slots,
             features=None if outcomes[0].features is None else np.stack([o.features for o in outcomes]),  # type: ignore[misc]
-            rewards=rewards,
+            rewards=shard.rewards,
             bits=bits,
             images=images,
             seconds=shard.seconds,
@@ -284,11 +335,6 @@ class Engine:
             )
         shard.counters["rewards_not_finite"] += int(bad.sum())
         return np.where(bad, np.float32(WORST_REWARD), rewards)
-
-    def _encode(self, outcomes: Sequence[RowOutcome]) -> tuple[FinalImage, ...]:
-        images = [outcome.image for outcome in outcomes]
-        assert all(image is not None for image in images), "the last segment decodes every trajectory"
-        return tuple(self._encoder.encode([image for image in images if image is not None]))
 
 
 def _failure(task: ShardTask, kind: FailureKind, error: BaseException | str) -> ShardFailure:

@@ -135,7 +135,8 @@ def search_prompt(
             parent_slots=tuple(ancestor_index.tolist()) if segment.index > 0 else (),
             round_index=round_index,
         )
-        (report,) = engine.run_segment([task])
+        # A loop of one's own may rank images by something else than their rewards.
+        (report,) = engine.run_segment([task], every_file=True)
         if isinstance(report, ShardFailure):
             raise _FailedSegmentError(report.error)
         reports.setdefault(round_index, []).append(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttsvar_ray.engine.device import choose_repeatable_kernels
-from ttsvar_ray.engine.encode import DEFAULT_QUALITY
+from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
@@ -31,7 +31,7 @@ def build_engine(
     config, engine = job.config, job.config.engine
     model = build_model(job)
     device = str(resolve_device(config.model.device))
-    image_format, quality = image_settings(job)
+    image_format, quality, png_level = image_settings(job)
     return Engine(
         model=model,
         extractor=_build_extractor(job, device=device) if extractor is None else extractor,
@@ -45,6 +45,8 @@ def build_engine(
             nonfinite=config.reward.nonfinite,
             image_format=image_format,
             quality=quality,
+            png_level=png_level,
+            keep=config.output.keep,
             memory_bytes=trajectory_bytes(config, job.description, job.plan, device),
         ),
     )
@@ -78,10 +80,11 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
     )
 
 
-def image_settings(job: ResolvedJob) -> tuple[str, int]:
-    """Return the format and the quality that a job writes images in."""
+def image_settings(job: ResolvedJob) -> tuple[str, int, int]:
+    """Return the format, the quality and the PNG level that a job writes images in."""
     output = job.config.output
-    return output.image_format, DEFAULT_QUALITY if output.quality is None else output.quality
+    quality = DEFAULT_QUALITY if output.quality is None else output.quality
+    return output.image_format, quality, DEFAULT_PNG_LEVEL if output.png_level is None else output.png_level
 
 
 def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:

@@ -84,6 +84,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
             profile,
             selector_decode=selector_decode,
             image_format=job.config.output.image_format,
+            files=files_per_trajectory(job),
         )
         # Of one parent; a pass that is filled up has the rows that its scales had before.
         replay = sum(
@@ -108,6 +109,15 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
             )
         )
     return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")
+
+
+def files_per_trajectory(job: ResolvedJob) -> float:
+    """Return how many image files a worker writes of each trajectory that reaches the end.
+
+    Where one reward decides and the best is kept, a shard writes one; a prompt is taken to be one shard.
+    """
+    one = job.config.output.keep == "best" and job.plan.reward_members == 1
+    return 1 / job.plan.survivors_after[-1] if one else 1.0
 
 
 def held_bytes(model: ModelCost, segment: Segment) -> int:
@@ -152,8 +162,9 @@ def _images(
     *,
     selector_decode: str,
     image_format: str,
+    files: float,
 ) -> Line:
-    """Return the time of the images that a segment decodes, scores and writes."""
+    """Return the time of the images that a segment decodes, scores and writes: `files` of each trajectory."""
     time, padded = Line(), is_gpu(profile)
     for scale in _scales(segment):
         size = _decoded_size(segment, scale, selector_decode)
@@ -170,7 +181,7 @@ def _images(
             time += network_line(networks.extractor, decode.pixels, profile, padded=padded)
         if last and segment.is_last:
             written = encode_file_seconds(image_format, decode.pixels, profile)
-            time += Line(0.0, written / ENCODE_THREADS)
+            time += Line(0.0, files * written / ENCODE_THREADS)
     return time
 
 

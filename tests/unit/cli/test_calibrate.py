@@ -28,7 +28,7 @@ def results(job: ResolvedJob, prompts: int) -> list[Result]:
     """Return rows as `load` does, best reward first, of images that show nothing."""
     rng = np.random.default_rng(0)
     encoder = ImageEncoder(image_format="png", quality=95, threads=1)
-    (nothing,) = encoder.encode([np.zeros((48, 48, 3), dtype=np.uint8)])
+    nothing = encoder.encode(np.zeros((48, 48, 3), dtype=np.uint8))
     found = []
     for number in range(prompts):
         histories = rng.normal(size=(4, 1)) + 0.3 * rng.normal(size=(4, len(job.plan.scored_scales)))

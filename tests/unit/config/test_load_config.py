@@ -116,6 +116,7 @@ def test_the_option_list_is_pinned() -> None:
         "output.rows_per_part",
         "output.image_format",
         "output.quality",
+        "output.png_level",
         "output.keep",
         "output.bits",
         "simulation.gpus",
@@ -203,6 +204,8 @@ def test_a_quality_that_nothing_reads_is_refused() -> None:
     (problem,) = problems("output.quality=90")
     assert problem.startswith("output.quality: expected none with image_format png")
     assert load_config(None, ["output.quality=90", "output.image_format=webp"], needs_files=False)
+    with pytest.raises(ConfigurationError, match=r"output\.png_level: expected none"):
+        load_config(None, ["output.png_level=1", "output.image_format=webp"], needs_files=False)
 
 
 def test_files_are_needed_to_generate() -> None:

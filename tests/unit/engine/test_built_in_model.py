@@ -25,6 +25,7 @@ def search(
             "strategy": {"plan": "published"},
             "features": {"extractor": extractor},
             "engine": {"micro_batch_rows": rows},
+            "output": {"keep": "all"},
             "seed": SEED,
         }
     )

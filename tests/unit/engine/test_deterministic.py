@@ -162,7 +162,9 @@ def test_memory_that_is_full_fails_the_shard_and_changes_no_shape() -> None:
 
 def shapes_job(*settings: str) -> JobConfig:
     return load_config(
-        None, ["model.device=cpu", "strategy.plan=published", "seed=11", *settings], needs_files=False
+        None,
+        ["model.device=cpu", "strategy.plan=published", "output.keep=all", "seed=11", *settings],
+        needs_files=False,
     )
 
 

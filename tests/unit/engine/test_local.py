@@ -154,3 +154,48 @@ def test_the_loop_says_why_there_are_no_images() -> None:
     assert isinstance(failed, PromptFailure)
     assert "text cannot be encoded" in failed.errors[0]
     assert engine.held_prompts == 0
+
+
+@pytest.mark.parametrize(("engines", "rows", "spread"), [(1, 64, "auto"), (1, 2, "auto"), (3, 2, 3)])
+def test_one_file_a_shard_is_enough_where_the_best_is_kept(engines: int, rows: int, spread: Spread) -> None:
+    plan, prompts = raw_plan(5), make_prompts(4)
+    written: list[int] = []
+
+    class Counted(Engine):
+        def run_segment(self, tasks: Any, **options: Any) -> Any:
+            results = super().run_segment(tasks, **options)
+            written.extend(sum(i.payload is not None for i in r.images) for r in results)
+            return results
+
+    workers = [
+        Counted(
+            model=TinyModel(),
+            reward=TinyReward(),
+            extractor=None,
+            plan=plan,
+            run_seed=3,
+            settings=EngineSettings(micro_batch_rows=rows, keep="best"),
+        )
+        for _ in range(engines)
+    ]
+    settings = CoordinatorSettings(spread=spread, keep="best")
+    found = list(run_local(iter(prompts), plan=plan, engines=workers, run_seed=3, settings=settings))
+    everything = search(prompts, plan=plan)
+    for outcome in found:
+        assert isinstance(outcome, PromptResult)
+        assert outcome.images == everything[outcome.prompt.key].images[:1]
+    assert set(written) == {1}, "one a shard, however many trajectories it has"
+
+
+def test_a_loop_of_ones_own_gets_every_file() -> None:
+    engine = Engine(
+        model=TinyModel(),
+        reward=TinyReward(),
+        extractor=None,
+        plan=raw_plan(3),
+        run_seed=3,
+        settings=EngineSettings(keep="best"),
+    )
+    outcome = search_prompt(make_prompts(1)[0], plan=raw_plan(3), engine=engine, run_seed=3)
+    assert isinstance(outcome, PromptResult)
+    assert all(image.image.payload is not None for image in outcome.images)

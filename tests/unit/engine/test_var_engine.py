@@ -30,7 +30,7 @@ def job(tmp_path: Path) -> list[str]:
         plan={"batch_schedule": [6, 4, 4, 2, 2], "cluster_scales": [], "resample_scales": [1, 3]},
         reward={"name": "constant"},
     )
-    return [*FILES, f"model.name={tmp_path / 'model'}", "model.device=cpu", "seed=4"]
+    return [*FILES, f"model.name={tmp_path / 'model'}", "model.device=cpu", "output.keep=all", "seed=4"]
 
 
 def test_class_names_become_images_and_other_prompts_one_failure_each(job: list[str]) -> None:
