@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict, Unpack
+
 from ttsvar_ray.api.results import Result
 from ttsvar_ray.config import load_config
 from ttsvar_ray.errors import ConfigurationError
@@ -30,6 +32,44 @@ Loop = Callable[..., algorithm.Found]
 """What `search.loop.search` is: `(plan, run_segment, *, run_seed, prompt_key) -> Found`."""
 
 
+class SearchOptions(TypedDict, total=False):
+    """What `Search` and `generate` take beside the model; None is as if it were not given.
+
+    Attributes:
+        n: N of the strategy; multiplies the population.
+        strategy: raw, best-of-n, importance, tts-var, ...
+        reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
+        extractor: likewise, of `features.protocol.FeatureExtractor`.
+        selections: the operator after each scale, in place of the strategy's own: a name, an import path, or
+            an object. How many survive is `settings["strategy.batch_schedule"]`.
+        seed: of all random streams.
+        device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
+        keep: "best", which is the default, or "all" finished images by rank.
+        settings: any other setting by its dotted name, `{"strategy.lambda": 5}`, as in a job file.
+    """
+
+    n: int | None
+    strategy: str | None
+    reward: str | Reward | None
+    extractor: str | FeatureExtractor | None
+    selections: Mapping[int, str | Operator] | None
+    seed: int | None
+    device: str | None
+    keep: str
+    settings: Mapping[str, Any] | None
+
+
+_SETTINGS = {
+    "n": "strategy.n",
+    "strategy": "strategy.name",
+    "reward": "reward.name",
+    "extractor": "features.extractor",
+    "seed": "seed",
+    "device": "model.device",
+    "keep": "output.keep",
+}
+
+
 class Search:
     """A model, a reward and a plan, loaded once in this process; results are those of any cluster.
 
@@ -37,62 +77,35 @@ class Search:
         plan: what is done to each prompt.
     """
 
-    def __init__(
-        self,
-        model: str = "shapes",
-        *,
-        n: int | None = None,
-        strategy: str | None = None,
-        reward: str | Reward | None = None,
-        extractor: str | FeatureExtractor | None = None,
-        selections: Mapping[int, str | Operator] | None = None,
-        seed: int | None = None,
-        device: str | None = None,
-        keep: str = "best",
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: str = "shapes", **options: Unpack[SearchOptions]) -> None:
         """Load everything.
 
         Args:
             model: "shapes" (built in), a published name, or a model directory.
-            n: N of the strategy; multiplies the population.
-            strategy: raw, best-of-n, importance, tts-var, ...
-            reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
-            extractor: likewise, of `features.protocol.FeatureExtractor`.
-            selections: the operator after each scale, in place of the strategy's own: a name, an import path,
-                or an object. How many survive is `settings["strategy.batch_schedule"]`.
-            seed: of all random streams.
-            device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
-            keep: "best", or "all" finished images by rank.
-            settings: any other setting by its dotted name, `{"strategy.lambda": 5}`, as in a job file.
+            options: see `SearchOptions`.
 
         Raises:
             ConfigurationError: everything that is wrong with the settings.
             CheckpointError: weights that cannot be used.
         """
-        own_reward = None if isinstance(reward, str) else reward
-        own_extractor = None if isinstance(extractor, str) else extractor
-        objects = {"reward": own_reward, "extractor": own_extractor}
-        given = _given(
-            model=model,
-            n=n,
-            strategy=strategy,
-            reward=reward if isinstance(reward, str) else None,
-            extractor=extractor if isinstance(extractor, str) else None,
-            seed=seed,
-            device=device,
-            keep=keep,
-        )
-        config = load_config(None, _overrides(given | dict(settings or {})), needs_files=False)
+        settings = options.get("settings") or {}
+        objects = {
+            name: options.pop(name)
+            for name in ("reward", "extractor")
+            if not isinstance(options.get(name), str | None)
+        }
+        selections = options.get("selections")
+        given = _given(model, options)
+        config = load_config(None, _overrides(given), needs_files=False)
         from ttsvar_ray.coordination.settings import CoordinatorSettings
         from ttsvar_ray.job.build import build_engine
         from ttsvar_ray.job.resolved import resolve
         from ttsvar_ray.search.strategy import SelectionSetting
 
-        _refuse_two_sources(objects, settings or {})
+        _refuse_two_sources(objects, settings)
         resolved = resolve(
             config,
-            needs_parts=own_reward is None and own_extractor is None,
+            needs_parts=not objects,
             selections=None
             if selections is None
             else [SelectionSetting(scale=scale, operator=one) for scale, one in sorted(selections.items())],
@@ -100,7 +113,7 @@ class Search:
         self.plan = resolved.plan
         self._seed = config.seed
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
-        self._engine = build_engine(resolved, reward=own_reward, extractor=own_extractor)
+        self._engine = build_engine(resolved, **objects)
 
     def stream(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[tuple[int, Result]]:
         """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
@@ -145,18 +158,10 @@ def generate(
     prompts: str | Iterable[str | Mapping[str, Any]],
     *,
     model: str = "shapes",
-    n: int | None = None,
-    strategy: str | None = None,
-    reward: str | Reward | None = None,
-    extractor: str | FeatureExtractor | None = None,
-    selections: Mapping[int, str | Operator] | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    keep: str = "best",
-    settings: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     address: str | None = None,
     progress: bool = False,
+    **options: Unpack[SearchOptions],
 ) -> Sequence[Result]:
     """Return the best images for prompts.
 
@@ -166,31 +171,24 @@ def generate(
 
     Args:
         prompts: one text, several, or mappings with "prompt" and "id".
-        model, n, strategy, reward, extractor, selections, seed, device, keep, settings: see `Search`. A job
-            on Ray takes no objects: workers import classes of yours by path, "package.module:Name".
+        model: see `Search`.
         output: folder or URI of the data set.
         address: of a Ray cluster.
         progress: show a bar.
+        options: see `SearchOptions`. A job on Ray takes no objects: workers import classes of yours by path,
+            "package.module:Name".
 
     Raises:
         ConfigurationError, CheckpointError: settings that cannot be run.
         OutputError: `output` holds another run.
     """
     if output is not None:
+        for name in ("reward", "extractor"):
+            _by_path(name, options.get(name))
         return _job(
             prompts,
-            _given(
-                model=model,
-                n=n,
-                strategy=strategy,
-                reward=_by_path("reward", reward),
-                extractor=_by_path("extractor", extractor),
-                seed=seed,
-                device=device,
-                keep=keep,
-            )
-            | dict(settings or {})
-            | _selections_by_path(selections)
+            _given(model, options)
+            | _selections_by_path(options.get("selections"))
             | {"output.path": str(output)}
             | ({} if address is None else {"cluster.address": address}),
             progress=progress,
@@ -198,18 +196,7 @@ def generate(
     if address is not None:
         raise ConfigurationError("output: a job on a cluster writes a data set; say where, output='FOLDER'")
     texts = list(_numbered(prompts))
-    search = Search(
-        model,
-        n=n,
-        strategy=strategy,
-        reward=reward,
-        extractor=extractor,
-        selections=selections,
-        seed=seed,
-        device=device,
-        keep=keep,
-        settings=settings,
-    )
+    search = Search(model, **options)
     found: dict[int, Result] = {}
     with _bar(len(texts), enabled=progress) as advance:
         for place, result in search.stream(
@@ -249,28 +236,20 @@ def _job(
     return load(summary.output)
 
 
-def _given(
-    *,
-    model: str,
-    n: int | None,
-    strategy: str | None,
-    reward: str | None,
-    extractor: str | None,
-    seed: int | None,
-    device: str | None,
-    keep: str,
-) -> dict[str, Any]:
-    named = {
-        "model.name": model,
-        "strategy.n": n,
-        "strategy.name": strategy,
-        "reward.name": reward,
-        "features.extractor": extractor,
-        "seed": seed,
-        "model.device": device,
-        "output.keep": keep,
+def _given(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given as settings; objects and selections are no settings.
+
+    Raises:
+        TypeError: arguments that there are not, as Python raises it.
+    """
+    for name in options.keys() - SearchOptions.__annotations__.keys():
+        raise TypeError(f"got an unexpected keyword argument {name!r}")
+    named: dict[str, Any] = {"model.name": model}
+    named |= {setting: options.get(name) for name, setting in _SETTINGS.items()}
+    return {
+        **{name: value for name, value in named.items() if value is not None},
+        **(options.get("settings") or {}),
     }
-    return {name: value for name, value in named.items() if value is not None}
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
@@ -282,8 +261,7 @@ def _refuse_two_sources(objects: Mapping[str, Any], settings: Mapping[str, Any])
     sections = {"reward": "reward.", "extractor": "features."}
     problems = [
         f"{name}: an object is given, which no setting describes, and {setting}, too; remove one"
-        for name, value in objects.items()
-        if value is not None
+        for name in objects
         for setting in settings
         if setting.startswith(sections[name])
     ]

@@ -31,7 +31,6 @@ from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.cells import CellLost, Cells
-from ttsvar_ray.cluster.failures import FailureBreaker
 from ttsvar_ray.cluster.parts import PartError, PartWriter
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
@@ -44,32 +43,17 @@ from ttsvar_ray.cluster.resources import (
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
-from ttsvar_ray.cluster.stats import RunStats, how_to_go_on
+from ttsvar_ray.cluster.stats import Session, how_to_go_on
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
-from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.dataset import (
-    ChunkReport,
-    OutputLayout,
-    OutputLock,
-    RowContext,
-    SessionLog,
-)
-from ttsvar_ray.errors import (
-    CannotStartError,
-    InputError,
-    InterruptedRunError,
-    RunFailedError,
-    StorageError,
-    TtsVarError,
-)
+from ttsvar_ray.dataset import ChunkReport
+from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.job.preflight import Device
 from ttsvar_ray.job.resolved import coordinator_settings
-from ttsvar_ray.job.runnable import JobParts
-from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
+from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.leasing.policy import LeasePolicy
-from ttsvar_ray.results import JobProgress, PromptFailure, PromptResult
+from ttsvar_ray.results import PromptFailure, PromptResult
 
 logger = logging.getLogger(__name__)
 
@@ -81,30 +65,15 @@ COMMIT_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Driver:
+class Driver(Session):
     """One session of a job."""
 
-    config: JobConfig
-    parts: JobParts
-    layout: OutputLayout
-    lock: OutputLock
-    ledger: LeaseLedger
-    progress: Callable[[JobProgress], None]
-    sessions: SessionLog
-    context: Callable[..., RowContext]
-    stats: RunStats
     tell_device: Callable[[Device], None]
     leases: LeasePolicy = field(init=False)
-    breaker: FailureBreaker = field(init=False)
     cells: Cells = field(init=False)
     writer: PartWriter = field(init=False)
     info: WorkerInfo | None = None
     is_pressed: bool = False
-
-    def __post_init__(self) -> None:
-        cluster = self.config.cluster
-        self.leases = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
-        self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
     @property
     def run_name(self) -> str:
@@ -141,20 +110,15 @@ class Driver:
             with demanded(layout, resources):
                 self._start_actors(layout, self.parts.expect(device.profile))
                 try:
-                    self._loop(stop)
+                    with self.ending_in_order():
+                        self._loop(stop)
                 except (ObjectStoreFullError, OutOfDiskError) as error:
-                    self._end(
+                    self.end(
                         RunFailedError,
                         f"Ray's object store is full ({reason_of(error)}); give it more memory or disk "
                         "(ray start --object-store-memory, --object-spilling-directory), or lower "
                         "output.rows_per_part",
                     )
-                except StorageError as error:
-                    # Prompts are read while the run goes on, from a storage that may fail for a while.
-                    self._end(RunFailedError, str(error))
-                except InputError as error:
-                    # The prompt file is no longer what it was: what was made of it before stays.
-                    self._end(InputError, str(error))
                 finally:
                     self.cells.stop(in_order=not self.is_pressed)
                     self.writer.stop()
@@ -193,8 +157,9 @@ class Driver:
                 actor_prefix=prefix,
             )
 
+        self.leases = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.writer = PartWriter(
-            self.layout, lock_token=self.lock.token, actor_prefix=prefix, notice=self._notice
+            self.layout, lock_token=self.lock.token, actor_prefix=prefix, notice=self.notice
         )
         # One cell sits beside the driver, whose node must live anyway; many share the work of many nodes.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -211,7 +176,7 @@ class Driver:
             if stop.reason is not None:
                 self.is_pressed = is_submitted_job()
                 left = stop.seconds_left(COMMIT_TIMEOUT_SECONDS)
-                self._end(InterruptedRunError, f"stopped by {stop.reason}", grace_seconds=left)
+                self.end(InterruptedRunError, f"stopped by {stop.reason}", grace_seconds=left)
             self.lock.check()
             for ref in ready:
                 self._on_ready(ref)
@@ -228,16 +193,15 @@ class Driver:
             self.stats.set_workers(self.cells.num_workers)
             last_worker_at = now if self.stats.workers else last_worker_at
             self._check_workers(now - last_worker_at)
-            self.progress(self.stats.progress())
+            self.report()
 
     def _on_update(self, cell_id: str, update: CellUpdate, now: float) -> None:
         for notice in update.notices:
-            self._notice(notice)
+            self.notice(notice)
         for info in update.joined:
             logger.info("%s is up on %s (process %d)", info.worker_id, info.node_ip, info.pid)
             self.info = self.info or info
-            for change in self.sessions.add_device(info.device):
-                self._notice(change)
+            self.joined(info.device)
         if update.state is CellState.UNUSABLE and self.info is None:
             raise CannotStartError(
                 f"{update.reason}. This session generated nothing; mend that, then type the same command"
@@ -257,20 +221,15 @@ class Driver:
             self.cells.withdraw(other, (outcome.prompt.key,))
         if receipt.leased_at is not None:
             self.leases.delivered(now - receipt.leased_at)
-        self.stats.add(outcome)
-        if isinstance(outcome, PromptFailure):
-            logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+        self.count(outcome)
         if receipt.whole is not None:
             self._write(receipt.whole)
-        self.breaker.observe(outcome)
-        verdict = self.breaker.verdict()
-        if verdict is not None:
-            self._end(RunFailedError, verdict)
+        self.judge(outcome)
 
     def _on_cell_lost(self, cell_id: str, lost: CellLost) -> None:
         returned = self.leases.lose_cell(cell_id)
         then = "it is started anew" if lost.comes_back else "it is given up"
-        self._notice(
+        self.notice(
             f"{cell_id} is lost ({lost.reason}); its {returned} unfinished prompts are run again, and {then}"
         )
 
@@ -282,7 +241,7 @@ class Driver:
         try:
             written = self.writer.collect(ref)
         except PartError as error:
-            self._end(RunFailedError, str(error))
+            self.end(RunFailedError, str(error))
         if written is not None:
             self._on_written(*written)
 
@@ -290,7 +249,7 @@ class Driver:
         if isinstance(report, ChunkReport):
             self.ledger.commit(chunk.chunk_index)
             return
-        self._notice(
+        self.notice(
             f"images of {len(report.rows)} prompts of part {report.chunk_index} are lost ({report.reason}); "
             "they are generated again"
         )
@@ -303,19 +262,19 @@ class Driver:
         """End a run that nobody works for and nobody will."""
         failure = self.cells.failure
         if failure is not None:
-            self._end(RunFailedError, failure)
+            self.end(RunFailedError, failure)
         limit = self.config.cluster.start_timeout_s
         if seconds_without_workers >= limit:
-            self._end(
+            self.end(
                 RunFailedError,
                 f"no worker was up for {limit:g} s (cluster.start_timeout_s); the cluster has "
                 f"{describe_cluster()}",
             )
 
-    def _end(
+    def end(
         self, kind: type[TtsVarError], what: str, *, grace_seconds: float = COMMIT_TIMEOUT_SECONDS
     ) -> NoReturn:
-        """Commit what is whole, keep what is finished, then end."""
+        """Commit what is whole, keep what is finished, then raise."""
         deadline = time.monotonic() + grace_seconds
         for chunk, report in self.writer.flush(grace_seconds):
             if isinstance(report, ChunkReport):
@@ -325,10 +284,6 @@ class Driver:
             context = self.context(model=self.info.model_name, reward_name=self.info.reward_name)
             kept = self.writer.keep(self.ledger.unfinished(), context, deadline - time.monotonic())
         raise kind(how_to_go_on(self.layout, self.ledger, what, kept=kept))
-
-    def _notice(self, text: str) -> None:
-        logger.warning("%s", text)
-        self.stats.notice(text)
 
 
 def _wait(refs: list[Any]) -> list[Any]:

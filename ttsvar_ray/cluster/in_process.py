@@ -16,18 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ttsvar_ray.cluster.failures import FailureBreaker, explain_full
+from ttsvar_ray.cluster.failures import explain_full
 from ttsvar_ray.cluster.session import StopRequest, stop_on_signals
-from ttsvar_ray.cluster.stats import RunStats, how_to_go_on
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.dataset import OutputLayout, OutputLock, RowContext, SessionLog, write_chunk, write_partial
+from ttsvar_ray.cluster.stats import Session, how_to_go_on
+from ttsvar_ray.dataset import write_chunk, write_partial
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import (
     CannotStartError,
     CheckpointError,
     ConfigurationError,
-    InputError,
     InterruptedRunError,
     OutputError,
     RunFailedError,
@@ -37,9 +35,7 @@ from ttsvar_ray.errors import (
 )
 from ttsvar_ray.job.preflight import Device, device_name
 from ttsvar_ray.job.resolved import coordinator_settings
-from ttsvar_ray.job.runnable import JobParts
-from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
-from ttsvar_ray.results import JobProgress, PromptFailure
+from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -49,26 +45,12 @@ PROGRESS_SECONDS = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
-class InProcess:
-    """One session of a job; see the module docstring. Fields as in `cluster.driver.Driver`."""
+class InProcess(Session):
+    """One session of a job; see the module docstring."""
 
-    config: JobConfig
-    parts: JobParts
-    layout: OutputLayout
-    lock: OutputLock
-    ledger: LeaseLedger
-    progress: Callable[[JobProgress], None]
-    sessions: SessionLog
-    context: Callable[..., RowContext]
-    stats: RunStats
     device: Device
-    breaker: FailureBreaker = field(init=False)
     names: dict[str, str] = field(default_factory=dict)
     _told_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        cluster = self.config.cluster
-        self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
 
     def run(self) -> None:
         """Run to the end or to a request to stop.
@@ -81,16 +63,14 @@ class InProcess:
         logger.info("running in this process, without Ray")
         self.stats.wanted = 1
         with stop_on_signals() as stop:
-            self.progress(self.stats.progress())
+            self.report()
             try:
                 engine = self.parts.build_engine()
             except (ConfigurationError, CheckpointError) as error:
                 raise CannotStartError(str(error)) from error
-            for change in self.sessions.add_device(device_name(on_gpu=self.device.memory_bytes is not None)):
-                logger.warning("%s", change)
-                self.stats.notice(change)
+            self.joined(device_name(on_gpu=self.device.memory_bytes is not None))
             self.stats.set_workers(1)
-            self.progress(self.stats.progress())
+            self.report()
             outcomes = run_local(
                 self._prompts(),
                 plan=self.parts.plan,
@@ -99,27 +79,18 @@ class InProcess:
                 settings=coordinator_settings(self.config),
                 workload=self.parts.expect(self.device.profile),
             )
-            try:
-                for outcome in outcomes:
-                    receipt = self.ledger.add(CELL_ID, outcome)
-                    self.stats.add(outcome)
-                    if isinstance(outcome, PromptFailure):
-                        logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
-                    self.names = {"model": engine.model_name, "reward_name": engine.reward_name}
-                    if receipt.whole is not None:
-                        self._write(receipt.whole)
-                    self.breaker.observe(outcome)
-                    verdict = self.breaker.verdict()
-                    if verdict is not None:
-                        self._end(RunFailedError, verdict)
-            except _StopAskedError as request:
-                self._end(InterruptedRunError, str(request))
-            except StorageError as error:
-                # Prompts are read while the run goes on, from a storage that may fail for a while.
-                self._end(RunFailedError, str(error))
-            except InputError as error:
-                self._end(InputError, str(error))
-            self.progress(self.stats.progress())
+            with self.ending_in_order():
+                try:
+                    for outcome in outcomes:
+                        receipt = self.ledger.add(CELL_ID, outcome)
+                        self.count(outcome)
+                        self.names = {"model": engine.model_name, "reward_name": engine.reward_name}
+                        if receipt.whole is not None:
+                            self._write(receipt.whole)
+                        self.judge(outcome)
+                except _StopAskedError as request:
+                    self.end(InterruptedRunError, str(request))
+            self.report()
 
     def _prompts(self) -> Iterator[Prompt]:
         while True:
@@ -135,10 +106,10 @@ class InProcess:
             raise _StopAskedError(f"stopped by {stop.reason}")
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
             self._told_at = time.monotonic()
-            self.progress(self.stats.progress())
+            self.report()
 
-    def _end(self, kind: type[TtsVarError], what: str) -> NoReturn:
-        """Keep what is finished of parts that are not whole, then end."""
+    def end(self, kind: type[TtsVarError], what: str) -> NoReturn:
+        """Keep what is finished of parts that are not whole, then raise."""
         kept = 0
         try:
             for chunk in self.ledger.unfinished():

@@ -1,14 +1,30 @@
-"""What is counted while a session of a job runs, and what is said of it at its end."""
+"""One session of a job wherever it runs: what it has, what is counted, and what is said at its end."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
-from ttsvar_ray.dataset import OutputLayout, committed_chunks, summarise_output
-from ttsvar_ray.errors import OutputError, StorageError
+from ttsvar_ray.cluster.failures import FailureBreaker
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.dataset import (
+    OutputLayout,
+    OutputLock,
+    RowContext,
+    SessionLog,
+    committed_chunks,
+    summarise_output,
+)
+from ttsvar_ray.errors import InputError, OutputError, RunFailedError, StorageError, TtsVarError
+from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.results import JobProgress, JobSummary, PromptFailure, PromptResult
+
+logger = logging.getLogger(__name__)
 
 MAX_NOTICES = 1000
 
@@ -123,6 +139,79 @@ class RunStats:
             self.reward_sum += times * outcome.images[0].reward
         else:
             self.failed += times
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """What `driver.Driver` and `in_process.InProcess` share.
+
+    Attributes:
+        config, parts: the job, and what it runs.
+        layout, lock: of the output folder.
+        ledger: which prompts are out, and which chunks are whole.
+        progress: called about once a second with the state of the run.
+        sessions: where the output keeps which devices it was made on.
+        context: `RowContext` but for the names of the model and the reward.
+        stats: of this session.
+        breaker: ends a run in which too much fails.
+    """
+
+    config: JobConfig
+    parts: JobParts
+    layout: OutputLayout
+    lock: OutputLock
+    ledger: LeaseLedger
+    progress: Callable[[JobProgress], None]
+    sessions: SessionLog
+    context: Callable[..., RowContext]
+    stats: RunStats
+    breaker: FailureBreaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        cluster = self.config.cluster
+        self.breaker = FailureBreaker(max_rate=cluster.max_failure_rate, window=cluster.failure_window)
+
+    @contextlib.contextmanager
+    def ending_in_order(self) -> Iterator[None]:
+        """End a run whose prompts cannot be read any more: they are read while it goes on."""
+        try:
+            yield
+        except StorageError as error:
+            self.end(RunFailedError, str(error))
+        except InputError as error:
+            # The prompt file is no longer what it was: what was made of it before stays.
+            self.end(InputError, str(error))
+
+    def end(self, kind: type[TtsVarError], what: str) -> NoReturn:
+        """Keep what is finished, then raise `kind` with what is left to do."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        """Say where the run stands."""
+        self.progress(self.stats.progress())
+
+    def notice(self, text: str) -> None:
+        """Warn of something that was survived, now and in the summary."""
+        logger.warning("%s", text)
+        self.stats.notice(text)
+
+    def joined(self, device: str) -> None:
+        """Note what outcomes are made on, and say so where the run had no such device before."""
+        for change in self.sessions.add_device(device):
+            self.notice(change)
+
+    def count(self, outcome: PromptResult | PromptFailure) -> None:
+        """Count an outcome, and say why a prompt is given up."""
+        self.stats.add(outcome)
+        if isinstance(outcome, PromptFailure):
+            logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+
+    def judge(self, outcome: PromptResult | PromptFailure) -> None:
+        """End a run in which too much fails."""
+        self.breaker.observe(outcome)
+        verdict = self.breaker.verdict()
+        if verdict is not None:
+            self.end(RunFailedError, verdict)
 
 
 def how_to_go_on(layout: OutputLayout, ledger: LeaseLedger, what: str, *, kept: int = 0) -> str:
