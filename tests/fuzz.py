@@ -31,11 +31,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.manifests import manifest
 from ttsvar_ray.config import load_config
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
-    RunManifest,
     SessionLog,
     check_output,
     committed_chunks,
@@ -126,16 +126,20 @@ def _prompts(file: str) -> Callable[[Path], object]:
     return read
 
 
+GOOD = manifest("output.bits=false", "prompts.id_column=id", prompt_count=4, rows_per_chunk=2)
+"""Of the run that is written."""
+
+
 def _run(folder: Path) -> object:
     """Do what a session and a check do with an output that is there."""
     layout = OutputLayout(folder / "out")
     present = read_manifest(layout)
     if present is not None:
         with contextlib.suppress(TtsVarError):
-            check_output(layout, replace(_manifest(), seed=1, config_digest="other"))
+            check_output(layout, replace(GOOD, seed=1, config_digest="other"))
         with contextlib.suppress(TtsVarError):
             check_folder(layout)
-    open_output(layout, _manifest())
+    open_output(layout, GOOD)
     SessionLog(layout, versions={}).add_device("CPU")
     for chunk in committed_chunks(layout):
         settle(layout, chunk)
@@ -156,24 +160,6 @@ TARGETS = (
     Target("workload", "workload.json", lambda folder: read_workload(folder / "workload.json")),
     Target("model", "model/config.json", lambda folder: describe_model(str(folder / "model"))),
 )
-
-
-def _manifest() -> RunManifest:
-    return RunManifest(
-        config={"output": {"bits": False}, "prompts": {"id_column": "id"}, "cluster": {"shard": None}},
-        content={"seed": 0},
-        config_digest="c",
-        prompts_path="p.jsonl",
-        prompts_digest="d",
-        prompt_count=4,
-        bad_lines=0,
-        rows_per_chunk=2,
-        chunk_digests=("a", "b"),
-        column_types={},
-        seed=0,
-        created="then",
-        versions={"python": "3"},
-    )
 
 
 def write_good(folder: Path) -> None:
@@ -197,7 +183,7 @@ def write_good(folder: Path) -> None:
     built_in = next(iter(sorted((ROOT / "ttsvar_ray").rglob("config.json"))))
     shutil.copy(built_in, folder / "model" / "config.json")
     layout = OutputLayout(folder / "out")
-    open_output(layout, _manifest())
+    open_output(layout, GOOD)
     SessionLog(layout, versions={"python": "3"}).add_device("CPU")
     context = RowContext(model="m", strategy="raw", seed=0, reward_name="none")
     for chunk, given_up in ((0, ()), (1, (3,))):

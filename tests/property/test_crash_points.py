@@ -27,6 +27,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tests.support.manifests import manifest
 from ttsvar_ray.cluster.sink import Sink
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
@@ -34,7 +35,6 @@ from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
     RowContext,
-    RunManifest,
     SessionLog,
     carried_columns,
     check_output,
@@ -67,18 +67,6 @@ TRIALS = int(os.environ.get("TTSVAR_CRASHES", "120"))
 MOST_STEPS = 120
 """About as many as a run of the largest job takes."""
 
-MANIFEST: dict[str, Any] = {
-    "config": {},
-    "content": {"seed": 1},
-    "config_digest": "c",
-    "prompts_path": "p.jsonl",
-    "prompts_digest": "d",
-    "bad_lines": 1,
-    "column_types": {"tag": "int64"},
-    "seed": 1,
-    "created": "now",
-    "versions": {},
-}
 CONTEXT = RowContext(
     model="tiny",
     strategy="none",
@@ -236,16 +224,19 @@ def run(
 ) -> None:
     """Do to an output folder what a job does, with outcomes out of nothing."""
     layout = OutputLayout(where)
-    manifest = RunManifest(
-        **MANIFEST,
+    found = manifest(
+        "seed=1",
         prompt_count=len(prompts),
         rows_per_chunk=rows_per_chunk,
-        chunk_digests=("d",) * -(-len(prompts) // rows_per_chunk),
+        bad_lines=1,
+        column_types={"tag": "int64"},
+        created="now",
+        versions={},
     )
-    check_output(layout, manifest)
+    check_output(layout, found)
     with OutputLock(layout, heartbeat_s=1e6) as held:
         layout = held.layout
-        open_output(layout, manifest)
+        open_output(layout, found)
         write_bad_lines(layout.bad_lines_file, [BadLine(line=1, reason="blank", excerpt="")])
         committed = committed_chunks(layout)
         given_up = failed_rows(layout, committed)
@@ -302,12 +293,12 @@ def check_manifests(where: str) -> None:
     """Compare the files of each part that is there with its manifest."""
     layout = OutputLayout(where)
     for index, part in layout.data_parts().items():
-        manifest = read_part_manifest(layout.manifest_part(index))
-        assert manifest is not None
+        found = read_part_manifest(layout.manifest_part(index))
+        assert found is not None
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        assert digest in [each.sha256 for each in (manifest.data, *manifest.data_before)]
+        assert digest in [each.sha256 for each in (found.data, *found.data_before)]
         digest = hashlib.sha256(layout.trace_part(index).read_bytes()).hexdigest()
-        assert digest in [each.sha256 for each in (manifest.trace, *manifest.trace_before)]
+        assert digest in [each.sha256 for each in (found.trace, *found.trace_before)]
 
 
 @contextlib.contextmanager

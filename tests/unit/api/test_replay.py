@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.manifests import manifest
 from ttsvar_ray.api.replay import is_same_file, replay
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.dataset import OutputLayout, RowContext, RunManifest, open_output, write_chunk
+from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, write_chunk
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.build import build_engine
@@ -47,20 +48,7 @@ def outcome(job: ResolvedJob) -> PromptResult:
 def output(job: ResolvedJob, outcome: PromptResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("replay") / "out"
     layout = OutputLayout(root)
-    manifest = RunManifest(
-        config=job.config.resolved(),
-        content={},
-        config_digest="c",
-        prompts_path="p.txt",
-        prompts_digest="d",
-        prompt_count=1,
-        bad_lines=0,
-        rows_per_chunk=1,
-        chunk_digests=("d",),
-        column_types={},
-        seed=0,
-    )
-    open_output(layout, manifest)
+    open_output(layout, manifest(config=job.config, rows_per_chunk=1))
     context = RowContext(model="shapes", strategy="best-of-n", seed=0, reward_name="shapes", bits=True)
     write_chunk(layout, 0, rows=range(1), finished=[outcome], failed=[], context=context)
     return root

@@ -17,15 +17,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.support.manifests import manifest
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.config import load_config
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
-    RunManifest,
     carried_columns,
     open_output,
     write_chunk,
@@ -59,21 +58,8 @@ def lost(row: int) -> PromptFailure:
 
 def write(layout: OutputLayout, *, chunks: tuple[int, ...] = (0, 1, 2), shard: str | None = None) -> None:
     """Write five prompts in parts of two; the fourth was given up."""
-    config = load_config(None, [f"cluster.shard={shard}"] if shard else [], needs_files=False)
-    manifest = RunManifest(
-        config=config.resolved(),
-        content=config.content(),
-        config_digest=config.digest(),
-        prompts_path="p.txt",
-        prompts_digest="d",
-        prompt_count=len(TEXTS),
-        bad_lines=0,
-        rows_per_chunk=2,
-        chunk_digests=("a", "b", "c"),
-        column_types={},
-        seed=0,
-    )
-    open_output(layout, manifest)
+    shards = [f"cluster.shard={shard}"] if shard else []
+    open_output(layout, manifest(*shards, prompt_count=len(TEXTS), rows_per_chunk=2))
     for index in chunks:
         rows = range(2 * index, min(2 * index + 2, len(TEXTS)))
         write_chunk(
@@ -289,22 +275,9 @@ def test_columns_of_the_caller_and_of_rounds_belong_to_the_run(tmp_path: Path, s
         "reward": ColumnType.INT64,  # has another name in the output
     }
     given = [f"strategy.name={strategy}", "output.bits=true"]
-    config = load_config(None, given, needs_files=False)
     layout = OutputLayout(tmp_path / "out")
-    manifest = RunManifest(
-        config=config.resolved(),
-        content=config.content(),
-        config_digest=config.digest(),
-        prompts_path="p.txt",
-        prompts_digest="d",
-        prompt_count=1,
-        bad_lines=0,
-        rows_per_chunk=1,
-        chunk_digests=("a",),
-        column_types={name: str(kind) for name, kind in types.items()},
-        seed=0,
-    )
-    open_output(layout, manifest)
+    columns = {name: str(kind) for name, kind in types.items()}
+    open_output(layout, manifest(*given, column_types=columns, rows_per_chunk=1))
     context = dataclasses.replace(
         CONTEXT, carried=carried_columns(types), bits=True, rounds=strategy == "adaptive"
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from outcome_samples import CONTEXT, result
 
+from tests.support.manifests import manifest
 from ttsvar_ray.cluster.job import warn_of_other_kernels
 from ttsvar_ray.config import load_config
 from ttsvar_ray.dataset import (
@@ -28,28 +29,23 @@ from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.row_stability import cpu_kernels
 
 
-def manifest(
+def manifest_of(
     *overrides: str, digest: str = "a" * 64, count: int = 10, chunks: tuple[str, ...] = ("d", "e", "f")
 ) -> RunManifest:
-    config = load_config(None, overrides, needs_files=False)
-    return RunManifest(
-        config=config.resolved(),
-        content=config.content(),
-        config_digest=config.digest(),
-        prompts_path="p.txt",
+    return manifest(
+        *overrides,
         prompts_digest=digest,
         prompt_count=count,
         bad_lines=1,
         rows_per_chunk=4,
         chunk_digests=chunks,
         column_types={"tag": "json"},
-        seed=config.seed,
     )
 
 
 def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path / "new" / "out")
-    written = open_output(layout, manifest("strategy.n=2"))
+    written = open_output(layout, manifest_of("strategy.n=2"))
     assert read_manifest(layout) == written
     assert written.versions["python"]
     assert "numpy" in written.versions
@@ -57,10 +53,10 @@ def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_same_run_goes_on_with_its_first_manifest(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    first = dataclasses.replace(manifest(), created="2026-01-01T00:00:00+00:00")
+    first = dataclasses.replace(manifest_of(), created="2026-01-01T00:00:00+00:00")
     open_output(layout, first)
     (tmp_path / "data/.part-00000.parquet.1234.tmp").write_bytes(b"half")
-    assert open_output(layout, manifest("cluster.workers=3", "engine.micro_batch_rows=4")) == first
+    assert open_output(layout, manifest_of("cluster.workers=3", "engine.micro_batch_rows=4")) == first
     assert layout.data_folder.names() == []
 
 
@@ -68,7 +64,7 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = OutputLayout(tmp_path)
-    here = dataclasses.replace(manifest(), cpu_kernels=cpu_kernels())
+    here = dataclasses.replace(manifest_of(), cpu_kernels=cpu_kernels())
     assert here.cpu_kernels.startswith(torch.backends.cpu.get_cpu_capability())
     begun = open_output(layout, here)
     warn_of_other_kernels(open_output(layout, here), here)
@@ -86,26 +82,26 @@ def commit(layout: OutputLayout, chunk: int = 0) -> None:
 
 def test_a_folder_without_a_part_is_owned_by_nobody(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest("strategy.n=2"))
+    open_output(layout, manifest_of("strategy.n=2"))
     (tmp_path / "trace/part-00007.parquet").write_bytes(b"of the other run")
     (tmp_path / "failed/bad_lines.jsonl").write_text("{}")
-    wanted = manifest("strategy.n=8")
+    wanted = manifest_of("strategy.n=8")
     assert check_output(layout, wanted) is None
     assert open_output(layout, wanted) == wanted
     assert read_manifest(layout) == wanted
     assert not list((tmp_path / "trace").iterdir()) and not list((tmp_path / "failed").iterdir())
     commit(layout)
     with pytest.raises(OutputError, match=r"strategy\.n: 8 in the folder, 2 now"):
-        open_output(layout, manifest("strategy.n=2"))
+        open_output(layout, manifest_of("strategy.n=2"))
 
 
 def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest("strategy.n=2"))
+    open_output(layout, manifest_of("strategy.n=2"))
     commit(layout)
     before = layout.run_file.read_bytes()
     with pytest.raises(OutputError) as caught:
-        open_output(layout, manifest("strategy.n=8", "seed=5"))
+        open_output(layout, manifest_of("strategy.n=8", "seed=5"))
     message = str(caught.value)
     assert "strategy.n: 2 in the folder, 8 now" in message
     assert "seed: 0 in the folder, 5 now" in message
@@ -117,7 +113,7 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path) -> None:
 def test_of_two_runs_that_found_the_same_empty_folder_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout, first = OutputLayout(tmp_path), json.dumps(manifest("seed=1").to_json())
+    layout, first = OutputLayout(tmp_path), json.dumps(manifest_of("seed=1").to_json())
 
     def look_too_early(layout: OutputLayout, wanted: RunManifest) -> RunManifest | None:
         found = check_output(layout, wanted)
@@ -126,23 +122,23 @@ def test_of_two_runs_that_found_the_same_empty_folder_one_is_refused(
 
     monkeypatch.setattr(output, "check_output", look_too_early)
     with pytest.raises(OutputError, match="seed: 1 in the folder, 2 now"):
-        open_output(layout, manifest("seed=2"))
+        open_output(layout, manifest_of("seed=2"))
     assert layout.run_file.read_text() == first
 
 
 def test_an_output_whose_making_was_cut_short_is_continued(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    layout.run_file.write_text(json.dumps(manifest().to_json()))
-    open_output(layout, manifest())
+    layout.run_file.write_text(json.dumps(manifest_of().to_json()))
+    open_output(layout, manifest_of())
     assert sorted(layout.root.names()) == ["README.md", "data", "failed", "manifest", "run.json", "trace"]
 
 
 def test_another_prompt_set_is_refused(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest())
+    open_output(layout, manifest_of())
     commit(layout)
     with pytest.raises(OutputError, match=r"prompts: 10 of p.txt \(digest aaaa.* in the folder, 11 of p.txt"):
-        check_output(layout, manifest(digest="b" * 64, count=11))
+        check_output(layout, manifest_of(digest="b" * 64, count=11))
 
 
 @pytest.mark.parametrize(
@@ -158,31 +154,31 @@ def test_where_another_prompt_set_differs_is_told(
     tmp_path: Path, count: int, chunks: tuple[str, ...], told: str
 ) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest(chunks=("a", "b", "c")))
+    open_output(layout, manifest_of(chunks=("a", "b", "c")))
     commit(layout)
     with pytest.raises(OutputError) as caught:
-        check_output(layout, manifest(digest="b" * 64, count=count, chunks=chunks))
+        check_output(layout, manifest_of(digest="b" * 64, count=count, chunks=chunks))
     assert re.search(told, str(caught.value).splitlines()[1])
 
 
 def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OutputError, match=r"it holds thesis\.tex"):
-        check_output(OutputLayout(tmp_path), manifest())
+        check_output(OutputLayout(tmp_path), manifest_of())
     with pytest.raises(OutputError, match="got a file"):
-        check_output(OutputLayout(tmp_path / "thesis.tex"), manifest())
+        check_output(OutputLayout(tmp_path / "thesis.tex"), manifest_of())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 99}'])
 def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(OutputError, match=r"run\.json: not a manifest"):
-        check_output(OutputLayout(tmp_path), manifest())
+        check_output(OutputLayout(tmp_path), manifest_of())
 
 
 def test_parts_on_disk_are_the_truth_about_what_is_done(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest())
+    open_output(layout, manifest_of())
     assert committed_chunks(layout) == frozenset()
     for chunk in (3, 0):
         commit(layout, chunk)
@@ -195,7 +191,9 @@ def test_parts_on_disk_are_the_truth_about_what_is_done(tmp_path: Path) -> None:
 
 def test_credentials_never_reach_the_manifest(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    secretive = manifest("output.path=s3://KEY:topsecret@bucket/out", "prompts.path=s3://K:topsecret@b/p.txt")
+    secretive = manifest_of(
+        "output.path=s3://KEY:topsecret@bucket/out", "prompts.path=s3://K:topsecret@b/p.txt"
+    )
     secretive = dataclasses.replace(secretive, prompts_path="s3://K:topsecret@b/p.txt")
     written = open_output(layout, secretive)
     assert "topsecret" not in layout.run_file.read_text()
@@ -205,7 +203,7 @@ def test_credentials_never_reach_the_manifest(tmp_path: Path) -> None:
 
 def test_run_json_says_what_was_run(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
-    open_output(layout, manifest("strategy.n=2", "seed=5"))
+    open_output(layout, manifest_of("strategy.n=2", "seed=5"))
     content = json.loads(layout.run_file.read_text())
     config = load_config(None, ["strategy.n=2", "seed=5"], needs_files=False)
     assert content["config"] == config.resolved()
@@ -219,18 +217,18 @@ def test_force_new_goes_on_in_the_first_folder_that_is_free_or_its_own(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = OutputLayout(tmp_path / "out")
-    assert fresh_output(layout, manifest()) == layout
-    open_output(layout, manifest("seed=1"))
-    open_output(OutputLayout(tmp_path / "out-2"), manifest("seed=2"))
+    assert fresh_output(layout, manifest_of()) == layout
+    open_output(layout, manifest_of("seed=1"))
+    open_output(OutputLayout(tmp_path / "out-2"), manifest_of("seed=2"))
     commit(layout)
     commit(OutputLayout(tmp_path / "out-2"))
     (tmp_path / "out-3").mkdir()
     (tmp_path / "out-3/thesis.tex").write_text("x")
     before = sorted(tmp_path.rglob("*"))
-    chosen = fresh_output(layout, manifest("seed=3"))
+    chosen = fresh_output(layout, manifest_of("seed=3"))
     assert str(chosen.root) == str(tmp_path / "out-4")
     assert f"{tmp_path}/out holds something else; this run writes to {tmp_path}/out-4" in caplog.text
-    open_output(chosen, manifest("seed=3"))
-    assert fresh_output(layout, manifest("seed=3")) == chosen
-    assert fresh_output(layout, manifest("seed=1")) == layout
+    open_output(chosen, manifest_of("seed=3"))
+    assert fresh_output(layout, manifest_of("seed=3")) == chosen
+    assert fresh_output(layout, manifest_of("seed=1")) == layout
     assert set(before) <= set(tmp_path.rglob("*"))

@@ -15,11 +15,11 @@ import pytest
 from outcome_samples import CONTEXT, encoded, pixels, result
 from PIL import Image
 
+from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
-    RunManifest,
     carried_columns,
     open_output,
     write_chunk,
@@ -49,20 +49,7 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def layout(tmp_path: Path) -> OutputLayout:
     """Five images of three prompts in two parts."""
     layout = OutputLayout(tmp_path / "run")
-    manifest = RunManifest(
-        config={},
-        content={},
-        config_digest="c",
-        prompts_path="p.txt",
-        prompts_digest="d",
-        prompt_count=3,
-        bad_lines=0,
-        rows_per_chunk=2,
-        chunk_digests=("d", "e"),
-        column_types=TYPES,
-        seed=7,
-    )
-    open_output(layout, manifest)
+    open_output(layout, manifest("seed=7", prompt_count=3, rows_per_chunk=2, column_types=TYPES))
     context = RowContext(
         model="shapes",
         strategy="tts-var",

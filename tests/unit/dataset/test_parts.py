@@ -21,12 +21,12 @@ import pytest
 from outcome_samples import CONTEXT, encoded, failure, pixels, result
 from PIL import Image
 
+from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     CarriedColumn,
     OutputLayout,
     RowContext,
-    RunManifest,
     carried_columns,
     data_schema,
     open_output,
@@ -119,20 +119,7 @@ def test_datasets_opens_the_parts_with_pictures(tmp_path: Path) -> None:
 
 
 def test_the_whole_folder_opens_through_its_card(tmp_path: Path) -> None:
-    manifest = RunManifest(
-        config={},
-        content={},
-        config_digest="c",
-        prompts_path="p.txt",
-        prompts_digest="d",
-        prompt_count=5,
-        bad_lines=0,
-        rows_per_chunk=256,
-        chunk_digests=("d",),
-        column_types={},
-        seed=7,
-    )
-    open_output(OutputLayout(tmp_path / "out"), manifest)
+    open_output(OutputLayout(tmp_path / "out"), manifest(prompt_count=5))
     layout = write_two_chunks(tmp_path / "out")
     rows = datasets.load_dataset(str(layout.root), split="train", cache_dir=str(tmp_path / "c"))
     assert [row["row"] for row in rows] == [0, 0, 2, 3, 4]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.support.manifests import manifest
 from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
@@ -21,7 +22,6 @@ from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
     OutputLayout,
     RowContext,
-    RunManifest,
     carried_columns,
     open_output,
     write_chunk,
@@ -206,20 +206,11 @@ def kept(rank: int, content: bytes) -> ResultImage:
 def output(tmp_path: Path, prompts: list[dict[str, Any]]) -> OutputLayout:
     """A run over the four prompts with two images of each, the better one of which is known."""
     layout = OutputLayout(tmp_path / "run")
-    manifest = RunManifest(
-        config={},
-        content={"strategy.n": 2},
-        config_digest="c",
-        prompts_path="p.jsonl",
-        prompts_digest="d",
-        prompt_count=4,
-        bad_lines=0,
-        rows_per_chunk=4,
-        chunk_digests=("d",),
-        column_types={name: str(kind) for name, kind in TYPES.items()},
-        seed=7,
+    columns = {name: str(kind) for name, kind in TYPES.items()}
+    open_output(
+        layout,
+        manifest("seed=7", content={"strategy.n": 2}, prompt_count=4, rows_per_chunk=4, column_types=columns),
     )
-    open_output(layout, manifest)
     done = []
     for row, metadata in enumerate(prompts):
         columns = {name: metadata.get(name) for name in TYPES}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.manifests import manifest
 from tests.support.published_infinity import TINY, write_published
 from ttsvar_ray.config import JobConfig, content_digest, load_config
 from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, open_output
@@ -30,21 +31,9 @@ def settings(*overrides: str) -> JobConfig:
     return load_config(None, (*common, *overrides), needs_files=False)
 
 
-def manifest(config: JobConfig) -> RunManifest:
+def manifest_of(config: JobConfig) -> RunManifest:
     content = {**config.content(), **fingerprints(resolve(config))}
-    return RunManifest(
-        config=config.resolved(),
-        content=content,
-        config_digest=content_digest(content),
-        prompts_path="p.txt",
-        prompts_digest="0",
-        prompt_count=1,
-        bad_lines=0,
-        rows_per_chunk=256,
-        chunk_digests=("d",),
-        column_types={},
-        seed=0,
-    )
+    return manifest(config=config, content=content, config_digest=content_digest(content))
 
 
 def test_a_run_goes_on_with_the_same_weights_from_anywhere_and_with_no_others(tmp_path: Path) -> None:
@@ -56,16 +45,16 @@ def test_a_run_goes_on_with_the_same_weights_from_anywhere_and_with_no_others(tm
     for file in (there / "flan-t5-xl").iterdir():
         (here / "flan-t5-xl" / file.name).write_bytes(file.read_bytes())
     layout = OutputLayout(tmp_path / "out")
-    first = manifest(settings(f"model.path={here}"))
+    first = manifest_of(settings(f"model.path={here}"))
     assert {"weights.transformer", "weights.tokenizer", "weights.text_encoder"} <= first.content.keys()
     open_output(layout, first)
     layout.data_part(0).write_text("only its name counts here")
-    assert check_output(layout, manifest(settings(f"model.path={there}"))) is not None
+    assert check_output(layout, manifest_of(settings(f"model.path={there}"))) is not None
     weights = torch.load(there / "infinity_tiny.pth", weights_only=True, mmap=False)
     weights["head.bias"] += 1
     torch.save(weights, there / "infinity_tiny.pth")
     with pytest.raises(OutputError, match=r"weights\.transformer: \"sampled-sha256:"):
-        check_output(layout, manifest(settings(f"model.path={there}")))
+        check_output(layout, manifest_of(settings(f"model.path={there}")))
 
 
 def test_weights_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
