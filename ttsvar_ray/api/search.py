@@ -88,21 +88,20 @@ class Search:
             ConfigurationError: everything that is wrong with the settings.
             CheckpointError: weights that cannot be used.
         """
-        settings = options.get("settings") or {}
+        named: dict[str, Any] = {**options}
         objects = {
-            name: options.pop(name)
+            name: named.pop(name)
             for name in ("reward", "extractor")
-            if not isinstance(options.get(name), str | None)
+            if not isinstance(named.get(name), str | None)
         }
         selections = options.get("selections")
-        given = _given(model, options)
-        config = load_config(None, _overrides(given), needs_files=False)
+        config = load_config(None, _overrides(_given(model, named)), needs_files=False)
         from ttsvar_ray.coordination.settings import CoordinatorSettings
         from ttsvar_ray.job.build import build_engine
         from ttsvar_ray.job.resolved import resolve
         from ttsvar_ray.search.strategy import SelectionSetting
 
-        _refuse_two_sources(objects, settings)
+        _refuse_two_sources(objects, options.get("settings") or {})
         resolved = resolve(
             config,
             needs_parts=not objects,

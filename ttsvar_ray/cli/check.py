@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check(
     output: Annotated[str, typer.Argument(help="Folder or URI of a run.", metavar="OUTPUT")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Read a whole output: digests, page checksums, every image, counts, ids and ordinals.

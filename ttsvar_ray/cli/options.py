@@ -52,6 +52,7 @@ Settings = Annotated[
         metavar="SECTION.KEY=VALUE",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what goes on.")]
 
 

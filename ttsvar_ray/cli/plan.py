@@ -12,14 +12,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 
 def plan(
     job: options.Job = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help='"shapes" (built in), a model directory, or a published name such as infinity-2b.',
-            metavar="MODEL",
-        ),
-    ] = None,
+    model: options.Model = None,
     strategy: options.Strategy = None,
     n: options.N = None,
     resolution: Annotated[
@@ -51,7 +44,7 @@ def plan(
         typer.Option("--prompts", help="Also say gigabytes and hours of so many prompts.", min=1),
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", help="Devices that share them.", min=1)] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:

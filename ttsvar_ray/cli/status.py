@@ -17,7 +17,7 @@ def status(
     output: Annotated[
         str, typer.Argument(help="Output folder of a run, a path or a URI (s3://...).", metavar="OUTPUT")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list, an object a shard.")] = False,
+    as_json: options.AsJson = False,
     debug: options.Debug = False,
 ) -> None:
     """Say how far a run is: done, failed, rate, time left, last sign of life, where it stopped.

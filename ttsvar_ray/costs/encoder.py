@@ -3,6 +3,9 @@ size.
 
 2 FLOPs per multiplication and addition; norms and activations are left out. Published rewards and feature
 networks state their costs in their registries.
+
+Formulas, though other costs are counted from modules: those of these networks are transformers' own, and
+importing them would take longer than a whole preflight. The tests hold FLOPs and parameters to the modules.
 """
 
 from __future__ import annotations

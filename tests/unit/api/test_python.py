@@ -253,3 +253,9 @@ def test_the_tree_of_an_adaptive_search_is_that_of_the_round_of_the_best_image()
     tree = SearchTree.of(trace, [image])
     assert [(level.kept, level.rewards) for level in tree.levels[:2]] == [((1,), (0.1, 0.2)), ((0,), (0.4,))]
     assert str(tree).startswith("scale 3: keep, 2 to 1, keeps 1")
+
+
+def test_an_argument_that_there_is_not_is_refused_as_python_does() -> None:
+    for call in (lambda: Search(strateggy="raw"), lambda: generate("a star", strateggy="raw")):  # type: ignore[call-arg]
+        with pytest.raises(TypeError, match="unexpected keyword argument 'strateggy'"):
+            call()

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.costs.count import tracing
-from ttsvar_ray.costs.encoder import T5_XL, blip_cost
+from ttsvar_ray.costs.encoder import T5_XL, EncoderShape, blip_cost
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import describe_model, family_entry
-from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
+from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardNetwork
 from ttsvar_ray.rewards.registry import REWARDS
 
 RECORDED = json.loads((Path(__file__).parents[2] / "data" / "costs" / "plans.json").read_text())
@@ -115,3 +116,55 @@ def test_a_blip_of_the_published_size_costs_what_the_published_one_says() -> Non
     published = PUBLISHED_IMAGE_REWARD
     counted = blip_cost(asdict(published.vision), asdict(published.text), published.max_text_tokens)
     assert counted == REWARDS["image-reward"].weights.cost
+
+
+@pytest.mark.parametrize(("width", "ffn_dim", "heads", "tokens"), [(256, 640, 8, 128), (128, 96, 4, 40)])
+def test_t5_costs_what_its_modules_do(width: int, ffn_dim: int, heads: int, tokens: int) -> None:
+    sizes = {"d_model": width, "d_ff": ffn_dim, "num_heads": heads, "d_kv": width // heads, "vocab_size": 100}
+    with torch.device("meta"):
+        published = T5EncoderModel(
+            T5Config(num_layers=24, d_model=2048, d_ff=5120, num_heads=32, feed_forward_proj="gated-gelu")
+        )
+    assert T5_XL.parameters == pytest.approx(parameters_of(published), rel=0.001)
+    model = T5EncoderModel(T5Config(num_layers=2, feed_forward_proj="gated-gelu", **sizes)).eval()
+    formula = EncoderShape(
+        width=width, depth=2, ffn_dim=ffn_dim, tokens=tokens, gated=True, heads=heads, vocabulary=100
+    )
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    with tracing() as trace:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert trace.flops + trace.attention_flops + trace.masked_flops == pytest.approx(
+        formula.flops(), rel=1e-6
+    )
+    assert parameters_of(model) == pytest.approx(formula.parameters, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ({}, {}),
+        ({"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "patch_size": 32}, {}),
+        ({}, {"hidden_size": 192, "intermediate_size": 1024, "num_attention_heads": 4}),
+    ],
+)
+def test_a_blip_reward_costs_what_its_modules_do(vision: dict[str, int], text: dict[str, int]) -> None:
+    published = PUBLISHED_IMAGE_REWARD
+    config = replace(
+        published,
+        vision=replace(published.vision, num_hidden_layers=1, **vision),
+        text=replace(published.text, num_hidden_layers=1, vocab_size=100, **text),
+    )
+    network = BlipRewardNetwork(config).eval()
+    formula = blip_cost(asdict(config.vision), asdict(config.text), config.max_text_tokens)
+    pixels = torch.zeros(1, 3, config.vision.image_size, config.vision.image_size)
+    ids = torch.zeros(1, config.max_text_tokens, dtype=torch.long)
+    with tracing() as trace:
+        network.read_text(network.encode_image(pixels), ids, torch.ones_like(ids))
+    assert trace.flops == pytest.approx(formula.image_flops, rel=0.005)
+    blocks = (*network.vision.encoder.parameters(), *network.text.encoder.parameters())
+    embeddings = formula.parameters - sum(parameter.numel() for parameter in blocks)
+    assert 0 < embeddings < 0.15 * formula.parameters
+
+
+def parameters_of(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -29,7 +29,7 @@ def doctor(
     weights: Annotated[
         Path, typer.Option("--weights", help="Folder of fetched rewards and features, one folder each.")
     ] = WEIGHTS_FOLDER,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.AsJson = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
