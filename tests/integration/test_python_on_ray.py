@@ -35,6 +35,7 @@ def test_a_job_and_this_process_give_the_same_results(ray_cluster: Cluster, tmp_
         assert [level.kept for level in mine.tree.levels] == [level.kept for level in theirs.tree.levels]
         assert [level.labels for level in mine.tree.levels] == [level.labels for level in theirs.tree.levels]
     assert [result.prompt for result in again.find("bars")] == ["a photo of three bars"]
+    assert [result.prompt_id for result in again.find("a photo of three bars")] == ["bars"]
     assert again.find("none") == []
     assert [result.prompt_id for result in again[:2]] == [again[0].prompt_id, again[-1].prompt_id]
     with pytest.raises(IndexError, match="from 0 to 1"):

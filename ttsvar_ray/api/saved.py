@@ -88,9 +88,18 @@ class SavedRun(Sequence[Result]):
     def __repr__(self) -> str:
         return f"SavedRun({str(self._layout.root)!r}, {len(self)} of {self.manifest.prompt_count} prompts)"
 
-    def find(self, prompt_id: str) -> list[Result]:
-        """Return the results of a prompt id: none, one, or several where prompts share it."""
-        return [self[place] for place in self._places.get(prompt_id, [])]
+    def find(self, prompt: str) -> list[Result]:
+        """Return the results of a prompt, by its id or else by its text: none, one, or several that share it."""
+        if prompt in self._places:
+            return [self[place] for place in self._places[prompt]]
+        return [self[place] for place in self._with_text(prompt)]
+
+    def _with_text(self, text: str) -> Iterator[int]:
+        """Yield the places of a prompt's text, which is not kept in memory."""
+        for start, chunk in zip(self._starts, self._parts, strict=True):
+            best = _read(self._layout.data_part(chunk), ["prompt", "image_rank"])
+            texts = best.filter(pc.equal(best["image_rank"], 0))["prompt"]
+            yield from (start + int(place) for place in pc.indices_nonzero(pc.equal(texts, text)).to_pylist())
 
     def _read_part(self, chunk: int) -> dict[int, Result]:
         """Return the results of a chunk by row of the prompt file."""

@@ -19,7 +19,7 @@ from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
 from ttsvar_ray.cli.settings import schema, settings
-from ttsvar_ray.cli.shapes_report import shapes_report
+from ttsvar_ray.cli.sheet import sheet
 from ttsvar_ray.cli.simulate import simulate
 from ttsvar_ray.cli.status import status
 from ttsvar_ray.cli.verify import verify
@@ -49,7 +49,7 @@ app.command(short_help="A run for WebDataset, GenEval and others.")(export)
 app.command(short_help="An image of a run at each of its scales.")(replay)
 app.add_typer(evaluate, name="evaluate", short_help="Score a run or a folder by a benchmark.")
 app.command(short_help="The built-in model: raw, best-of-N, TTS-VAR.")(demo)
-app.command("shapes-report", short_help="A run of the built-in model, judged.")(shapes_report)
+app.command(short_help="The images of runs on one page; shapes judged.")(sheet)
 
 
 def _show_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
 
 DEFAULT_JOB = Path("jobs/shapes_demo.yaml")
+SIDE_BY_SIDE_NAME = "side_by_side.png"
 
 
 def demo(
@@ -27,7 +28,8 @@ def demo(
 ) -> None:
     """Run a job of the built-in model, then raw and best-of-N at about the same FLOPs; judge all three.
 
-    The job's own run is in its output folder, with a contact sheet (PNG); the baselines are in
+    The job's own run is in its output folder, with a contact sheet and one of all three side by
+    side (PNG); the baselines are in
     `baselines/` below it. What is there already is not generated again.
     """
     from rich.console import Console
@@ -97,21 +99,24 @@ def _baseline(config: JobConfig, root: Path, name: str, n: int) -> JobConfig:
 
 
 def _report(jobs: dict[str, tuple[JobConfig, float]], root: Path) -> None:
-    from ttsvar_ray.cli.shapes_report import (
+    from ttsvar_ray.cli.sheet import (
         SHEET_NAME,
         accuracy,
         accuracy_lines,
-        accuracy_words,
-        judge_output,
         save_sheet,
+        save_side_by_side,
+        shown_images,
+        summary_words,
     )
     from ttsvar_ray.cli.show import table_lines
 
-    judged = {label: judge_output(Path(job.output.path)) for label, (job, _) in jobs.items()}
+    judged = {label: shown_images(job.output.path) for label, (job, _) in jobs.items()}
     own = next(iter(judged))
-    save_sheet(judged[own], root / SHEET_NAME, title=f"{own}: {accuracy_words(judged[own])}")
+    save_sheet(judged[own], root / SHEET_NAME, title=f"{own}: {summary_words(judged[own])}")
+    by_cost = sorted(jobs, key=lambda name: jobs[name][1])
+    save_side_by_side({label: judged[label] for label in by_cost}, root / SIDE_BY_SIDE_NAME)
     rows = []
-    for label in sorted(jobs, key=lambda name: jobs[name][1]):
+    for label in by_cost:
         share, error = accuracy(judged[label])
         reward = sum(image.reward for image in judged[label]) / len(judged[label])
         rows.append((label, f"{jobs[label][1]:.2f}x", f"{share:.3f} +- {error:.3f}", f"{reward:.4f}"))
@@ -120,6 +125,7 @@ def _report(jobs: dict[str, tuple[JobConfig, float]], root: Path) -> None:
     lines += [
         "",
         f"contact sheet  {root / SHEET_NAME}",
+        f"side by side   {root / SIDE_BY_SIDE_NAME}",
         f'data set       datasets.load_dataset("{root}", split="train")',
     ]
     typer.echo("\n".join(lines))

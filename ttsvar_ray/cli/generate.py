@@ -217,8 +217,8 @@ def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
     if summary.notices:
         lines.append(f"notices      {len(summary.notices)} (above)")
     lines += ["", "next", f"  {_loading(summary.output)}"]
-    if config.model.name == "shapes" and summary.images:
-        lines.append(f"  ttsvar-ray shapes-report {summary.output}")
+    if summary.images:
+        lines.append(f"  ttsvar-ray sheet {summary.output}")
     if summary.failed or summary.bad_lines:
         lines.append(f"  see why: {summary.output}/failed")
     if summary.failed:

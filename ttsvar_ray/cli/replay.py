@@ -13,9 +13,7 @@ from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 def replay(
     output: Annotated[str, typer.Argument(help="Output of a run with output.bits.", metavar="OUTPUT")],
-    prompt_id: Annotated[
-        str, typer.Argument(help="Of the prompt; by default its text.", metavar="PROMPT_ID")
-    ],
+    prompt_id: Annotated[str, typer.Argument(help="The prompt's id, or its text.", metavar="PROMPT_ID")],
     to: Annotated[
         Path,
         typer.Option("--to", help="Picture to write: the scales from left to right.", metavar="FILE.png"),
@@ -42,7 +40,9 @@ def replay(
         run = load(output)
         found = run.find(prompt_id)
         if not found:
-            raise InputError(f"{output}: expected a finished prompt with the id {prompt_id!r}, found none")
+            raise InputError(
+                f"{output}: expected a finished prompt with the id or text {prompt_id!r}, found none"
+            )
         images = found[0].images
         if rank >= len(images):
             raise InputError(f"--rank: expected 0 to {len(images) - 1}, the images kept, got {rank}")

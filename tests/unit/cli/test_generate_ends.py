@@ -120,7 +120,7 @@ def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         "failures     0 prompts given up, 0 bad lines",
         "output       /somewhere/out",
         '  datasets.load_dataset("/somewhere/out", split="train")',
-        "  ttsvar-ray shapes-report /somewhere/out",
+        "  ttsvar-ray sheet /somewhere/out",
     ):
         assert line in result.stdout.splitlines()
 

@@ -17,7 +17,7 @@ from recipes.shapes.captions import sample_scene_for
 from recipes.shapes.render import render
 from ttsvar_ray.cli import demo as demo_module
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.shapes_report import accuracy, judge_output
+from ttsvar_ray.cli.sheet import accuracy, shown_images
 from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout, RowContext, write_chunk
@@ -73,7 +73,7 @@ def write_run(root: Path, shown: dict[int, str]) -> None:
 
 def test_the_best_image_of_each_prompt_is_judged(tmp_path: Path) -> None:
     write_run(tmp_path, {0: PROMPTS[0], 1: "three rings", 2: PROMPTS[2]})
-    judged = judge_output(tmp_path)
+    judged = shown_images(tmp_path)
     assert [(image.prompt, image.kind, image.correct) for image in judged] == [
         ("a red circle", "colors", True),
         ("two rings", "counting", False),
@@ -86,7 +86,7 @@ def test_the_best_image_of_each_prompt_is_judged(tmp_path: Path) -> None:
 
 def test_the_report_prints_the_accuracy_and_draws_a_sheet(tmp_path: Path) -> None:
     write_run(tmp_path, {0: PROMPTS[0], 1: "three rings", 2: PROMPTS[2]})
-    result = CliRunner().invoke(app, ["shapes-report", str(tmp_path)])
+    result = CliRunner().invoke(app, ["sheet", str(tmp_path)])
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["counting", "0", "1", "0.000"] in lines
@@ -95,15 +95,48 @@ def test_the_report_prints_the_accuracy_and_draws_a_sheet(tmp_path: Path) -> Non
         assert sheet.width > 3 * 144
 
 
-def test_prompts_of_another_world_are_told(tmp_path: Path) -> None:
+def write_others(root: Path, caption: str) -> None:
+    """Write a run of one prompt that is no caption of the built-in world."""
     context = RowContext(model="m", strategy="raw", seed=0, reward_name="r")
     image = ResultImage(rank=0, image=drawn("a cross", 0), reward=0.0, reward_history=(), lineage=(), bits=())
-    cat = prompt(0, "a cat on a mat")
-    done = PromptResult(prompt=cat, images=(image,), trace=(), attempts=1, seconds=0.0)
-    write_chunk(OutputLayout(tmp_path), 0, rows=range(1), finished=[done], failed=[], context=context)
-    result = CliRunner().invoke(app, ["shapes-report", str(tmp_path)])
+    done = PromptResult(prompt=prompt(0, caption), images=(image,), trace=(), attempts=1, seconds=0.0)
+    write_chunk(OutputLayout(root), 0, rows=range(1), finished=[done], failed=[], context=context)
+
+
+def test_prompts_of_another_world_are_shown_and_not_judged(tmp_path: Path) -> None:
+    write_others(tmp_path, "a cat on a mat")
+    result = CliRunner().invoke(app, ["sheet", str(tmp_path), "--to", str(tmp_path / "page.png")])
+    assert result.exit_code == 0, result.output
+    assert "1 not judged" in result.stdout
+    assert "accuracy" not in result.stdout
+    with Image.open(tmp_path / "page.png") as page:
+        assert page.height > 144
+
+
+def test_runs_stand_side_by_side(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {0: PROMPTS[0], 1: "three rings", 2: PROMPTS[2]})
+    write_run(tmp_path / "b", {1: PROMPTS[1], 2: PROMPTS[2]})
+    page = tmp_path / "both.png"
+    result = CliRunner().invoke(app, ["sheet", str(tmp_path / "a"), str(tmp_path / "b"), "--to", str(page)])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:3] for line in result.stdout.splitlines() if line.startswith("all")] == [
+        ["all", "2", "3"],
+        ["all", "2", "2"],
+    ]
+    with Image.open(page) as image:
+        colors = {color for _, color in image.getcolors(1 << 24)}
+        # Two prompts of two runs in one line of tiles: three right, one wrong.
+        assert image.width > 4 * 144 > image.height
+        assert (25, 145, 70) in colors
+        assert (205, 45, 45) in colors
+
+
+def test_runs_without_a_prompt_in_common(tmp_path: Path) -> None:
+    write_others(tmp_path / "a", "a cat")
+    write_others(tmp_path / "b", "a dog")
+    result = CliRunner().invoke(app, ["sheet", str(tmp_path / "a"), str(tmp_path / "b")])
     assert result.exit_code == 2
-    assert "caption 'a cat on a mat'" in result.stderr
+    assert "expected a prompt that all of a, b have an image of" in result.stderr
 
 
 def test_the_demo_runs_three_strategies_and_compares_them(
@@ -151,3 +184,5 @@ def test_the_demo_runs_three_strategies_and_compares_them(
     assert rows["raw"][1:3] == ["1.00x", "0.750"]
     assert rows["tts-var N=1"][3] == "1.000"
     assert (tmp_path / "out" / "contact_sheet.png").exists()
+    with Image.open(tmp_path / "out" / "side_by_side.png") as page:
+        assert page.width > 6 * 144
