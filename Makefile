@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow chaos check format lock train-shapes results clean
+.PHONY: help env demo test slow chaos check docs format lock train-shapes results clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -36,6 +36,9 @@ check: env ## static checks: format, lint, types, import layers, sizes
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.house
+
+docs: env ## build the pages of docs/ as a site in build/site; broken links end it
+	$(BIN)/python -m mkdocs build
 
 format: env ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -189,8 +189,8 @@ def test_a_folder_that_is_no_recording(cli: Cli, tmp_path: Path) -> None:
     assert_refused(result, "expected a folder of recorded tensors")
 
 
-def test_a_report_of_nothing(cli: Cli, tmp_path: Path) -> None:
-    result = cli("shapes-report", str(tmp_path))
+def test_a_sheet_of_nothing(cli: Cli, tmp_path: Path) -> None:
+    result = cli("sheet", str(tmp_path))
     assert_refused(result, "expected a run with images")
 
 
