@@ -93,7 +93,7 @@ def test_the_command_writes_a_strip_and_says_whether_it_is_the_image(output: Pat
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nobody"], "expected a finished prompt with the id 'nobody'"),
+        (["nobody"], "expected a finished prompt with the id or text 'nobody'"),
         (["the id", "--rank", "2"], "--rank: expected 0 to 1"),
         (["the id", "--set", "model.nam=x"], "did you mean 'name'"),
     ],
