@@ -89,7 +89,7 @@ class SavedRun(Sequence[Result]):
         return f"SavedRun({str(self._layout.root)!r}, {len(self)} of {self.manifest.prompt_count} prompts)"
 
     def find(self, prompt: str) -> list[Result]:
-        """Return the results of a prompt, by its id or else by its text; several may share it, and none have it."""
+        """Return the results of a prompt, by its id or else by its text: none, one or several."""
         if prompt in self._places:
             return [self[place] for place in self._places[prompt]]
         return [self[place] for place in self._with_text(prompt)]
