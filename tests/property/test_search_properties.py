@@ -195,11 +195,11 @@ def test_equal_weights_are_uniform(scheme: ResamplingScheme) -> None:
 @given(data=st.data(), sizes=st.lists(st.integers(1, 9), min_size=2, max_size=6))
 def test_lineages_compose(data: st.DataObject, sizes: list[int]) -> None:
     plan = compile_plan(scale_schedule=((1, 1),), strategy="raw")
-    past = Past.empty(sizes[0]).grown(np.arange(sizes[0]), np.empty((sizes[0], 0, 1)), plan)
+    past = Past.empty(sizes[0]).grown(np.arange(sizes[0]), Seen(scores=np.empty((sizes[0], 0, 1))), plan)
     folded = np.arange(sizes[0])
     for before, after in itertools.pairwise(sizes):
         chosen = data.draw(st.lists(st.integers(0, before - 1), min_size=after, max_size=after))
-        past = past.grown(np.array(chosen), np.empty((after, 0, 1)), plan)
+        past = past.grown(np.array(chosen), Seen(scores=np.empty((after, 0, 1))), plan)
         folded = folded[chosen]
     assert past.lineage.shape == (sizes[-1], len(sizes))
     np.testing.assert_array_equal(past.lineage[:, 0], folded)

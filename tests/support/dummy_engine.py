@@ -142,7 +142,7 @@ class DummyEngine:
             for row, slot in enumerate(task.slots)
         ]
         segments.setdefault(segment.index, {}).update(zip(task.slots, finished, strict=True))
-        return _report(segment, task, finished)
+        return _report(self._plan, segment, task, finished)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +180,7 @@ def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> Reference:
         return Seen(
             scores=np.array(rewards, dtype=np.float32).reshape(shape),
             features=np.array([features_of(bits) for bits in members], dtype=np.float32),
+            log_likelihood=_log_likelihood(plan, members),
         )
 
     found = search(plan, run_segment, run_seed=run_seed, prompt_key=prompt_key)
@@ -210,7 +211,11 @@ def _run_trajectory(
     return bits
 
 
-def _report(segment: Segment, task: ShardTask, finished: Sequence[PackedBits]) -> SegmentReport:
+def _log_likelihood(plan: Plan, finished: Sequence[PackedBits]) -> np.ndarray | None:
+    return np.array([-abs(reward_of(bits)) for bits in finished]) if plan.needs_likelihood else None
+
+
+def _report(plan: Plan, segment: Segment, task: ShardTask, finished: Sequence[PackedBits]) -> SegmentReport:
     has_features = Signal.FEATURES in segment.reads
     rewards = [[reward_of(bits[: scale + 1]) for scale in segment.scored_scales] for bits in finished]
     return SegmentReport(
@@ -221,6 +226,7 @@ def _report(segment: Segment, task: ShardTask, finished: Sequence[PackedBits]) -
         features=np.array([features_of(bits) for bits in finished], np.float32) if has_features else None,
         rewards=np.array(rewards, np.float32).reshape(len(finished), len(segment.scored_scales)),
         bits=tuple(bits[segment.first_scale :] for bits in finished),
+        log_likelihood=_log_likelihood(plan, finished),
         images=tuple(image_of(bits) for bits in finished) if segment.is_last else (),
         seconds=1.0,
         counters={"shards": 1},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ttsvar_ray.rewards.protocol import RewardText
-from ttsvar_ray.types import Float32Array, Int64Array, ScaleSchedule, UInt8Array
+from ttsvar_ray.types import Float32Array, Float64Array, Int64Array, ScaleSchedule, UInt8Array
 
 TINY_SCHEDULE: ScaleSchedule = (
     (1, 1), (1, 1), (2, 2), (2, 2), (2, 2), (3, 3), (3, 3), (4, 4), (4, 4), (6, 6), (6, 6), (8, 8), (8, 8),
@@ -111,11 +111,21 @@ class TinyModel:
         count = height * width * self.bits_per_token
         assert uniforms.shape == (rows, count)
         assert uniforms.dtype == np.float32
-        logits = self._logits(state, scale_index)
-        # Thresholds of 1/64: exactly representable, so the comparison is exact.
-        thresholds = (np.clip(logits, -28, 28) + 32).astype(np.float32) / np.float32(64)
+        thresholds = self._thresholds(state)
         bits = (uniforms.reshape(thresholds.shape) < thresholds).astype(np.uint8)
         return self._append(state, bits)
+
+    def advance_scored(self, state: TinyState, uniforms: Float32Array) -> tuple[TinyState, Float64Array]:
+        thresholds = self._thresholds(state).astype(np.float64)
+        advanced = self.advance(state, uniforms)
+        chosen = np.where(advanced.bits[-1] == 1, thresholds, 1 - thresholds)
+        return advanced, np.log(chosen).reshape(len(chosen), -1).sum(axis=1)
+
+    def _thresholds(self, state: TinyState) -> Float32Array:
+        """Return how likely each bit of the next scale is 1."""
+        logits = self._logits(state, len(state.bits))
+        # Thresholds of 1/64: exactly representable, so the comparison is exact.
+        return (np.clip(logits, -28, 28) + 32).astype(np.float32) / np.float32(64)
 
     def replay(self, state: TinyState, bits: Sequence[np.ndarray]) -> TinyState:
         self.calls.append(("replay", state.text.shape[0]))

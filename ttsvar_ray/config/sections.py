@@ -123,6 +123,30 @@ class SelectionConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class FinalConfig(_Section):
+    """How the final images of a prompt are ranked."""
+
+    mean_of: tuple[_ScaleIndex, ...] | None = Field(
+        default=None,
+        description="scales; by the mean reward of an image's lineage there, not by that of the last alone",
+    )
+    reward: _Text | None = Field(
+        default=None,
+        description="member of the ensemble that ranks the final images and does not steer; the others do",
+    )
+    ties: Literal["slot", "likelihood"] = Field(
+        default="slot", description="of equal ones the lower slot is first, or the likelier"
+    )
+
+    @model_validator(mode="after")
+    def _one_value(self) -> FinalConfig:
+        if self.mean_of is not None and self.reward is not None:
+            raise ValueError(
+                "reward: expected none beside mean_of, which is of the reward that steered; remove one"
+            )
+        return self
+
+
 class StrategyConfig(_Section):
     """How populations are searched."""
 
@@ -166,6 +190,7 @@ class StrategyConfig(_Section):
         default=None,
         description="adaptive, needed: no round follows a final image of this reward; `calibrate` finds it",
     )
+    final: FinalConfig = FinalConfig()
 
 
 class SamplingConfig(_Section):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ttsvar_ray.results import FinalImage, PackedBits, PromptFailure, PromptResult
-from ttsvar_ray.types import Float32Array, Prompt
+from ttsvar_ray.types import Float32Array, Float64Array, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class SegmentReport:
         rewards: float32 [slots, scored scales of this segment x reward members]: for each scored scale,
             the members' scores side by side. An ensemble is combined where its whole population is known.
         bits: one `PackedBits` per slot, for this segment's scales only.
+        log_likelihood: float64 [slots], nats of those bits, where the plan reads it; else None.
         images: one per slot in the last segment, else empty.
         seconds: wall time of the micro-batch's compute that this shard took part in.
         counters: counted policies (for example rewards that were not finite), by name.
@@ -70,6 +71,7 @@ class SegmentReport:
     features: Float32Array | None
     rewards: Float32Array
     bits: tuple[PackedBits, ...]
+    log_likelihood: Float64Array | None = None
     images: tuple[FinalImage, ...] = ()
     seconds: float = 0.0
     counters: Mapping[str, int] = field(default_factory=dict)

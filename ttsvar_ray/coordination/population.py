@@ -19,11 +19,11 @@ import numpy as np
 
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.results import PackedBits, PromptResult, ResultImage, SelectionRecord
-from ttsvar_ray.search.loop import ALONE, Past
+from ttsvar_ray.search.loop import ALONE, Past, Seen
 from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan, Segment, Selection
 from ttsvar_ray.search.rounds import Begin, RoundEnd, Stop, StopReason, rejection, what_follows
-from ttsvar_ray.search.selection import Select, rank_images, select
+from ttsvar_ray.search.selection import Select, rank_final, select
 from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
 
@@ -65,6 +65,7 @@ class Population:
         self._ends: list[RoundEnd] = []
         self._abandoned: dict[int, _Abandoned] = {}
         self._images: list[ResultImage] = []
+        self._final_pasts: list[Past] = []
         self._begin_round(0)
         self._seconds = 0.0
         self._counters: Counter[str] = Counter()
@@ -165,6 +166,7 @@ class Population:
         self._trajectories[segment.index] += segment.population
         if selection is None:
             self._images += self._final_images(past)
+            self._final_pasts.append(past)
             return self._end_round(past)
         missed = None if self._finishes else rejection(self._plan, segment.last_scale, past.reward_history)
         if missed is not None:
@@ -186,7 +188,13 @@ class Population:
         Raises:
             RewardError: a final reward is NaN or infinite.
         """
-        ranking = rank_images([image.reward for image in self._images]).tolist()
+        pasts = self._final_pasts
+        ranking = rank_final(
+            self._whole_plan,
+            reward_history=np.concatenate([past.reward_history for past in pasts]),
+            member_scores=np.concatenate([past.member_scores for past in pasts]),
+            log_likelihood=np.concatenate([past.log_likelihood for past in pasts]),
+        ).tolist()
         kept = ranking[:1] if keep == "best" else ranking
         assert all(self._images[at].image.payload is not None for at in kept), (
             f"keep {keep!r}: the engine wrote the best image of each shard alone (EngineSettings.keep)"
@@ -215,6 +223,7 @@ class Population:
                 run_seed=self._run_seed,
                 prompt_key=self.prompt.key,
                 round_index=self._round_index,
+                log_likelihood=past.log_likelihood,
             )
         return selection_record(self.prompt.key, selection, choice, past, self._round_index)
 
@@ -263,9 +272,16 @@ class Population:
         """
         shape = (self._segment.population, len(self._segment.scored_scales), self._plan.reward_members)
         scores = [report.rewards[row] for report, row in self._in_slot_order()]
-        return self._past.grown(
-            self._ancestor_index(), np.array(scores, dtype=np.float64).reshape(shape), self._plan
+        logs = [
+            report.log_likelihood[row]
+            for report, row in self._in_slot_order()
+            if report.log_likelihood is not None
+        ]
+        seen = Seen(
+            scores=np.array(scores, dtype=np.float64).reshape(shape),
+            log_likelihood=np.array(logs) if self._plan.needs_likelihood else None,
         )
+        return self._past.grown(self._ancestor_index(), seen, self._plan)
 
     def _ancestor_index(self) -> Int64Array:
         """Return each slot's ancestor in the population before; of the first one, itself."""
@@ -299,10 +315,13 @@ class Population:
         scales = segment.last_scale - segment.first_scale + 1
         needs_features = Signal.FEATURES in segment.reads
         features = None if report.features is None else len(report.features)
+        logs = None if report.log_likelihood is None else len(report.log_likelihood)
         expected = (count, len(segment.scored_scales) * self._plan.reward_members)
         problem = None
         if report.rewards.shape != expected:
             problem = f"rewards of shape {expected}, got {report.rewards.shape}"
+        elif self._plan.needs_likelihood and logs != count:
+            problem = f"log_likelihood of {count} slots, got {logs}"
         elif len(report.bits) != count or any(len(bits) != scales for bits in report.bits):
             problem = f"bits of {count} slots and {scales} scales, got {[len(b) for b in report.bits]}"
         elif needs_features and features != count:

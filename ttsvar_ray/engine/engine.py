@@ -32,7 +32,7 @@ from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
 from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.search.operators.protocol import Signal
@@ -123,6 +123,11 @@ class Engine:
             )
         if extractor is None and Signal.FEATURES in plan.reads:
             raise ValueError("extractor: expected one, because the plan's selections read features; got None")
+        if plan.needs_likelihood and not isinstance(model, ScoringModel):
+            raise ValueError(
+                f"model: the plan reads likelihoods, and model {model.name!r} has no advance_scored to tell "
+                "them; add it, or choose other operators"
+            )
         self.plan = plan
         self.settings = settings
         self.model_name = model.name
@@ -151,6 +156,7 @@ class Engine:
             selector_decode=settings.selector_decode,
             segments=plan.segments,
             pass_rows=self.pass_rows if settings.deterministic else None,
+            reads_likelihood=plan.needs_likelihood,
         )
         # Rows that are known to fit, by segment: lowered when the device runs out of memory.
         self._limits = dict(enumerate(self.pass_rows))
@@ -312,6 +318,9 @@ class Engine:
             features=None if outcomes[0].features is None else np.stack([o.features for o in outcomes]),  # type: ignore[misc]
             rewards=shard.rewards,
             bits=bits,
+            log_likelihood=np.array([o.log_likelihood for o in outcomes], dtype=np.float64)
+            if self.plan.needs_likelihood
+            else None,
             images=images,
             seconds=shard.seconds,
             counters=dict(shard.counters),

@@ -142,7 +142,11 @@ def search_prompt(
         reports.setdefault(round_index, []).append(report)
         trajectories[segment.index] += segment.population
         shape = (segment.population, len(segment.scored_scales), plan.reward_members)
-        return Seen(scores=report.rewards.reshape(shape), features=report.features)
+        return Seen(
+            scores=report.rewards.reshape(shape),
+            features=report.features,
+            log_likelihood=report.log_likelihood,
+        )
 
     try:
         found = loop(plan, run_segment, run_seed=run_seed, prompt_key=prompt.key)

@@ -20,13 +20,13 @@ from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.rewards.protocol import RewardEnsemble
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
-from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
+from ttsvar_ray.types import Float32Array, Float64Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,14 @@ class RowOutcome:
         features: float32 [feature_dim], or [num_patches, width], where the segment's selection reads them.
         bits: packed, of this segment's scales.
         image: uint8 RGB [height, width, 3] in the last segment.
+        log_likelihood: nats of those bits, where the plan reads it.
     """
 
     rewards: tuple[float, ...]
     features: Float32Array | None
     bits: PackedBits
     image: UInt8Array | None
+    log_likelihood: float | None = None
 
 
 def _state_key(task: ShardTask) -> StateKey:
@@ -66,6 +68,7 @@ class SegmentRunner:
         selector_decode: str,
         segments: Sequence[Segment],
         pass_rows: tuple[int, ...] | None = None,
+        reads_likelihood: bool = False,
     ) -> None:
         """Bind the parts.
 
@@ -74,8 +77,10 @@ class SegmentRunner:
             segments: of the plan.
             pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
                 are trajectories.
+            reads_likelihood: whether the plan does; the model is a `ScoringModel` then.
         """
         self._model = model
+        self._reads_likelihood = reads_likelihood
         self._ensemble = ensemble
         self._extractor = extractor
         self._store = store
@@ -119,10 +124,12 @@ class SegmentRunner:
 
         members = len(self._ensemble.members)
         rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
+        log_likelihood = np.zeros(len(rows))
         features: Float32Array | None = None
         images: UInt8Array | None = None
         for scale_index in range(segment.first_scale, segment.last_scale + 1):
-            state = self._model.advance(state, self._uniforms(rows, scale_index, len(everyone)))
+            state, logs = self._advanced(state, self._uniforms(rows, scale_index, len(everyone)))
+            log_likelihood += logs[: len(rows)]
             ends = scale_index == segment.last_scale
             embedded = ends and Signal.FEATURES in segment.reads
             scored = scale_index in segment.scored_scales
@@ -157,6 +164,7 @@ class SegmentRunner:
                 features=None if features is None else features[i],
                 bits=packed[i],
                 image=images[i] if segment.is_last and images is not None else None,
+                log_likelihood=float(log_likelihood[i]) if self._reads_likelihood else None,
             )
             for i in range(len(rows))
         ]
@@ -165,6 +173,13 @@ class SegmentRunner:
     def _is_known(self, task: ShardTask, parent_slot: int) -> bool:
         held = self._store.find(_state_key(task), task.segment_index - 1, parent_slot)
         return held is not None or parent_slot in task.parent_bits
+
+    def _advanced(self, state: Any, uniforms: Float32Array) -> tuple[Any, Float64Array]:
+        """Return the state after one more scale, and how likely it is; zeros where nobody asks."""
+        if self._reads_likelihood:
+            assert isinstance(self._model, ScoringModel)
+            return self._model.advance_scored(state, uniforms)
+        return self._model.advance(state, uniforms), np.zeros(len(uniforms))
 
     def _uniforms(self, rows: Sequence[Row], scale_index: int, pass_rows: int) -> Float32Array:
         """Return float32 [pass_rows, bits of the scale]: each row from its own named stream."""

@@ -7,7 +7,6 @@ from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
-from ttsvar_ray.job.parts import combination
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
@@ -106,9 +105,12 @@ def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:
         )
         for part in job.rewards
     ]
-    how = combination(section)
-    name = None if how is None else f"{how.value}({', '.join(member.name for member in members)})"
-    return RewardEnsemble(members, name=name)
+    plan, names = job.plan, [member.name for member in members]
+    if len(names) == 1:
+        return RewardEnsemble(members)
+    chooses = [] if plan.final.member is None else [names.pop(plan.final.member)]
+    steer = names[0] if plan.combination is None else f"{plan.combination.value}({', '.join(names)})"
+    return RewardEnsemble(members, name=", chosen by ".join([steer, *chooses]))
 
 
 def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | None:

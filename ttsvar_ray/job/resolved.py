@@ -28,8 +28,14 @@ from ttsvar_ray.models.description import ModelChoice, ModelDescription
 from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.search.operators.protocol import Signal
-from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.strategy import SelectionSetting, Strategy, compile_plan, settings_read_by
+from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.search.strategy import (
+    SelectionSetting,
+    Strategy,
+    compile_plan,
+    require_a_final_choice,
+    settings_read_by,
+)
 from ttsvar_ray.types import PotentialKind
 
 _MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
@@ -218,21 +224,53 @@ def _build_plan(
             growth=strategy.growth,
             reject_below=strategy.reject_below,
             stop_at=strategy.stop_at,
+            final=_final_choice(config),
         )
+        if strategy.final.reward is not None:
+            require_a_final_choice(plan)
     except ConfigurationError as error:
         problems = [f"strategy.{problem}" for problem in error.problems]
         raise ConfigurationError(
             [problem.replace("strategy.strategy:", "strategy.name:", 1) for problem in problems]
         ) from None
-    members = config.reward.members
+    members, how = config.reward.members, combination(config.reward)
     if members is None:
         return plan
-    if plan.strategy == Strategy.ADAPTIVE.value:
+    chosen_by = config.strategy.final.reward
+    final = plan.final
+    if chosen_by is not None:
+        final = replace(final, member=list(members).index(chosen_by))
+        if len(members) == 2 and config.reward.combine is not None:
+            raise ConfigurationError(
+                "reward.combine: expected none, because one of the two members chooses "
+                "(strategy.final.reward) and the other steers alone; remove it"
+            )
+        how = None if len(members) == 2 else how
+    if plan.strategy == Strategy.ADAPTIVE.value and how is not None:
         raise ConfigurationError(
             "reward.name: expected one reward with strategy adaptive, got an ensemble: its combined reward "
             "compares the images of one population, and thresholds hold for all; use one of its members"
         )
-    return replace(plan, reward_members=len(members), combination=combination(config.reward))
+    return replace(plan, reward_members=len(members), combination=how, final=final)
+
+
+def _final_choice(config: JobConfig) -> FinalChoice | None:
+    """Return how final images are ranked, but for the place of a reward in its ensemble.
+
+    Raises:
+        ConfigurationError: a reward that the ensemble has not.
+    """
+    section = config.strategy.final
+    members = config.reward.members or {}
+    if section.reward is not None and section.reward not in members:
+        expected = f"one of {', '.join(members)}" if members else "none without an ensemble"
+        raise ConfigurationError(
+            f"final.reward: expected {expected}, got {section.reward!r}; name both rewards in reward.members"
+        )
+    return FinalChoice(
+        mean_of=tuple(sorted(set(section.mean_of or ()))),
+        ties_by_likelihood=section.ties == "likelihood",
+    )
 
 
 def _own_plan(description: ModelDescription, strategy: Strategy) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
-from ttsvar_ray.models.sampling import SamplingSettings
+from ttsvar_ray.models.sampling import SamplingSettings, exact_sums
 from ttsvar_ray.models.state import KVCache, ScaleState
-from ttsvar_ray.types import Float32Array, ScaleSchedule, UInt8Array
+from ttsvar_ray.types import Float32Array, Float64Array, ScaleSchedule, UInt8Array
 
 SELECTOR_PIXELS = 256
 """Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
@@ -136,6 +136,10 @@ class CachedModel(ABC):
         """Return bits uint8 [B, n, D] drawn from logits by uniforms float32 [B, n * D]."""
 
     @abstractmethod
+    def log_probability(self, logits: Tensor, bits: Tensor) -> Tensor:
+        """Return the log probability of drawn bits uint8 [B, n, D] as float64 [B, ...], an entry a draw."""
+
+    @abstractmethod
     def accumulate(self, summed: Tensor, bits: Tensor, scale_index: int) -> Tensor:
         """Return the feature map [B, d, H, W] with one more scale of bits [B, n, D]."""
 
@@ -179,13 +183,29 @@ class CachedModel(ABC):
 
     def advance(self, state: ScaleState, uniforms: Float32Array) -> ScaleState:
         """Run the next scale and draw its bits; uniforms float32 [rows, n * bits_per_token]."""
+        limits = self._limits(state, uniforms)
+        return self.advance_with(state, lambda logits: self.draw(logits, limits))
+
+    def advance_scored(self, state: ScaleState, uniforms: Float32Array) -> tuple[ScaleState, Float64Array]:
+        """Do as `advance`, and return how likely each row's bits are, float64 [rows] in nats."""
+        limits = self._limits(state, uniforms)
+        scores: list[Float64Array] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            bits = self.draw(logits, limits)
+            scores.append(exact_sums(self.log_probability(logits, bits)))
+            return bits
+
+        return self.advance_with(state, choose), scores[0]
+
+    def _limits(self, state: ScaleState, uniforms: Float32Array) -> Tensor:
+        """Return the uniforms of the next scale on the model's device."""
         expected = (state.num_rows, self._tokens(state) * self.bits_per_token)
         if uniforms.shape != expected:
             raise ValueError(
                 f"uniforms: expected {expected} at scale {state.scale_index}, got {uniforms.shape}"
             )
-        limits = torch.from_numpy(np.ascontiguousarray(uniforms)).to(self.device)
-        return self.advance_with(state, lambda logits: self.draw(logits, limits))
+        return torch.from_numpy(np.ascontiguousarray(uniforms)).to(self.device)
 
     @torch.inference_mode()
     def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:

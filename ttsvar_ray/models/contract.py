@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.types import Float32Array
 
@@ -62,6 +62,8 @@ class _Check:
         )
         self._same(later, whole, "going on from a state that was kept")
         self._check_gather(middle, whole)
+        if isinstance(model, ScoringModel):
+            self._check_likelihood(model, whole)
         replayed = model.replay(self._start(self._rows), model.bits(middle))
         self._same(self._finish(replayed, self._rows), whole, "going on from replayed bits")
         self._same(model.replay(self._start(self._rows), model.bits(whole)), whole, "replaying all bits")
@@ -99,6 +101,26 @@ class _Check:
                 np.array_equal(self._model.decode(part), images[rows]),
                 f"{where}: other pixels; a row's result must not depend on its batch",
             )
+
+    def _check_likelihood(self, model: ScoringModel, whole: Any) -> None:
+        """What is drawn while it is scored is what is drawn, and no row's score depends on the others."""
+        everyone = self._scored(model, self._rows)
+        self._same(everyone[0], whole, "drawing with advance_scored")
+        for rows in ([0], self._rows[1:]):
+            _, scores = self._scored(model, rows)
+            _require(
+                bool(np.isfinite(scores).all()) and np.array_equal(scores, everyone[1][:, rows]),
+                f"advance_scored of rows {rows} drawn without the others: other log probabilities; a row's "
+                "result must not depend on its batch",
+            )
+
+    def _scored(self, model: ScoringModel, rows: Sequence[int]) -> tuple[Any, np.ndarray]:
+        """Return the rows drawn to the end, and the log probabilities of their scales, [scales, rows]."""
+        state, scores = self._start(rows), []
+        for scale_index in range(self._model.num_scales):
+            state, logs = model.advance_scored(state, self._uniforms(rows, scale_index))
+            scores.append(logs)
+        return state, np.array(scores)
 
     def _check_gather(self, middle: Any, whole: Any) -> None:
         model = self._model

@@ -9,16 +9,18 @@
 A state is a value: `advance` and `gather` return new states and never change their argument.
 Rows of a state are trajectories, possibly of many prompts; a row's result does not depend on which
 other rows are in the batch.
+
+A model that can also say how likely what it draws is has `advance_scored` (`ScoringModel`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ttsvar_ray.types import Float32Array, ScaleSchedule, UInt8Array
+from ttsvar_ray.types import Float32Array, Float64Array, ScaleSchedule, UInt8Array
 
 
 class NextScaleModel(Protocol):
@@ -90,5 +92,18 @@ class NextScaleModel(Protocol):
             size: "full" (the model's image size) or "selector": the feature map reduced so that the
                 image is at most 256 pixels on its longer side (cheap, for selectors; equals "full"
                 for models that are small already).
+        """
+        ...
+
+
+@runtime_checkable
+class ScoringModel(Protocol):
+    """What a plan that reads likelihoods asks of a model beside `NextScaleModel`."""
+
+    def advance_scored(self, state: Any, uniforms: Float32Array) -> tuple[Any, Float64Array]:
+        """Return what `advance` returns, byte for byte, and the log probability of each row's drawn bits.
+
+        float64 [rows], nats, of this scale alone: temperature and guidance applied, top-p and top-k not. As
+        everything of a row, it must not depend on the other rows, to the last bit.
         """
         ...

@@ -20,6 +20,8 @@ from ttsvar_ray.errors import ConfigurationError
 if TYPE_CHECKING:  # Plans ask for the settings, in processes that run no network.
     from torch import Tensor
 
+    from ttsvar_ray.types import Float64Array
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingSettings:
@@ -113,6 +115,32 @@ def draw_bits(probability: Tensor, uniforms: Tensor) -> Tensor:
     import torch
 
     return (uniforms < probability).to(torch.uint8)
+
+
+def log_probability_of_bits(logits: Tensor, bits: Tensor) -> Tensor:
+    """Return float64 [...], the log probability of bits [...] of logits [..., 2], without top-p."""
+    import torch
+
+    gap = (logits[..., 1] - logits[..., 0]).double()
+    return -torch.nn.functional.softplus(torch.where(bits.bool(), -gap, gap))
+
+
+_STEPS = 2**20
+"""Parts of a nat that log probabilities are rounded to before they are added."""
+
+
+def exact_sums(values: Tensor) -> Float64Array:
+    """Return float64 [B], the sums of log probabilities [B, ...] in an order that does not matter.
+
+    Floats added in another order give another sum, and devices choose the order by the shape of the batch. So
+    each is rounded to a millionth of a nat first, and whole numbers are added. Less than -1000, what a float
+    can call impossible though it was drawn, counts as -1000.
+    """
+    import torch
+
+    steps = torch.round(values.clamp(min=-1000.0) * _STEPS).to(torch.int64)
+    sums: Float64Array = steps.flatten(1).sum(dim=1).cpu().numpy() / _STEPS
+    return sums
 
 
 def restricted_probabilities(logits: Tensor, *, top_k: int | None, top_p: float) -> Tensor:

@@ -21,7 +21,7 @@ from ttsvar_ray.search.ensemble import combine
 from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.rounds import Begin, Finish, RoundEnd, StopReason, rejection, what_follows
-from ttsvar_ray.search.selection import rank_images, select
+from ttsvar_ray.search.selection import rank_final, select
 from ttsvar_ray.types import Float64Array, Int64Array
 
 
@@ -33,10 +33,12 @@ class Seen:
         scores: [population, scored scales of the segment, members of the reward].
         features: [population, feature_dim], or patches where the plan reduces them; None where the segment's
             selection reads none.
+        log_likelihood: [population], nats of the bits of this segment's scales; None where nothing reads it.
     """
 
     scores: npt.NDArray[np.floating]
     features: npt.NDArray[np.floating] | None = None
+    log_likelihood: npt.NDArray[np.floating] | None = None
 
 
 ALONE = np.zeros(1, dtype=np.int64)
@@ -56,16 +58,24 @@ class Past:
         reward_history: float64 [population, scored scales so far], along each lineage.
         lineage: int64 [population, segments so far]: each ancestor's slot in the population of its
             segment, the own slot last.
+        log_likelihood: float64 [population], nats of all bits so far; zeros where nothing reads it.
+        member_scores: float64 [population, members], what each member of the reward gave at the last scale
+            that was scored.
     """
 
     reward_history: Float64Array
     lineage: Int64Array
+    log_likelihood: Float64Array
+    member_scores: Float64Array
 
     @classmethod
     def empty(cls, population: int) -> Past:
         """Return the past of a population that has not begun."""
         return cls(
-            reward_history=np.empty((population, 0)), lineage=np.empty((population, 0), dtype=np.int64)
+            reward_history=np.empty((population, 0)),
+            lineage=np.empty((population, 0), dtype=np.int64),
+            log_likelihood=np.zeros(population),
+            member_scores=np.empty((population, 0)),
         )
 
     @property
@@ -75,22 +85,33 @@ class Past:
 
     def of(self, slot: int) -> Past:
         """Return the past of one member, as of a population of its own."""
-        return Past(reward_history=self.reward_history[[slot]], lineage=self.lineage[[slot]])
+        return Past(
+            reward_history=self.reward_history[[slot]],
+            lineage=self.lineage[[slot]],
+            log_likelihood=self.log_likelihood[[slot]],
+            member_scores=self.member_scores[[slot]],
+        )
 
-    def grown(self, ancestor_index: Int64Array, scores: npt.NDArray[np.floating], plan: Plan) -> Past:
+    def grown(self, ancestor_index: Int64Array, seen: Seen, plan: Plan) -> Past:
         """Return the past of the next population: its ancestors', and what it has now seen itself.
 
-        Args:
-            scores: as in `Seen`; an ensemble's become one reward here, where the whole population is known.
+        An ensemble's scores become one reward here, where the whole population is known.
 
         Raises:
             RewardError: a member of an ensemble gave no number.
         """
-        rewards = [combine(scores[:, scale], plan.combination)[:, None] for scale in range(scores.shape[1])]
+        scores, before = seen.scores, self.log_likelihood[ancestor_index]
+        member = plan.final.member
+        steer = scores if member is None else np.delete(scores, member, axis=2)
+        rewards = [combine(steer[:, scale], plan.combination)[:, None] for scale in range(scores.shape[1])]
         slots = np.arange(len(ancestor_index))[:, None]
         return Past(
             reward_history=np.concatenate([self.reward_history[ancestor_index], *rewards], axis=1),
             lineage=np.concatenate([self.lineage[ancestor_index], slots], axis=1),
+            log_likelihood=before if seen.log_likelihood is None else before + seen.log_likelihood,
+            member_scores=np.asarray(scores[:, -1], dtype=np.float64)
+            if scores.shape[1]
+            else self.member_scores[ancestor_index],
         )
 
 
@@ -189,7 +210,7 @@ def run_round(
     choices: list[Choice] = []
     for segment in plan.segments:
         seen = run_segment(segment, ancestor_index, round_index)
-        past = past.grown(ancestor_index, seen.scores, plan)
+        past = past.grown(ancestor_index, seen, plan)
         pasts.append(past)
         if segment.selection is None or rejection(plan, segment.last_scale, past.reward_history) is not None:
             break
@@ -201,6 +222,7 @@ def run_round(
             run_seed=run_seed,
             prompt_key=prompt_key,
             round_index=round_index,
+            log_likelihood=past.log_likelihood,
         )
         choices.append(choice)
         ancestor_index = choice.ancestor_index
@@ -216,7 +238,7 @@ def finish_round(plan: Plan, run_segment: RunSegment, abandoned: Round) -> Round
     segments, pasts = plan.segments[len(abandoned.segments) :], []
     for segment in segments:
         seen = run_segment(segment, ancestor_index, round_index)
-        past = past.grown(ancestor_index, seen.scores, plan)
+        past = past.grown(ancestor_index, seen, plan)
         pasts.append(past)
         ancestor_index = ALONE
     choices = tuple(Choice(ancestor_index=ALONE) for _ in segments[1:])
@@ -226,11 +248,12 @@ def finish_round(plan: Plan, run_segment: RunSegment, abandoned: Round) -> Round
 
 def _ranking(plan: Plan, rounds: Sequence[Round]) -> tuple[tuple[int, int], ...]:
     """Return (place in `rounds`, slot) of all final images, the best first; of equal ones the earlier."""
-    images = [
-        (place, slot, reward)
-        for place, one in enumerate(rounds)
-        if one.end.scale_index == plan.num_scales - 1
-        for slot, reward in enumerate(one.past.latest.tolist())
-    ]
-    order = rank_images([reward for _, _, reward in images])
-    return tuple(images[at][:2] for at in order.tolist())
+    whole = [(at, one.past) for at, one in enumerate(rounds) if one.end.scale_index == plan.num_scales - 1]
+    images = [(place, slot) for place, past in whole for slot in range(len(past.lineage))]
+    order = rank_final(
+        plan,
+        reward_history=np.concatenate([past.reward_history for _, past in whole]),
+        member_scores=np.concatenate([past.member_scores for _, past in whole]),
+        log_likelihood=np.concatenate([past.log_likelihood for _, past in whole]),
+    )
+    return tuple(images[at] for at in order.tolist())

@@ -75,6 +75,26 @@ class Rounds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinalChoice:
+    """How the final images of a prompt are ranked.
+
+    Attributes:
+        mean_of: scales: by the mean reward of the lineage there; none: by the reward of the final image.
+        member: of an ensemble: by what this member gives the final image. It is no part of the reward that
+            steers; the others are.
+        ties_by_likelihood: whether the likelier of equal ones is first, not the lower slot.
+    """
+
+    mean_of: tuple[int, ...] = ()
+    member: int | None = None
+    ties_by_likelihood: bool = False
+
+    def __post_init__(self) -> None:
+        assert not (self.mean_of and self.member is not None)
+        assert list(self.mean_of) == sorted(set(self.mean_of))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Algorithm 1 for one model and one strategy; everything in it is used, nothing else is.
 
@@ -84,16 +104,16 @@ class Plan:
     Attributes:
         survivors_after: trajectories that remain after scale k's selection.
         selections: in ascending scale order, at most one a scale, never at the last scale.
-        reward_members, combination: how many rewards score each image, and how their scores become one;
-            a single reward needs no combination.
+        reward_members, combination: how many rewards score each image, and how the scores of those that steer
+            become one; a single one needs no combination.
         joint_component: None where features arrive as one vector per image; else they are patches, and
             operators see them along the first principal direction of all patches of the population, of
             this sign.
+        final: how the final images are ranked.
         rounds: of an adaptive search. Populations and selections are those of the first round; all rounds
             have the same segments, so that what a segment costs a trajectory depends on no round.
         scored_scales: scales after which every live trajectory is decoded and scored: those whose rewards
-            an operator needs, those where a round may be abandoned, and the last one, where the best image is
-            chosen.
+            an operator or the final choice reads, where a round may be abandoned, and the last one.
         segments: the plan cut after each selection.
     """
 
@@ -105,6 +125,7 @@ class Plan:
     combination: RewardCombination | None = None
     joint_component: ComponentSign | None = None
     rounds: Rounds = Rounds()
+    final: FinalChoice = FinalChoice()
     scored_scales: tuple[int, ...] = field(init=False, compare=False)
     segments: tuple[Segment, ...] = field(init=False, compare=False, repr=False)
 
@@ -122,9 +143,12 @@ class Plan:
         assert rejecting <= set(scales)
         scored |= rejecting
         assert all(0 <= scale < last for scale in scored)
-        object.__setattr__(self, "scored_scales", (*sorted(scored), last))
+        scored |= {last, *self.final.mean_of}
+        assert max(scored) == last
+        object.__setattr__(self, "scored_scales", tuple(sorted(scored)))
         assert self.reward_members >= 1
-        assert (self.combination is None) == (self.reward_members == 1)
+        assert self.final.member is None or self.final.member < self.reward_members
+        assert (self.combination is None) == (self.reward_members - (self.final.member is not None) == 1)
         # A combined reward means nothing outside its population.
         assert self.combination is None or self.rounds == Rounds()
         falls = [k for k in range(last + 1) if self.survivors_after[k] != self.population_before[k]]
@@ -141,6 +165,11 @@ class Plan:
     def reads(self) -> frozenset[Signal]:
         """What its selections read, any of them."""
         return frozenset().union(*(segment.reads for segment in self.segments))
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether the log probability of what is drawn has to be known."""
+        return Signal.LIKELIHOOD in self.reads or self.final.ties_by_likelihood
 
     @property
     def population_before(self) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ def select(
     run_seed: int,
     prompt_key: str,
     round_index: int = 0,
+    log_likelihood: npt.NDArray[np.floating] | None = None,
 ) -> Choice:
     """Choose the survivors of a whole population.
 
@@ -43,6 +44,8 @@ def select(
         run_seed: seed of the run.
         prompt_key: `Prompt.key`.
         round_index: of an adaptive search; `plan` is then that of the round.
+        log_likelihood: [population] in slot order, nats of all bits of the lineage; needed where the operator
+            reads it.
 
     Returns:
         int64 `ancestor_index` in ascending order; `numbers` of float64 arrays.
@@ -58,6 +61,9 @@ def select(
         features=_features_seen(plan, features, population) if Signal.FEATURES in operator.reads else None,
         reward_history=_rewards_seen(plan, selection, reward_history)
         if Signal.REWARDS in operator.reads
+        else None,
+        log_likelihood=_likelihood_seen(log_likelihood, population)
+        if Signal.LIKELIHOOD in operator.reads
         else None,
     )
     rng = selection_stream(run_seed, prompt_key, scale_index, operator.name, round_index)
@@ -78,6 +84,12 @@ def _features_seen(
         return features
     Evidence(population=population, features=features)  # a patch that is no number would spoil all images
     return first_component_of_all(features, plan.joint_component)
+
+
+def _likelihood_seen(log_likelihood: npt.NDArray[np.floating] | None, population: int) -> Float64Array:
+    assert log_likelihood is not None
+    assert log_likelihood.shape == (population,)
+    return np.asarray(log_likelihood, dtype=np.float64)
 
 
 def _rewards_seen(plan: Plan, selection: Selection, reward_history: npt.NDArray[np.floating]) -> Float64Array:
@@ -160,3 +172,33 @@ def rank_images(rewards: npt.ArrayLike) -> Int64Array:
             f"to 'worst'."
         )
     return np.argsort(-values, kind="stable").astype(np.int64)
+
+
+def rank_final(
+    plan: Plan,
+    *,
+    reward_history: npt.NDArray[np.floating],
+    member_scores: npt.NDArray[np.floating],
+    log_likelihood: npt.NDArray[np.floating],
+) -> Int64Array:
+    """Return int64 [n] places of final images from the best to the worst, as the plan chooses.
+
+    Args:
+        reward_history: [n, scored scales of the plan], of each image's lineage.
+        member_scores: [n, members], what each member of the reward gave the final image.
+        log_likelihood: [n], nats; not looked at where the plan does not choose by it.
+
+    Raises:
+        RewardError: a number that is chosen by is NaN or infinite.
+    """
+    history, final = np.asarray(reward_history, dtype=np.float64), plan.final
+    if final.mean_of:
+        values = history[:, [plan.scored_scales.index(scale) for scale in final.mean_of]].mean(axis=1)
+    elif final.member is not None:
+        values = np.asarray(member_scores, dtype=np.float64)[:, final.member]
+    else:
+        values = history[:, -1]
+    if not final.ties_by_likelihood:
+        return rank_images(values)
+    likeliest = np.argsort(-np.asarray(log_likelihood, dtype=np.float64), kind="stable")
+    return likeliest[rank_images(values[likeliest])]

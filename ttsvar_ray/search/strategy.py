@@ -21,7 +21,7 @@ from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
 from ttsvar_ray.search.operators.resample import Resample
-from ttsvar_ray.search.plan import Plan, Rounds, Selection
+from ttsvar_ray.search.plan import FinalChoice, Plan, Rounds, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
@@ -111,6 +111,7 @@ def compile_plan(
     growth: Sequence[int] | None = None,
     reject_below: Mapping[int, float] | None = None,
     stop_at: float | None = None,
+    final: FinalChoice | None = None,
 ) -> Plan:
     """Return the plan that these settings mean for a model, or say everything that is wrong with them.
 
@@ -138,6 +139,7 @@ def compile_plan(
             later rounds. By default 1 for all.
         reject_below: rewards by scale (`Rounds.reject_below`).
         stop_at: reward of a final image (`Rounds.stop_at`); an adaptive search must have one.
+        final: how final images are ranked; None: by reward.
 
     Raises:
         ConfigurationError: with every problem found.
@@ -188,6 +190,7 @@ def compile_plan(
         problems += rounds_problems(
             num_scales, max_rounds=max_rounds, growth=growth, reject_below=reject_below, stop_at=stop_at
         )
+    problems += _final_problems(num_scales, final or FinalChoice())
     if batch_schedule is not None and name.has_schedule:
         problems += batch_schedule_problems(num_scales, batch_schedule, wanted)
     operators = {} if problems else _make_operators(wanted, shared, problems)
@@ -212,9 +215,33 @@ def compile_plan(
             for scale in sorted(operators)
         ),
         rounds=rounds,
+        final=final or FinalChoice(),
     )
+    if final not in (None, FinalChoice()):
+        require_a_final_choice(plan)
     reads_features = Signal.FEATURES in plan.reads
     return replace(plan, joint_component=joint_component) if reads_features else plan
+
+
+def require_a_final_choice(plan: Plan) -> None:
+    """Refuse a setting of the final choice where there is none.
+
+    Raises:
+        ConfigurationError: the plan ends with one image.
+    """
+    if plan.survivors_after[-1] == plan.rounds.most == 1:
+        raise ConfigurationError(
+            "final: this plan ends with one image a prompt, so that nothing is left to choose; remove it, or "
+            "keep more trajectories to the end."
+        )
+
+
+def _final_problems(num_scales: int, final: FinalChoice) -> list[str]:
+    return [
+        f"final.mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
+        for scale in final.mean_of
+        if scale >= num_scales
+    ]
 
 
 def _rounds(

@@ -107,6 +107,7 @@ class ReportMaker:
             )
             for segment in plan.segments
         )
+        self._has_likelihood = plan.needs_likelihood
         self._next_row = 0
 
     def answer(self, batch: RunBatch, row_seconds: float) -> tuple[SegmentReport, ...]:
@@ -130,6 +131,7 @@ class ReportMaker:
                     slots=task.slots,
                     features=self._features[first : first + count] if answers.has_features else None,
                     rewards=answers.rewards[first : first + count],
+                    log_likelihood=np.zeros(count) if self._has_likelihood else None,
                     bits=(answers.bits,) * count,
                     images=(_IMAGE,) * count if answers.is_last else (),
                     seconds=row_seconds * count,

@@ -104,7 +104,7 @@ def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, resul
         ancestors = np.arange(plan.population_before[0])
         past, pasts, choices = algorithm.Past.empty(len(ancestors)), [], []
         for segment in plan.segments:
-            past = past.grown(ancestors, run_segment(segment, ancestors).scores, plan)
+            past = past.grown(ancestors, run_segment(segment, ancestors), plan)
             pasts.append(past)
             if segment.selection is not None:
                 ancestors = np.arange(segment.selection.survivors)

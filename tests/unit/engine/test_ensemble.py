@@ -15,7 +15,7 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.rewards.protocol import RewardEnsemble, RewardText
-from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.plan import FinalChoice, Plan
 from ttsvar_ray.types import WORST_REWARD, Float32Array, Prompt, RewardCombination, UInt8Array
 
 
@@ -117,3 +117,36 @@ def test_the_policy_for_what_is_no_number_holds_for_each_member() -> None:
 def test_an_ensemble_and_a_plan_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="the plan expects 1 members, got 2"):
         search(make_prompts(1), raw_plan(2))
+
+
+def test_one_reward_steers_and_another_chooses() -> None:
+    plan = replace(tts_var_plan(2), reward_members=2, final=FinalChoice(member=1))
+    found = search(make_prompts(4), plan)
+    expected = search(make_prompts(4), plan, engines=3, rows=4, spread=2)
+    for key, outcome in found.items():
+        assert isinstance(outcome, PromptResult)
+        assert outcome.images == expected[key].images  # type: ignore[union-attr]
+        steering = [image.member_rewards[0] for image in outcome.images]
+        chosen_by = [image.member_rewards[1] for image in outcome.images]
+        assert [image.reward for image in outcome.images] == steering
+        assert chosen_by == sorted(chosen_by, reverse=True)
+    alone = search_of_one(make_prompts(4), tts_var_plan(2))
+    for key, outcome in alone.items():
+        both = found[key]
+        assert isinstance(outcome, PromptResult) and isinstance(both, PromptResult)
+        assert {image.lineage for image in outcome.images} == {image.lineage for image in both.images}
+
+
+def search_of_one(prompts: list[Prompt], plan: Plan) -> dict[str, PromptResult | PromptFailure]:
+    """Search with the first of the two rewards alone."""
+    engine = Engine(
+        model=TinyModel(),
+        reward=TinyReward(),
+        extractor=TinyExtractor(),
+        plan=plan,
+        run_seed=3,
+        settings=EngineSettings(),
+    )
+    settings = CoordinatorSettings(keep="all")
+    outcomes = run_local(iter(prompts), plan=plan, engines=[engine], run_seed=3, settings=settings)
+    return {outcome.prompt.key: outcome for outcome in outcomes}

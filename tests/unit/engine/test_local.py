@@ -14,7 +14,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local, search_prompt
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.plan import FinalChoice, Plan
 from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 from ttsvar_ray.types import Prompt
 
@@ -105,6 +105,9 @@ def placed(*operators: str) -> list[SelectionSetting]:
         {"selections": placed("top-k", "diverse-top-k")},
         {"selections": placed("farthest-point", "cluster-best")},
         {"selections": placed("dpp", "density")},
+        {"selections": placed("likelihood", "top-k")},
+        {"final": FinalChoice(mean_of=(7, 10, 12))},
+        {"final": FinalChoice(ties_by_likelihood=True)},
         # Some rounds are given up; some prompts end with nothing else, some early, some after all rounds.
         {"strategy": "adaptive", "reject_below": {6: -1.96}, "stop_at": -1.0, "max_rounds": 3, "n": 1},
         {

@@ -252,3 +252,22 @@ def test_what_naming_scales_changes_besides_is_said(given: list[str], said: str)
     note = plan_note(resolve(load_config(None, ["model.name=shapes", *given], needs_files=False)))
     assert said in note
     assert bool(note) == bool(said)
+
+
+def test_one_of_two_rewards_may_choose_the_final_image(tmp_path: Path) -> None:
+    model = model_directory(tmp_path)
+    members = {"shapes": None, "tests.support.tiny_model:TinyReward": None}
+    final = {"reward": "tests.support.tiny_model:TinyReward"}
+    reward = {"name": "ensemble", "members": members}
+    plan = resolve(config_for(model, strategy={"n": 2, "final": final}, reward=reward)).plan
+    assert (plan.reward_members, plan.combination, plan.final.member) == (2, None, 1)
+    for strategy, ensemble, message in (
+        ({"n": 2, "final": final}, {}, "final.reward: expected none without an ensemble"),
+        ({"n": 2, "final": {"reward": "hps"}}, reward, "final.reward: expected one of shapes, tests.support"),
+        ({"n": 2, "final": final}, {**reward, "combine": "z-score"}, "reward.combine: expected none"),
+    ):
+        with pytest.raises(ConfigurationError) as raised:
+            resolve(config_for(model, strategy=strategy, reward=ensemble))
+        assert message in str(raised.value)
+    with pytest.raises(ValueError, match="reward: expected none beside mean_of"):
+        config_for(model, strategy={"final": {**final, "mean_of": [8]}}, reward=reward)

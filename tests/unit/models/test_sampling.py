@@ -10,7 +10,9 @@ from ttsvar_ray.models.infinity.recorded_checks import multinomial_bits
 from ttsvar_ray.models.sampling import (
     SamplingSettings,
     draw_bits,
+    exact_sums,
     guided_logits,
+    log_probability_of_bits,
     per_scale,
     probability_of_one,
     top_p_margin,
@@ -77,3 +79,21 @@ def test_settings_name_every_problem() -> None:
     with pytest.raises(ConfigurationError, match="expected one number or 3"):
         per_scale("guidance", [1.0, 2.0], 3)
     assert per_scale("guidance", 2, 3) == (2.0, 2.0, 2.0)
+
+
+def test_log_probabilities_of_bits_are_those_that_they_are_drawn_with() -> None:
+    logits = torch.randn(3, 50, 8, 2, generator=torch.Generator().manual_seed(1)) * 3
+    bits = draw_bits(probability_of_one(logits, top_p=1.0), torch.rand(3, 50, 8))
+    expected = torch.log_softmax(logits.double(), dim=-1).gather(-1, bits.long()[..., None])[..., 0]
+    torch.testing.assert_close(log_probability_of_bits(logits, bits), expected)
+
+
+def test_sums_of_log_probabilities_do_not_depend_on_order_or_neighbours() -> None:
+    values = -torch.rand(2, 4000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 9
+    sums = exact_sums(values)
+    for seed in range(5):
+        order = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))
+        assert (exact_sums(values[:, order]) == sums).all()
+        assert exact_sums(values[1:, order].reshape(1, 40, 100)).tolist() == sums[1:].tolist()
+    assert sums == pytest.approx(values.sum(dim=1).numpy(), abs=1e-3)
+    assert exact_sums(torch.tensor([[-math.inf, 0.0]])).tolist() == [-1000.0]

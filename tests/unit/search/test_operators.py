@@ -40,7 +40,13 @@ def chosen(plan: Plan, rewards: list[float], features: np.ndarray | None = None,
     scored = sum(scale <= 3 for scale in plan.scored_scales)
     history = np.repeat(np.array(rewards)[:, None], scored, axis=1)
     return select(
-        plan, plan.selections[0], features=features, reward_history=history, run_seed=seed, prompt_key="a#0"
+        plan,
+        plan.selections[0],
+        features=features,
+        reward_history=history,
+        run_seed=seed,
+        prompt_key="a#0",
+        log_likelihood=np.array(rewards) - 100.0,
     )
 
 
@@ -127,6 +133,19 @@ def test_diverse_top_k_does_not_depend_on_units(factor: float, shift: float) -> 
 def test_diverse_top_k_of_what_is_all_alike_keeps_the_lowest_slots() -> None:
     choice = chosen(plan_with("diverse-top-k"), [1.0] * 6, np.ones((6, 2)))
     assert choice.ancestor_index.tolist() == [0, 1, 2]
+
+
+def test_likelihood_keeps_the_surest_without_a_decode() -> None:
+    plan = plan_with("likelihood")
+    assert plan.needs_likelihood
+    assert selector_demand(plan).decodes == 3, "the final images alone"
+    choice = chosen(plan, [0.5, 2.0, 0.5, -1.0, 2.0, 0.5])
+    assert choice.ancestor_index.tolist() == [0, 1, 4]
+    assert np.asarray(choice.numbers["log_likelihood"])[3] == -101.0
+    assert not plan_with("top-k").needs_likelihood
+    bad = [0.0, float("nan"), 0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(SelectionError, match=r"log_likelihood: expected finite numbers, .* slots \[1\]"):
+        chosen(plan, bad)
 
 
 LINE = np.array([[0.0], [1.0], [2.0], [2.0], [9.0], [10.0]])

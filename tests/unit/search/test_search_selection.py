@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ttsvar_ray.errors import RewardError
+from ttsvar_ray.errors import ConfigurationError, RewardError
 from ttsvar_ray.search.operators.protocol import Choice
-from ttsvar_ray.search.selection import rank_images, select
+from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.search.selection import rank_final, rank_images, select
 from ttsvar_ray.search.strategy import compile_plan
 
 SCHEDULE = tuple((side, side) for side in range(1, 14))
@@ -83,3 +86,29 @@ def test_images_are_ranked_by_reward_then_slot() -> None:
     assert rank_images(np.array([0.0, -0.0], dtype=np.float32)).tolist() == [0, 1]
     with pytest.raises(RewardError, match=r"slots \[1\]"):
         rank_images([0.0, float("nan")])
+
+
+def _ranked(plan: Plan) -> list[int]:
+    history = np.array([[0.0, 3.0, 1.0], [9.0, 2.0, 2.0], [0.0, 0.0, 2.0]])
+    assert plan.scored_scales == (6, 9, 12)
+    members = np.array([[1.0, 5.0], [2.0, 7.0], [2.0, 6.0]])
+    likelihood = np.array([-5.0, -4.0, -3.0])
+    return rank_final(plan, reward_history=history, member_scores=members, log_likelihood=likelihood).tolist()
+
+
+def test_final_images_are_ranked_as_the_plan_says() -> None:
+    plan = compile_plan(scale_schedule=SCHEDULE, n=3, cluster_scales=[], resample_scales=[6, 9])
+    assert _ranked(plan) == [1, 2, 0], "by the last reward, of equal ones the lower slot"
+    assert _ranked(replace(plan, final=FinalChoice(ties_by_likelihood=True))) == [2, 1, 0]
+    assert _ranked(replace(plan, final=FinalChoice(mean_of=(9, 12)))) == [0, 1, 2]
+    assert _ranked(replace(plan, reward_members=2, final=FinalChoice(member=1))) == [1, 2, 0]
+
+
+def test_scales_of_the_final_choice_are_scored_and_no_option_is_idle() -> None:
+    mean = FinalChoice(mean_of=(8, 10, 12))
+    plan = compile_plan(scale_schedule=SCHEDULE, strategy="best-of-n", n=3, final=mean)
+    assert plan.scored_scales == (8, 10, 12)
+    with pytest.raises(ConfigurationError, match="ends with one image a prompt, so that nothing is left"):
+        compile_plan(scale_schedule=SCHEDULE, strategy="raw", final=mean)
+    with pytest.raises(ConfigurationError, match=r"final.mean_of: expected scales from 0 to 12, got 13"):
+        compile_plan(scale_schedule=SCHEDULE, n=2, final=FinalChoice(mean_of=(13,)))

@@ -12,7 +12,13 @@ from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.text import Conditioning, TextFeatures
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
-from ttsvar_ray.models.sampling import SamplingSettings, draw_bits, guided_logits, probability_of_one
+from ttsvar_ray.models.sampling import (
+    SamplingSettings,
+    draw_bits,
+    guided_logits,
+    log_probability_of_bits,
+    probability_of_one,
+)
 from ttsvar_ray.models.state import KVCache, ScaleState
 
 
@@ -93,6 +99,10 @@ class InfinityModel(CachedModel):
         """Return bits uint8 [B, n, D], each drawn by a number of its own."""
         probability = probability_of_one(logits, top_p=self.sampling.top_p)
         return draw_bits(probability, uniforms.view_as(probability))
+
+    def log_probability(self, logits: Tensor, bits: Tensor) -> Tensor:
+        """Return float64 [B, n, D], of each bit."""
+        return log_probability_of_bits(logits, bits)
 
     def accumulate(self, summed: Tensor, bits: Tensor, scale_index: int) -> Tensor:
         """Return the feature map with one more scale."""

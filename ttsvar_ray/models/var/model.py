@@ -90,6 +90,11 @@ class VarModel(CachedModel):
         probabilities = restricted_probabilities(logits, top_k=self.sampling.top_k, top_p=self.sampling.top_p)
         return draw_token_bits(probabilities, uniforms.view(*logits.shape[:2], self.bits_per_token))
 
+    def log_probability(self, logits: Tensor, bits: Tensor) -> Tensor:
+        """Return float64 [B, n], of each entry of the codebook."""
+        chosen = bits_to_tokens(bits)[..., None]
+        return logits.double().log_softmax(dim=-1).gather(-1, chosen)[..., 0]
+
     def accumulate(self, summed: Tensor, bits: Tensor, scale_index: int) -> Tensor:
         """Return the feature map with one more scale."""
         tokens = bits_to_tokens(bits)

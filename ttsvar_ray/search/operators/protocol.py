@@ -16,15 +16,17 @@ from typing import ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ttsvar_ray.errors import FeatureError, RewardError
+from ttsvar_ray.errors import FeatureError, RewardError, SelectionError
 from ttsvar_ray.types import Float64Array, Int64Array
 
 
 class Signal(str, enum.Enum):
-    """What can be seen of a population; seeing costs a decode of every image, and a network over it."""
+    """What can be seen of a population. Features and rewards cost a decode of every image, and a network over
+    it; the likelihood costs nothing: the bits were drawn by it."""
 
     FEATURES = "features"
     REWARDS = "rewards"
+    LIKELIHOOD = "likelihood"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,20 +38,28 @@ class Evidence:
         features: [population, feature_dim]; None where the operator does not read them.
         reward_history: float64 [population, scales], one column for each of the operator's `scored_scales`,
             ascending; None where it does not read rewards. Rows follow their trajectory's lineage.
+        log_likelihood: float64 [population], nats: the log probability of all bits of each lineage so far, as
+            the model would draw them without top-p and top-k; None where it is not read.
 
     Raises:
-        FeatureError, RewardError: a number is NaN or infinite.
+        FeatureError, RewardError, SelectionError: a number is NaN or infinite.
     """
 
     population: int
     features: npt.NDArray[np.floating] | None = None
     reward_history: Float64Array | None = None
+    log_likelihood: Float64Array | None = None
 
     def __post_init__(self) -> None:
         if self.features is not None and (bad := _slots_not_finite(self.features)):
             raise FeatureError(
                 f"features: expected finite numbers, got NaN or infinity in slots {bad}; check the feature "
                 "extractor and its dtype."
+            )
+        if self.log_likelihood is not None and (bad := _slots_not_finite(self.log_likelihood)):
+            raise SelectionError(
+                f"log_likelihood: expected finite numbers, got NaN or infinity in slots {bad}; check the "
+                "model's dtype."
             )
         if self.reward_history is not None and (bad := _slots_not_finite(self.reward_history)):
             raise RewardError(

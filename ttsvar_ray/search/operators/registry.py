@@ -18,6 +18,7 @@ OPERATORS = {
     "farthest-point": "ttsvar_ray.search.operators.farthest_point:FarthestPoint",
     "dpp": "ttsvar_ray.search.operators.dpp:Dpp",
     "density": "ttsvar_ray.search.operators.density:Density",
+    "likelihood": "ttsvar_ray.search.operators.likelihood:Likelihood",
     "resample": "ttsvar_ray.search.operators.resample:Resample",
     "top-k": "ttsvar_ray.search.operators.top_k:TopK",
     "diverse-top-k": "ttsvar_ray.search.operators.diverse_top_k:DiverseTopK",
@@ -76,7 +77,9 @@ def class_problems(found: Any) -> list[str]:
         problems.append(f"expected a name of its own, got that of a built-in operator, {name!r}")
     reads = getattr(found, "reads", None)
     if not isinstance(reads, frozenset) or not all(isinstance(signal, Signal) for signal in reads):
-        problems.append(f"reads: expected a frozenset of Signal.FEATURES and Signal.REWARDS, got {reads!r}")
+        problems.append(
+            f"reads: expected a frozenset of Signal.FEATURES, REWARDS and LIKELIHOOD, got {reads!r}"
+        )
     if not isinstance(getattr(found, "repeats", None), bool):
         problems.append("repeats: expected True or False, whether it may choose a trajectory twice")
     return problems
