@@ -82,6 +82,7 @@ class SelectionRecord:
         placement: worker of each survivor; `moved` counts survivors replayed on another worker,
             `reason` says why, or why the round was abandoned.
         round_index: of an adaptive search.
+        bits: of every trajectory of the population, all scales up to this one; empty where they are not kept.
     """
 
     prompt_key: str
@@ -94,6 +95,7 @@ class SelectionRecord:
     moved: int = 0
     reason: str = ""
     round_index: int = 0
+    bits: tuple[PackedBits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

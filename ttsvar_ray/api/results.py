@@ -6,14 +6,16 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsvar_ray.api.tree import SearchTree
+import numpy as np
+
+from ttsvar_ray.api.tree import Painter, SearchTree
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.results import ResultImage, SelectionRecord
-from ttsvar_ray.types import Prompt
+from ttsvar_ray.types import Prompt, UInt8Array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,6 +39,7 @@ class FoundImage:
         bits: of all scales, packed, one bytes object a scale; empty where a data set keeps none.
         encoded: the image file.
         image_format: "png", "jpeg" or "webp".
+        round_index: of an adaptive search.
     """
 
     rank: int
@@ -46,6 +49,7 @@ class FoundImage:
     bits: tuple[bytes, ...]
     encoded: bytes
     image_format: str
+    round_index: int = 0
 
     @classmethod
     def of(cls, image: ResultImage) -> FoundImage:
@@ -58,6 +62,7 @@ class FoundImage:
             bits=image.bits,
             encoded=image.image.payload,
             image_format=image.image.image_format,
+            round_index=image.round_index,
         )
 
     @property
@@ -66,6 +71,11 @@ class FoundImage:
         from PIL import Image
 
         return Image.open(io.BytesIO(self.encoded)).convert("RGB")
+
+    @property
+    def pixels(self) -> UInt8Array:
+        """The picture, uint8 RGB [height, width, 3]."""
+        return np.asarray(self.image)
 
     def save(self, path: str | Path) -> None:
         """Write the image file as it is; its bytes are `encoded`."""
@@ -83,6 +93,7 @@ class Result:
         tree: of its search; None where it failed, or where nothing was selected.
         error: why there is no image; "" where there is one.
         columns: what else the prompt came with.
+        trace: the selections of all rounds, with the bits of their populations where they were kept.
     """
 
     prompt: str
@@ -91,16 +102,25 @@ class Result:
     tree: SearchTree | None
     error: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
+    trace: tuple[SelectionRecord, ...] = field(default=(), repr=False)
 
     @classmethod
-    def of(cls, prompt: Prompt, images: Sequence[ResultImage], trace: Sequence[SelectionRecord]) -> Result:
-        """Return a finished prompt."""
+    def of(
+        cls,
+        prompt: Prompt,
+        images: Sequence[ResultImage],
+        trace: Sequence[SelectionRecord],
+        *,
+        painter: Painter | None = None,
+    ) -> Result:
+        """Return a finished prompt, whose tree the painter may draw."""
         return cls(
             prompt=prompt.text,
             prompt_id=prompt.prompt_id,
             columns=prompt.columns,
             images=tuple(FoundImage.of(image) for image in images),
-            tree=SearchTree.of(trace, images) if images else None,
+            tree=replace(SearchTree.of(trace, images), painter=painter) if images else None,
+            trace=tuple(trace),
         )
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,26 +16,36 @@ from ttsvar_ray.api.results import Result
 from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_manifest
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
+from ttsvar_ray.models.registry import BUILT_IN
+from ttsvar_ray.results import FinalImage, PackedBits, ResultImage, SelectionRecord
 from ttsvar_ray.storage import Location
-from ttsvar_ray.types import Prompt
+from ttsvar_ray.types import Prompt, UInt8Array
+
+if TYPE_CHECKING:
+    from ttsvar_ray.api.replay import Replayer
+    from ttsvar_ray.job.resolved import ResolvedJob
 
 _PARTS_KEPT = 2
 """Parts in memory: going through the results in order reads each part once."""
 _OWN = frozenset(data_schema((), bits=True, rounds=True).names)
 
 
-def load(output: str | Path) -> SavedRun:
+def load(
+    output: str | Path, *, pictures: bool | None = None, settings: Sequence[str] | None = None
+) -> SavedRun:
     """Open the data set that a run has written, whether it is finished or not.
 
     Args:
         output: folder or URI.
+        pictures: whether trees draw the trajectories whose bits the trace has, for which the model is loaded
+            when the first one is drawn; None is with the built-in model only.
+        settings: `SECTION.KEY=VALUE`, where that model is now, and on which device it draws.
 
     Raises:
         OutputError: there is no run, or one that cannot be read.
         StorageError: a URI that cannot be opened.
     """
-    return SavedRun(OutputLayout(output))
+    return SavedRun(OutputLayout(output), pictures=pictures, settings=settings)
 
 
 class SavedRun(Sequence[Result]):
@@ -45,13 +55,22 @@ class SavedRun(Sequence[Result]):
         manifest: what the run is: settings, prompts, versions.
     """
 
-    def __init__(self, layout: OutputLayout) -> None:
+    def __init__(
+        self,
+        layout: OutputLayout,
+        *,
+        pictures: bool | None = None,
+        settings: Sequence[str] | None = None,
+    ) -> None:
         """Read which prompts are there, not their pictures; see `load`."""
         manifest = read_manifest(layout)
         if manifest is None:
             raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
         self.manifest: RunManifest = manifest
         self._layout = layout
+        self._settings = tuple(settings or ())
+        is_built_in = manifest.content.get("model.name") == BUILT_IN
+        self._draws = is_built_in if pictures is None else pictures
         self._parts: list[int] = []
         self._starts: list[int] = []
         self._rows: list[int] = []
@@ -110,7 +129,36 @@ class SavedRun(Sequence[Result]):
             records = selection_records(_read(self._layout.trace_part(chunk)))
         except FileNotFoundError:  # deleted by hand: the tree has only its ends
             records = {}
-        return {number: _result(rows, records.get(number, ())) for number, rows in images.items()}
+        painter = self._paint if self._draws else None
+        return {
+            number: _result(rows, records.get(number, ()), painter=painter) for number, rows in images.items()
+        }
+
+    @functools.cached_property
+    def replayer(self) -> Replayer:
+        """Draws bits of this run; its model is loaded once, when it is first asked for.
+
+        Raises:
+            ConfigurationError, CheckpointError: a model that cannot be loaded.
+        """
+        from ttsvar_ray.api.replay import Replayer
+
+        return Replayer.of(self.job)
+
+    @functools.cached_property
+    def job(self) -> ResolvedJob:
+        """The job that wrote the run, with the settings given since.
+
+        Raises:
+            ConfigurationError: settings that this version no longer has, or overrides that are wrong.
+        """
+        from ttsvar_ray.config import recorded_config
+        from ttsvar_ray.job.resolved import resolve
+
+        return resolve(recorded_config(self.manifest.config, self._settings))
+
+    def _paint(self, text: str, population: Sequence[PackedBits]) -> list[UInt8Array]:
+        return self.replayer.latest(text, population)
 
 
 def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
@@ -123,7 +171,12 @@ def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
         raise OutputError(f"{part}: expected a whole Parquet file ({error})") from None
 
 
-def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Result:
+def _result(
+    rows: list[dict[str, Any]],
+    trace: Sequence[SelectionRecord],
+    *,
+    painter: Callable[[str, Sequence[PackedBits]], list[UInt8Array]] | None,
+) -> Result:
     rows = sorted(rows, key=lambda row: row["image_rank"])
     images = [
         ResultImage(
@@ -150,4 +203,5 @@ def _result(rows: list[dict[str, Any]], trace: Sequence[SelectionRecord]) -> Res
         text=best["prompt"],
         columns={name: value for name, value in best.items() if name not in _OWN},
     )
-    return Result.of(prompt, images, trace)
+    drawn = None if painter is None else functools.partial(painter, prompt.text)
+    return Result.of(prompt, images, trace, painter=drawn)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ class Search:
         )
         self.plan = resolved.plan
         self._seed = config.seed
-        self._settings = CoordinatorSettings(spread=1, keep=config.output.keep)
+        self._settings = CoordinatorSettings(spread=1, keep=config.output.keep, trace_bits=True)
         self._engine = build_engine(resolved, **objects)
 
     def stream(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[tuple[int, Result]]:
@@ -129,7 +130,7 @@ class Search:
             run_seed=self._seed,
             settings=self._settings,
         ):
-            yield outcome.prompt.row, _result(outcome)
+            yield outcome.prompt.row, self._result(outcome)
 
     def run(
         self, prompts: str | Iterable[str | Mapping[str, Any]], *, loop: Loop | None = None
@@ -146,11 +147,28 @@ class Search:
         from ttsvar_ray.engine.local import search_prompt
 
         return [
-            _result(
+            self._result(
                 search_prompt(prompt, plan=self.plan, engine=self._engine, run_seed=self._seed, loop=loop)
             )
             for prompt in _numbered(prompts)
         ]
+
+    def _result(self, outcome: PromptResult | PromptFailure) -> Result:
+        """Return what became of a prompt, with a tree that this search's own model draws."""
+        from ttsvar_ray.api.replay import Replayer
+
+        prompt = outcome.prompt
+        if isinstance(outcome, PromptFailure):
+            return Result(
+                prompt=prompt.text,
+                prompt_id=prompt.prompt_id,
+                images=(),
+                tree=None,
+                error=outcome.errors[-1] if outcome.errors else "given up",
+                columns=prompt.columns,
+            )
+        painter = partial(Replayer(self._engine.model).latest, prompt.text)
+        return Result.of(prompt, outcome.images, outcome.trace, painter=painter)
 
 
 def generate(
@@ -302,21 +320,6 @@ def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prom
         seen[prompt_id] = ordinal + 1
         more = {} if isinstance(one, str) else {k: v for k, v in one.items() if k not in ("prompt", "id")}
         yield Prompt(row=row, prompt_id=prompt_id, ordinal=ordinal, text=text, columns=more)
-
-
-def _result(outcome: PromptResult | PromptFailure) -> Result:
-    prompt = outcome.prompt
-    if isinstance(outcome, PromptFailure):
-        error = outcome.errors[-1] if outcome.errors else "given up"
-        return Result(
-            prompt=prompt.text,
-            prompt_id=prompt.prompt_id,
-            images=(),
-            tree=None,
-            error=error,
-            columns=prompt.columns,
-        )
-    return Result.of(prompt, outcome.images, outcome.trace)
 
 
 @contextlib.contextmanager

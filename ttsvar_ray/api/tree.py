@@ -1,19 +1,33 @@
 """The tree of one prompt's search, to look at: which trajectories lived, which were dropped, what won.
 
 Comes in: the trace of a search and the lineages of its kept images, whether of a run in this process or of a
-data set. Goes out: text, or one SVG picture, scales from left to right.
+data set. Goes out: text, or one SVG picture, scales from left to right: a picture per trajectory where its
+bits are known and there is something to draw them with, a dot else.
 """
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from ttsvar_ray.results import ResultImage, SelectionRecord
+from ttsvar_ray.results import PackedBits, ResultImage, SelectionRecord
+from ttsvar_ray.types import UInt8Array
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _COLUMN, _ROW, _LEFT, _TOP, _RADIUS, _LABEL = 148, 26, 60, 46, 8, 34
+_SIDE = 56
+"""Of a picture in the tree; it is kept at twice as many pixels."""
+_QUALITY = 80
+
+Painter = Callable[[Sequence[PackedBits]], Sequence[UInt8Array]]
+"""Draws each trajectory of a population after its last scale: `Replayer.latest` of one text."""
 # Distinct in light and dark, also to most colour-blind eyes: Okabe and Ito's palette.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 
@@ -29,6 +43,8 @@ class Level:
         kept: slots that the selection chose, with repeats; of the final images, all.
         rewards: of each slot at this scale; empty where none were taken.
         labels: cluster of each slot; empty where nothing was clustered.
+        bits: of each slot, all scales up to this one; empty where they were not kept.
+        pictures: of each slot, WebP, b"" where there is none; empty where nothing was drawn.
     """
 
     scale_index: int | None
@@ -38,6 +54,14 @@ class Level:
     rewards: tuple[float, ...]
     labels: tuple[int, ...]
     population: int
+    bits: tuple[PackedBits, ...] = field(default=(), repr=False)
+    pictures: tuple[bytes, ...] = field(default=(), repr=False)
+
+    def told(self, slot: int) -> str:
+        """Return what is known of a trajectory, in words."""
+        reward = self.rewards[slot] if slot < len(self.rewards) else math.nan
+        scored = "" if math.isnan(reward) else f", reward {reward:.4f}"
+        return f"trajectory {slot}, {'kept' if slot in self.kept else 'dropped'}{scored}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +71,12 @@ class SearchTree:
     Attributes:
         levels: one per selection, and the final images.
         winner: slot of the best image in each level.
+        painter: draws the populations whose bits are known; None where nothing is to be drawn.
     """
 
     levels: tuple[Level, ...]
     winner: tuple[int, ...]
+    painter: Painter | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, trace: Sequence[SelectionRecord], images: Sequence[ResultImage]) -> SearchTree:
@@ -78,10 +104,12 @@ class SearchTree:
                     rewards=record.rewards,
                     labels=labels,
                     population=max(seen),
+                    bits=record.bits,
                 )
             )
             parents = kept
         finals = {image.lineage[-1]: image.reward for image in images}
+        files = {image.lineage[-1]: image.image.payload for image in images}
         population = max(len(parents), max(finals) + 1)
         levels.append(
             Level(
@@ -92,6 +120,7 @@ class SearchTree:
                 rewards=tuple(finals.get(slot, math.nan) for slot in range(population)),
                 labels=(),
                 population=population,
+                pictures=tuple(files.get(slot, b"") for slot in range(population)),
             )
         )
         return cls(levels=tuple(levels), winner=tuple(best.lineage))
@@ -130,55 +159,98 @@ class SearchTree:
             display(self)
 
     def svg(self) -> str:
-        """Return the picture: a column per population, a dot per trajectory, the winner's line bold."""
-        rows = max(level.population for level in self.levels)
-        width = _LEFT * 2 + _COLUMN * (len(self.levels) - 1)
-        height = _TOP + _ROW * rows
-        start = (
+        """Return the picture: a column per population, the winner's line bold.
+
+        A trajectory is a picture where it can be drawn, else a dot.
+        """
+        levels, is_drawn = self._drawn()
+        half, row = (_SIDE // 2, _SIDE + 8) if is_drawn else (_RADIUS, _ROW)
+        column = _COLUMN + 2 * (half - _RADIUS)
+        rows = max(level.population for level in levels)
+        width = _LEFT * 2 + column * (len(levels) - 1)
+        height = _TOP + row * rows
+        opening = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
             f'height="{height}" role="img" aria-label="search tree" font-family="sans-serif" font-size="11" '
             'fill="currentColor">'
         )
-        parts = [start]
-        for at, (level, best) in enumerate(zip(self.levels, self.winner, strict=True)):
-            x = _LEFT + _COLUMN * at
+        parts = [opening]
+        for at, (level, best) in enumerate(zip(levels, self.winner, strict=True)):
+            x = _LEFT + column * at
             head = "final" if level.scale_index is None else f"scale {level.scale_index}"
             parts.append(f'<text x="{x}" y="14" text-anchor="middle">{head}</text>')
             parts.append(f'<text x="{x}" y="28" text-anchor="middle">{html.escape(level.operator)}</text>')
             # Lines begin behind the rewards that are written beside the dots.
-            beside = _LABEL if at and any(not math.isnan(r) for r in self.levels[at - 1].rewards) else 0
+            beside = _LABEL if at and any(not math.isnan(r) for r in levels[at - 1].rewards) else 0
             for slot, parent in enumerate(level.parents):
                 is_winning = slot == best and parent == self.winner[at - 1]
+                start, end = (_TOP + row * place + half for place in (parent, slot))
                 parts.append(
-                    f'<line x1="{x - _COLUMN + _RADIUS + beside}" y1="{_y(parent)}" x2="{x - _RADIUS}" '
-                    f'y2="{_y(slot)}" stroke="currentColor" stroke-width="{3 if is_winning else 1}" '
+                    f'<line x1="{x - column + half + beside}" y1="{start}" x2="{x - half}" y2="{end}" '
+                    f'stroke="currentColor" stroke-width="{3 if is_winning else 1}" '
                     f'opacity="{1 if is_winning else 0.45}"/>'
                 )
-            parts.extend(_dot(level, slot, x, is_best=slot == best) for slot in range(level.population))
+            parts.extend(
+                _mark(level, slot, x, _TOP + row * slot + half, half, is_best=slot == best)
+                for slot in range(level.population)
+            )
         return "".join([*parts, "</svg>"])
+
+    def _drawn(self) -> tuple[tuple[Level, ...], bool]:
+        """Return the levels with their pictures, and whether one before the last has any."""
+        painter = self.painter
+        if painter is None or not any(level.bits for level in self.levels):
+            return self.levels, False
+        levels = [
+            replace(level, pictures=tuple(_thumbnail(image) for image in painter(level.bits)))
+            if level.bits
+            else replace(level, pictures=tuple(_reduced(file) for file in level.pictures))
+            for level in self.levels
+        ]
+        return tuple(levels), True
 
     def _repr_svg_(self) -> str:
         return self.svg()
 
 
-def _y(slot: int) -> int:
-    return _TOP + _ROW * slot + _RADIUS
+def _thumbnail(image: UInt8Array) -> bytes:
+    """Return a uint8 RGB picture, reduced, as WebP."""
+    from PIL import Image
+
+    return _encoded(Image.fromarray(image))
 
 
-def _dot(level: Level, slot: int, x: int, *, is_best: bool) -> str:
+def _reduced(file: bytes) -> bytes:
+    from PIL import Image
+
+    return _encoded(Image.open(io.BytesIO(file)).convert("RGB")) if file else b""
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    picture.thumbnail((2 * _SIDE, 2 * _SIDE))
+    written = io.BytesIO()
+    picture.save(written, format="WEBP", quality=_QUALITY)
+    return written.getvalue()
+
+
+def _mark(level: Level, slot: int, x: int, y: int, half: int, *, is_best: bool) -> str:
+    """Return a trajectory: its picture in a frame of its cluster's colour, or a dot; dropped ones fainter."""
     is_kept = slot in level.kept
     colour = _COLOURS[level.labels[slot] % len(_COLOURS)] if slot < len(level.labels) else "#0072b2"
     reward = level.rewards[slot] if slot < len(level.rewards) else math.nan
-    told = f"trajectory {slot}, {'kept' if is_kept else 'dropped'}"
-    if not math.isnan(reward):
-        told += f", reward {reward:.4f}"
-    text = (
-        f'<text x="{x + _RADIUS + 4}" y="{_y(slot) + 4}" '
-        f'font-weight="{"bold" if is_best else "normal"}">{reward:.2f}</text>'
-        if not math.isnan(reward)
-        else ""
-    )
+    weight = "bold" if is_best else "normal"
+    text = f'<text x="{x + half + 4}" y="{y + 4}" font-weight="{weight}">{reward:.2f}</text>'
+    label = "" if math.isnan(reward) else text
+    stroke = f'stroke="{colour}" stroke-width="{3 if is_best else 1}"'
+    title = f"<title>{level.told(slot)}</title>"
+    if half > _RADIUS and slot < len(level.pictures) and level.pictures[slot]:
+        data = base64.b64encode(level.pictures[slot]).decode()
+        box = f'x="{x - half}" y="{y - half}" width="{2 * half}" height="{2 * half}"'
+        return (
+            f'<g opacity="{1 if is_kept else 0.5}"><image {box} href="data:image/webp;base64,{data}"/>'
+            f'<rect {box} fill="none" {stroke}>{title}</rect></g>{label}'
+        )
     return (
-        f'<circle cx="{x}" cy="{_y(slot)}" r="{_RADIUS}" fill="{colour if is_kept else "none"}" '
-        f'stroke="{colour}" stroke-width="{3 if is_best else 1}"><title>{told}</title></circle>{text}'
+        f'<circle cx="{x}" cy="{y}" r="{_RADIUS}" fill="{colour if is_kept else "none"}" {stroke}>'
+        f"{title}</circle>{label}"
     )

@@ -30,11 +30,21 @@ def report(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Only the first so many prompts.", min=1, metavar="K")
     ] = None,
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Draw the trajectories in the trees, where the trace has their bits (output.trace); needs "
+            "the model. By default only with the built-in one.",
+        ),
+    ] = None,
+    settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
     """Write a page of a run: what it cost and gave, a gallery to search and sort, every prompt's search tree.
 
-    One file up to 300 prompts; above, a folder of pictures beside it. Exit codes: 0 done; 2 no run at OUTPUT.
+    One file up to 300 prompts; above, a folder of pictures beside it. --set model.path=... says where the
+    model of the trees is, --set model.device=... where it draws. Exit codes: 0 done; 2 no run at OUTPUT.
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
@@ -48,7 +58,7 @@ def report(
             raise ConfigurationError(
                 f"--to: expected where the page goes, {output} being a URI; add --to FILE"
             )
-        run = load(output)
+        run = load(output, pictures=pictures, settings=settings)
         layout = OutputLayout(output)
         totals = summarise_output(layout)
         letters = (one for part in layout.failed_parts().values() for one in read_letters(part))

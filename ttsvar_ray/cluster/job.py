@@ -162,7 +162,7 @@ def run_job(
             if not ledger.is_done:
                 job.parts.fetch()
                 _session_of(job, tell)(
-                    config=config,
+                    config=job.config,
                     parts=job.parts,
                     layout=layout,
                     lock=lock,

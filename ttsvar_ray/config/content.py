@@ -27,6 +27,8 @@ NOT_CONTENT = (
     "engine.memory_gb",
     "cluster",
     "output.path",
+    # A table beside the images, whose bytes stay.
+    "output.trace",
     "max_failed",
 )
 """Settings (or whole sections) that do not change what is generated; but see `content_of`."""

@@ -388,6 +388,12 @@ class OutputConfig(_Section):
     )
     keep: Literal["best", "all"] = Field(default="best", description="images kept per prompt")
     bits: bool = Field(default=False, description="also keep the packed bits of each image")
+    trace: Literal["auto", "selections", "bits"] = Field(
+        default="auto",
+        description="what the trace table keeps: the selections, or with bits also every trajectory of every "
+        "population that was selected from, to be drawn again; auto: bits where they take under 3% of the "
+        "images' bytes. run.json says which",
+    )
 
     @model_validator(mode="after")
     def _quality_is_read(self) -> OutputConfig:

@@ -54,13 +54,20 @@ class Population:
     """All trajectories of one prompt in one segment of one round, and the parents that they continue."""
 
     def __init__(
-        self, *, prompt: Prompt, plan: Plan, run_seed: int, selections: Select | None = None
+        self,
+        *,
+        prompt: Prompt,
+        plan: Plan,
+        run_seed: int,
+        selections: Select | None = None,
+        trace_bits: bool = False,
     ) -> None:
         self.prompt = prompt
         self.trace: list[SelectionRecord] = []
         self._whole_plan = plan
         self._run_seed = run_seed
         self._select: Select = select if selections is None else selections
+        self._trace_bits = trace_bits
         # How the rounds so far ended, what is left of those that were abandoned, and the final images.
         self._ends: list[RoundEnd] = []
         self._abandoned: dict[int, _Abandoned] = {}
@@ -170,12 +177,15 @@ class Population:
             return self._end_round(past)
         missed = None if self._finishes else rejection(self._plan, segment.last_scale, past.reward_history)
         if missed is not None:
-            self.trace.append(abandoned_record(self.prompt.key, selection, past, missed, self._round_index))
+            record = abandoned_record(self.prompt.key, selection, past, missed, self._round_index)
+            bits = self._bits_now()
+            self.trace.append(self._with_bits(record, bits))
             best = RoundEnd.of(self._round_index, segment.last_scale, past.latest).slot
-            self._abandoned[self._round_index] = _Abandoned(past=past.of(best), bits=self._bits_now()[best])
+            self._abandoned[self._round_index] = _Abandoned(past=past.of(best), bits=bits[best])
             return self._end_round(past)
         record = self._selected(selection, past)
         self._past, self._bits = past, self._bits_now()
+        record = self._with_bits(record, self._bits)
         self._parent_slots = record.ancestor_index
         self._reported = {}
         self._segment = self._plan.segments[self._segment.index + 1]
@@ -210,6 +220,9 @@ class Population:
             stopped=reason.value,
             trajectories=tuple(self._trajectories),
         )
+
+    def _with_bits(self, record: SelectionRecord, bits: tuple[PackedBits, ...]) -> SelectionRecord:
+        return replace(record, bits=bits) if self._trace_bits else record
 
     def _selected(self, selection: Selection, past: Past) -> SelectionRecord:
         if self._finishes:

@@ -395,6 +395,7 @@ class Residency:
                 plan=self.plan,
                 run_seed=self._run_seed,
                 selections=self._selections,
+                trace_bits=self.settings.trace_bits,
             )
         )
         self.live[live.key] = live

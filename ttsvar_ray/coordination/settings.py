@@ -25,6 +25,7 @@ class CoordinatorSettings:
             is two micro-batches more than `batches_in_flight` of them. Never below one population,
             so that every worker can finish a prompt on its own.
         keep: "best" emits the image with the highest reward, "all" emits every survivor, ranked.
+        trace_bits: whether the record of each selection has the bits of its whole population.
         batch_tokens: most tokens of a micro-batch, so that none takes long; one trajectory always runs.
             None is no limit.
         deadline_factor: a batch is overdue after this many times the seconds expected of it.
@@ -38,6 +39,7 @@ class CoordinatorSettings:
     max_attempts: int = 3
     live_rows: int | None = None
     keep: Literal["best", "all"] = "best"
+    trace_bits: bool = False
     batch_tokens: int | None = None
     deadline_factor: float = 5.0
     deadline_floor_seconds: float = 30.0

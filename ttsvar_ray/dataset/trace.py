@@ -1,4 +1,4 @@
-"""The trace table: one row per selection of a search, for reports. Its columns are stated here, once."""
+"""The trace table: one row per selection of a search. Its columns are stated here, once."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ _COLUMNS: tuple[tuple[str, pa.DataType, Callable[[Prompt, SelectionRecord], Any]
             if name not in _COLUMNS_OF.get(record.kind, ())
         ],
     ),
+    # [trajectory][scale]: with them any picture of the search can be drawn again; empty where not kept.
+    ("bits", pa.list_(pa.list_(pa.binary())), lambda prompt, record: record.bits),
 )
 
 
@@ -79,6 +81,7 @@ def selection_records(table: pa.Table) -> dict[int, list[SelectionRecord]]:
             moved=row["moved"],
             reason=row["reason"],
             round_index=row.get("round") or 0,
+            bits=tuple(map(tuple, row.get("bits") or ())),
         )
         records.setdefault(row["row"], []).append(record)
     return records

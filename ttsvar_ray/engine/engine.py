@@ -130,6 +130,7 @@ class Engine:
             )
         self.plan = plan
         self.settings = settings
+        self.model = model
         self.model_name = model.name
         self._ensemble = reward if isinstance(reward, RewardEnsemble) else RewardEnsemble([reward])
         if len(self._ensemble.members) != plan.reward_members:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from typing_extensions import assert_never
 
@@ -30,8 +31,8 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import CannotStartError, TtsVarError
-from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage, SelectionRecord
-from ttsvar_ray.search.loop import Found, Round, Seen, search
+from ttsvar_ray.results import PackedBits, PromptFailure, PromptResult, ResultImage, SelectionRecord
+from ttsvar_ray.search.loop import Found, Past, Round, Seen, search
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.rounds import rejection
 from ttsvar_ray.types import Int64Array, Prompt
@@ -171,7 +172,7 @@ def search_prompt(
                 reward_history=history,
                 member_rewards=tuple(own[-1].rewards[slot, -plan.reward_members :].tolist()),
                 lineage=tuple(lineage),
-                bits=sum((report.bits[at] for report, at in zip(own, lineage, strict=True)), ()),
+                bits=_bits(own, lineage),
                 round_index=one.end.round_index,
             )
         )
@@ -179,7 +180,11 @@ def search_prompt(
     return PromptResult(
         prompt=prompt,
         images=tuple(images),
-        trace=tuple(record for one in found.rounds for record in _records(prompt.key, plan, one)),
+        trace=tuple(
+            record
+            for one in found.rounds
+            for record in _records(prompt.key, plan, one, reports[one.end.round_index])
+        ),
         attempts=1,
         seconds=sum(report.seconds for report in ran),
         counters=dict(sorted(sum((Counter(report.counters) for report in ran), Counter()).items())),
@@ -189,17 +194,30 @@ def search_prompt(
     )
 
 
-def _records(prompt_key: str, plan: Plan, one: Round) -> Iterator[SelectionRecord]:
+def _bits(reports: Sequence[SegmentReport], lineage: Sequence[int]) -> PackedBits:
+    """Return the bits of a trajectory, whose ancestors' slots are in `lineage`, the own one last."""
+    own = reports[: len(lineage)]
+    return sum((report.bits[at] for report, at in zip(own, lineage, strict=True)), ())
+
+
+def _records(
+    prompt_key: str, plan: Plan, one: Round, reports: Sequence[SegmentReport]
+) -> Iterator[SelectionRecord]:
     """Yield the rows of the trace for one round."""
+
+    def with_bits(record: SelectionRecord, past: Past) -> SelectionRecord:
+        return replace(record, bits=tuple(_bits(reports, slots) for slots in past.lineage.tolist()))
+
     round_index = one.end.round_index
     for segment, past, choice in zip(one.segments, one.pasts, one.choices, strict=False):
         assert segment.selection is not None
-        yield selection_record(prompt_key, segment.selection, choice, past, round_index)
+        yield with_bits(selection_record(prompt_key, segment.selection, choice, past, round_index), past)
     last = one.segments[-1]
     if last.selection is not None:
         missed = rejection(plan, last.last_scale, one.past.reward_history)
         assert missed is not None
-        yield abandoned_record(prompt_key, last.selection, one.past, missed, round_index)
+        record = abandoned_record(prompt_key, last.selection, one.past, missed, round_index)
+        yield with_bits(record, one.past)
 
 
 class _FailedSegmentError(Exception):

@@ -6,6 +6,7 @@ or written.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
@@ -30,6 +31,9 @@ from ttsvar_ray.storage import Location
 
 IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
 """Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
+
+TRACE_SHARE = 0.03
+"""Of the bytes of the images: what the bits of the trace may take without being asked for."""
 
 USUAL_GPU = "h100"
 """Rates for a GPU of a kind that has no profile: proportions between segments matter, and are corrected by
@@ -151,6 +155,30 @@ def expected_image_bytes(config: JobConfig, description: ModelDescription) -> in
     tokens = sum(height * width for height, width in description.scale_schedule)
     bits = tokens * description.bits_per_token // 8 if config.output.bits else 0
     return int(pixels * IMAGE_BYTES_PER_PIXEL[config.output.image_format]) + bits
+
+
+def trace_bytes(description: ModelDescription, plan: Plan) -> int:
+    """Return what the bits of all populations take that are selected from, of one prompt and all rounds."""
+    tokens = itertools.accumulate(height * width for height, width in description.scale_schedule)
+    each = [count * description.bits_per_token // 8 for count in tokens]
+    rounds = [plan.of_round(index) for index in range(plan.rounds.most)]
+    return sum(
+        one.population_before[selection.scale_index] * each[selection.scale_index]
+        for one in rounds
+        for selection in one.selections
+    )
+
+
+def with_trace(config: JobConfig, description: ModelDescription | None, plan: Plan) -> JobConfig:
+    """Return the settings with `output.trace` decided; without a description nobody knows what bits take."""
+    if config.output.trace != "auto":
+        return config
+    is_small = False
+    if description is not None:
+        images = images_kept(config, plan) * expected_image_bytes(config, description)
+        is_small = 0 < trace_bytes(description, plan) < TRACE_SHARE * images
+    trace = "bits" if is_small else "selections"
+    return config.model_copy(update={"output": config.output.model_copy(update={"trace": trace})})
 
 
 def images_kept(config: JobConfig, plan: Plan) -> int:

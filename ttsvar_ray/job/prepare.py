@@ -46,6 +46,7 @@ from ttsvar_ray.job.preflight import (
     free_bytes,
     images_kept,
     job_fact,
+    with_trace,
 )
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.runnable import JobParts, job_parts
@@ -221,7 +222,11 @@ def prepared(
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
         if parts is None:
-            parts = job_parts(resolve(config, needs_parts=True))
+            resolved = resolve(config, needs_parts=True)
+            config = with_trace(config, resolved.description, resolved.plan)
+            parts = job_parts(dataclasses.replace(resolved, config=config))
+        else:
+            config = with_trace(config, None, parts.plan)
         tell(PlanFact(plan=parts.plan, note=parts.note))
         prints = parts.fingerprints()
         tell(WeightsFact(parts=tuple(prints)))

@@ -170,6 +170,7 @@ def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
         spread=cluster.spread,
         max_attempts=cluster.max_attempts,
         keep=config.output.keep,
+        trace_bits=config.output.trace == "bits",
         batch_tokens=cluster.batch_tokens,
         deadline_ceiling_seconds=cluster.segment_timeout_s,
         deadline_floor_seconds=min(CoordinatorSettings().deadline_floor_seconds, cluster.segment_timeout_s),

@@ -14,7 +14,7 @@ from ttsvar_ray.costs import image_costs
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
-from ttsvar_ray.job.preflight import check_memory, expected_image_bytes
+from ttsvar_ray.job.preflight import check_memory, expected_image_bytes, images_kept, trace_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note, resolve
 from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
 from ttsvar_ray.job.workload import expected_workload
@@ -67,9 +67,16 @@ def job_parts(job: ResolvedJob) -> JobParts:
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
         check_memory=partial(check_memory, job),
-        image_bytes=expected_image_bytes(job.config, job.description),
+        image_bytes=expected_image_bytes(job.config, job.description) + _trace_share(job),
         note=plan_note(job),
     )
+
+
+def _trace_share(job: ResolvedJob) -> int:
+    """Return what of a prompt's trace falls to each of its images."""
+    if job.config.output.trace != "bits":
+        return 0
+    return trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
 
 
 def _image_costs(job: ResolvedJob) -> tuple[float, ...]:

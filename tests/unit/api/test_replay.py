@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.manifests import manifest
-from ttsvar_ray.api.replay import is_same_file, replay
+from ttsvar_ray import Search
+from ttsvar_ray.api.replay import Replayer, is_same_file
+from ttsvar_ray.api.saved import load
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -20,6 +23,7 @@ from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.results import PromptResult
+from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.types import Prompt
 
 TEXT = "a photo of a ring and a circle"
@@ -58,7 +62,7 @@ def test_every_scale_has_its_picture_and_the_last_is_the_image(
     job: ResolvedJob, outcome: PromptResult
 ) -> None:
     best, other = outcome.images
-    pictures = replay(job, TEXT, best.bits)
+    pictures = Replayer.of(job).scales(TEXT, best.bits)
     assert [picture.shape for picture in pictures] == [(48, 48, 3)] * 13
     assert is_same_file(job, pictures[-1], best.image.payload)
     assert not is_same_file(job, pictures[-2], best.image.payload)
@@ -69,13 +73,14 @@ def test_every_scale_has_its_picture_and_the_last_is_the_image(
 
 def test_fewer_scales_are_a_trajectory_on_its_way(job: ResolvedJob, outcome: PromptResult) -> None:
     bits = outcome.images[0].bits
-    np.testing.assert_array_equal(replay(job, TEXT, bits[:5])[-1], replay(job, TEXT, bits)[4])
+    replayer = Replayer.of(job)
+    np.testing.assert_array_equal(replayer.scales(TEXT, bits[:5])[-1], replayer.scales(TEXT, bits)[4])
 
 
 @pytest.mark.parametrize("bits", [(b"",), (b"\0" * 99,) * 13])
 def test_bits_of_another_model_are_refused(job: ResolvedJob, bits: tuple[bytes, ...]) -> None:
     with pytest.raises(OutputError, match="expected those of shapes, got others"):
-        replay(job, TEXT, bits)
+        Replayer.of(job).scales(TEXT, bits)
 
 
 def test_the_command_writes_a_strip_and_says_whether_it_is_the_image(output: Path, tmp_path: Path) -> None:
@@ -96,6 +101,11 @@ def test_the_command_writes_a_strip_and_says_whether_it_is_the_image(output: Pat
         (["nobody"], "expected a finished prompt with the id or text 'nobody'"),
         (["the id", "--rank", "2"], "--rank: expected 0 to 1"),
         (["the id", "--set", "model.nam=x"], "did you mean 'name'"),
+        (["the id", "--slot", "1"], "--slot: 1 of which population? Say it by --scale"),
+        (
+            ["the id", "--scale", "4"],
+            "--scale: expected one of the selections of round 0 (scales none), got 4",
+        ),
     ],
 )
 def test_what_is_not_there_is_said(output: Path, arguments: list[str], complaint: str) -> None:
@@ -115,3 +125,79 @@ def test_a_run_without_bits_says_which_setting_keeps_them(outcome: PromptResult,
     done = CliRunner().invoke(app, ["replay", str(layout.root), "the id"])
     assert done.exit_code == 2
     assert "output.bits: true" in done.output
+
+
+class Watching(PlainReward):
+    """Looks at everything that it is shown, and likes bright images."""
+
+    name = "watching"
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        self.seen.append(images)
+        return images.mean(axis=(1, 2, 3)).astype(np.float32)
+
+
+def test_what_was_dropped_is_drawn_as_the_reward_saw_it(job: ResolvedJob) -> None:
+    reward = Watching()
+    settings = {"strategy.plan": "published", "strategy.cluster_scales": [], "engine.threads": 1}
+    search = Search("shapes", reward=reward, device="cpu", settings=settings)
+    (result,) = search.run([TEXT])
+    replayer = Replayer.of(job)
+    looked_at = [images for images in reward.seen if len(images) == len(result.trace[0].bits)]
+    assert [record.scale_index for record in result.trace] == [6, 9]
+    dropped = set(range(len(result.trace[0].bits))) - set(result.trace[0].ancestor_index)
+    assert dropped
+    np.testing.assert_array_equal(replayer.latest(TEXT, result.trace[0].bits), looked_at[-1])
+    np.testing.assert_array_equal(replayer.latest(TEXT, result.trace[1].bits), reward.seen[-2])
+    slot = min(dropped)
+    strip = replayer.scales(TEXT, result.trace[0].bits[slot])
+    assert len(strip) == 7
+    np.testing.assert_array_equal(strip[-1], looked_at[-1][slot])
+    assert result.tree is not None
+    drawn = result.tree.svg()
+    population = sum(level.population for level in result.tree.levels)
+    assert drawn.count("<image ") == population and "<circle" not in drawn
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary run, whose trace has bits and whose rows have none."""
+    root = tmp_path_factory.mktemp("searched")
+    (root / "prompts.txt").write_text(f"{TEXT}\n")
+    job = ["--set", "output.trace=bits", "--set", "model.device=cpu", "--in-process"]
+    command = ["generate", "--prompts", str(root / "prompts.txt"), "--output", str(root / "out"), *job]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    return root / "out"
+
+
+def test_an_ordinary_run_shows_what_it_dropped(searched: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+
+    def told(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["replay", str(searched), TEXT, "--to", str(sheet), *arguments])
+        assert done.exit_code == 0, done.output
+        assert sheet.stat().st_size > 5_000
+        return done.output.removeprefix(f"{sheet}: ")
+
+    assert told("--scale", "6").startswith("scale 6, 8 trajectories, of which ")
+    (record,) = [one for one in load(searched)[0].trace if one.scale_index == 4]
+    dropped = min(set(range(len(record.bits))) - set(record.ancestor_index))
+    assert told("--scale", "4", "--slot", str(dropped)) == (
+        f"5 scales of trajectory {dropped}, which was dropped at scale 4\n"
+    )
+    assert told().startswith("its ancestors up to scale 9, and the image itself")
+    done = CliRunner().invoke(app, ["replay", str(searched), TEXT, "--scale", "6", "--slot", "8"])
+    assert done.exit_code == 2
+    assert "--slot: expected 0 to 7 of the population at scale 6, got 8" in done.output
+
+
+def test_the_report_draws_the_trees_of_the_trace(searched: Path, tmp_path: Path) -> None:
+    for option, images in (("--pictures", 12 + 8 + 2 + 1), ("--no-pictures", 0)):
+        page = tmp_path / "page.html"
+        done = CliRunner().invoke(app, ["report", str(searched), "--to", str(page), option])
+        assert done.exit_code == 0, done.output
+        assert page.read_text(encoding="utf-8").count("\\u003cimage ") == images

@@ -119,6 +119,7 @@ def test_the_option_list_is_pinned() -> None:
         "output.png_level",
         "output.keep",
         "output.bits",
+        "output.trace",
         "simulation.gpus",
         "simulation.prompts",
         "simulation.profile",

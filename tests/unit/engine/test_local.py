@@ -39,19 +39,19 @@ def search(
         )
         for _ in range(engines)
     ]
-    settings = CoordinatorSettings(spread=spread, keep="all")
+    settings = CoordinatorSettings(spread=spread, keep="all", trace_bits=True)
     outcomes = run_local(iter(prompts), plan=plan, engines=workers, run_seed=3, settings=settings)
     results = {outcome.prompt.key: outcome for outcome in outcomes}
     assert all(engine.held_prompts == 0 for engine in workers), "everything is released at the end"
     return results
 
 
-def content(outcomes: dict[str, PromptResult | PromptFailure]) -> dict[str, object]:
+def content(outcomes: dict[str, PromptResult | PromptFailure]) -> dict[str, tuple[Any, ...]]:
     """Return what must not depend on where and how it was computed."""
     return {
         key: (
             outcome.images,
-            tuple((r.round_index, r.scale_index, r.ancestor_index, r.rewards) for r in outcome.trace),
+            tuple((r.round_index, r.scale_index, r.ancestor_index, r.rewards, r.bits) for r in outcome.trace),
             (outcome.rounds, outcome.stopped, outcome.trajectories),
         )
         for key, outcome in outcomes.items()
@@ -66,6 +66,8 @@ def test_engines_packing_and_spread_do_not_change_results(engines: int, rows: in
     prompts = make_prompts(9)
     expected = content(search(prompts, plan=tts_var_plan(), rows=64))
     assert len(expected) == 9
+    bits = [bits for _, trace, _ in expected.values() for *_, population in trace for bits in population]
+    assert bits and all(all(scale) for scale in bits), "the table of the search has bits to compare"
     assert (
         content(search(prompts, plan=tts_var_plan(), engines=engines, rows=rows, spread=spread)) == expected
     )

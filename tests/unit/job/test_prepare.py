@@ -22,6 +22,8 @@ from ttsvar_ray.job.preflight import (
     check_memory,
     device_named,
     profile_of,
+    trace_bytes,
+    with_trace,
 )
 from ttsvar_ray.job.prepare import prepared
 from ttsvar_ray.job.resolved import resolve
@@ -186,3 +188,35 @@ def test_a_cluster_of_somebody_else_says_its_hours_later(
     time = job.time_on(device_named("h100", 4))
     assert time.workers == 4 and time.seconds is not None
     assert job.time_on(replace(device_named("h100", 4), count=8)).seconds == pytest.approx(time.seconds / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trace", "size"),
+    [
+        (["model.name=infinity-2b"], "bits", 35_536),
+        (["model.name=infinity-2b", "output.image_format=jpeg"], "selections", 35_536),
+        (["model.name=infinity-2b", "output.trace=selections"], "selections", 35_536),
+        (["model.name=infinity-2b", "strategy.name=best-of-n"], "selections", 0),
+        ([], "selections", None),
+        (["output.trace=bits"], "bits", None),
+    ],
+)
+def test_the_trace_keeps_bits_where_they_cost_little(
+    settings: list[str], trace: str, size: int | None
+) -> None:
+    job = resolve(load_config(None, settings, needs_files=False))
+    assert with_trace(job.config, job.description, job.plan).output.trace == trace
+    if size is not None:
+        assert trace_bytes(job.description, job.plan) == size
+
+
+def test_what_the_trace_keeps_is_recorded_and_changes_no_content(config: JobConfig) -> None:
+    _, job = facts_of(config)
+    assert job.config.output.trace == job.manifest.config["output"]["trace"] == "selections"
+    assert not any(name.startswith("output.trace") for name in job.manifest.content)
+    asked = config.model_copy(update={"output": config.output.model_copy(update={"trace": "bits"})})
+    _, other = facts_of(asked)
+    assert other.manifest.config["output"]["trace"] == "bits"
+    assert other.manifest.config_digest == job.manifest.config_digest
+    assert other.parts.image_bytes is not None and job.parts.image_bytes is not None
+    assert other.parts.image_bytes > job.parts.image_bytes
