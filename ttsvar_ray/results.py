@@ -178,6 +178,7 @@ class JobSummary:
         failed: prompts that were given up, over all sessions.
         bad_lines: lines of the prompt file that hold no prompt.
         mean_reward: over the best image of each prompt; NaN without any.
+        cut: prompts that are longer than what the model reads of them, over all sessions.
         prompts_resumed: prompts that were done before this session.
         workers: most workers that were up at a time.
         seconds: wall time of this session.
@@ -193,6 +194,7 @@ class JobSummary:
     failed: int
     bad_lines: int
     mean_reward: float
+    cut: int
     prompts_resumed: int
     workers: int
     seconds: float

@@ -92,6 +92,9 @@ class TinyModel:
         digests = [hashlib.blake2b(t.encode(), digest_size=_TEXT_WIDTH).digest() for t in texts]
         return np.array([[byte - 128 for byte in digest] for digest in digests], dtype=np.int64)
 
+    def cuts_text(self, text: str) -> bool:
+        return len(text) > TINY_TEXT_LENGTH
+
     def start(self, text: Int64Array, text_rows: Sequence[int]) -> TinyState:
         rows = len(text_rows)
         return TinyState(

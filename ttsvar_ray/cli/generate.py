@@ -214,6 +214,10 @@ def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
         f"failures     {_failures(config, summary)}",
         f"output       {summary.output}",
     ]
+    if summary.cut:
+        lines.append(
+            f"cut          {summary.cut} prompts, longer than the model reads (column text_truncated)"
+        )
     if summary.notices:
         lines.append(f"notices      {len(summary.notices)} (above)")
     lines += ["", "next", f"  {_loading(summary.output)}"]

@@ -108,6 +108,7 @@ class RunStats:
             failed=on_disk.failed,
             bad_lines=on_disk.bad_lines,
             mean_reward=on_disk.mean_reward,
+            cut=on_disk.cut,
             prompts_resumed=self.prompts_resumed,
             workers=self.most_workers,
             seconds=seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -47,11 +48,13 @@ class PartTotals:
         prompts: prompts with images.
         images: rows.
         reward_sum: over the best image of each prompt.
+        cut: prompts of which the model read the beginning only.
     """
 
     prompts: int = 0
     images: int = 0
     reward_sum: float = 0.0
+    cut: int = 0
 
     def observe(self, row: Mapping[str, Any]) -> None:
         """Count a row. The reward counts as its column holds it: float32."""
@@ -59,17 +62,18 @@ class PartTotals:
         if row["image_rank"] == 0:
             self.prompts += 1
             self.reward_sum += float(np.float32(row["reward"]))
+            self.cut += row["text_truncated"]
 
     def add(self, other: PartTotals) -> None:
         """Count another part."""
         self.prompts += other.prompts
         self.images += other.images
         self.reward_sum += other.reward_sum
+        self.cut += other.cut
 
     def to_metadata(self) -> dict[bytes, bytes]:
         """Return the totals as metadata of a Parquet file."""
-        totals = {"prompts": self.prompts, "images": self.images, "reward_sum": self.reward_sum}
-        return {_KEY: json.dumps(totals).encode()}
+        return {_KEY: json.dumps(dataclasses.asdict(self)).encode()}
 
 
 def read_totals(part: Location) -> PartTotals:
@@ -85,11 +89,16 @@ def read_totals(part: Location) -> PartTotals:
             metadata = parquet.metadata.metadata or {}
             if _KEY in metadata:
                 return PartTotals(**json.loads(metadata[_KEY]))
-            table = parquet.read(columns=["image_rank", "reward"])
+            table = parquet.read(columns=["image_rank", "reward", "text_truncated"])
     except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
         raise damaged(part, error) from None
-    best = table.filter(pc.equal(table["image_rank"], 0))["reward"]
-    return PartTotals(prompts=len(best), images=table.num_rows, reward_sum=pc.sum(best).as_py() or 0.0)
+    best = table.filter(pc.equal(table["image_rank"], 0))
+    return PartTotals(
+        prompts=len(best),
+        images=table.num_rows,
+        reward_sum=pc.sum(best["reward"]).as_py() or 0.0,
+        cut=pc.sum(best["text_truncated"]).as_py() or 0,
+    )
 
 
 def rows_in(part: Location) -> set[int]:
@@ -116,6 +125,7 @@ class OutputSummary:
         failed: prompts that were given up.
         bad_lines: lines of the prompt file that hold no prompt.
         mean_reward: over the best image of each prompt; NaN without any.
+        cut: prompts of which the model read the beginning only.
     """
 
     chunks: int
@@ -124,6 +134,7 @@ class OutputSummary:
     failed: int
     bad_lines: int
     mean_reward: float
+    cut: int
 
 
 def committed_chunks(layout: OutputLayout) -> frozenset[int]:
@@ -209,6 +220,7 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
         failed=failed,
         bad_lines=count_lines(layout.bad_lines_file),
         mean_reward=totals.reward_sum / totals.prompts if totals.prompts else math.nan,
+        cut=totals.cut,
     )
 
 

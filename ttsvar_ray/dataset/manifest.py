@@ -18,7 +18,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.storage import redacted
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _Value = TypeVar("_Value")
 

@@ -34,6 +34,7 @@ _OWN_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
     ("reward_name", pa.string()),
     ("reward_history", pa.list_(pa.float32())),
     ("reward_members", pa.list_(pa.float32())),
+    ("text_truncated", pa.bool_()),
     ("reward_texts_truncated", pa.int32()),
     ("rewards_not_finite", pa.int32()),
     ("lineage", pa.list_(pa.int32())),

@@ -386,6 +386,7 @@ def _row(
         "reward_name": context.reward_name,
         "reward_history": list(kept.reward_history),
         "reward_members": list(kept.member_rewards),
+        "text_truncated": outcome.counters.get("text_truncated", 0) > 0,
         "reward_texts_truncated": outcome.counters.get("reward_texts_truncated", 0),
         "rewards_not_finite": outcome.counters.get("rewards_not_finite", 0),
         "lineage": list(kept.lineage),

@@ -20,7 +20,7 @@ from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
+from ttsvar_ray.models.protocol import CutsTexts, NextScaleModel, ScoringModel
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.rewards.protocol import RewardEnsemble
 from ttsvar_ray.rng import bit_uniforms
@@ -143,7 +143,7 @@ class SegmentRunner:
                 scores = self._ensemble.score(images, [row.task.prompt.text for row in rows])
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
                 if final:
-                    _count_cut_texts(rows, scores.cut_texts, counters)
+                    self._count_cut_texts(rows, scores.cut_texts, counters)
             if embedded:
                 assert self._extractor is not None, "a plan that reads features has an extractor"
                 features = np.asarray(self._extractor.extract(images), dtype=np.float32)
@@ -169,6 +169,22 @@ class SegmentRunner:
             for i in range(len(rows))
         ]
         return outcomes, counters
+
+    def _count_cut_texts(
+        self, rows: Sequence[Row], by_rewards: Int64Array, counters: dict[int, Counter[str]]
+    ) -> None:
+        """Count, once a prompt, who cut its text, model or rewards: with slot 0 of the last segment.
+
+        Counters are summed over the shards of a prompt, and rows must not show how it was sharded.
+        """
+        for row, cut in zip(rows, by_rewards, strict=True):
+            if row.slot != 0:
+                continue
+            by_model = isinstance(self._model, CutsTexts) and self._model.cuts_text(row.task.prompt.text)
+            found = {"text_truncated": int(by_model), "reward_texts_truncated": int(cut)}
+            counted = {name: count for name, count in found.items() if count}
+            if counted:
+                counters.setdefault(row.task_index, Counter()).update(counted)
 
     def _is_known(self, task: ShardTask, parent_slot: int) -> bool:
         held = self._store.find(_state_key(task), task.segment_index - 1, parent_slot)
@@ -280,13 +296,3 @@ def _filled_up(items: Iterable[_T], count: int) -> list[_T]:
     """Return the items and the last one as often as it takes to have `count`."""
     filled = list(items)
     return filled + filled[-1:] * (count - len(filled))
-
-
-def _count_cut_texts(rows: Sequence[Row], cut_texts: Int64Array, counters: dict[int, Counter[str]]) -> None:
-    """Count, once a prompt, the members that cut its text: with slot 0 of the last segment.
-
-    Counters are summed over the shards of a prompt, and rows must not show how it was sharded.
-    """
-    for row, cut in zip(rows, cut_texts, strict=True):
-        if row.slot == 0 and cut:
-            counters.setdefault(row.task_index, Counter())["reward_texts_truncated"] += int(cut)

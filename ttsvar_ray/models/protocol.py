@@ -107,3 +107,12 @@ class ScoringModel(Protocol):
         everything of a row, it must not depend on the other rows, to the last bit.
         """
         ...
+
+
+@runtime_checkable
+class CutsTexts(Protocol):
+    """What a model has beside, which reads no more than the beginning of a long text."""
+
+    def cuts_text(self, text: str) -> bool:
+        """Whether a prompt is longer than what is read of it."""
+        ...

@@ -247,6 +247,7 @@ def test_generate_verifies_what_it_has_finished(tmp_path: Path, monkeypatch: pyt
         failed=0,
         bad_lines=0,
         mean_reward=0.5,
+        cut=0,
         prompts_resumed=5,
         workers=0,
         seconds=1.0,

@@ -39,6 +39,7 @@ SUMMARY: dict[str, Any] = {
     "failed": 0,
     "bad_lines": 0,
     "mean_reward": 0.71234,
+    "cut": 0,
     "prompts_resumed": 16,
     "workers": 2,
     "seconds": 75.0,
@@ -95,6 +96,14 @@ def test_retrying_and_starting_anew_are_asked_of_the_job(monkeypatch: pytest.Mon
         {"retry_failed": False, "force_new": True, "extend": False, "log_file": Path("here.log")},
         {"retry_failed": False, "force_new": False, "extend": True, "log_file": None},
     ]
+
+
+def test_prompts_that_the_model_did_not_read_whole_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cut in (0, 3):
+        summary = JobSummary(**{**SUMMARY, "cut": cut})
+        shown = generate_with(monkeypatch, lambda config, summary=summary, **_: summary).stdout
+        line = "cut          3 prompts, longer than the model reads (column text_truncated)"
+        assert (line in shown.splitlines()) is (cut == 3)
 
 
 def test_an_output_in_an_object_store_is_opened_by_its_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,7 @@ def test_the_demo_runs_three_strategies_and_compares_them(
             failed=0,
             bad_lines=0,
             mean_reward=1.0,
+            cut=0,
             prompts_resumed=0,
             workers=1,
             seconds=1.0,

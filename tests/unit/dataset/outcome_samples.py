@@ -13,7 +13,7 @@ from ttsvar_ray.dataset import RowContext
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt
 
-COUNTERS = {"parents_replayed": 5, "reward_texts_truncated": 1, "rewards_not_finite": 3}
+COUNTERS = {"parents_replayed": 5, "text_truncated": 1, "reward_texts_truncated": 1, "rewards_not_finite": 3}
 CONTEXT = RowContext(model="shapes", strategy="tts-var", seed=7, reward_name="shapes")
 
 

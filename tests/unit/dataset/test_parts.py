@@ -106,6 +106,7 @@ def test_datasets_opens_the_parts_with_pictures(tmp_path: Path) -> None:
     assert math.isnan(first["reward_history"][0])
     assert first["reward_history"][1] == 0.25
     assert first["reward_members"] == [0.25, 0.0]
+    assert first["text_truncated"] is True
     assert (first["reward_texts_truncated"], first["rewards_not_finite"]) == (1, 3)
     assert json.loads(first["include"]) == COLUMNS["include"]
     assert (first["tag"], first["weight"], first["input_seed"], first["ok"]) == ("counting", 2.0, 9, True)

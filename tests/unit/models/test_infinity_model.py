@@ -200,6 +200,16 @@ def test_long_prompts_are_cut_and_features_have_fixed_length() -> None:
     assert lens.tolist() == [4, TEXT_LENGTH, 1]
 
 
+def test_a_prompt_longer_than_what_is_read_is_said_to_be_cut(model: InfinityModel) -> None:
+    most = " ".join(["red"] * (TEXT_LENGTH - 1))  # and the end token
+    assert [model.cuts_text(text) for text in ("a red circle", most, f"{most} red", "")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 def test_a_tokenizer_without_end_token_is_refused() -> None:
     encoder, words = text_parts()
     words.backend_tokenizer.post_processor = None

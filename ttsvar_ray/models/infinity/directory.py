@@ -190,6 +190,9 @@ class _NoText:
         lens = torch.empty(len(texts), dtype=torch.long, device="meta")
         return torch.empty(len(texts), *self._size, device="meta"), lens
 
+    def cuts(self, text: str) -> bool:
+        return False
+
 
 def infinity_on_meta(
     description: ModelDescription, *, dtype: torch.dtype, sampling: SamplingSettings

@@ -82,6 +82,10 @@ class InfinityModel(CachedModel):
         order = torch.arange(len(texts), device=self.device)
         return tuple(both.gather(order[index : index + 1]) for index in range(len(texts)))
 
+    def cuts_text(self, text: str) -> bool:
+        """Whether a prompt has more tokens than the transformer was trained to read."""
+        return self.text_encoder.cuts(self.prepare_text(text))
+
     def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
         """Return logits float32 [B, n, D, 2] and the extended cache."""
         scale_index = state.scale_index

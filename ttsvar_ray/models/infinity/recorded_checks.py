@@ -42,6 +42,9 @@ class _RecordedTexts:
             row[: len(rows)] = rows
         return padded, torch.tensor([len(rows) for rows in found])
 
+    def cuts(self, text: str) -> bool:
+        return False
+
     @classmethod
     def unpack(cls, compact: Tensor, lens: Sequence[int], max_length: int) -> _RecordedTexts:
         """Split features [sum of lens, channels]; the texts are named "0", "1", ..."""

@@ -43,6 +43,10 @@ class TextFeatures(Protocol):
         """Return float32 [P, T, channels] and the number of real tokens, int64 [P]."""
         ...
 
+    def cuts(self, text: str) -> bool:
+        """Whether a text has more tokens than are read."""
+        ...
+
 
 class T5TextEncoder:
     """Encodes prompts as Infinity expects: no template, cut and padded to a fixed number of tokens.
@@ -110,6 +114,9 @@ class T5TextEncoder:
             )
         output = self.model(input_ids=batch["input_ids"].to(device), attention_mask=mask)
         return output.last_hidden_state[: len(texts)].float(), lens
+
+    def cuts(self, text: str) -> bool:
+        return len(self.tokenizer(text, verbose=False)["input_ids"]) > self.max_length
 
 
 @dataclass(frozen=True, slots=True)
