@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import Conditioning
-from ttsvar_ray.models.infinity.transformer import Block, InfinityTransformer, TextMemory
+from ttsvar_ray.models.infinity.text import Conditioning, TextKeys
+from ttsvar_ray.models.infinity.transformer import Block, InfinityTransformer
 from ttsvar_ray.models.layers import plain_norm
 from ttsvar_ray.types import ScaleSchedule
 
@@ -93,8 +93,8 @@ class TrainingTransformer(InfinityTransformer):
         rope = torch.cat([self.rope(scale) for scale in range(num_scales)])
         groups = query_groups(counts)
         for index, block in enumerate(self.blocks):
-            memory = (conditioning.keys[index][0], conditioning.values[index][0], mask)
-            x = _teacher_forced(block, x, groups, memory, conditioning.block_modulation[0], rope)
+            text = TextKeys(conditioning.keys[index][0], conditioning.values[index][0], mask)
+            x = _teacher_forced(block, x, groups, text, conditioning.block_modulation[0], rope)
         return self.predict(x, conditioning.head_modulation[0])
 
     def forward(self, text: Tensor, lens: Tensor, scale_inputs: Sequence[Tensor]) -> Tensor:
@@ -105,14 +105,14 @@ class TrainingTransformer(InfinityTransformer):
 
 
 def _teacher_forced(
-    block: Block, x: Tensor, groups: Sequence[QueryGroup], memory: TextMemory, shared: Tensor, rope: Tensor
+    block: Block, x: Tensor, groups: Sequence[QueryGroup], text: TextKeys, shared: Tensor, rope: Tensor
 ) -> Tensor:
     """Run the tokens of all scales [R, L, C] through one block at once."""
     modulation = block.modulation(shared)
     gamma1, _, scale1, _, shift1, _ = modulation
     q, k, v = block.sa.qkv(plain_norm(x) * (1 + scale1) + shift1, rope)
     x = x + block.sa.output(block_causal_attention(q, k, v, groups)) * gamma1
-    return block.mix_text_and_feed(x, memory, modulation)
+    return block.mix_text_and_feed(x, [text], modulation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -35,7 +37,7 @@ TOKENIZER_CONFIG = TokenizerConfig(
 )
 
 
-def tiny_config(bits_per_token: int = 8) -> TransformerConfig:
+def tiny_config(bits_per_token: int = 8, text_length: int = TEXT_LENGTH) -> TransformerConfig:
     return TransformerConfig(
         depth=4,
         embed_dim=32,
@@ -43,17 +45,19 @@ def tiny_config(bits_per_token: int = 8) -> TransformerConfig:
         block_chunks=2,
         bits_per_token=bits_per_token,
         text_channels=16,
-        text_max_length=TEXT_LENGTH,
+        text_max_length=text_length,
         rope_grid=(6, 6),
         pool_heads=2,
         mlp_ratio=8.0,
     )
 
 
-def tiny_transformer(seed: int = 0, schedule: ScaleSchedule = REPEATED_SCHEDULE) -> TrainingTransformer:
+def tiny_transformer(
+    seed: int = 0, schedule: ScaleSchedule = REPEATED_SCHEDULE, text_length: int = TEXT_LENGTH
+) -> TrainingTransformer:
     """Return a transformer whose every weight matters: nothing is left at its quiet initial value."""
     torch.manual_seed(seed)
-    transformer = TrainingTransformer(tiny_config(), schedule)
+    transformer = TrainingTransformer(tiny_config(text_length=text_length), schedule)
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             noise = torch.randn_like(parameter)
@@ -91,9 +95,13 @@ def tiny_quantizer(schedule: ScaleSchedule = REPEATED_SCHEDULE) -> Quantizer:
 
 
 def tiny_model(
-    *, guidance: float = 3.0, top_p: float = 0.97, schedule: ScaleSchedule = REPEATED_SCHEDULE
+    *,
+    guidance: float | Sequence[float] = 3.0,
+    top_p: float = 0.97,
+    schedule: ScaleSchedule = REPEATED_SCHEDULE,
+    text_length: int = TEXT_LENGTH,
 ) -> InfinityModel:
-    transformer = tiny_transformer(schedule=schedule)
+    transformer = tiny_transformer(schedule=schedule, text_length=text_length)
     torch.manual_seed(1)
     tokenizer = ImageTokenizer(TOKENIZER_CONFIG).eval()
     encoder, words = text_parts()
@@ -103,7 +111,7 @@ def tiny_model(
         transformer=transformer,
         tokenizer=tokenizer,
         quantizer=tiny_quantizer(schedule),
-        text_encoder=T5TextEncoder(encoder, words, TEXT_LENGTH),
+        text_encoder=T5TextEncoder(encoder, words, text_length),
         sampling=SamplingSettings(
             guidance=per_scale("guidance", guidance, scales),
             temperature=per_scale("temperature", 2.0, scales),

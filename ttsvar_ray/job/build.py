@@ -8,6 +8,7 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
+from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
@@ -76,6 +77,7 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        execution=Execution(fixed_shapes=config.engine.deterministic),
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, nearest, reading_weights
 from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
+from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.weight_source import (
     HubRepository,
     WeightSource,
@@ -269,6 +270,7 @@ def load_model(
     temperature: float | Sequence[float] | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
+    execution: Execution | None = None,
 ) -> NextScaleModel:
     """Load a model for generation.
 
@@ -279,6 +281,7 @@ def load_model(
         guidance, temperature: one number or one per scale; None keeps the model's own.
         top_p: in (0, 1]; None keeps the model's own.
         top_k: at least 1, for models that draw from a codebook; None keeps the model's own.
+        execution: how it computes; None is the fastest way known for the device.
 
     Raises:
         CheckpointError: the directory or its weights cannot be used.
@@ -301,4 +304,7 @@ def load_model(
     target = resolve_device(device)
     load = family_entry(description.family).load
     with reading_weights(f"model {choice.path or choice.name}"):
-        return load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)
+        loaded = load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)
+    if execution is not None and hasattr(loaded, "execution"):
+        loaded.execution = execution
+    return loaded

@@ -3,7 +3,8 @@
 The CPU matmul kernels change their summation order when a matrix has very few rows (facts measured on
 MKL and oneDNN: below 4 rows with one thread, below 12 with two), and convolutions when the batch holds one
 image, or lies in memory in another order: channels first and channels last have kernels of their own. Rows
-are padded, which costs nothing where it matters (few rows are cheap), and images are brought into one order.
+are padded, which costs little (few rows are cheap; images too large to be doubled are always decoded alone),
+and images are brought into one order.
 On other devices, and when gradients are recorded, nothing is changed.
 """
 

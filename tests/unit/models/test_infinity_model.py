@@ -11,7 +11,7 @@ from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_par
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.text import T5TextEncoder
-from ttsvar_ray.models.state import ScaleState
+from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.rng import bit_uniforms
 
 PROMPTS = ["a red circle", "two green rings and a blue square", "a square"]
@@ -72,6 +72,54 @@ def test_a_row_is_the_same_bytes_in_any_batch(guidance: float, worker_threads: i
             assert np.array_equal(model.decode(state), images[rows]), rows
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_row_does_not_depend_on_how_long_its_neighbours_texts_are() -> None:
+    model = tiny_model(text_length=64)
+    texts = ["a ring", "red " * 20, "green " * 100, "a blue circle"]
+    encoded = model.encode_text(texts)
+    assert [text.text_mask.shape[1] for text in encoded] == [16, 32, 64, 16]
+    names = ["w", "x", "y", "z", "v"]
+    whole = run(model, model.start(encoded, [0, 1, 2, 3, 1]), names)
+    assert len({row.tobytes() for row in model.bits(whole)[-1]}) == 5
+    for rows, part in (([0], [0]), ([4, 2], [1, 2]), ([3, 0], [3, 0])):
+        state = run(model, model.start(encoded, part), [names[row] for row in rows])
+        assert same_bytes(contents(state), contents(whole.gather(rows))), rows
+
+
+def test_padding_beyond_a_step_changes_rounding_only() -> None:
+    model = tiny_model(text_length=512)
+    text = "two green rings and a blue square"
+    (short,) = model.encode_text([text])
+    features, lens = model.text_encoder.encode([text])
+    padded = torch.nn.functional.pad(features, (0, 0, 0, 512 - features.shape[1]))
+    with torch.inference_mode():
+        whole = model.transformer.condition(padded, lens, guidance=True)
+        assert (short.text_mask.shape[1], whole.text_mask.shape[1]) == (16, 512)
+        logits = [model.transformer.scale_step(None, 0, KVCache(), known)[0] for known in (short, whole)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-5)
+    assert logits[0].std() > 1
+
+
+def test_large_images_are_decoded_one_at_a_time_on_a_cpu_and_small_ones_together(
+    model: InfinityModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    decode = model.tokenizer.decode
+
+    def counted(maps: torch.Tensor) -> torch.Tensor:
+        rows.append(len(maps))
+        return decode(maps)
+
+    monkeypatch.setattr(model.tokenizer, "decode", counted)
+    maps = torch.randn(3, 8, 64, 64)
+    together = model.decode_float(maps)
+    assert rows == [1, 1, 1], "256 pixels a side"
+    alone = model.decode_float(maps[1:2])
+    assert torch.equal(alone, together[1:2])
+    assert rows[3:] == [1], "not beside a copy of itself"
+    model.decode_float(maps[:, :, :6, :6])
+    assert rows[4:] == [3]
 
 
 def test_texts_are_encoded_alike_alone_and_together(model: InfinityModel) -> None:
@@ -193,7 +241,7 @@ def test_wrong_shapes_are_named(model: InfinityModel) -> None:
         model.advance(finished, np.zeros((1, 8), np.float32))
 
 
-def test_long_prompts_are_cut_and_features_have_fixed_length() -> None:
+def test_long_prompts_are_cut() -> None:
     encoder, words = text_parts()
     features, lens = T5TextEncoder(encoder, words, TEXT_LENGTH).encode(["a red circle", "red " * 50, ""])
     assert features.shape == (3, TEXT_LENGTH, 16)

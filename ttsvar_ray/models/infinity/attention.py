@@ -7,12 +7,14 @@ C = H * D, P texts, T padded text length.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.models.infinity.config import TransformerConfig
+from ttsvar_ray.models.infinity.text import TextKeys
 from ttsvar_ray.models.row_stability import StableLinear, stable_linear
 
 ROPE_BASE = 10000.0
@@ -63,16 +65,25 @@ class CrossAttention(nn.Module):
         kv = stable_linear(text.to(weight.dtype), weight, bias).unflatten(-1, (2, self.num_heads, -1))
         return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Return [R, n, C] for x [R, n, C], keys and values [R, H, T, D], mask bool [R, 1, 1, T]."""
+    def forward(self, x: Tensor, texts: Sequence[TextKeys]) -> Tensor:
+        """Return [R, n, C] for x [R, n, C]; `texts` names every row once."""
         q = self.mat_q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if len(texts) == 1:
+            attended = self._attend(q, texts[0])
+        else:
+            attended = torch.empty_like(q)
+            for text in texts:
+                attended[text.rows] = self._attend(q[text.rows], text)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _attend(q: Tensor, text: TextKeys) -> Tensor:
+        keys, values = text.keys.to(q.dtype), text.values.to(q.dtype)
         if torch.is_grad_enabled():
             scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-2, -1)).float()
-            weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
-            attended = torch.matmul(weights.to(values.dtype), values)
-        else:
-            attended = F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+            weights = scores.masked_fill(~text.mask, -math.inf).softmax(dim=-1)
+            return torch.matmul(weights.to(values.dtype), values)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=text.mask)
 
 
 class TextPoolAttention(nn.Module):

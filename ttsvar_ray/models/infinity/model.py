@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.text import Conditioning, TextFeatures
+from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, TextFeatures, padded_length
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import (
@@ -72,15 +72,17 @@ class InfinityModel(CachedModel):
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> tuple[Conditioning, ...]:
-        """Encode [prompts] texts once; each entry serves all trajectories of its prompt."""
-        if not texts:
-            return ()
-        features, lens = self.text_encoder.encode([self.prepare_text(text) for text in texts])
-        both = self.transformer.condition(
+        """Encode [prompts] texts once, each for itself; an entry serves all trajectories of its prompt."""
+        return tuple(self._encode(text) for text in texts)
+
+    def _encode(self, text: str) -> Conditioning:
+        """Encode one text, padded to a length that depends on itself alone."""
+        features, lens = self.text_encoder.encode([self.prepare_text(text)])
+        if not lens.is_meta:
+            features = features[:, : padded_length(int(lens), features.shape[1])]
+        return self.transformer.condition(
             features.to(self.device), lens.to(self.device), guidance=self.sampling.uses_guidance
         )
-        order = torch.arange(len(texts), device=self.device)
-        return tuple(both.gather(order[index : index + 1]) for index in range(len(texts)))
 
     def cuts_text(self, text: str) -> bool:
         """Whether a prompt has more tokens than the transformer was trained to read."""
@@ -90,8 +92,9 @@ class InfinityModel(CachedModel):
         """Return logits float32 [B, n, D, 2] and the extended cache."""
         scale_index = state.scale_index
         features = None if scale_index == 0 else self.quantizer.next_input(state.summed, scale_index)
-        text_rows = torch.tensor(state.text_rows, device=self.device)
-        raw, cache = self.transformer.scale_step(features, scale_index, state.cache, state.texts, text_rows)
+        longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
+        texts = BatchTexts(state.texts, state.text_rows, length=longest)
+        raw, cache = self.transformer.scale_step(features, scale_index, state.cache, texts)
         logits = guided_logits(
             raw,
             temperature=self.sampling.temperature[scale_index],

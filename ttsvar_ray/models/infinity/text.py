@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError
@@ -36,8 +37,18 @@ def with_positive_prompt(prompt: str) -> str:
     return prompt + ADDITION if any(word in prompt for word in PEOPLE_WORDS) else prompt
 
 
+TEXT_STEP = 16
+"""Texts are padded to a multiple of it, so that there are few lengths, and a prompt of 28 tokens is not
+computed as one of 512."""
+
+
+def padded_length(tokens: int, longest: int) -> int:
+    """Return the length that a text of so many tokens is padded to, at most `longest`."""
+    return min(-(-tokens // TEXT_STEP) * TEXT_STEP, longest)
+
+
 class TextFeatures(Protocol):
-    """Turns texts into features of one fixed padded length."""
+    """Turns texts into features of one padded length, at most the transformer's."""
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return float32 [P, T, channels] and the number of real tokens, int64 [P]."""
@@ -49,14 +60,14 @@ class TextFeatures(Protocol):
 
 
 class T5TextEncoder:
-    """Encodes prompts as Infinity expects: no template, cut and padded to a fixed number of tokens.
+    """Encodes prompts as Infinity expects: no template, cut to a fixed number of tokens.
 
-    The padded length never depends on the other texts of a batch, so neither do the features.
+    A text's features do not depend on the other texts of a call: each is encoded at its own length.
 
     Args:
         model: a transformers `T5EncoderModel` in evaluation mode.
         tokenizer: its tokenizer; must close every text with an end token.
-        max_length: tokens to cut and pad to.
+        max_length: tokens to cut to.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int) -> None:
@@ -93,27 +104,28 @@ class T5TextEncoder:
         return cls(model.eval(), tokenizer, max_length)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        device = self.model.device
-        padded = list(texts)
-        if device.type == "cpu":
-            # The encoder's linears are not ours to make row-stable: give them enough rows instead.
-            padded += [""] * (math.ceil(min_linear_rows() / self.max_length) - len(padded))
-        batch = self.tokenizer(
-            padded,
-            max_length=self.max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
-        mask = batch["attention_mask"].to(device)
-        lens = mask.sum(dim=1)[: len(texts)]
-        if int(lens.min()) < 1:
-            empty = [text for text, length in zip(texts, lens.tolist(), strict=True) if length < 1]
+        encoded = [self._encode(text) for text in texts]
+        longest = max(len(features) for features, _ in encoded)
+        features = [F.pad(features, (0, 0, 0, longest - len(features))) for features, _ in encoded]
+        return torch.stack(features), torch.tensor([tokens for _, tokens in encoded])
+
+    def _encode(self, text: str) -> tuple[Tensor, int]:
+        """Return float32 [T, channels] of one text, and its real tokens."""
+        ids = self.tokenizer(text, max_length=self.max_length, truncation=True)["input_ids"]
+        tokens, device = len(ids), self.model.device
+        if tokens < 1:
             raise CheckpointError(
-                f"tokenizer: no token at all for {empty[0]!r}; expected at least an end token per text"
+                f"tokenizer: no token at all for {text!r}; expected at least an end token per text"
             )
-        output = self.model(input_ids=batch["input_ids"].to(device), attention_mask=mask)
-        return output.last_hidden_state[: len(texts)].float(), lens
+        length = padded_length(tokens, self.max_length)
+        # The encoder's linears are not ours to make row-stable: on a CPU give them enough rows instead.
+        rows = math.ceil(min_linear_rows() / length) if device.type == "cpu" else 1
+        padded = torch.full((rows, length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(padded)
+        padded[0, :tokens] = torch.tensor(ids)
+        mask[:, :tokens] = 1
+        output = self.model(input_ids=padded.to(device), attention_mask=mask.to(device))
+        return output.last_hidden_state[0].float(), tokens
 
     def cuts(self, text: str) -> bool:
         return len(self.tokenizer(text, verbose=False)["input_ids"]) > self.max_length
@@ -147,6 +159,17 @@ class Conditioning:
         tensors = (self.pooled, self.block_modulation, self.head_modulation, *self.keys, *self.values)
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def first_streams(self, count: int) -> Conditioning:
+        """Return the first so many streams; nothing is copied."""
+        return Conditioning(
+            pooled=self.pooled[:count],
+            block_modulation=self.block_modulation[:count],
+            head_modulation=self.head_modulation[:count],
+            text_mask=self.text_mask,
+            keys=tuple(keys[:count] for keys in self.keys),
+            values=tuple(values[:count] for values in self.values),
+        )
+
     def gather(self, texts: Tensor) -> Conditioning:
         """Select texts; `texts` is int64 [P'] on the conditioning's device."""
         return Conditioning(
@@ -157,6 +180,134 @@ class Conditioning:
             keys=tuple(k.index_select(1, texts) for k in self.keys),
             values=tuple(v.index_select(1, texts) for v in self.values),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TextKeys:
+    """What some rows of a batch attend to in one layer.
+
+    Attributes:
+        keys, values: [R', H, T, D].
+        mask: bool [R', 1, 1, T].
+        rows: int64 [R'], which rows of the batch; None for all, in order.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rows whose texts are padded alike.
+
+    Attributes:
+        parts: the conditionings that hold their texts, counted through.
+        text_rows: int64 [B'], the text of each trajectory; None means that trajectory b has text b.
+        rows: int64 [S * B'] in the batch; None for all.
+        length: T.
+    """
+
+    parts: tuple[Conditioning, ...]
+    text_rows: Tensor | None
+    rows: Tensor | None
+    length: int
+
+
+class BatchTexts:
+    """What the rows of one batch need of their texts, scale after scale.
+
+    On a CPU rows attend in groups of one padded length, so that a row never depends on how long its
+    neighbours' texts are. A GPU attends to all at the longest length, in one call.
+
+    Args:
+        parts: conditionings, all with as many streams; their texts are counted through.
+        text_rows: the text of each trajectory; None means that trajectory b has text b.
+        streams: S, the first so many of the conditionings' streams.
+        length: what all texts are padded to; None is the longest.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Conditioning],
+        text_rows: Sequence[int] | None = None,
+        *,
+        streams: int | None = None,
+        length: int | None = None,
+    ) -> None:
+        self.streams = parts[0].num_streams if streams is None else streams
+        if self.streams < parts[0].num_streams:
+            parts = [part.first_streams(self.streams) for part in parts]
+        self._parts = tuple(parts)
+        self._device = parts[0].pooled.device
+        self._text_rows = None if text_rows is None else self._index(text_rows)
+        self._groups = self._by_length(text_rows) if self._device.type == "cpu" else [self._all(length)]
+
+    @property
+    def pooled(self) -> Tensor:
+        """First tokens and source of all modulations, float32 [R, C]."""
+        return rows_of([part.pooled for part in self._parts], self._text_rows)
+
+    @property
+    def block_modulation(self) -> Tensor:
+        """What all blocks share, float32 [R, 6, C]."""
+        return rows_of([part.block_modulation for part in self._parts], self._text_rows)
+
+    @property
+    def head_modulation(self) -> Tensor:
+        """Scale and shift before the head, float32 [R, 2, C]."""
+        return rows_of([part.head_modulation for part in self._parts], self._text_rows)
+
+    def keys(self, layer: int) -> tuple[TextKeys, ...]:
+        """Return what the rows attend to in one layer.
+
+        Layer by layer, since the keys of all layers and texts at once would fill memory.
+        """
+        return tuple(self._keys(group, layer) for group in self._groups)
+
+    def _keys(self, group: _Group, layer: int) -> TextKeys:
+        def spread(tensors: Sequence[Tensor], axis: int) -> Tensor:
+            return rows_of([_lengthened(t, group.length, axis) for t in tensors], group.text_rows)
+
+        mask = spread([part.text_mask.expand(self.streams, -1, -1) for part in group.parts], 2)
+        return TextKeys(
+            keys=spread([part.keys[layer] for part in group.parts], 3),
+            values=spread([part.values[layer] for part in group.parts], 3),
+            mask=mask[:, None, None, :],
+            rows=group.rows,
+        )
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int64, device=self._device)
+
+    def _all(self, length: int | None) -> _Group:
+        longest = max(part.text_mask.shape[1] for part in self._parts)
+        return _Group(self._parts, self._text_rows, None, longest if length is None else length)
+
+    def _by_length(self, text_rows: Sequence[int] | None) -> list[_Group]:
+        if len({part.text_mask.shape[1] for part in self._parts}) == 1:
+            return [self._all(None)]
+        owner = [part for part in self._parts for _ in range(part.text_mask.shape[0])]
+        wanted = range(len(owner)) if text_rows is None else text_rows
+        groups = []
+        for length in sorted({owner[text].text_mask.shape[1] for text in wanted}):
+            texts_of_length = [text for text, part in enumerate(owner) if part.text_mask.shape[1] == length]
+            place = {text: position for position, text in enumerate(texts_of_length)}
+            members = [row for row, text in enumerate(wanted) if text in place]
+            rows = [stream * len(wanted) + row for stream in range(self.streams) for row in members]
+            parts = tuple(part for part in self._parts if part.text_mask.shape[1] == length)
+            texts = self._index([place[wanted[row]] for row in members])
+            groups.append(_Group(parts, texts, self._index(rows), length))
+        return groups
+
+
+def _lengthened(tensor: Tensor, length: int, axis: int) -> Tensor:
+    """Return a tensor with zeros behind an axis up to a length."""
+    missing = length - tensor.shape[axis]
+    if missing == 0:
+        return tensor
+    return F.pad(tensor, (0, 0) * (tensor.ndim - 1 - axis) + (0, missing))
 
 
 def rows_of(parts: Sequence[Tensor], text_rows: Tensor | None) -> Tensor:

@@ -21,14 +21,11 @@ from ttsvar_ray.models.infinity.attention import (
     rope_table,
 )
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import Conditioning, rows_of
+from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, TextKeys
 from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, FeedForward, SelfAttention, plain_norm
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
-
-TextMemory = tuple[Tensor, Tensor, Tensor]
-"""Cross-attention keys and values [R, H, T, D] and mask bool [R, 1, 1, T] of one layer."""
 
 Observe = Callable[[str, Tensor], None]
 
@@ -60,20 +57,21 @@ class Block(nn.Module):
         """Return gamma1, gamma2, scale1, scale2, shift1, shift2, each [R, 1, C], from shared [R, 6, C]."""
         return (self.ada_gss.float() + shared[:, None]).unbind(dim=2)
 
-    def mix_text_and_feed(self, x: Tensor, memory: TextMemory, modulation: tuple[Tensor, ...]) -> Tensor:
+    def mix_text_and_feed(
+        self, x: Tensor, texts: Sequence[TextKeys], modulation: tuple[Tensor, ...]
+    ) -> Tensor:
         """Apply the two parts after self-attention to x [R, n, C]."""
         _, gamma2, _, scale2, _, shift2 = modulation
-        keys, values, mask = memory
         norm = self.ca_norm
         normed = F.layer_norm(x, x.shape[-1:], norm.weight.float(), norm.bias.float(), NORM_EPS)
-        x = x + self.ca(normed, keys, values, mask)
+        x = x + self.ca(normed, texts)
         return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2
 
     def step(
         self,
         x: Tensor,
         cache: LayerCache | None,
-        memory: TextMemory,
+        texts: Sequence[TextKeys],
         shared: Tensor,
         rope: Tensor,
         *,
@@ -84,7 +82,7 @@ class Block(nn.Module):
         gamma1, _, scale1, _, shift1, _ = modulation
         attended, full = self.sa(plain_norm(x) * (1 + scale1) + shift1, cache, rope, streams=streams)
         x = x + attended * gamma1
-        return self.mix_text_and_feed(x, memory, modulation), full
+        return self.mix_text_and_feed(x, texts, modulation), full
 
 
 class _BlockChunk(nn.Module):
@@ -175,20 +173,21 @@ class InfinityTransformer(nn.Module):
         """Compute everything the image side needs to know of P texts.
 
         Args:
-            text: float [P, T, text_channels] with T = text_max_length; what lies beyond `lens` is ignored.
+            text: float [P, T, text_channels], T at most text_max_length; what lies beyond `lens` is ignored.
             lens: int64 [P], real tokens of each text, at least 1.
             guidance: add the unconditional stream, of the same lengths.
         """
-        length = self.config.text_max_length
-        if text.shape[1:] != (length, self.config.text_channels):
+        length, longest = text.shape[1], self.config.text_max_length
+        if length > longest or text.shape[2:] != (self.config.text_channels,):
             raise ValueError(
-                f"text: expected [texts, {length}, {self.config.text_channels}], got {tuple(text.shape)}"
+                f"text: expected [texts, at most {longest}, {self.config.text_channels}], "
+                f"got {tuple(text.shape)}"
             )
         mask = torch.arange(length, device=text.device)[None, :] < lens[:, None]
         streams = 2 if guidance else 1
         if guidance:
             unconditional, _ = self.unconditional_text(lens)
-            text = torch.cat((text.float(), unconditional.float()))
+            text = torch.cat((text.float(), unconditional[:, :length].float()))
         stream_mask = mask.repeat(streams, 1)
         normed = self.text_norm(text)
         pooled = self.text_proj_for_sos.ca(normed, stream_mask).float()
@@ -220,8 +219,7 @@ class InfinityTransformer(nn.Module):
         features: Tensor | None,
         scale_index: int,
         cache: KVCache,
-        conditioning: Conditioning | Sequence[Conditioning],
-        text_rows: Tensor | None = None,
+        conditioning: Conditioning | BatchTexts,
         *,
         observe: Observe | None = None,
     ) -> tuple[Tensor, KVCache]:
@@ -232,9 +230,7 @@ class InfinityTransformer(nn.Module):
                 scale 0.
             scale_index: the scale to run; the cache holds all scales before it.
             cache: keys and values so far (`KVCache()` at scale 0).
-            conditioning: of P texts, or several whose texts are counted through. Several are joined layer by
-                layer, since the keys of all layers and texts at once would fill memory.
-            text_rows: int64 [B], the text of each trajectory; None means B = P, in order.
+            conditioning: of B texts in the order of the trajectories, or what these need of other texts.
             observe: called with "x0", "block{i}" [R, n, C] and "keys{i}", "values{i}" [S, B, H, L, D] of each
                 block, to compare with another implementation.
 
@@ -242,36 +238,27 @@ class InfinityTransformer(nn.Module):
             Raw logits float32 [S, B, n, 2 * bits_per_token] (entries 2j and 2j + 1 belong to bit j being 0
             and 1), and the extended cache. The last scale's cache is returned unextended: nothing reads it.
         """
-        parts = (conditioning,) if isinstance(conditioning, Conditioning) else tuple(conditioning)
-        streams = parts[0].num_streams
-        pooled = rows_of([part.pooled for part in parts], text_rows)
+        texts = conditioning if isinstance(conditioning, BatchTexts) else BatchTexts([conditioning])
+        streams = texts.streams
         if features is None:
-            x = self.first_tokens(pooled)
+            x = self.first_tokens(texts.pooled)
         else:
             x = self.word_embed(features).float().repeat(streams, 1, 1)
         x = x + self.lvl_embed.weight[scale_index].float()
-        mask = rows_of([part.text_mask.expand(streams, -1, -1) for part in parts], text_rows)[
-            :, None, None, :
-        ]
-        shared = rows_of([part.block_modulation for part in parts], text_rows)
+        shared = texts.block_modulation
         rope = self.rope(scale_index)
         is_last = scale_index == len(self.scale_schedule) - 1
         layers: list[LayerCache] = []
         if observe:
             observe("x0", x)
         for index, block in enumerate(self.blocks):
-            memory = (
-                rows_of([part.keys[index] for part in parts], text_rows),
-                rows_of([part.values[index] for part in parts], text_rows),
-                mask,
-            )
             earlier = cache.layers[index] if cache.layers else None
-            x, layer = block.step(x, earlier, memory, shared, rope, streams=streams)
+            x, layer = block.step(x, earlier, texts.keys(index), shared, rope, streams=streams)
             if observe:
                 observe(f"block{index}", x)
                 observe(f"keys{index}", layer.keys)
                 observe(f"values{index}", layer.values)
             if not is_last:
                 layers.append(layer)
-        logits = self.predict(x, rows_of([part.head_modulation for part in parts], text_rows))
+        logits = self.predict(x, texts.head_modulation)
         return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))

@@ -1,0 +1,17 @@
+"""How a model computes on its device, where there is a choice that is no choice of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a model computes.
+
+    Attributes:
+        fixed_shapes: every pass over so many rows has the same shapes, whatever the rows: texts are padded to
+            the model's longest. For devices that choose kernels by shape; a CPU needs none of it.
+    """
+
+    fixed_shapes: bool = False
