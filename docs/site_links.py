@@ -8,7 +8,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = re.compile(
-    r"\[([^\]]*)\]\((?:(?P<up>\.\./)+(?P<path>[^)#]+)|(?P<own>[^):#]+\.(?:py|json|sh)))(?:#[^)]*)?\)"
+    r"\[([^\]]*)\]\((?:(?P<up>\.\./)+(?P<path>[^)#]+)|(?P<own>[^):#]+\.(?:py|json|sh|ipynb)))(?:#[^)]*)?\)"
 )
 
 

@@ -46,8 +46,8 @@ class FoundImage:
     reward: float
     reward_history: tuple[float, ...]
     lineage: tuple[int, ...]
-    bits: tuple[bytes, ...]
-    encoded: bytes
+    bits: tuple[bytes, ...] = field(repr=False)
+    encoded: bytes = field(repr=False)
     image_format: str
     round_index: int = 0
 
@@ -99,7 +99,7 @@ class Result:
     prompt: str
     prompt_id: str
     images: tuple[FoundImage, ...]
-    tree: SearchTree | None
+    tree: SearchTree | None = field(repr=False)
     error: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     trace: tuple[SelectionRecord, ...] = field(default=(), repr=False)

@@ -95,6 +95,7 @@ class Search:
             for name in ("reward", "extractor")
             if not isinstance(named.get(name), str | None)
         }
+        _refuse_other_objects(objects)
         selections = options.get("selections")
         config = load_config(None, _overrides(_given(model, named)), needs_files=False)
         from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -282,6 +283,34 @@ def _refuse_two_sources(objects: Mapping[str, Any], settings: Mapping[str, Any])
         for setting in settings
         if setting.startswith(sections[name])
     ]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _refuse_other_objects(objects: Mapping[str, Any]) -> None:
+    """Refuse what has not the methods of its protocol, before anything is loaded."""
+    from ttsvar_ray.features import registry as features
+    from ttsvar_ray.rewards import registry as rewards
+
+    problems = []
+    for name, methods, hint in (
+        (
+            "reward",
+            rewards.METHODS,
+            "; derive it from ttsvar_ray.rewards.protocol.PlainReward, which asks for `score` alone",
+        ),
+        ("extractor", features.METHODS, ""),
+    ):
+        if name not in objects:
+            continue
+        one = objects[name]
+        missing = [method for method in methods if not callable(getattr(one, method, None))]
+        missing += [] if isinstance(getattr(one, "name", None), str) else ["name"]
+        if missing:
+            problems.append(
+                f"{name}: expected an object with {', '.join((*methods, 'name'))}; "
+                f"{type(one).__qualname__} has no {', '.join(missing)}{hint}"
+            )
     if problems:
         raise ConfigurationError(problems)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -130,6 +131,41 @@ class Reddest(PlainReward):
     def score(self, images: Any, texts: Any) -> Any:
         """Return the share of red."""
         return images[..., 0].mean(axis=(1, 2), dtype=np.float32) / 255
+
+
+class Nameless:
+    """Has the one method that its author thought of."""
+
+    def score(self, images: Any, texts: Any) -> Any:
+        """Return nothing of use."""
+
+
+def test_an_object_that_is_none_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"Nameless has no .*name; derive it from .*PlainReward"
+    ) as caught:
+        Search("shapes", reward=Nameless(), extractor=object())  # type: ignore[arg-type]
+    assert "extractor: expected an object with extract" in str(caught.value)
+
+
+def test_a_result_is_shown_without_its_bytes(results: list[Result]) -> None:
+    assert len(repr(results[0])) < 1000
+    assert f"reward={results[0].reward!r}" in repr(results[0])
+
+
+def test_the_notebook_runs_from_top_to_bottom() -> None:
+    notebook = json.loads(
+        (Path(__file__).parents[3] / "docs/examples/search.ipynb").read_text(encoding="utf-8")
+    )
+    names: dict[str, Any] = {}
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        exec(compile(cell, "docs/examples/search.ipynb", "exec"), names)  # noqa: S102 - our own text
+    assert "<svg" in names["result"]._repr_html_()
+    red = names["Redness"]().score(np.asarray(names["red"].image)[None], [""])
+    assert names["red"].reward == pytest.approx(red[0], abs=1e-6)
+    assert names["accuracy"](names["mine"]) >= 0.5
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
 
 
 def test_a_reward_object_scores_the_images() -> None:
