@@ -148,3 +148,29 @@ def test_a_model_directory_in_a_repository_runs_with_the_reward_that_is_in_it(tm
         "text_encoder",
     }
     assert second == "shapes"
+
+
+def test_prompts_of_a_data_set_are_those_of_its_split(tmp_path: Path) -> None:
+    files = tmp_path / "set" / "en"
+    files.mkdir(parents=True)
+    (files.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files:\n  - split: test\n    path: en/b*.jsonl\n---\n"
+    )
+    for name, texts in {"a": ["one"], "b1": ["two", "three"], "b2": ["four"]}.items():
+        lines = (json.dumps({"text": text, "tag": name}) for text in texts)
+        (files / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    script = (
+        "import json; from ttsvar_ray.prompts.read import read_prompts, scan_prompts; "
+        "from ttsvar_ray.prompts.source import PromptSource; "
+        "source = PromptSource(path='hf://datasets/somebody/prompts', column='text', split='test'); "
+        "scan = scan_prompts(source); "
+        "print(json.dumps([[p.text, p.columns['tag']] for p in read_prompts(source, scan=scan)]))"
+    )
+    with serve(FakeHub({"datasets/somebody/prompts": (COMMIT, files.parent)})) as hub:
+        command = [sys.executable, "-c", script]
+        environment = environment_of(tmp_path / "cache", hub.endpoint)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["two", "b1"], ["three", "b1"], ["four", "b2"]]

@@ -1,4 +1,4 @@
-"""A hub of the Hugging Face kind on the loopback interface: what downloading a model asks of it."""
+"""A hub of the Hugging Face kind on the loopback interface: what reading models and data sets asks of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
@@ -19,7 +19,7 @@ class FakeHub:
     """Repositories, each a folder at one commit.
 
     Attributes:
-        repositories: "owner/name" -> (commit, folder).
+        repositories: "owner/name", or "datasets/owner/name" -> (commit, folder).
         cut_once: names of files whose first download breaks in the middle.
         requests: method, path and Range of each request so far.
     """
@@ -54,13 +54,18 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
         def do_GET(self) -> None:
             self._answer(with_body=True)
 
-        def _answer(self, *, with_body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+        def do_POST(self) -> None:
+            given = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self._answer(with_body=True, asked_for=given.get("paths", []))
+
+        def _answer(self, *, with_body: bool, asked_for: list[str] | None = None) -> None:
+            path = unquote(urlsplit(self.path).path).replace("/api/models/", "/api/")
             wanted = self.headers.get("Range")
             hub.requests.append((self.command, path, wanted))
-            info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
-            tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+).*", path)
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            name = "((?:datasets/)?[^/]+/[^/]+)"
+            info = re.fullmatch(rf"/api/{name}(?:/revision/([^/]+))?", path)
+            tree = re.fullmatch(rf"/api/{name}/(?:tree|paths-info)/([^/]+).*", path)
+            file = re.fullmatch(rf"/{name}/resolve/([^/]+)/(.+)", path)
             match = info or tree or file
             known = hub.repositories.get(match[1]) if match else None
             if match is None or known is None or match[2] not in (None, "main", known[0]):
@@ -71,7 +76,10 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
                 names = [{"rfilename": name} for name in _names(folder)]
                 self._json({"id": match[1], "sha": commit, "siblings": names}, with_body)
             elif tree:
-                self._json([_entry(folder, name) for name in _names(folder)], with_body)
+                entries = [_entry(folder, name) for name in _names(folder)]
+                if asked_for is not None:
+                    entries = [entry for entry in entries if entry["path"] in asked_for]
+                self._json(entries, with_body)
             else:
                 self._file(folder, match[3], commit, wanted, with_body)
 
@@ -92,9 +100,10 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
                     return
                 self._send(200, body, headers, with_body)
                 return
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            self._send(206, body[start:], headers, with_body)
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last or len(body)) + 1, len(body))
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(body)}"
+            self._send(206, body[start:end], headers, with_body)
 
         def _send(
             self,

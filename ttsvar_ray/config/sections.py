@@ -98,7 +98,8 @@ class PromptsConfig(_Section):
     path: str | tuple[_Text, ...] = Field(
         default="",
         description=".txt, .jsonl, .ndjson, .json, .csv, .tsv or .parquet, text also as .gz or .zst; a path, "
-        'URI (s3://...), pattern (set/*.jsonl) or folder, or a list of them; "-" is standard input',
+        "URI (s3://...), pattern (set/*.jsonl), folder or data set (hf://datasets/OWNER/NAME), or a list of "
+        'them; "-" is standard input',
     )
     format: Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
         default=None, description="of the files; None: what their suffixes say"
@@ -111,6 +112,12 @@ class PromptsConfig(_Section):
             description="of the other columns, those that go through to the output: a list, {keep: [...]} or "
             "{drop: [...]}; None: all",
         )
+    )
+    split: _Text | None = Field(
+        default=None, description="of a data set of the hub; None: its only one, or train"
+    )
+    subset: _Text | None = Field(
+        default=None, description="of a data set of the hub that has several; None: its default one"
     )
     limit: _Count | None = Field(default=None, description="use only the first so many prompts")
 

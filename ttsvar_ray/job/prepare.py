@@ -373,6 +373,8 @@ def named_source(config: JobConfig) -> PromptSource:
         id_column=prompts.id_column,
         limit=prompts.limit,
         format=None if prompts.format is None else PromptFormat(f".{prompts.format}"),
+        split=prompts.split,
+        subset=prompts.subset,
         keep=columns.keep,
         drop=columns.drop,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +10,15 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.prompts.source import PromptFormat, PromptSource, check_readable, format_of
+from ttsvar_ray.prompts.hub_dataset import dataset_files, is_dataset
+from ttsvar_ray.prompts.source import (
+    PromptFormat,
+    PromptSource,
+    check_readable,
+    fits_pattern,
+    format_of,
+    is_prompt_file,
+)
 from ttsvar_ray.storage import Location, is_uri, locate, without_secrets
 from ttsvar_ray.storage.uris import split_query
 
@@ -27,15 +34,21 @@ class PromptFile:
 def prompt_files(source: PromptSource) -> list[PromptFile]:
     """Return the files of a prompt set in the order in which they are read.
 
-    Those of a pattern or a folder are in the order of their names.
+    Those of a pattern, a folder or a data set of the hub are in the order of their names.
 
     Raises:
         InputError: none, one that cannot be read, or files of several formats.
     """
+    for name, value in (("split", source.split), ("subset", source.subset)):
+        if value is not None and not any(map(is_dataset, source.paths)):
+            raise InputError(
+                f"prompts.{name}: read of a data set of the hub only (hf://datasets/OWNER/NAME); the prompts "
+                f"are {source.name}; remove it"
+            )
     files = [
         PromptFile(location, source.format or format_of(location))
         for path in source.paths
-        for location in _locations(path, any_format=source.format is not None)
+        for location in _locations(path, source)
     ]
     for file in files:
         check_readable(file.location)
@@ -48,7 +61,11 @@ def prompt_files(source: PromptSource) -> list[PromptFile]:
     return files
 
 
-def _locations(path: str, *, any_format: bool) -> Iterator[Location]:
+def _locations(path: str, source: PromptSource) -> Iterator[Location]:
+    any_format = source.format is not None
+    if is_dataset(path):
+        yield from dataset_files(path, split=source.split, subset=source.subset, any_format=any_format)
+        return
     remote = is_uri(path)
     if not remote and any(char in path for char in "*?[") and not Path(path).expanduser().exists():
         found = [Path(each) for each in sorted(glob.glob(str(Path(path).expanduser()), recursive=True))]  # noqa: PTH207
@@ -64,7 +81,7 @@ def _locations(path: str, *, any_format: bool) -> Iterator[Location]:
     inside = [
         location / name
         for name in location.names()
-        if not name.startswith((".", "_")) and (any_format or _is_known(location / name))
+        if not name.startswith((".", "_")) and (any_format or is_prompt_file(location / name))
     ]
     yield from _some([each for each in inside if each.is_file()], path)
 
@@ -82,24 +99,10 @@ def _matching(pattern: str) -> list[Location]:
     tail = text[len(base) + 1 :]
     folder = locate(base + query)
     selector = pafs.FileSelector(folder.path, allow_not_found=True, recursive="/" in tail)
-    infos = sorted(folder.filesystem.get_file_info(selector), key=lambda info: info.path)
+    infos = sorted(folder.listed(selector), key=lambda info: info.path)
     wanted = f"{folder.path}/{tail}"
     return [
         replace(folder, path=info.path)
         for info in infos
-        if info.type == pafs.FileType.File and _fits(info.path, wanted)
+        if info.type == pafs.FileType.File and fits_pattern(info.path, wanted)
     ]
-
-
-def _fits(path: str, pattern: str) -> bool:
-    if "**" in pattern:
-        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
-    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
-
-
-def _is_known(location: Location) -> bool:
-    try:
-        format_of(location)
-    except InputError:
-        return False
-    return True

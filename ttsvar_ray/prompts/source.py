@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import fnmatch
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,7 @@ class PromptSource:
         id_column: key or column to use as prompt_id; None digests the text.
         limit: stop after so many prompts.
         format: of all files; None: what their suffixes say.
+        split, subset: of a data set of the hub; None: its only one or train, its default one.
         keep: columns that are carried through; None: all others than `drop`.
         drop: columns that are left out.
     """
@@ -53,6 +55,8 @@ class PromptSource:
     id_column: str | None = None
     limit: int | None = None
     format: PromptFormat | None = None
+    split: str | None = None
+    subset: str | None = None
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
 
@@ -102,6 +106,22 @@ def format_of(file: Location) -> PromptFormat:
         f"{file}: expected a prompt file of {known} (text may be compressed: {', '.join(CODECS)}), "
         f"got {found}; rename it, or set prompts.format"
     )
+
+
+def is_prompt_file(file: Location) -> bool:
+    """Whether the suffix of a file names a format."""
+    try:
+        format_of(file)
+    except InputError:
+        return False
+    return True
+
+
+def fits_pattern(path: str, pattern: str) -> bool:
+    """Whether a path of a store fits a pattern: `*` for what has no slash, `**` for what may have."""
+    if "**" in pattern:
+        return fnmatch.fnmatchcase(path, pattern.replace("**/", "*"))
+    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
 
 
 def suffixes_of(file: Location) -> list[str]:

@@ -176,10 +176,14 @@ class Location:
                 return sorted(os.listdir(self.path))  # noqa: PTH208 - names alone; a Path each would weigh more
             except (FileNotFoundError, NotADirectoryError):
                 return []
+        found = self.listed(pafs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def listed(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        """Return what a selector below this path finds, as pyarrow says it."""
         self._forget_listings()
         with self._named_errors():
-            found = self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+            return list(self.filesystem.get_file_info(selector))
 
     def make_folder(self) -> None:
         """Create this folder and those above it, where folders are things."""

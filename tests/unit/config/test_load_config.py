@@ -60,6 +60,8 @@ def test_the_option_list_is_pinned() -> None:
         "prompts.column",
         "prompts.id_column",
         "prompts.columns",
+        "prompts.split",
+        "prompts.subset",
         "prompts.limit",
         "strategy.name",
         "strategy.plan",
