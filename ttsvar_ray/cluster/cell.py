@@ -29,6 +29,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
+from ttsvar_ray.cluster.metrics import CellMetrics
 from ttsvar_ray.cluster.resources import DrainWatch
 from ttsvar_ray.cluster.waiting import ClusterWaitError, PatientClock, reason_of, wait_for
 from ttsvar_ray.cluster.worker import (
@@ -80,6 +81,7 @@ class Cell:
         self._pool = WorkerPool(spec, spawn=self._spawn, notice=self._notice, on_up=self._on_up)
         self._workers: dict[str, WorkerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._metrics = CellMetrics(spec.actor_prefix.rstrip("-"), spec.cell_id)
         self._news = asyncio.Event()
         self._outcomes: list[PromptResult | PromptFailure] = []
         self._lease_requests: list[int] = []
@@ -230,6 +232,7 @@ class Cell:
 
     def _tell_done(self, worker: WorkerHandle, action: RunBatch, results: Sequence[Any]) -> None:
         worker.num_running -= 1
+        self._metrics.answered(action, results)
         self._handle(BatchDone(worker_id=worker.worker_id, batch_id=action.batch_id, results=tuple(results)))
         self._retire_if_drained(worker)
 
@@ -254,6 +257,7 @@ class Cell:
         if self._stopped or self._workers.get(worker.worker_id) is not worker:
             return
         self._remove(worker)
+        self._metrics.lost()
         self._notice(f"{worker.worker_id} is lost ({reason}); its prompts go on from their last selection")
         if not worker.is_draining:
             if worker.num_answered:
@@ -307,6 +311,7 @@ class Cell:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._handle(Tick(now=clock()))
+            self._metrics.look(self._coordinator.view)
 
     def _notice(self, text: str) -> None:
         self._notices.append(text)

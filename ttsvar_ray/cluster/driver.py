@@ -31,6 +31,7 @@ from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.cells import CellLost, Cells
+from ttsvar_ray.cluster.metrics import RunMetrics
 from ttsvar_ray.cluster.parts import PartError, PartWriter
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
@@ -72,6 +73,7 @@ class Driver(Session):
     leases: LeasePolicy = field(init=False)
     cells: Cells = field(init=False)
     writer: PartWriter = field(init=False)
+    metrics: RunMetrics = field(init=False)
     info: WorkerInfo | None = None
     is_pressed: bool = False
 
@@ -157,6 +159,7 @@ class Driver(Session):
                 actor_prefix=prefix,
             )
 
+        self.metrics = RunMetrics(prefix.rstrip("-"))
         self.leases = LeasePolicy(self.ledger, rows_per_chunk=self.config.output.rows_per_part)
         self.writer = PartWriter(
             self.layout, lock_token=self.lock.token, actor_prefix=prefix, notice=self.notice
@@ -222,6 +225,7 @@ class Driver(Session):
         if receipt.leased_at is not None:
             self.leases.delivered(now - receipt.leased_at)
         self.count(outcome)
+        self.metrics.outcome(outcome, left=self.stats.prompts_left)
         if receipt.whole is not None:
             self._write(receipt.whole)
         self.judge(outcome)
@@ -248,6 +252,7 @@ class Driver(Session):
     def _on_written(self, chunk: WholeChunk, report: ChunkReport | LostImages) -> None:
         if isinstance(report, ChunkReport):
             self.ledger.commit(chunk.chunk_index)
+            self.metrics.committed()
             return
         self.notice(
             f"images of {len(report.rows)} prompts of part {report.chunk_index} are lost ({report.reason}); "

@@ -76,6 +76,11 @@ class RunStats:
         self._count(outcome, -1)
 
     @property
+    def prompts_left(self) -> int:
+        """Prompts that are not done."""
+        return self.prompts_total - self.prompts_resumed - self.prompts_done
+
+    @property
     def generating_seconds(self) -> float:
         """From the first worker to the last outcome; 0 before there is one."""
         if self.first_worker_at is None or self.last_outcome_at is None:
