@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
+from typer.testing import CliRunner
 
 from ttsvar_ray import generate, load
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import OutputError
 
 PROMPTS = ["a photo of a ring and a circle", {"prompt": "a photo of three bars", "id": "bars"}]
@@ -38,7 +41,22 @@ def test_a_job_and_this_process_give_the_same_results(ray_cluster: Cluster, tmp_
     assert [result.prompt_id for result in again.find("a photo of three bars")] == ["bars"]
     assert again.find("none") == []
     assert [result.prompt_id for result in again[:2]] == [again[0].prompt_id, again[-1].prompt_id]
+    _score_here_and_there(tmp_path / "out", ray_cluster.address)
     with pytest.raises(IndexError, match="from 0 to 1"):
         again[2]
     with pytest.raises(OutputError, match=r"found no run\.json"):
         load(tmp_path)
+
+
+def _score_here_and_there(output: Path, address: str) -> None:
+    """Side tables are the same bytes whoever makes them."""
+    checker = "ttsvar_ray.shapes.checker:ExactChecker"
+    command = ["score", str(output), "--reward", checker, "--near-duplicates", "3", "--device", "cpu"]
+    contents = []
+    for where in ([], ["--workers", "2", "--address", address]):
+        done = CliRunner().invoke(app, [*command, *where])
+        assert done.exit_code == 0, done.output
+        contents.append({file: file.read_bytes() for file in (output / "scores").rglob("*.parquet")})
+        shutil.rmtree(output / "scores")
+    assert len(contents[0]) == 3
+    assert contents[0] == contents[1]

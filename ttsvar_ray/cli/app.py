@@ -18,6 +18,7 @@ from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
 from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
+from ttsvar_ray.cli.score import score, select
 from ttsvar_ray.cli.settings import schema, settings
 from ttsvar_ray.cli.sheet import sheet
 from ttsvar_ray.cli.simulate import simulate
@@ -45,6 +46,8 @@ app.command(short_help="Published weights to a model directory.")(convert)
 app.command(short_help="What of this machine and of a job is missing.")(doctor)
 app.command(short_help="Bring what a job reads to where it looks.")(fetch)
 app.command(short_help="A page of a run: gallery and search trees.")(report)
+app.command(short_help="Other rewards over a run, in tables beside it.")(score)
+app.command(short_help="Some images of a run as a data set.")(select)
 app.command(short_help="A run for WebDataset, GenEval and others.")(export)
 app.command(short_help="An image of a run at each of its scales.")(replay)
 app.add_typer(evaluate, name="evaluate", short_help="Score a run or a folder by a benchmark.")

@@ -101,6 +101,26 @@ def read_totals(part: Location) -> PartTotals:
     )
 
 
+def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
+    """Return some columns of all parts, in the order of the prompts.
+
+    Raises:
+        OutputError: there is no part, or one is not a whole Parquet file.
+    """
+
+    def read(part: Location) -> pa.Table:
+        try:
+            with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
+                return parquet.read(columns=list(columns))
+        except (pa.ArrowException, OSError, StorageError) as error:
+            raise damaged(part, error) from None
+
+    tables = list(map_files(read, layout.data_parts().values()))
+    if not tables:
+        raise OutputError(f"{layout.root}: expected images, found no part in data/")
+    return pa.concat_tables(tables)
+
+
 def rows_in(part: Location) -> set[int]:
     """Return the rows of the prompt set that have images in a part.
 

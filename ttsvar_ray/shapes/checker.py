@@ -12,10 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.shapes.captions import Caption, Claim, Kind, parse_caption
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
 from ttsvar_ray.shapes.world import Relation
-from ttsvar_ray.types import UInt8Array
+from ttsvar_ray.types import Float32Array, UInt8Array
 
 Box = tuple[float, float, float, float]
 
@@ -52,6 +55,24 @@ def check(image: UInt8Array, caption: Caption | str) -> Verdict:
     if isinstance(caption, str):
         caption = parse_caption(caption)
     return judge(find_objects(image), caption)
+
+
+class ExactChecker(PlainReward):
+    """The checker as a score, 1 where an image is correct: to evaluate with, not to search with."""
+
+    name = "shapes-checker"
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Take the device that every reward is given; the checker uses none."""
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        """Return float32 [n] of 0 and 1; `images` uint8 RGB [n, height, width, 3].
+
+        Raises:
+            InputError: a text outside the grammar.
+        """
+        verdicts = [check(image, text).correct for image, text in zip(images, texts, strict=True)]
+        return np.array(verdicts, dtype=np.float32)
 
 
 def judge(objects: tuple[FoundObject, ...], caption: Caption) -> Verdict:

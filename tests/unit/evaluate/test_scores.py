@@ -1,0 +1,317 @@
+"""Side tables of a run: their values, how they go on, what is refused; and data sets selected by them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.support.manifests import manifest
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, write_chunk
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.evaluate.filters import parse_filter
+from ttsvar_ray.evaluate.score_table import percentiles
+from ttsvar_ray.evaluate.scorers import column_name, difference_hash
+from ttsvar_ray.results import FinalImage, PromptResult, ResultImage
+from ttsvar_ray.types import Prompt
+
+COLOURS = {0: (250, 20, 20), 1: (20, 250, 20), 2: (20, 20, 250), 3: (250, 250, 250)}
+OWN = """
+import numpy as np
+from ttsvar_ray.rewards.protocol import PlainReward
+
+class Red(PlainReward):
+    name = "red"
+    def __init__(self, device="cpu"):
+        pass
+    def score(self, images, texts):
+        return images[:, 0, 0, 0].astype(np.float32)
+"""
+
+
+def picture(row: int, rank: int) -> bytes:
+    pixels = np.full((16, 16, 3), COLOURS[row], dtype=np.uint8)
+    pixels[4 : 12 - rank, 4:12] = 127
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def images(row: int, rewards: tuple[float, ...]) -> tuple[ResultImage, ...]:
+    return tuple(
+        ResultImage(
+            rank=rank,
+            image=FinalImage.of_bytes(picture(row, rank), width=16, height=16, image_format="png"),
+            reward=reward,
+            reward_history=(reward,),
+            lineage=(rank,),
+            bits=(),
+        )
+        for rank, reward in enumerate(rewards)
+    )
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two parts of two prompts each; the first prompt of each has two images."""
+    (tmp_path / "mine_scores.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    layout = OutputLayout(tmp_path / "out")
+    open_output(layout, manifest("model.device=cpu", prompt_count=4, rows_per_chunk=2))
+    context = RowContext(model="shapes", strategy="best-of-n", seed=0, reward_name="shapes")
+    for chunk in (0, 1):
+        done = [
+            PromptResult(
+                prompt=Prompt(row=row, prompt_id=f"id{row}", ordinal=0, text=f"a photo of {row} rings"),
+                images=images(row, (0.5 + row, 0.25) if row % 2 == 0 else (0.1,)),
+                trace=(),
+                attempts=1,
+                seconds=0.1,
+            )
+            for row in (2 * chunk, 2 * chunk + 1)
+        ]
+        write_chunk(
+            layout, chunk, rows=range(2 * chunk, 2 * chunk + 2), finished=done, failed=[], context=context
+        )
+    return tmp_path / "out"
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def score(output: Path, *arguments: str, code: int = 0) -> str:
+    return call("score", str(output), *arguments, "--device", "cpu", code=code)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for part in sorted(folder.glob("part-*")) for row in pq.read_table(part).to_pylist()]
+
+
+def test_a_reward_of_ones_own_is_aligned_by_id_and_summed_up(output: Path) -> None:
+    before = {part: part.read_bytes() for part in output.glob("data/*")}
+    told = score(output, "--reward", "mine_scores:Red")
+    found = rows(output / "scores" / "Red")
+    assert [(r["row"], r["prompt_id"], r["image_rank"], r["Red"]) for r in found] == [
+        (0, "id0", 0, 250.0),
+        (0, "id0", 1, 250.0),
+        (1, "id1", 0, 20.0),
+        (2, "id2", 0, 20.0),
+        (2, "id2", 1, 20.0),
+        (3, "id3", 0, 250.0),
+    ]
+    assert [r["Red_percentile"] for r in found] == [0.5, 0.5, None, 0.5, 0.5, None]
+    assert {part: part.read_bytes() for part in output.glob("data/*")} == before
+    head, steering, held_out = told.splitlines()[-3:]
+    assert head.split()[-3:] == ["5%", "50%", "95%"]
+    assert steering.startswith("reward (shapes, steered)") and "4   0.8000" in steering
+    assert held_out.split()[:4] == ["Red", "4", "135.0000", "66.3953"]
+
+
+def test_it_goes_on_where_it_was_and_follows_the_data(output: Path) -> None:
+    score(output, "--reward", "mine_scores:Red")
+    first, second = (output / "scores" / "Red" / f"part-0000{chunk}.parquet" for chunk in (0, 1))
+    content, stamp = second.read_bytes(), first.stat().st_mtime_ns
+    second.unlink()
+    score(output, "--reward", "mine_scores:Red")
+    assert second.read_bytes() == content and first.stat().st_mtime_ns == stamp
+    # The data part is another one now.
+    record = json.loads((output / "manifest" / "part-00000.json").read_text())
+    record["data"]["sha256"] = "0" * 64
+    (output / "manifest" / "part-00000.json").write_text(json.dumps(record))
+    score(output, "--reward", "mine_scores:Red")
+    assert first.stat().st_mtime_ns != stamp
+    # Other code gives other scores: they are not mixed.
+    table = pq.read_table(second)
+    told = json.loads(table.schema.metadata[b"ttsvar_ray.scores"])
+    told["basis"]["fingerprints"] = {"code": "another"}
+    pq.write_table(table.replace_schema_metadata({"ttsvar_ray.scores": json.dumps(told)}), second)
+    complaint = score(output, "--reward", "mine_scores:Red", code=2)
+    assert "its scores rest on something else (fingerprints: {'code': 'another'} there" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "expected --reward, --safety or --near-duplicates"),
+        (["--reward", "shape"], "did you mean 'shapes'"),
+        (["--reward", "hps-v2.1"], "needs the directory of its weights"),
+        (["--reward", "shapes", "--reward", "shapes"], "--reward: 'shapes' is given twice"),
+        (["--unsafe", "nsfw"], "Say it by --safety"),
+        (["--reward", "shapes", "--address", "auto"], "--address: add --workers"),
+        (["--safety", "nowhere"], "expected an image classifier of transformers"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(output: Path, arguments: list[str], complaint: str) -> None:
+    assert complaint in score(output, *arguments, code=2)
+
+
+def test_a_safety_model_tags_and_drops_nothing(output: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+        id2label={0: "normal", 1: "nsfw"},
+        label2id={"normal": 0, "nsfw": 1},
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    pixels = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": 16, "width": 16},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    assert "expected one of the classes normal, nsfw, got 'bad'" in score(
+        output, "--safety", str(tmp_path / "vit"), "--unsafe", "bad", code=2
+    )
+    told = score(output, "--safety", str(tmp_path / "vit"), "--unsafe", "nsfw")
+    found = rows(output / "scores" / "safety")
+    assert len(found) == 6
+    assert all((r["safety"] > 0.5) == (r["safety_tag"] == "nsfw") and 0 < r["safety"] < 1 for r in found)
+    assert len({r["safety"] for r in found}) > 1
+    assert told.splitlines()[-1].split()[0] == "safety"
+
+
+def test_near_duplicates_point_to_the_first_of_them(output: Path) -> None:
+    told = score(output, "--near-duplicates", "8")
+    found = rows(output / "scores" / "near_duplicate")
+    assert found[0]["near_duplicate_of"] is None
+    second = found[1]
+    assert (second["near_duplicate_of"], second["image_rank"]) == ("00000000-0", 1)
+    hashes = [difference_hash(np.asarray(Image.open(io.BytesIO(picture(0, rank))))) for rank in (0, 1)]
+    assert second["near_duplicate_bits"] == (hashes[0] ^ hashes[1]).bit_count() <= 8
+    count = sum(r["near_duplicate_of"] is not None for r in found)
+    assert f"{count} of 6 images nearly repeat an earlier one" in told
+
+
+def test_hashes_hold_out_noise_and_tell_pictures_apart() -> None:
+    random = np.random.default_rng(0)
+    smooth = np.asarray(
+        Image.fromarray(random.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((96, 96)), dtype=np.int16
+    )
+    noisy = np.clip(smooth + random.integers(-3, 4, smooth.shape), 0, 255).astype(np.uint8)
+    other = np.asarray(Image.fromarray(random.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((96, 96)))
+    one = difference_hash(smooth.astype(np.uint8))
+    assert (one ^ difference_hash(noisy)).bit_count() <= 4
+    assert (one ^ difference_hash(other)).bit_count() > 12
+
+
+def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path) -> None:
+    score(output, "--reward", "mine_scores:Red", "--near-duplicates", "0")
+    told = call("select", str(output), "--where", "Red >= 200 or row == 2", "--to", str(tmp_path / "some"))
+    assert told == f"{tmp_path / 'some'}: 5 of 6 images, of 3 prompts\n"
+    some = rows(tmp_path / "some" / "data")
+    assert [(r["row"], r["image_rank"], r["Red"]) for r in some] == [
+        (0, 0, 250.0),
+        (0, 1, 250.0),
+        (2, 0, 20.0),
+        (2, 1, 20.0),
+        (3, 0, 250.0),
+    ]
+    assert some[2]["image"]["bytes"] == picture(2, 0)
+    import datasets
+
+    opened = datasets.load_dataset(str(tmp_path / "some"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert opened[0]["image"].size == (16, 16)
+    best = ("select", str(output), "--best-per-prompt", "--by", "image_rank", "--to", str(tmp_path / "last"))
+    assert "4 of 6 images, of 4 prompts" in call(*best)
+    assert [r["image_rank"] for r in rows(tmp_path / "last" / "data")] == [1, 0, 1, 0]
+    (tmp_path / "last" / "data" / "part-00001.parquet").unlink()
+    assert "4 of 6 images, of 4 prompts" in call(*best), "the same command goes on"
+    other = ("select", str(output), "--where", "row == 0", "--to", str(tmp_path / "last"))
+    assert "holds another selection" in call(*other, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--where", "rewards > 1"], "did you mean 'reward'"),
+        (["--where", "reward >"], "expected an expression such as"),
+        (["--where", "reward > 'a'"], "cannot be asked of these columns"),
+        (["--where", "row in prompt"], "got 'prompt'"),
+        (["--best-per-prompt", "--by", "Rde"], "--by: expected one of the columns"),
+        (["--by", "row", "--where", "row > 0"], "--by: 'row' is read by --best-per-prompt alone"),
+        ([], "expected --where or --best-per-prompt"),
+    ],
+)
+def test_selections_that_mean_nothing_are_refused(
+    output: Path, tmp_path: Path, arguments: list[str], complaint: str
+) -> None:
+    assert complaint in call("select", str(output), *arguments, "--to", str(tmp_path / "to"), code=2)
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "(lambda: 1)()",
+        "[x for x in (1, 2)]",
+        "a.__class__ == 1",
+        "a ** 99999999 > 1",
+        "f'{a}' == 'x'",
+        "contains(a, b)",
+        "open('x', 'w')",
+        "(a := 1)",
+        "a == b if a else b",
+    ],
+)
+def test_nothing_but_filters_is_taken(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--where: expected"):
+        parse_filter(text, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("a > 1 and not b == 'y'", [2, 3]),
+        ("0 < a < 3", [0, 1]),
+        ("a in [1, 3] or b == 'y'", [0, 1, 2]),
+        ("a not in (1,)", [1, 2, 3]),
+        ("c is None", [0, 3]),
+        ("c is not None and c >= -1.5", [1]),
+        ("contains(b, 'x')", [0, 2]),
+        ("matches(b, '^[yz]')", [1, 3]),
+        ("d", [0, 3]),
+    ],
+)
+def test_filters_mean_what_they_say(text: str, places: list[int]) -> None:
+    table = pa.table(
+        {
+            "a": [1, 2, 3, 4],
+            "b": ["x", "y", "xx", "z"],
+            "c": [None, -1.5, -2.0, None],
+            "d": [True, False, False, True],
+        }
+    ).append_column("place", pa.array(range(4)))
+    assert table.filter(parse_filter(text, table.column_names))["place"].to_pylist() == places
+
+
+def test_percentiles_and_names() -> None:
+    assert percentiles([0, 0, 0, 1], [3.0, 1.0, 3.0, 9.0]) == [0.75, 0.0, 0.75, None]
+    assert percentiles([0, 0], [float("nan"), 1.0])[0] is None
+    assert [column_name(name) for name in ("hps-v2.1", "a.b:Mine")] == ["hps_v2_1", "Mine"]

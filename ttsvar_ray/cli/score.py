@@ -1,0 +1,279 @@
+"""`ttsvar-ray score` and `ttsvar-ray select`: other rewards over a run, and the data set of some images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import errors_for_people
+
+if TYPE_CHECKING:
+    from ttsvar_ray.dataset import OutputLayout, RunManifest
+    from ttsvar_ray.evaluate.scorers import ScorerSpec
+
+_HASHES, _DUPLICATES, _SAFETY = "difference_hash", "near_duplicate", "safety"
+
+
+def score(
+    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            help="A reward by name or as package.module:Name, with the folder of its weights where it reads "
+            "any; may be repeated.",
+            metavar="NAME[=DIR]",
+        ),
+    ] = None,
+    safety: Annotated[
+        Path | None,
+        typer.Option(
+            "--safety",
+            help="Folder of a transformers image classifier; a tag, no row is dropped.",
+            metavar="DIR",
+        ),
+    ] = None,
+    unsafe: Annotated[
+        str,
+        typer.Option("--unsafe", help="Its class that is not safe; by default its last.", metavar="LABEL"),
+    ] = "",
+    near_duplicates: Annotated[
+        int | None,
+        typer.Option(
+            "--near-duplicates",
+            help="Also mark images whose perceptual hash has at most K of 64 bits other than one before.",
+            min=0,
+            max=16,
+            metavar="K",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Share the parts among so many workers on Ray.", min=1, metavar="K"),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster; by default one on this machine.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Score a run's images by other rewards, into tables beside the data; the data stay as they are.
+
+    Prints mean, standard error and quantiles over prompts, beside the reward that steered the search. The
+    same command goes on after a stop. Exit codes: 0 done; 1 a part that cannot be scored; 2 no run, no such
+    reward, or scores that rest on other weights.
+    """
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.dataset import OutputLayout, read_manifest
+        from ttsvar_ray.errors import ConfigurationError, OutputError
+        from ttsvar_ray.evaluate.score_table import mark_near_duplicates
+
+        layout = OutputLayout(output)
+        manifest = read_manifest(layout)
+        if manifest is None:
+            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        if unsafe and safety is None:
+            raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
+        if address is not None and workers is None:
+            raise ConfigurationError("--address: add --workers, how many share the parts")
+        specs = scorers_of(manifest, reward or (), safety=safety, unsafe=unsafe, device=device)
+        if near_duplicates is not None:
+            specs.append(_hash_spec())
+        if not specs:
+            raise ConfigurationError("expected --reward, --safety or --near-duplicates, got none of them")
+        run_scorers(layout, specs, workers=workers, address=address)
+        lines = summary_lines(layout, manifest, specs)
+        if near_duplicates is not None:
+            found, total = mark_near_duplicates(layout, _HASHES, _DUPLICATES, bits=near_duplicates)
+            lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
+    typer.echo("\n".join(lines))
+
+
+def _hash_spec() -> ScorerSpec:
+    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
+
+    return ScorerSpec(kind=ScorerKind.HASH, name=_HASHES)
+
+
+def scorers_of(
+    manifest: RunManifest,
+    rewards: Sequence[str],
+    *,
+    safety: Path | None,
+    unsafe: str,
+    device: str,
+) -> list[ScorerSpec]:
+    """Return the scorers that were asked for.
+
+    Args:
+        manifest: of the run, whose model may bring a reward.
+        rewards: NAME or NAME=DIR each.
+        safety, unsafe: as the command has them.
+        device: of all of them.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    from ttsvar_ray.config import recorded_config
+    from ttsvar_ray.config.sections import RewardConfig
+    from ttsvar_ray.errors import ConfigurationError, noting
+    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
+    from ttsvar_ray.job.parts import resolve_rewards
+    from ttsvar_ray.job.resolved import model_choice
+    from ttsvar_ray.models.registry import describe_model, resolve_device
+    from ttsvar_ray.models.weight_source import fingerprint_path
+
+    target = str(resolve_device(device))
+    description = describe_model(model_choice(recorded_config(manifest.config)))
+    problems: list[str] = []
+    specs: list[ScorerSpec] = []
+    for given in rewards:
+        name, _, path = given.partition("=")
+        with noting(problems):
+            section = RewardConfig.model_validate({"name": name, "path": path or None})
+            (part,) = resolve_rewards(section, description)
+            prints = {} if part.path is None else {"weights": fingerprint_path(part.path)}
+            if part.source_digest is not None:
+                prints["code"] = part.source_digest
+            specs.append(
+                ScorerSpec(
+                    kind=ScorerKind.REWARD, name=part.name, path=part.path, device=target, fingerprints=prints
+                )
+            )
+    if safety is not None:
+        prints = {"weights": fingerprint_path(safety)} if safety.exists() else {}
+        specs.append(
+            ScorerSpec(
+                kind=ScorerKind.SAFETY,
+                name=_SAFETY,
+                path=safety,
+                device=target,
+                label=unsafe,
+                fingerprints=prints,
+            )
+        )
+    names = [spec.table for spec in specs]
+    problems += [
+        f"--reward: {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+    return specs
+
+
+def run_scorers(
+    layout: OutputLayout, specs: list[ScorerSpec], *, workers: int | None, address: str | None
+) -> None:
+    """Score what has no scores yet, here or on Ray.
+
+    Raises:
+        OutputError: scores that rest on something else, or a damaged part.
+        RunFailedError: a part that cannot be scored.
+    """
+    from ttsvar_ray.evaluate.score_table import missing_parts, score_part
+
+    work = [(spec, chunk) for spec in specs for chunk in missing_parts(layout, spec.table, spec.basis)]
+    done = 0
+
+    def tell(images: int) -> None:
+        nonlocal done
+        done += 1
+        if len(work) > 1:
+            typer.echo(f"{done} of {len(work)} parts", err=True)
+
+    if workers is not None and work:
+        from ttsvar_ray.cluster.scoring import score_on_ray
+
+        local = layout.root.local_path
+        root = layout.root.uri if local is None else str(local.resolve())
+        gpus = 1.0 if any(spec.device.startswith("cuda") for spec in specs) else 0.0
+        score_on_ray(root, work, address=address, workers=workers, gpus=gpus, tell=tell)
+        return
+    for spec in specs:
+        chunks = [chunk for one, chunk in work if one is spec]
+        scorer = spec.build() if chunks else None
+        for chunk in chunks:
+            assert scorer is not None
+            tell(score_part(layout, chunk, spec.table, scorer, spec.basis))
+
+
+def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[ScorerSpec]) -> list[str]:
+    """Return mean, standard error and quantiles over prompts of each score of the best images."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.evaluate.score_table import best_scores
+    from ttsvar_ray.evaluate.scorers import ScorerKind
+
+    rows = read_columns(layout, ["image_rank", "reward", "reward_name"])
+    steering = rows.filter(pc.equal(rows["image_rank"], 0))
+    names = sorted(set(steering["reward_name"].to_pylist()))
+    shown = [(f"reward ({', '.join(names)}, steered)", steering["reward"].to_numpy().astype(float))]
+    shown += [
+        (spec.table, best_scores(layout, spec.table)) for spec in specs if spec.kind is not ScorerKind.HASH
+    ]
+    width = max(len(name) for name, _ in shown)
+    head = f"{'best image of each prompt':<{width}} {'prompts':>7} {'mean':>8} {'+-':>7}"
+    lines = [f"{head} {'5%':>8} {'50%':>8} {'95%':>8}"]
+    for name, values in shown:
+        good = values[np.isfinite(values)]
+        if not len(good):
+            lines.append(f"{name:<{width}} {0:>7} no finite score")
+            continue
+        error = good.std(ddof=1) / len(good) ** 0.5 if len(good) > 1 else float("nan")
+        low, middle, high = np.quantile(good, [0.05, 0.5, 0.95])
+        lost = f"   {len(values) - len(good)} not finite" if len(good) < len(values) else ""
+        numbers = f"{len(good):>7} {good.mean():>8.4f} {error:>7.4f} {low:>8.4f} {middle:>8.4f} {high:>8.4f}"
+        lines.append(f"{name:<{width}} {numbers}{lost}")
+    return lines
+
+
+def select(
+    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write to.", metavar="DIR")],
+    where: Annotated[
+        str,
+        typer.Option(
+            "--where",
+            help='Over columns and scores: \'reward > 0.5 and contains(prompt, "red") and near_duplicate_of '
+            "is None'.",
+            metavar="EXPRESSION",
+        ),
+    ] = "",
+    best_per_prompt: Annotated[
+        bool, typer.Option("--best-per-prompt", help="At most one image of each prompt.")
+    ] = False,
+    by: Annotated[
+        str, typer.Option("--by", help="Column whose highest value is the best.", metavar="COLUMN")
+    ] = "reward",
+    debug: options.Debug = False,
+) -> None:
+    """Write some images of a run, with their columns and scores, as a data set of its own.
+
+    The same command goes on after a stop. Exit codes: 0 done; 2 no run, an expression that cannot be used, or
+    a folder that holds something else.
+    """
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.dataset import OutputLayout, read_manifest
+        from ttsvar_ray.errors import ConfigurationError, OutputError
+        from ttsvar_ray.evaluate.filters import Selection
+        from ttsvar_ray.evaluate.filters import select as write
+
+        layout = OutputLayout(output)
+        manifest = read_manifest(layout)
+        if manifest is None:
+            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        if not where and not best_per_prompt:
+            raise ConfigurationError(
+                "expected --where or --best-per-prompt, got neither: nothing is selected"
+            )
+        if by != "reward" and not best_per_prompt:
+            raise ConfigurationError(f"--by: {by!r} is read by --best-per-prompt alone; add it")
+        wanted = Selection(where=where, best_per_prompt=best_per_prompt, by=by)
+        images, prompts, total = write(layout, manifest, wanted, to)
+    typer.echo(f"{to}: {images} of {total} images, of {prompts} prompts")

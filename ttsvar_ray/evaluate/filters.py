@@ -1,0 +1,312 @@
+"""Which images of a run to take, by an expression over its columns and its scores; and the data set of these.
+
+    reward > 0.5 and shapes_checker == 1 and not contains(prompt, "ring") and near_duplicate_of is None
+
+The expression is parsed into a tree of which a few node types are known; nothing of it is executed by Python.
+Columns are read without the images first, so that memory holds the images of a few rows only.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ttsvar_ray.dataset import OutputLayout, RunManifest
+from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
+from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
+from ttsvar_ray.storage import locate
+
+_BLOBS = ("image", "bits")
+_ROWS_AT_A_TIME = 32
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+}
+_FUNCTIONS: dict[str, Callable[[Any, str], Any]] = {
+    "contains": pc.match_substring,
+    "starts_with": pc.starts_with,
+    "ends_with": pc.ends_with,
+    "matches": pc.match_substring_regex,
+}
+
+
+def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
+    """Return a filter of pyarrow.
+
+    Args:
+        text: comparisons of columns with numbers, texts and each other, joined by `and`, `or`, `not`;
+            `in [...]`, `is None`, `is not None`, and contains, starts_with, ends_with, matches of a text.
+        columns: that there are.
+
+    Raises:
+        ConfigurationError: anything else, or a column that is not there.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigurationError(
+            f"--where: expected an expression such as 'reward > 0.5 and contains(prompt, \"red\")', got "
+            f"{text!r} ({str(error).splitlines()[0]})"
+        ) from None
+    try:
+        return _Parser(columns).condition(tree.body)
+    except RecursionError:
+        raise ConfigurationError("--where: the expression is nested too deeply") from None
+
+
+class _Parser:
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+
+    def condition(self, node: ast.expr) -> Any:
+        """Return what is true or false of a row."""
+        match node:
+            case ast.BoolOp(op=ast.And(), values=values):
+                return self._joined(values, lambda a, b: a & b)
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return self._joined(values, lambda a, b: a | b)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return ~self.condition(operand)
+            case ast.Compare(left=left, ops=ops, comparators=others):
+                sides = [left, *others]
+                pairs = zip(sides, ops, others, strict=False)
+                each = [self._comparison(one, how, other) for one, how, other in pairs]
+                return self._all(each)
+            case ast.Call(func=ast.Name(id=name), args=[column, ast.Constant(value=str(part))], keywords=[]):
+                if name not in _FUNCTIONS:
+                    raise ConfigurationError(
+                        f"--where: expected one of {', '.join(_FUNCTIONS)}, got {name!r}"
+                        f"{nearest(name, list(_FUNCTIONS))}"
+                    )
+                return _FUNCTIONS[name](self._value(column), part)
+            case ast.Name():
+                return self._value(node)
+        raise self._refused(node)
+
+    def _joined(self, nodes: Iterable[ast.expr], join: Callable[[Any, Any], Any]) -> Any:
+        first, *rest = [self.condition(node) for node in nodes]
+        for other in rest:
+            first = join(first, other)
+        return first
+
+    def _all(self, each: Sequence[Any]) -> Any:
+        first, *rest = each
+        for other in rest:
+            first = first & other
+        return first
+
+    def _comparison(self, left: ast.expr, how: ast.cmpop, right: ast.expr) -> Any:
+        if isinstance(how, (ast.Is, ast.IsNot)):
+            if not (isinstance(right, ast.Constant) and right.value is None):
+                raise self._refused(right)
+            missing = self._value(left).is_null()
+            return missing if isinstance(how, ast.Is) else ~missing
+        if isinstance(how, (ast.In, ast.NotIn)):
+            if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
+                raise self._refused(right)
+            among = self._value(left).isin([self._constant(one) for one in right.elts])
+            return among if isinstance(how, ast.In) else ~among
+        return _COMPARISONS[type(how)](self._value(left), self._value(right))
+
+    def _value(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Name):
+            if node.id not in self._columns:
+                raise ConfigurationError(
+                    f"--where: expected one of the columns {', '.join(self._columns)}, got {node.id!r}"
+                    f"{nearest(node.id, list(self._columns))}"
+                )
+            return pc.field(node.id)
+        return pc.scalar(self._constant(node))
+
+    def _constant(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=bool() | int() | float() | str() as value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
+        raise self._refused(node)
+
+    def _refused(self, node: ast.AST) -> ConfigurationError:
+        return ConfigurationError(
+            "--where: expected columns, numbers and texts, comparisons, and, or, not, in [...], is None, "
+            f"{', '.join(_FUNCTIONS)}; got {ast.unparse(node)!r}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which images to take.
+
+    Attributes:
+        where: an expression; "" takes all.
+        best_per_prompt: whether only one image of each prompt is taken, of those that the expression takes.
+        by: the column whose highest value is the best; a tie goes to the lower rank.
+    """
+
+    where: str = ""
+    best_per_prompt: bool = False
+    by: str = "reward"
+
+
+def columns_of(layout: OutputLayout) -> pa.Schema:
+    """Return the columns that an expression may name: the data's, without pictures, then the scores'.
+
+    Raises:
+        OutputError: there is no part.
+    """
+    parts = layout.data_parts()
+    if not parts:
+        raise OutputError(f"{layout.root}: expected images to select from, found no part in data/")
+    chunk = min(parts)
+    return _light(layout, chunk).schema
+
+
+def select(
+    layout: OutputLayout, manifest: RunManifest, selection: Selection, folder: Path
+) -> tuple[int, int, int]:
+    """Write the chosen images, with their scores, as a data set; the same call goes on after a stop.
+
+    Returns:
+        Images taken, prompts they are of, and images there were.
+
+    Raises:
+        ConfigurationError: an expression that cannot be used.
+        OutputError: damaged parts, or a folder with something else in it.
+    """
+    schema = columns_of(layout)
+    if selection.by not in schema.names:
+        raise ConfigurationError(
+            f"--by: expected one of the columns {', '.join(schema.names)}, got {selection.by!r}"
+            f"{nearest(selection.by, schema.names)}"
+        )
+    condition = parse_filter(selection.where, schema.names) if selection.where else None
+    _taken(_light(layout, min(layout.data_parts())).slice(0, 0), condition, selection)
+    _claim(folder, layout, manifest, selection)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    images = prompts = total = 0
+    for chunk, part in layout.data_parts().items():
+        light = _light(layout, chunk)
+        total += len(light)
+        taken = _taken(light, condition, selection)
+        images += len(taken)
+        prompts += len(set(light["row"].take(pa.array(taken)).to_pylist())) if len(taken) else 0
+        file = folder / "data" / part.name
+        if not file.is_file():
+            _write(layout, chunk, light, taken, file)
+    content = json.loads((folder / "selection.json").read_text())
+    counts = {"images": images, "prompts": prompts, "of_images": total}
+    locate(folder / "selection.json").write_text(json.dumps({**content, **counts}, indent=2) + "\n")
+    return images, prompts, total
+
+
+def _light(layout: OutputLayout, chunk: int) -> pa.Table:
+    """Return a part's columns without pictures, and its scores."""
+    part = layout.data_part(chunk)
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
+            names = [name for name in parquet.schema_arrow.names if name not in _BLOBS]
+            table = parquet.read(columns=names)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(part, error) from None
+    for name in tables(layout):
+        scores = read_scores(layout, name, chunk)
+        if any(not scores[key].equals(table[key]) for key in KEYS):
+            raise OutputError(
+                f"{layout.root}: the scores {name} of part {chunk} are of other images; run `ttsvar-ray "
+                "score` again"
+            )
+        for column in scores.column_names:
+            if column not in KEYS and column not in table.column_names:
+                table = table.append_column(scores.schema.field(column), scores[column])
+    return table
+
+
+def _taken(light: pa.Table, condition: Any, selection: Selection) -> list[int]:
+    """Return the places of the chosen rows of a part, ascending."""
+    places = pa.array(np.arange(len(light)))
+    table = light.append_column("_place", places)
+    if condition is not None:
+        try:
+            table = table.filter(condition)
+        except (pa.ArrowException, TypeError) as error:
+            raise ConfigurationError(
+                f"--where: cannot be asked of these columns ({str(error).splitlines()[0]})"
+            ) from None
+    if not selection.best_per_prompt:
+        return [int(place) for place in table["_place"].to_pylist()]
+    best: dict[int, tuple[float, int]] = {}
+    for row, value, place in zip(
+        table["row"].to_pylist(), table[selection.by].to_pylist(), table["_place"].to_pylist(), strict=True
+    ):
+        worth = -math.inf if value is None or math.isnan(value) else float(value)
+        if row not in best or worth > best[row][0]:
+            best[row] = (worth, place)
+    return sorted(place for _, place in best.values())
+
+
+def _write(layout: OutputLayout, chunk: int, light: pa.Table, taken: Sequence[int], file: Path) -> None:
+    part = layout.data_part(chunk)
+    scores = [name for name in light.column_names if name not in _names_of(part)]
+    with part.open_arrow() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
+        schema = parquet.schema_arrow
+        for name in scores:
+            schema = schema.append(light.schema.field(name))
+        wanted, start = np.array(taken, dtype=np.int64), 0
+        with locate(file).replacing() as staged, pq.ParquetWriter(staged, schema) as writer:
+            for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME):
+                own = wanted[(wanted >= start) & (wanted < start + len(batch))]
+                if len(own):
+                    rows = pa.Table.from_batches([batch]).take(pa.array(own - start))
+                    for name in scores:
+                        rows = rows.append_column(light.schema.field(name), light[name].take(pa.array(own)))
+                    writer.write_table(rows.cast(schema))
+                start += len(batch)
+
+
+def _names_of(part: Any) -> list[str]:
+    with part.open_arrow() as stream:
+        return list(pq.read_schema(stream).names)
+
+
+def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection: Selection) -> None:
+    """Note in a folder what is selected into it, so that only the same goes on there."""
+    told: Mapping[str, Any] = {
+        "source": str(layout.root),
+        "run": manifest.config_digest,
+        "where": selection.where,
+        "best_per_prompt": selection.best_per_prompt,
+        "by": selection.by,
+        "scores": tables(layout),
+    }
+    file = folder / "selection.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        if any(before.get(name) != value for name, value in told.items()):
+            raise OutputError(f"{folder}: holds another selection; choose another --to folder")
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder}: expected an empty folder, found something in it; choose another --to")
+    folder.mkdir(parents=True, exist_ok=True)
+    card = "---\nconfigs:\n- config_name: default\n  data_files: data/*.parquet\n---\n"
+    asked = f"`{selection.where}`" if selection.where else "all images"
+    best = f", of each prompt the one with the highest {selection.by}" if selection.best_per_prompt else ""
+    (folder / "README.md").write_text(
+        f"{card}# A selection\nOf a run of ttsvar-ray ({manifest.config_digest[:12]}): {asked}{best}.\n"
+    )
+    file.write_text(json.dumps(told, indent=2) + "\n")

@@ -1,0 +1,249 @@
+"""Side tables of a run: what scorers say of its images, beside the data, which stay as they are.
+
+    OUTPUT/data/part-00007.parquet            the images
+    OUTPUT/scores/NAME/part-00007.parquet     row, prompt_id, ordinal, image_rank, NAME, NAME_percentile, ...
+
+A part of a table says which bytes of its data part it belongs to and what its values rest on: the same
+command goes on after the parts that are there, makes those again whose data changed, and refuses values of
+another basis. Parts do not depend on who made them, so any number of workers may share them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ttsvar_ray.columns import held
+from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
+from ttsvar_ray.errors import OutputError, brief
+from ttsvar_ray.evaluate.scorers import Scorer
+from ttsvar_ray.storage import Location
+from ttsvar_ray.types import Float64Array, UInt8Array
+
+_KEY = b"ttsvar_ray.scores"
+_IMAGES_AT_A_TIME = 16
+KEYS = ("row", "prompt_id", "ordinal", "image_rank")
+"""What names an image, in every table."""
+
+
+def score_folder(layout: OutputLayout, table: str) -> Location:
+    """Return where the parts of a table are."""
+    return layout.root / "scores" / table
+
+
+def score_part_file(layout: OutputLayout, table: str, chunk: int) -> Location:
+    """Return one part of a table."""
+    return score_folder(layout, table) / layout.data_part(chunk).name
+
+
+def tables(layout: OutputLayout) -> list[str]:
+    """Return the names of the tables that are there."""
+    folder = layout.root / "scores"
+    return sorted(name for name in folder.names() if (folder / name).is_folder())
+
+
+def missing_parts(layout: OutputLayout, table: str, basis: Mapping[str, Any]) -> list[int]:
+    """Return the chunks that have data and no scores yet, or scores of data that were replaced.
+
+    Raises:
+        OutputError: the table's values rest on something else.
+    """
+    missing = []
+    for chunk in layout.data_parts():
+        file = score_part_file(layout, table, chunk)
+        told = _told(file)
+        if told is not None and told["basis"] != dict(basis):
+            before = told["basis"]
+            differ = [name for name in {**before, **basis} if before.get(name) != basis.get(name)]
+            changes = "; ".join(f"{name}: {before.get(name)} there, {basis.get(name)} now" for name in differ)
+            raise OutputError(
+                f"{file}: its scores rest on something else ({changes}); delete {score_folder(layout, table)}"
+            )
+        if told is None or told["data"] != data_digest(layout, chunk):
+            missing.append(chunk)
+    return missing
+
+
+def data_digest(layout: OutputLayout, chunk: int) -> str:
+    """Return the sha256 of a data part, from its manifest where it has a settled one."""
+    manifest = read_part_manifest(layout.manifest_part(chunk))
+    if manifest is not None and manifest.is_settled:
+        return manifest.data.sha256
+    with layout.data_part(chunk).open() as file:
+        return sha256_of(file)
+
+
+def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, basis: Mapping[str, Any]) -> int:
+    """Score the images of a part and write its part of the table; return how many there are.
+
+    Raises:
+        OutputError: the part is damaged, or an image cannot be read.
+    """
+    keys: dict[str, list[Any]] = {name: [] for name in KEYS}
+    found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
+    digest = data_digest(layout, chunk)
+    for rows in _image_rows(layout.data_part(chunk)):
+        images = [_pixels(row) for row in rows]
+        for name, values in scorer.score(images, rows).items():
+            if len(values) != len(rows):
+                raise ValueError(f"{table}: expected {len(rows)} values of {name}, got {len(values)}")
+            found[name] += values
+        for name in KEYS:
+            keys[name] += [row[name] for row in rows]
+    write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
+    return len(keys["row"])
+
+
+def write_scores(
+    layout: OutputLayout,
+    chunk: int,
+    table: str,
+    keys: Mapping[str, Sequence[Any]],
+    found: Mapping[str, Sequence[Any]],
+    columns: pa.Schema,
+    told: Mapping[str, Any],
+) -> None:
+    """Write one part of a table; a score of a table's own name also gets its percentile within the prompt."""
+    fields = [("row", pa.int64()), ("prompt_id", pa.string()), ("ordinal", pa.int32())]
+    arrays = [pa.array(keys[name], kind) for name, kind in [*fields, ("image_rank", pa.int32())]]
+    names = list(KEYS)
+    for column in columns:
+        arrays.append(pa.array(found[column.name], column.type))
+        names.append(column.name)
+        if column.name == table and pa.types.is_floating(column.type):
+            arrays.append(pa.array(percentiles(keys["row"], found[table]), pa.float32()))
+            names.append(f"{table}_percentile")
+    written = pa.Table.from_arrays(arrays, names=names).replace_schema_metadata(
+        {_KEY: json.dumps(dict(told), sort_keys=True).encode()}
+    )
+    with score_part_file(layout, table, chunk).replacing() as staged:
+        pq.write_table(written, staged, compression="zstd", write_page_checksum=True)
+
+
+def percentiles(rows: Sequence[int], scores: Sequence[float]) -> list[float | None]:
+    """Return the share of a prompt's other images that each one beats, ties half; None of a single one."""
+    by_row: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_row.setdefault(row, []).append(place)
+    result: list[float | None] = [None] * len(rows)
+    for places in by_row.values():
+        if len(places) == 1:
+            continue
+        values = np.array([scores[place] for place in places], dtype=np.float64)
+        for place, value in zip(places, values, strict=True):
+            beaten = (values < value).sum() + 0.5 * ((values == value).sum() - 1)
+            result[place] = float(beaten / (len(values) - 1)) if np.isfinite(value) else None
+    return result
+
+
+def read_scores(
+    layout: OutputLayout, table: str, chunk: int, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Return a part of a table.
+
+    Raises:
+        OutputError: it is not there, or is damaged.
+    """
+    file = score_part_file(layout, table, chunk)
+    try:
+        with file.open_arrow() as stream:
+            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise OutputError(
+            f"{file}: expected the scores of this part, found none; run `ttsvar-ray score` again"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise OutputError(f"{file}: not a whole Parquet file ({brief(error)}); delete it") from None
+
+
+def best_scores(layout: OutputLayout, table: str) -> Float64Array:
+    """Return the scores of the best image of each prompt, in the order of the prompts."""
+    parts = []
+    for chunk in layout.data_parts():
+        part = read_scores(layout, table, chunk, ["image_rank", table])
+        ranks = part["image_rank"].to_numpy()
+        parts.append(part[table].to_numpy().astype(np.float64)[ranks == 0])
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def mark_near_duplicates(layout: OutputLayout, hashes: str, table: str, *, bits: int) -> tuple[int, int]:
+    """Write which images nearly repeat an earlier one, from a table of hashes; return (such images, images).
+
+    Args:
+        layout: the run.
+        hashes: name of the table of hashes.
+        table: name of the table to write: `TABLE_of`, the first image like it as "row-rank", or null.
+        bits: hashes that differ in at most so many bits are alike.
+    """
+    # Of bits + 1 bands, hashes that differ in at most `bits` bits share one: only those are compared.
+    bands = np.array_split(np.arange(HASH_BITS), bits + 1)
+    masks = [sum(1 << int(bit) for bit in band) for band in bands]
+    seen: list[dict[int, list[tuple[int, str]]]] = [{} for _ in bands]
+    count = total = 0
+    columns = pa.schema([(f"{table}_of", pa.string()), (f"{table}_bits", pa.int32())])
+    for chunk in layout.data_parts():
+        part = read_scores(layout, hashes, chunk)
+        keys = {name: part[name].to_pylist() for name in KEYS}
+        first: list[str | None] = []
+        distances: list[int | None] = []
+        for value, row, rank in zip(part[hashes].to_pylist(), keys["row"], keys["image_rank"], strict=True):
+            near = [one for mask, band in zip(masks, seen, strict=True) for one in band.get(value & mask, ())]
+            best = min(((value ^ other).bit_count(), key) for other, key in near) if near else None
+            total += 1
+            if best is not None and best[0] <= bits:
+                first.append(best[1])
+                distances.append(best[0])
+                count += 1
+                continue
+            first.append(None)
+            distances.append(None)
+            for mask, band in zip(masks, seen, strict=True):
+                band.setdefault(value & mask, []).append((value, f"{row:08d}-{rank}"))
+        told = {"basis": {"hashes": hashes, "bits": bits}, "data": data_digest(layout, chunk)}
+        found: dict[str, list[Any]] = {f"{table}_of": first, f"{table}_bits": distances}
+        write_scores(layout, chunk, table, keys, found, columns, told)
+    return count, total
+
+
+HASH_BITS = 64
+
+
+def _image_rows(part: Location) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a part, a few at a time."""
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            for batch in parquet.iter_batches(batch_size=_IMAGES_AT_A_TIME):
+                arrays = [held(array, array.type) for array in batch.columns]
+                yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(part, error) from None
+
+
+def _pixels(row: Mapping[str, Any]) -> UInt8Array:
+    try:
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise OutputError(
+            f"image {row['image_rank']} of row {row['row']}: cannot be read ({brief(error)}); "
+            "`ttsvar-ray check` says more"
+        ) from error
+
+
+def _told(file: Location) -> dict[str, Any] | None:
+    """Return what a part of a table says of itself; None where there is none that can be read."""
+    try:
+        with file.open_arrow() as stream:
+            metadata = pq.read_schema(stream).metadata or {}
+        return dict(json.loads(metadata[_KEY]))
+    except (FileNotFoundError, pa.ArrowException, OSError, KeyError, ValueError):
+        return None

@@ -1,0 +1,252 @@
+"""What looks at finished images and says something of each: rewards, hashes, safety, a benchmark's rules.
+
+A `ScorerSpec` names one and travels to whoever runs it; `build` loads it there. A scorer sees a few images of
+one part at a time and knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.types import UInt8Array
+
+HASH_SIDE = 8
+"""A hash has as many bits as this squared."""
+
+
+class ScorerKind(str, enum.Enum):
+    """How a scorer looks."""
+
+    REWARD = "reward"
+    HASH = "hash"
+    SAFETY = "safety"
+    GENEVAL = "geneval"
+
+
+class Scorer(Protocol):
+    """Says something of images; no image's values depend on its neighbours.
+
+    Attributes:
+        columns: name and type of what it says.
+    """
+
+    columns: pa.Schema
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """Return a value per image and column; `images` uint8 RGB [height, width, 3], `rows` theirs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerSpec:
+    """Which scorer, with everything that it is built of.
+
+    Attributes:
+        kind: how it looks.
+        name: of a reward, or of the table where it is the only one of its kind.
+        path: files of its weights.
+        clip: of GenEval, the folder of CLIP.
+        device: torch device name.
+        dtype, preprocessing: of a reward.
+        options: keywords of a reward of one's own.
+        label: of a safety model, the class that is not safe; "" is its last one.
+        fingerprints: what tells its code and weights from others.
+    """
+
+    kind: ScorerKind
+    name: str
+    path: Path | None = None
+    clip: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    preprocessing: str = "published"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def table(self) -> str:
+        """Name of its table and of its main column."""
+        return column_name(self.name)
+
+    @property
+    def basis(self) -> dict[str, Any]:
+        """What its values rest on, as JSON; where its files lie and which device it used do not count."""
+        return {
+            "kind": self.kind.value,
+            "name": self.name,
+            "dtype": self.dtype,
+            "preprocessing": self.preprocessing,
+            "options": dict(self.options),
+            "label": self.label,
+            "fingerprints": dict(self.fingerprints),
+        }
+
+    def build(self) -> Scorer:
+        """Load it.
+
+        Raises:
+            ConfigurationError: a name that is none.
+            CheckpointError: weights that cannot be used.
+        """
+        if self.kind is ScorerKind.HASH:
+            return HashScorer(self.table)
+        if self.kind is ScorerKind.SAFETY:
+            assert self.path is not None
+            return SafetyScorer(self.path, table=self.table, label=self.label, device=self.device)
+        if self.kind is ScorerKind.GENEVAL:
+            return _geneval(self)
+        from ttsvar_ray.rewards.registry import build_reward
+
+        reward = build_reward(
+            self.name,
+            path=self.path,
+            device=self.device,
+            preprocessing=self.preprocessing,
+            dtype=self.dtype,
+            options=self.options,
+        )
+        return RewardScorer(reward, table=self.table)
+
+
+def column_name(name: str) -> str:
+    """Return a name that filter expressions can say: `hps-v2.1` is `hps_v2_1`, `module:Name` is `Name`."""
+    own = name.rpartition(":")[2]
+    return re.sub(r"\W", "_", own) or "score"
+
+
+class RewardScorer:
+    """The score of a reward."""
+
+    def __init__(self, reward: Any, *, table: str) -> None:
+        self._reward, self._table = reward, table
+        self.columns = pa.schema([(table, pa.float32())])
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """Return float32 scores of the images against their prompts."""
+        scores = np.empty(len(images), dtype=np.float32)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            shapes.setdefault(image.shape, []).append(place)
+        for places in shapes.values():
+            texts = [str(rows[place]["prompt"]) for place in places]
+            scores[places] = self._reward.score(np.stack([images[place] for place in places]), texts)
+        return {self._table: scores.tolist()}
+
+
+class HashScorer:
+    """A perceptual hash: whether each cell of a small grey picture is brighter than its left neighbour."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self.columns = pa.schema([(table, pa.uint64())])
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """Return a 64-bit number an image; pictures that look alike differ in few bits."""
+        return {self._table: [difference_hash(image) for image in images]}
+
+
+def difference_hash(image: UInt8Array) -> int:
+    """Return the hash of a uint8 RGB image [height, width, 3]."""
+    small = Image.fromarray(image).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
+    grey = np.asarray(small, dtype=np.int16)
+    bits = np.packbits((grey[:, 1:] > grey[:, :-1]).reshape(-1))
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+class SafetyScorer:
+    """An image classifier's verdict, as a tag: no row is dropped for it.
+
+    Args:
+        path: folder of a transformers image classifier.
+        table: prefix of the columns.
+        label: the class that is not safe; "" is the last one.
+        device: torch device name.
+    """
+
+    def __init__(self, path: Path, *, table: str, label: str, device: str) -> None:
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+            model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: expected an image classifier of transformers ({str(error).splitlines()[0]})"
+            ) from None
+        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        if label and label not in names:
+            raise CheckpointError(f"{path}: expected one of the classes {', '.join(names)}, got {label!r}")
+        self._names, self._label = names, names.index(label) if label else len(names) - 1
+        self._model, self._device = model.to(device).eval(), device
+        self._table = table
+        self.columns = pa.schema([(table, pa.float32()), (f"{table}_tag", pa.string())])
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """Return the probability of the class that is not safe, and the likeliest class."""
+        import torch
+
+        scores, tags = [], []
+        for image in images:  # one at a time: a score never depends on a neighbour
+            pixels = self._processor(images=image, return_tensors="pt").to(self._device)
+            with torch.inference_mode():
+                shares = self._model(**pixels).logits[0].float().softmax(dim=-1)
+            scores.append(float(shares[self._label]))
+            tags.append(self._names[int(shares.argmax())])
+        return {self._table: scores, f"{self._table}_tag": tags}
+
+
+class _GenEvalScorer:
+    def __init__(self, judged_by: Any, table: str) -> None:
+        self._judge, self._table = judged_by, table
+        self.columns = pa.schema([(table, pa.float32()), (f"{table}_tag", pa.string())])
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        from ttsvar_ray.evaluate.geneval_prompts import read_prompt
+
+        prompts = [read_prompt(_decoded(row), where=f"row {row['row']}") for row in rows]
+        verdicts = [self._judge.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return {
+            self._table: [float(verdict.correct) for verdict in verdicts],
+            f"{self._table}_tag": [prompt.tag for prompt in prompts],
+        }
+
+
+def _decoded(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row whose clauses are lists again, where the output holds them as JSON."""
+    clauses = {name: row[name] for name in ("include", "exclude") if isinstance(row.get(name), str)}
+    return {**row, **{name: json.loads(text) for name, text in clauses.items()}}
+
+
+def _geneval(spec: ScorerSpec) -> _GenEvalScorer:
+    from ttsvar_ray.evaluate.color_names import ColorNames
+    from ttsvar_ray.evaluate.detector import Detector
+    from ttsvar_ray.evaluate.geneval import GenEvalJudge
+
+    assert spec.path is not None
+    assert spec.clip is not None
+    detector = Detector.load(spec.path, device=spec.device)
+    return _GenEvalScorer(
+        GenEvalJudge(detector, ColorNames.load(spec.clip, device=spec.device)), table=spec.table
+    )
