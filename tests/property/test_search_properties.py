@@ -111,7 +111,7 @@ def test_tables_agree_with_the_plan(plan: Plan) -> None:
 
 
 @given(
-    num_scales=st.integers(3, 20), n=st.integers(1, 8), strategy=st.sampled_from(["tts-var", "importance"])
+    num_scales=st.integers(3, 20), n=st.integers(1, 8), strategy=st.sampled_from(["tts-var", "resampling"])
 )
 def test_the_published_plan_scales_to_any_model(num_scales: int, n: int, strategy: str) -> None:
     plan = compile_plan(scale_schedule=((1, 1),) * num_scales, strategy=strategy, n=n)

@@ -41,7 +41,7 @@ TEXTS = ("a photo of a ring and a circle",)
 JOBS: dict[str, tuple[str, ...]] = {
     "raw": ("strategy.name=raw",),
     "best-of-n": ("strategy.name=best-of-n", "strategy.n=3"),
-    "importance": ("strategy.name=importance", "strategy.n=3"),
+    "resampling alone": ("strategy.name=resampling", "strategy.n=3"),
     "tts-var, the model's plan": ("strategy.plan=model",),
     "tts-var, the published plan": ("strategy.plan=published",),
     "tts-var, difference and stratified": (

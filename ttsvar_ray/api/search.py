@@ -38,7 +38,7 @@ class SearchOptions(TypedDict, total=False):
 
     Attributes:
         n: N of the strategy; multiplies the population.
-        strategy: raw, best-of-n, importance, tts-var, ...
+        strategy: raw, best-of-n, resampling, tts-var, ...
         reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
         extractor: likewise, of `features.protocol.FeatureExtractor`.
         selections: the operator after each scale, in place of the strategy's own: a name, an import path, or

@@ -22,7 +22,7 @@ Model = Annotated[
 ]
 Strategy = Annotated[
     str | None,
-    typer.Option("--strategy", help="raw, best-of-n, importance, tts-var or adaptive.", metavar="STRATEGY"),
+    typer.Option("--strategy", help="raw, best-of-n, resampling, tts-var or adaptive.", metavar="STRATEGY"),
 ]
 N = Annotated[
     int | None,

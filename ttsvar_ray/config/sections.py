@@ -5,6 +5,8 @@ A value of None means "what the model, its default plan or the preset says".
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -25,6 +27,7 @@ from ttsvar_ray.config.failure_budget import FailureBudget, read_failure_budget
 from ttsvar_ray.config.shard import Shard, read_shard, shard_text
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.search.principal_component import ComponentSign
+from ttsvar_ray.search.strategy import OLD_RESAMPLING, Strategy
 from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
 
 
@@ -130,37 +133,34 @@ class SelectionConfig(_Section):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class FinalConfig(_Section):
-    """How the final images of a prompt are ranked."""
+def _of_today(name: Any) -> Any:
+    """Return the name of a strategy; one that it had before is told once."""
+    if name != OLD_RESAMPLING:
+        return name
+    _tell_new_name()
+    return Strategy.RESAMPLING.value
 
-    mean_of: tuple[_ScaleIndex, ...] | None = Field(
-        default=None,
-        description="scales; by the mean reward of an image's lineage there, not by that of the last alone",
-    )
-    reward: _Text | None = Field(
-        default=None,
-        description="member of the ensemble that ranks the final images and does not steer; the others do",
-    )
-    ties: Literal["slot", "likelihood"] = Field(
-        default="slot", description="of equal ones the lower slot is first, or the likelier"
-    )
 
-    @model_validator(mode="after")
-    def _one_value(self) -> FinalConfig:
-        if self.mean_of is not None and self.reward is not None:
-            raise ValueError(
-                "reward: expected none beside mean_of, which is of the reward that steered; remove one"
-            )
-        return self
+@functools.cache
+def _tell_new_name() -> None:
+    logging.getLogger(__name__).warning(
+        "strategy.name: %s is called %s now, and runs as before: it is the arm of the paper's Table 3 that "
+        "only resamples, and not what its Table 6 calls importance sampling",
+        OLD_RESAMPLING,
+        Strategy.RESAMPLING.value,
+    )
 
 
 class StrategyConfig(_Section):
     """How populations are searched."""
 
-    name: Literal["raw", "best-of-n", "importance", "tts-var", "adaptive"] = "tts-var"
-    plan: Literal["model", "published"] = Field(
+    name: Annotated[
+        Literal["raw", "best-of-n", "resampling", "tts-var", "adaptive"], BeforeValidator(_of_today)
+    ] = "tts-var"
+    plan: Literal["model", "published", "published-1-based"] = Field(
         default="model",
-        description="whose default plan: the model's own, or the literal published one",
+        description="whose default plan: the model's own, the literal published one (scales counted from "
+        "0, as in the published code), or the paper's Algorithm 1 read as printed, counted from 1",
     )
     n: _Count = Field(default=1, description="N: multiplies the default population at every scale")
     batch_schedule: tuple[_Count, ...] | None = Field(
@@ -197,7 +197,26 @@ class StrategyConfig(_Section):
         default=None,
         description="adaptive, needed: no round follows a final image of this reward; `calibrate` finds it",
     )
-    final: FinalConfig = FinalConfig()
+    final_mean_of: tuple[_ScaleIndex, ...] | None = Field(
+        default=None,
+        description="scales: final images are ranked by the mean reward of their lineage there",
+    )
+    final_reward: _Text | None = Field(
+        default=None,
+        description="member of the ensemble that ranks the final images and does not steer; the others do",
+    )
+    final_ties: Literal["slot", "likelihood"] = Field(
+        default="slot", description="of equal final images the lower slot is first, or the likelier"
+    )
+
+    @model_validator(mode="after")
+    def _one_value_ranks(self) -> StrategyConfig:
+        if self.final_mean_of is not None and self.final_reward is not None:
+            raise ValueError(
+                "final_reward: expected none beside final_mean_of, which is of the reward that steered; "
+                "remove one"
+            )
+        return self
 
 
 class SamplingConfig(_Section):

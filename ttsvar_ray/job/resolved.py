@@ -29,6 +29,7 @@ from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.search.presets import FEWEST_SCALES, one_based_selections
 from ttsvar_ray.search.strategy import (
     SelectionSetting,
     Strategy,
@@ -195,6 +196,8 @@ def _build_plan(
         ]
     reads_model = strategy.plan == "model" and selections is None and strategy.name != Strategy.ADAPTIVE.value
     settings = _own_plan(description, Strategy(strategy.name)) if reads_model else {}
+    if strategy.plan == "published-1-based" and selections is None:
+        settings = _one_based(description.num_scales, Strategy(strategy.name))
     given = {
         "batch_schedule": strategy.batch_schedule,
         "cluster_scales": strategy.cluster_scales,
@@ -227,7 +230,7 @@ def _build_plan(
             stop_at=strategy.stop_at,
             final=_final_choice(config),
         )
-        if strategy.final.reward is not None:
+        if strategy.final_reward is not None:
             require_a_final_choice(plan)
     except ConfigurationError as error:
         problems = [f"strategy.{problem}" for problem in error.problems]
@@ -237,14 +240,14 @@ def _build_plan(
     members, how = config.reward.members, combination(config.reward)
     if members is None:
         return plan
-    chosen_by = config.strategy.final.reward
+    chosen_by = config.strategy.final_reward
     final = plan.final
     if chosen_by is not None:
         final = replace(final, member=list(members).index(chosen_by))
         if len(members) == 2 and config.reward.combine is not None:
             raise ConfigurationError(
                 "reward.combine: expected none, because one of the two members chooses "
-                "(strategy.final.reward) and the other steers alone; remove it"
+                "(strategy.final_reward) and the other steers alone; remove it"
             )
         how = None if len(members) == 2 else how
     if plan.strategy == Strategy.ADAPTIVE.value and how is not None:
@@ -261,17 +264,39 @@ def _final_choice(config: JobConfig) -> FinalChoice | None:
     Raises:
         ConfigurationError: a reward that the ensemble has not.
     """
-    section = config.strategy.final
+    section = config.strategy
     members = config.reward.members or {}
-    if section.reward is not None and section.reward not in members:
+    if section.final_reward is not None and section.final_reward not in members:
         expected = f"one of {', '.join(members)}" if members else "none without an ensemble"
         raise ConfigurationError(
-            f"final.reward: expected {expected}, got {section.reward!r}; name both rewards in reward.members"
+            f"final_reward: expected {expected}, got {section.final_reward!r}; name both rewards in "
+            "reward.members"
         )
     return FinalChoice(
-        mean_of=tuple(sorted(set(section.mean_of or ()))),
-        ties_by_likelihood=section.ties == "likelihood",
+        mean_of=tuple(sorted(set(section.final_mean_of or ()))),
+        ties_by_likelihood=section.final_ties == "likelihood",
     )
+
+
+def _one_based(num_scales: int, strategy: Strategy) -> dict[str, Any]:
+    """Return the selection scales of Algorithm 1 as it is printed, where the strategy has such.
+
+    Raises:
+        ConfigurationError: a model with too few scales for any of them.
+    """
+    preset = one_based_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
+    if not preset:
+        raise ConfigurationError(
+            f"plan: published-1-based selects between the first and the last scale but one, and the model "
+            f"has {num_scales}; use published"
+        )
+    read = settings_read_by(strategy)
+    kinds = {"cluster_scales": "cluster", "resample_scales": "resample"}
+    return {
+        setting: [scale for scale, operator in preset if operator == kind]
+        for setting, kind in kinds.items()
+        if setting in read and strategy is not Strategy.ADAPTIVE
+    }
 
 
 def _own_plan(description: ModelDescription, strategy: Strategy) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 raw          one trajectory, no selection
 best-of-n    n trajectories to the end, the best by reward
-importance   n trajectories throughout, resampled with replacement at fine scales
+resampling   n trajectories throughout, resampled with replacement at fine scales
 tts-var      many coarse trajectories, few fine ones: clustering, then resampling; or any operators
 adaptive     rounds, of one trajectory or like tts-var: given up early where they promise little, and no
              more of them once an image is good enough
@@ -33,15 +33,23 @@ from ttsvar_ray.search.validation import (
 )
 from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule
 
+OLD_RESAMPLING = "importance"
+"""What resampling alone was called: it is an arm of the paper's Table 3, not what its Table 6 calls
+importance sampling."""
+
 
 class Strategy(str, enum.Enum):
     """The presets."""
 
     RAW = "raw"
     BEST_OF_N = "best-of-n"
-    IMPORTANCE = "importance"
+    RESAMPLING = "resampling"
     TTS_VAR = "tts-var"
     ADAPTIVE = "adaptive"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Strategy | None:
+        return cls.RESAMPLING if value == OLD_RESAMPLING else None
 
     @property
     def has_schedule(self) -> bool:
@@ -67,7 +75,7 @@ class SelectionSetting:
 _READS = {
     Strategy.RAW: frozenset[str](),
     Strategy.BEST_OF_N: frozenset[str](),
-    Strategy.IMPORTANCE: frozenset({"resample_scales"}),
+    Strategy.RESAMPLING: frozenset({"resample_scales"}),
     Strategy.TTS_VAR: frozenset({"batch_schedule", "cluster_scales", "resample_scales", "selections"}),
     Strategy.ADAPTIVE: frozenset(
         {"batch_schedule", "cluster_scales", "resample_scales", "selections"}
@@ -120,7 +128,7 @@ def compile_plan(
     Args:
         scale_schedule: the model's (h, w) tokens per scale.
         strategy: which preset.
-        n: the N of the paper, >= 1: for best-of-n and importance the population, for tts-var the
+        n: the N of the paper, >= 1: for best-of-n and resampling the population, for tts-var the
             factor of the whole batch schedule.
         batch_schedule: survivors after each scale for N = 1 (tts-var), multiplied by n. By default
             the published 8 8 6 6 6 4 2 2 2 1 1 1 1; for other selections, equal steps from 8 to 1.
@@ -144,7 +152,7 @@ def compile_plan(
     Raises:
         ConfigurationError: with every problem found.
 
-    Source: TTS-VAR (arXiv 2507.18537), Algorithm 1 and its experiments; importance and best-of-n are
+    Source: TTS-VAR (arXiv 2507.18537), Algorithm 1 and its experiments; resampling and best-of-n are
         its baselines.
     Differs: the published code checks nothing here, and fails after the work where a schedule falls
         at a scale without a selection.
@@ -231,14 +239,14 @@ def require_a_final_choice(plan: Plan) -> None:
     """
     if plan.survivors_after[-1] == plan.rounds.most == 1:
         raise ConfigurationError(
-            "final: this plan ends with one image a prompt, so that nothing is left to choose; remove it, or "
-            "keep more trajectories to the end."
+            "final_mean_of, final_reward and final_ties: this plan ends with one image a prompt, so that "
+            "nothing is left to choose; remove them, or keep more trajectories to the end."
         )
 
 
 def _final_problems(num_scales: int, final: FinalChoice) -> list[str]:
     return [
-        f"final.mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
+        f"final_mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
         for scale in final.mean_of
         if scale >= num_scales
     ]
@@ -285,7 +293,7 @@ def _wanted(
         return [_read_setting(index, one, problems) for index, one in enumerate(selections)]
     preset = published_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
     chosen = {"cluster": cluster_scales, "resample": resample_scales}
-    if strategy is Strategy.IMPORTANCE:
+    if strategy is Strategy.RESAMPLING:
         chosen["cluster"] = ()
     if strategy is Strategy.ADAPTIVE:
         preset = ()
@@ -402,7 +410,7 @@ def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
 def _missing_selections(strategy: Strategy, num_scales: int, n: int, has_selections: bool) -> list[str]:
     if strategy is Strategy.RAW and is_whole_number(n) and n > 1:
         return [f"n: expected 1 (raw draws one image a prompt), got {n}; lower it or use strategy best-of-n."]
-    if strategy not in (Strategy.IMPORTANCE, Strategy.TTS_VAR) or has_selections:
+    if strategy not in (Strategy.RESAMPLING, Strategy.TTS_VAR) or has_selections:
         return []
     if num_scales < FEWEST_SCALES:
         problem = f"selects between the first and the last scale, and the model has only {num_scales}"

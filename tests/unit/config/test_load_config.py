@@ -78,6 +78,9 @@ def test_the_option_list_is_pinned() -> None:
         "strategy.growth",
         "strategy.reject_below",
         "strategy.stop_at",
+        "strategy.final_mean_of",
+        "strategy.final_reward",
+        "strategy.final_ties",
         "sampling.guidance",
         "sampling.temperature",
         "sampling.top_p",
@@ -181,7 +184,7 @@ def test_all_problems_come_at_once() -> None:
         ),
         "model: expected a section with keys of its own, got 3",
         (
-            "strategy.name: expected 'raw', 'best-of-n', 'importance', 'tts-var' or 'adaptive', got "
+            "strategy.name: expected 'raw', 'best-of-n', 'resampling', 'tts-var' or 'adaptive', got "
             "'ttsvar'; did you mean 'tts-var'?"
         ),
         "strategy.n: expected at least 1, got 0",
@@ -189,7 +192,7 @@ def test_all_problems_come_at_once() -> None:
         (
             "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
             "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts, "
-            "max_rounds, growth, reject_below, stop_at"
+            "max_rounds, growth, reject_below, stop_at, final_mean_of, final_reward, final_ties"
         ),
         "sampling.guidance[1]: expected at least 0, got -2",
         "sampling.top_p: expected at most 1, got 1.5",

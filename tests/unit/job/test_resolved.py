@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config import sections as config_sections
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
@@ -75,7 +76,7 @@ def test_a_job_without_resampling_does_not_take_the_models_lambda(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "n", "scales"), [("raw", 1, []), ("best-of-n", 4, []), ("importance", 4, [8, 11])]
+    ("name", "n", "scales"), [("raw", 1, []), ("best-of-n", 4, []), ("resampling", 4, [8, 11])]
 )
 def test_other_strategies_take_what_they_read(tmp_path: Path, name: str, n: int, scales: list[int]) -> None:
     config = config_for(model_directory(tmp_path), strategy={"name": name, "n": n})
@@ -257,17 +258,38 @@ def test_what_naming_scales_changes_besides_is_said(given: list[str], said: str)
 def test_one_of_two_rewards_may_choose_the_final_image(tmp_path: Path) -> None:
     model = model_directory(tmp_path)
     members = {"shapes": None, "tests.support.tiny_model:TinyReward": None}
-    final = {"reward": "tests.support.tiny_model:TinyReward"}
+    final = {"final_reward": "tests.support.tiny_model:TinyReward"}
     reward = {"name": "ensemble", "members": members}
-    plan = resolve(config_for(model, strategy={"n": 2, "final": final}, reward=reward)).plan
+    plan = resolve(config_for(model, strategy={"n": 2, **final}, reward=reward)).plan
     assert (plan.reward_members, plan.combination, plan.final.member) == (2, None, 1)
     for strategy, ensemble, message in (
-        ({"n": 2, "final": final}, {}, "final.reward: expected none without an ensemble"),
-        ({"n": 2, "final": {"reward": "hps"}}, reward, "final.reward: expected one of shapes, tests.support"),
-        ({"n": 2, "final": final}, {**reward, "combine": "z-score"}, "reward.combine: expected none"),
+        ({"n": 2, **final}, {}, "final_reward: expected none without an ensemble"),
+        ({"n": 2, "final_reward": "hps"}, reward, "final_reward: expected one of shapes, tests.support"),
+        ({"n": 2, **final}, {**reward, "combine": "z-score"}, "reward.combine: expected none"),
     ):
         with pytest.raises(ConfigurationError) as raised:
             resolve(config_for(model, strategy=strategy, reward=ensemble))
         assert message in str(raised.value)
-    with pytest.raises(ValueError, match="reward: expected none beside mean_of"):
-        config_for(model, strategy={"final": {**final, "mean_of": [8]}}, reward=reward)
+    with pytest.raises(ValueError, match="final_reward: expected none beside final_mean_of"):
+        config_for(model, strategy={**final, "final_mean_of": [8]}, reward=reward)
+
+
+def test_the_one_based_reading_of_algorithm_1_is_a_plan(tmp_path: Path) -> None:
+    job = resolve(config_for(model_directory(tmp_path), strategy={"plan": "published-1-based"}))
+    assert job.plan.survivors_after == (8, 6, 6, 6, 4, 2, 2, 2, 1, 1, 1, 1, 1)
+    found = [(one.scale_index, one.operator.name) for one in job.plan.selections]
+    assert found == [(1, "cluster"), (4, "cluster"), (5, "resample"), (8, "resample")]
+    alone = {"plan": "published-1-based", "name": "resampling", "n": 4}
+    assert selections(config_for(model_directory(tmp_path), strategy=alone)) == [
+        (5, "resample"),
+        (8, "resample"),
+    ]
+
+
+def test_the_old_name_of_resampling_alone_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    config_sections._tell_new_name.cache_clear()
+    with caplog.at_level("WARNING"):
+        old = [config_for("shapes", strategy={"name": "importance", "n": 3}) for _ in range(2)]
+    new = config_for("shapes", strategy={"name": "resampling", "n": 3})
+    assert old == [new, new]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["strategy.name"]

@@ -277,7 +277,7 @@ def test_all_problems_of_selections_come_at_once() -> None:
             "selections: expected all selections of the plan there, got resample",
         ),
         ({"lambda_": 3.0}, "lambda: this tts-var plan would not read it, got 3.0"),
-        ({"strategy": "importance"}, "selections: this importance plan would not read it"),
+        ({"strategy": "resampling"}, "selections: this resampling plan would not read it"),
         (
             {"batch_schedule": (6, 6, 6, 6, 3, 3, 3)},
             "batch_schedule[2]: expected fewer than 6 (population before the top-k at scale 2)",

@@ -89,6 +89,6 @@ def test_patches_that_are_not_finite_are_refused_by_slot() -> None:
 def test_a_plan_that_reads_no_features_reduces_nothing() -> None:
     assert compile_plan(scale_schedule=SCHEDULE, strategy="raw", joint_component=None).joint_component is None
     resampling = compile_plan(
-        scale_schedule=SCHEDULE, strategy="importance", n=4, joint_component=ComponentSign.PUBLISHED
+        scale_schedule=SCHEDULE, strategy="resampling", n=4, joint_component=ComponentSign.PUBLISHED
     )
     assert resampling.joint_component is None

@@ -107,8 +107,8 @@ def test_raw_and_best_of_n_have_no_selection() -> None:
         assert plan.segments[0].is_last
 
 
-def test_importance_keeps_the_population_and_resamples_where_the_paper_does() -> None:
-    plan = compile_plan(scale_schedule=INFINITY_1M, strategy="importance", n=4, lambda_=3)
+def test_resampling_alone_keeps_the_population_and_resamples_where_the_paper_does() -> None:
+    plan = compile_plan(scale_schedule=INFINITY_1M, strategy="resampling", n=4, lambda_=3)
 
     assert plan.survivors_after == (4,) * 13
     assert [(s.scale_index, s.operator.name, s.survivors) for s in plan.selections] == [
@@ -119,7 +119,7 @@ def test_importance_keeps_the_population_and_resamples_where_the_paper_does() ->
 
 
 def test_resampling_at_scale_zero_reweights_without_shrinking() -> None:
-    plan = compile_plan(scale_schedule=INFINITY_1M, strategy="importance", n=4, resample_scales=[0, 6])
+    plan = compile_plan(scale_schedule=INFINITY_1M, strategy="resampling", n=4, resample_scales=[0, 6])
 
     assert [(s.first_scale, s.last_scale, s.population) for s in plan.segments] == [
         (0, 0, 4),
@@ -127,7 +127,7 @@ def test_resampling_at_scale_zero_reweights_without_shrinking() -> None:
         (7, 12, 4),
     ]
     assert compile_plan(
-        scale_schedule=INFINITY_1M, strategy="importance", n=4, resample_scales=[0, 6], potential="diff"
+        scale_schedule=INFINITY_1M, strategy="resampling", n=4, resample_scales=[0, 6], potential="diff"
     ).scored_scales == (0, 5, 6, 12)
 
 
@@ -210,7 +210,7 @@ def test_all_problems_come_at_once() -> None:
     [
         (
             {"strategy": "beam"},
-            "strategy: expected one of raw, best-of-n, importance, tts-var, adaptive, got 'beam'",
+            "strategy: expected one of raw, best-of-n, resampling, tts-var, adaptive, got 'beam'",
         ),
         ({"strategy": "adaptive", "reject_below": {3: 0.5}}, "stop_at: not given; an adaptive search stops"),
         ({"strategy": "adaptive", "stop_at": True}, "stop_at: expected a finite reward, got True"),
@@ -237,7 +237,7 @@ def test_all_problems_come_at_once() -> None:
             {"strategy": "best-of-n", "batch_schedule": [8] * 13},
             "batch_schedule: this best-of-n plan would not",
         ),
-        ({"strategy": "importance", "cluster_scales": [2]}, "cluster_scales: this importance plan would not"),
+        ({"strategy": "resampling", "cluster_scales": [2]}, "cluster_scales: this resampling plan would not"),
         ({"resample_scales": [], "potential": "sum"}, "potential: this tts-var plan would not read it"),
         (
             {"cluster_scales": [], "cluster_restarts": 3},

@@ -31,7 +31,7 @@ def _clustered(run_seed: int = 0, prompt_key: str = "a#0") -> Choice:
 
 
 def _resampled(run_seed: int = 0, prompt_key: str = "a#0", lambda_: float = 10.0) -> Choice:
-    plan = compile_plan(scale_schedule=SCHEDULE, strategy="importance", n=16, lambda_=lambda_)
+    plan = compile_plan(scale_schedule=SCHEDULE, strategy="resampling", n=16, lambda_=lambda_)
     rewards = np.linspace(-1.0, 1.0, 16, dtype=np.float32)[:, None]
     return select(
         plan,
@@ -69,7 +69,7 @@ def test_selections_are_named_by_seed_and_prompt() -> None:
 
 
 def test_history_columns_are_those_scored_up_to_the_selection() -> None:
-    plan = compile_plan(scale_schedule=SCHEDULE, strategy="importance", n=2, potential="diff", lambda_=1000)
+    plan = compile_plan(scale_schedule=SCHEDULE, strategy="resampling", n=2, potential="diff", lambda_=1000)
     assert plan.scored_scales == (5, 6, 8, 9, 12)
     # by DIFF slot 0 gained at scale 9, though slot 1 is better in every score
     history = np.array([[0.0, 0.0, 0.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
@@ -110,5 +110,5 @@ def test_scales_of_the_final_choice_are_scored_and_no_option_is_idle() -> None:
     assert plan.scored_scales == (8, 10, 12)
     with pytest.raises(ConfigurationError, match="ends with one image a prompt, so that nothing is left"):
         compile_plan(scale_schedule=SCHEDULE, strategy="raw", final=mean)
-    with pytest.raises(ConfigurationError, match=r"final.mean_of: expected scales from 0 to 12, got 13"):
+    with pytest.raises(ConfigurationError, match=r"final_mean_of: expected scales from 0 to 12, got 13"):
         compile_plan(scale_schedule=SCHEDULE, n=2, final=FinalChoice(mean_of=(13,)))

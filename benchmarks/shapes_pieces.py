@@ -1,0 +1,306 @@
+"""Searches and pools of the built-in model on its prompt sets, in pieces that are files.
+
+A piece is one method (or one pool) on one share of a prompt set. It is written whole or not at all, so that a
+command that runs pieces goes on after any stop, and adds methods without running the others again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from recipes.shapes.prompt_set import prompt_set
+from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
+from ttsvar_ray.search.replay import Trajectories
+from ttsvar_ray.shapes.captions import Caption
+from ttsvar_ray.shapes.checker import check
+from ttsvar_ray.types import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A row of a table: a name and the `strategy` section of its job, and `sampling` where it differs."""
+
+    name: str
+    strategy: Mapping[str, Any]
+    sampling: Mapping[str, Any] | None = None
+
+
+def job(method: Method, model: str, seed: int) -> JobConfig:
+    """Return the job of one method and repetition; all finalists are kept, ranked as the plan chooses."""
+    return JobConfig.model_validate(
+        {
+            "model": {"name": model, "device": "cpu"},
+            "strategy": dict(method.strategy),
+            "sampling": dict(method.sampling or {}),
+            "engine": {"micro_batch_rows": 48, "threads": 1},
+            "output": {"keep": "all"},
+            "seed": seed,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which prompts a piece has: those of a set whose row is `index` modulo `of`.
+
+    Attributes:
+        prompts_of: "tuning" or "reporting".
+        per_kind: prompts of each kind in the whole set.
+    """
+
+    prompts_of: str
+    per_kind: int
+    index: int
+    of: int
+
+    def prompts(self) -> tuple[tuple[Prompt, Caption], ...]:
+        """Return the prompts and their captions; repeated texts are told apart by their ordinals."""
+        seen: dict[str, int] = {}
+        chosen = []
+        for row, caption in enumerate(prompt_set(self.prompts_of, self.per_kind)):
+            ordinal = seen.get(caption.text, 0)
+            seen[caption.text] = ordinal + 1
+            if row % self.of == self.index:
+                prompt = Prompt(row=row, prompt_id=caption.text, ordinal=ordinal, text=caption.text)
+                chosen.append((prompt, caption))
+        return tuple(chosen)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """CPU seconds of this process spent on searching, without judging."""
+
+    seconds: float = 0.0
+
+
+def _outcomes(
+    resolved: ResolvedJob, share: Share, seed: int, clock: _Clock
+) -> Iterator[tuple[PromptResult, Caption, list[bool]]]:
+    """Yield each prompt's outcome with the exact checker's verdict on every image.
+
+    Raises:
+        RuntimeError: a prompt failed.
+    """
+    prompts = share.prompts()
+    captions = {prompt.row: caption for prompt, caption in prompts}
+    settings = CoordinatorSettings(spread=1, keep="all", live_rows=200)
+    engine = build_engine(resolved)
+    started = time.process_time()
+    for outcome in run_local(
+        [prompt for prompt, _ in prompts],
+        plan=resolved.plan,
+        engines=[engine],
+        run_seed=seed,
+        settings=settings,
+    ):
+        clock.seconds += time.process_time() - started
+        if isinstance(outcome, PromptFailure):
+            raise RuntimeError(f"{outcome.prompt.text}: {outcome.errors[-1]}")
+        verdicts = []
+        for image in outcome.images:
+            pixels = np.asarray(Image.open(io.BytesIO(image.image.payload)).convert("RGB"))
+            verdicts.append(bool(check(pixels, outcome.prompt.text).correct))
+        yield outcome, captions[outcome.prompt.row], verdicts
+        started = time.process_time()
+
+
+def run_piece(method: Method, model: str, seed: int, share: Share, path: Path) -> None:
+    """Run a method on a share of the prompts and write rewards and verdicts, unless they are there."""
+    if path.exists():
+        return
+    resolved = resolve(job(method, model, seed))
+    results: dict[int, dict[str, Any]] = {}
+    clock = _Clock()
+    for outcome, caption, verdicts in _outcomes(resolved, share, seed, clock):
+        results[outcome.prompt.row] = {
+            "rewards": [image.reward for image in outcome.images],
+            "correct": verdicts,
+            "slots": [image.lineage[-1] for image in outcome.images],
+            "kind": caption.kind.value,
+            "trajectories": list(outcome.trajectories),
+        }
+    for result in results.values():
+        result["cpu_seconds"] = clock.seconds / len(results)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results))
+    partial.replace(path)
+
+
+def load_pieces(folder: Path, method: Method, repetition: int, shares: Sequence[Share]) -> dict[int, Any]:
+    """Return the outcomes of one method and repetition by prompt row, of those shares that are finished."""
+    merged: dict[int, Any] = {}
+    for share in shares:
+        path = piece_path(folder, method, repetition, share)
+        if path.exists():
+            merged |= {int(row): value for row, value in json.loads(path.read_text()).items()}
+    return dict(sorted(merged.items()))
+
+
+def piece_path(folder: Path, method: Method, repetition: int, share: Share) -> Path:
+    """Return the file of one piece."""
+    slug = "".join(c if c.isalnum() else "-" for c in method.name)
+    return folder / f"{slug}-rep{repetition}-{share.index}of{share.of}.json"
+
+
+# A pool: complete trajectories, looked at on their way.
+
+
+class _Look(Operator):
+    """Keeps everybody, and writes down what it sees."""
+
+    name: ClassVar[str] = "look"
+    repeats: ClassVar[bool] = True
+
+    def select(self, evidence: Evidence, count: int, rng: np.random.Generator) -> Choice:
+        assert count == evidence.population
+        numbers: dict[str, np.ndarray] = {}
+        if evidence.features is not None:
+            numbers |= {f"feature {place:04d}": column for place, column in enumerate(evidence.features.T)}
+        if evidence.log_likelihood is not None:
+            numbers["log_likelihood"] = evidence.log_likelihood
+        return Choice(ancestor_index=np.arange(count), numbers=numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAtAll(_Look):
+    """Looks at features, rewards and likelihoods."""
+
+    reads: ClassVar[frozenset[Signal]] = frozenset(Signal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAtFeatures(_Look):
+    """Looks at features and likelihoods, where no reward can judge yet."""
+
+    reads: ClassVar[frozenset[Signal]] = frozenset({Signal.FEATURES, Signal.LIKELIHOOD})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAtRewards(_Look):
+    """Looks at rewards and likelihoods."""
+
+    reads: ClassVar[frozenset[Signal]] = frozenset({Signal.REWARDS, Signal.LIKELIHOOD})
+
+
+POOL_SIZE = 8
+LOOKS = {
+    2: LookAtFeatures,
+    4: LookAtAll,
+    5: LookAtAll,
+    6: LookAtRewards,
+    7: LookAtRewards,
+    8: LookAtRewards,
+    9: LookAtRewards,
+}
+POOL_SCALES = (4, 5, 6, 7, 8, 9, 12)
+SCORED_POOL = Method(
+    name="scored pool",
+    strategy={
+        "name": "tts-var",
+        "batch_schedule": [POOL_SIZE] * 13,
+        "selections": [
+            {"scale": scale, "operator": f"{__name__}:{look.__name__}"} for scale, look in LOOKS.items()
+        ],
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PoolPrompt:
+    """One prompt of a pool.
+
+    Attributes:
+        row, kind, key: of the prompt.
+        trajectories: in slot order.
+        correct: bool [trajectories], the exact checker's verdict on the final images.
+    """
+
+    row: int
+    kind: str
+    key: str
+    trajectories: Trajectories
+    correct: np.ndarray
+
+
+def run_pool(model: str, seed: int, share: Share, path: Path) -> None:
+    """Draw complete trajectories for a share of the prompts and write what was seen, unless it is there."""
+    if path.exists():
+        return
+    resolved = resolve(job(SCORED_POOL, model, seed))
+    rows: dict[str, list[Any]] = {}
+    for outcome, caption, verdicts in _outcomes(resolved, share, seed, _Clock()):
+        order = np.argsort([image.lineage[-1] for image in outcome.images])
+        seen: dict[str, Any] = {
+            "row": outcome.prompt.row,
+            "key": outcome.prompt.key,
+            "kind": caption.kind.value,
+            "rewards": np.array([outcome.images[at].reward_history for at in order], dtype=np.float64),
+            "correct": np.array(verdicts)[order],
+        }
+        for record in outcome.trace:
+            scale, numbers = record.scale_index, record.numbers
+            columns = [numbers[name] for name in sorted(numbers) if name.startswith("feature ")]
+            if columns:
+                seen[f"features {scale}"] = np.array(columns, dtype=np.float32).T
+            seen[f"log_likelihood {scale}"] = np.array(numbers["log_likelihood"])
+        for name, value in seen.items():
+            rows.setdefault(name, []).append(value)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **{name: np.array(values) for name, values in rows.items()})
+    partial.replace(path)
+
+
+def load_pool(folder: Path, shares: Sequence[Share]) -> list[PoolPrompt]:
+    """Return the prompts of those shares of a pool that are finished, by row."""
+    prompts = []
+    for share in shares:
+        path = pool_path(folder, share)
+        if not path.exists():
+            continue
+        with np.load(path) as file:
+            data = {name: file[name] for name in file.files}
+        for at, row in enumerate(data["row"].tolist() if "row" in data else []):
+            prompts.append(
+                PoolPrompt(
+                    row=row,
+                    kind=str(data["kind"][at]),
+                    key=str(data["key"][at]),
+                    correct=data["correct"][at].astype(np.float64),
+                    trajectories=Trajectories(
+                        scales=POOL_SCALES,
+                        rewards=data["rewards"][at],
+                        features=_by_scale(data, "features", at),
+                        log_likelihood=_by_scale(data, "log_likelihood", at),
+                    ),
+                )
+            )
+    return sorted(prompts, key=lambda prompt: prompt.row)
+
+
+def _by_scale(data: Mapping[str, np.ndarray], what: str, at: int) -> dict[int, np.ndarray]:
+    return {
+        int(name.rpartition(" ")[2]): values[at]
+        for name, values in data.items()
+        if name.startswith(f"{what} ")
+    }
+
+
+def pool_path(folder: Path, share: Share) -> Path:
+    """Return the file of one share of a pool."""
+    return folder / f"scored-pool-{share.prompts_of}-{share.per_kind}-{share.index}of{share.of}.npz"
