@@ -72,7 +72,8 @@ class Prompt:
         row: 0-based position in the prompt set; output is ordered by it.
         prompt_id: stable name (a digest of the text, or the caller's own id column).
         ordinal: 0 for the first prompt with this id, 1 for the second, ...; keeps duplicates apart.
-        text: what the image should show.
+        text: what the image should show; rewards judge by it.
+        rewritten: what the model reads in its place; None: the text.
         columns: the caller's other columns, carried through to the output.
     """
 
@@ -80,7 +81,13 @@ class Prompt:
     prompt_id: str
     ordinal: int
     text: str
+    rewritten: str | None = None
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def model_text(self) -> str:
+        """What the model reads."""
+        return self.text if self.rewritten is None else self.rewritten
 
     @property
     def key(self) -> str:

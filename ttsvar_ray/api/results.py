@@ -92,6 +92,7 @@ class Result:
         images: kept images by rank; empty where the prompt failed.
         tree: of its search; None where it failed, or where nothing was selected.
         error: why there is no image; "" where there is one.
+        prompt_used: what the model read: the prompt, or what `prompts.rewrite` made of it.
         columns: what else the prompt came with.
         trace: the selections of all rounds, with the bits of their populations where they were kept.
     """
@@ -100,6 +101,7 @@ class Result:
     prompt_id: str
     images: tuple[FoundImage, ...]
     tree: SearchTree | None = field(repr=False)
+    prompt_used: str = ""
     error: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict)
     trace: tuple[SelectionRecord, ...] = field(default=(), repr=False)
@@ -116,6 +118,7 @@ class Result:
         """Return a finished prompt, whose tree the painter may draw."""
         return cls(
             prompt=prompt.text,
+            prompt_used=prompt.model_text,
             prompt_id=prompt.prompt_id,
             columns=prompt.columns,
             images=tuple(FoundImage.of(image) for image in images),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PARTS_KEPT = 2
 """Parts in memory: going through the results in order reads each part once."""
-_OWN = frozenset(data_schema((), bits=True, rounds=True).names)
+_OWN = frozenset(data_schema((), bits=True, rounds=True, rewritten=True).names)
 
 
 def load(
@@ -201,7 +201,8 @@ def _result(
         prompt_id=best["prompt_id"],
         ordinal=best["ordinal"],
         text=best["prompt"],
+        rewritten=best.get("prompt_used"),
         columns={name: value for name, value in best.items() if name not in _OWN},
     )
-    drawn = None if painter is None else functools.partial(painter, prompt.text)
+    drawn = None if painter is None else functools.partial(painter, prompt.model_text)
     return Result.of(prompt, images, trace, painter=drawn)

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict, Unpack
 from ttsvar_ray.api.results import Result
 from ttsvar_ray.config import load_config
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.prompts.rewrite import rewritten
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search import loop as algorithm
 from ttsvar_ray.types import Prompt
@@ -113,6 +114,7 @@ class Search:
         )
         self.plan = resolved.plan
         self._seed = config.seed
+        self._rewrite = config.prompts.rewrite
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep, trace_bits=True)
         self._engine = build_engine(resolved, **objects)
 
@@ -125,7 +127,7 @@ class Search:
         from ttsvar_ray.engine.local import run_local
 
         for outcome in run_local(
-            _numbered(prompts),
+            self._numbered(prompts),
             plan=self.plan,
             engines=[self._engine],
             run_seed=self._seed,
@@ -151,8 +153,13 @@ class Search:
             self._result(
                 search_prompt(prompt, plan=self.plan, engine=self._engine, run_seed=self._seed, loop=loop)
             )
-            for prompt in _numbered(prompts)
+            for prompt in self._numbered(prompts)
         ]
+
+    def _numbered(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prompt]:
+        """Yield prompts with what the model reads in their place."""
+        for prompt in _numbered(prompts):
+            yield prompt if self._rewrite is None else rewritten(prompt, self._rewrite)
 
     def _result(self, outcome: PromptResult | PromptFailure) -> Result:
         """Return what became of a prompt, with a tree that this search's own model draws."""
@@ -162,13 +169,14 @@ class Search:
         if isinstance(outcome, PromptFailure):
             return Result(
                 prompt=prompt.text,
+                prompt_used=prompt.model_text,
                 prompt_id=prompt.prompt_id,
                 images=(),
                 tree=None,
                 error=outcome.errors[-1] if outcome.errors else "given up",
                 columns=prompt.columns,
             )
-        painter = partial(Replayer(self._engine.model).latest, prompt.text)
+        painter = partial(Replayer(self._engine.model).latest, prompt.model_text)
         return Result.of(prompt, outcome.images, outcome.trace, painter=painter)
 
 

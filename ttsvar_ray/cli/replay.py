@@ -70,25 +70,25 @@ def replay(
             at = image.round_index if round_index is None else round_index
             record = _selection(output, result, scale, at)
             if slot is None:
-                drawn = run.replayer.latest(result.prompt, record.bits)
+                drawn = run.replayer.latest(result.prompt_used, record.bits)
                 kept = set(record.ancestor_index)
                 captions = [f"trajectory {one}" for one in range(len(drawn))]
                 marks = [one in kept for one in range(len(drawn))]
                 told = f"scale {scale}, {len(drawn)} trajectories, of which {len(kept)} were kept (green)"
             else:
-                drawn = run.replayer.scales(result.prompt, _bits(record, slot))
+                drawn = run.replayer.scales(result.prompt_used, _bits(record, slot))
                 captions = [f"scale {one}" for one in range(len(drawn))]
                 fate = "kept" if slot in record.ancestor_index else "dropped"
                 told = f"{len(drawn)} scales of trajectory {slot}, which was {fate} at scale {scale}"
         elif image.bits:
-            drawn = run.replayer.scales(result.prompt, image.bits)
+            drawn = run.replayer.scales(result.prompt_used, image.bits)
             captions = [f"scale {one}" for one in range(len(drawn))]
             is_same = is_same_file(run.job, drawn[-1], image.encoded)
             told = f"{len(drawn)} scales; the last is {'' if is_same else 'NOT '}the image of the run"
         else:
             record = _last_selection(output, result, image.round_index)
             place = image.lineage[-2]
-            drawn = [*run.replayer.scales(result.prompt, _bits(record, place)), image.pixels]
+            drawn = [*run.replayer.scales(result.prompt_used, _bits(record, place)), image.pixels]
             captions = [*(f"scale {one}" for one in range(len(drawn) - 1)), "the image"]
             told = (
                 f"its ancestors up to scale {record.scale_index}, and the image itself; the bits of its "

@@ -175,6 +175,7 @@ def run_job(
                         seed=config.seed,
                         carried=carried_columns(job.scan.column_types),
                         bits=config.output.bits,
+                        rewritten=config.prompts.rewrite is not None,
                         rounds=job.parts.plan.rounds.stop_at is not None,
                         image_costs=job.parts.image_costs(),
                     ),

@@ -122,6 +122,11 @@ class PromptsConfig(_Section):
     subset: _Text | None = Field(
         default=None, description="of a data set of the hub that has several; None: its default one"
     )
+    rewrite: _Text | None = Field(
+        default=None,
+        description="what the model reads in place of a prompt: a template ('{prompt}, studio light'; other "
+        "names are columns), or a function by its import path; rewards judge by the prompt",
+    )
     limit: _Count | None = Field(default=None, description="use only the first so many prompts")
 
 

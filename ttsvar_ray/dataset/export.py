@@ -173,7 +173,7 @@ def to_geneval(images: Iterator[ExportedImage], folder: Path) -> int:
     Lines of the prompt file with equal ids are samples of one prompt, and so are the images kept of each. The
     metadata are the caller's columns and the prompt, as GenEval's generators copy them from its prompt file.
     """
-    own = set(data_schema((), bits=True).names)
+    own = set(data_schema((), bits=True, rounds=True, rewritten=True).names)
     places: dict[str, int] = {}
     samples: dict[str, int] = {}
     total = 0

@@ -48,6 +48,9 @@ ROUNDS_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
 )
 """Of an adaptive search only."""
 
+REWRITTEN_FIELD = ("prompt_used", pa.string())
+"""What the model read, where prompts are rewritten."""
+
 BITS_FIELD = ("bits", pa.list_(pa.binary()))
 
 _CARRIED_PREFIX = "input_"
@@ -81,7 +84,7 @@ def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...
 
     A name that the output uses itself gets the prefix `input_`, once more where that is taken, too.
     """
-    own = {name for name, _ in (*_OWN_FIELDS, *ROUNDS_FIELDS, BITS_FIELD)}
+    own = {name for name, _ in (*_OWN_FIELDS, *ROUNDS_FIELDS, REWRITTEN_FIELD, BITS_FIELD)}
     columns = []
     for source, column_type in types.items():
         name = source
@@ -91,15 +94,23 @@ def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...
     return tuple(columns)
 
 
-def data_schema(carried: tuple[CarriedColumn, ...], *, bits: bool, rounds: bool = False) -> pa.Schema:
+def data_schema(
+    carried: tuple[CarriedColumn, ...], *, bits: bool, rounds: bool = False, rewritten: bool = False
+) -> pa.Schema:
     """Return the schema of the data parts.
 
     Args:
         carried: the caller's columns, which come last.
         bits: whether the packed bits of each image are kept.
         rounds: whether there may be more than one.
+        rewritten: whether prompts are.
     """
-    own = [*_OWN_FIELDS, *(ROUNDS_FIELDS if rounds else ()), *((BITS_FIELD,) if bits else ())]
+    own = [
+        *_OWN_FIELDS,
+        *((REWRITTEN_FIELD,) if rewritten else ()),
+        *(ROUNDS_FIELDS if rounds else ()),
+        *((BITS_FIELD,) if bits else ()),
+    ]
     fields = [*own, *((column.name, column.type.arrow) for column in carried)]
     # A struct of the caller's with the fields of an image need not be one.
     features = {

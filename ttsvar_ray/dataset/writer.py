@@ -62,6 +62,7 @@ class RowContext:
 
     Attributes:
         rounds: whether rows say what became of their prompt's rounds.
+        rewritten: whether rows say what the model read in place of their prompt.
         image_costs: of the plan (`costs.image_costs`); empty where they are not counted.
     """
 
@@ -72,12 +73,13 @@ class RowContext:
     carried: tuple[CarriedColumn, ...] = ()
     bits: bool = False
     rounds: bool = False
+    rewritten: bool = False
     image_costs: tuple[float, ...] = ()
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of the rows."""
-        return data_schema(self.carried, bits=self.bits, rounds=self.rounds)
+        return data_schema(self.carried, bits=self.bits, rounds=self.rounds, rewritten=self.rewritten)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +393,8 @@ def _row(
         "rewards_not_finite": outcome.counters.get("rewards_not_finite", 0),
         "lineage": list(kept.lineage),
     }
+    if context.rewritten:
+        row["prompt_used"] = prompt.model_text
     if context.rounds:
         row |= {
             "round": kept.round_index,

@@ -180,7 +180,9 @@ class SegmentRunner:
         for row, cut in zip(rows, by_rewards, strict=True):
             if row.slot != 0:
                 continue
-            by_model = isinstance(self._model, CutsTexts) and self._model.cuts_text(row.task.prompt.text)
+            by_model = isinstance(self._model, CutsTexts) and self._model.cuts_text(
+                row.task.prompt.model_text
+            )
             found = {"text_truncated": int(by_model), "reward_texts_truncated": int(cut)}
             counted = {name: count for name, count in found.items() if count}
             if counted:
@@ -229,7 +231,7 @@ class SegmentRunner:
         return self._stack([self._model.start(self._text(task), [0] * n) for task, n in runs])
 
     def _text(self, task: ShardTask) -> Any:
-        text = task.prompt.text
+        text = task.prompt.model_text
         return self._store.text(_state_key(task), lambda: self._model.encode_text([text]))
 
     def _stack(self, states: list[Any]) -> Any:

@@ -377,6 +377,7 @@ def named_source(config: JobConfig) -> PromptSource:
         subset=prompts.subset,
         keep=columns.keep,
         drop=columns.drop,
+        rewrite=prompts.rewrite,
     )
 
 

@@ -27,6 +27,7 @@ from ttsvar_ray.job.parts import (
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
 from ttsvar_ray.models.registry import check_top_k, describe_model
 from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import FinalChoice, Plan
 from ttsvar_ray.search.presets import FEWEST_SCALES, one_based_selections
@@ -112,6 +113,9 @@ def resolve(
     with noting(problems):
         plan = _build_plan(config, description, selections)
         _check_rows(config, plan)
+    with noting(problems):
+        if config.prompts.rewrite is not None:
+            rewriter_of(config.prompts.rewrite)
     if needs_parts:
         _check_parts(config, description, plan, problems)
     if problems or plan is None:

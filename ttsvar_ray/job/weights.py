@@ -8,6 +8,7 @@ from pathlib import Path
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
 from ttsvar_ray.models.registry import describe_model, fetch_model, pin_model
 from ttsvar_ray.models.weight_source import HubRepository, fingerprint_path, is_hub_reference
+from ttsvar_ray.prompts.rewrite import own_rewriter
 
 
 def pin_weights(job: ResolvedJob) -> ResolvedJob:
@@ -61,6 +62,8 @@ def fingerprints(job: ResolvedJob) -> dict[str, str]:
         else:
             found[name] = fingerprint_path(path)
 
+    if (own := own_rewriter(job.config.prompts.rewrite)) is not None:
+        found[f"code.rewrite.{own.path}"] = own.source_digest
     for reward in job.rewards:
         if reward.source_digest is not None:
             found[f"code.reward.{reward.name}"] = reward.source_digest

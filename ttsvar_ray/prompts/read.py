@@ -19,6 +19,7 @@ from ttsvar_ray.prompts.files import PromptFile, prompt_files
 from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
 from ttsvar_ray.prompts.lines import is_blank
 from ttsvar_ray.prompts.records import read_records
+from ttsvar_ray.prompts.rewrite import SETTING, RewriteError, rewriter_of
 from ttsvar_ray.prompts.source import BadLine, PromptFormat, PromptSource, excerpt
 from ttsvar_ray.prompts.tables import table_columns
 from ttsvar_ray.types import Prompt
@@ -142,6 +143,7 @@ def read_prompts(
                 prompt_id=item.prompt_id,
                 ordinal=next(ordinals),
                 text=item.text,
+                rewritten=item.rewritten,
                 columns=MappingProxyType(dict(item.columns)),
             )
     if next(items, None) is not None:
@@ -179,6 +181,7 @@ class _Item:
     line: int
     prompt_id: str
     text: str
+    rewritten: str | None
     columns: Mapping[str, Any]
     canonical: bytes
 
@@ -266,12 +269,14 @@ def _item_of(
         text = _prompt_text(fields, source.column)
         prompt_id = prompt_id_of(text) if source.id_column is None else _caller_id(fields, source.id_column)
         columns = {name: value for name, value in fields.items() if source.carries(name)}
+        rewritten = None if source.rewrite is None else _rewritten(source.rewrite, text, columns)
         return _Item(
             line=line,
             prompt_id=prompt_id,
             text=text,
+            rewritten=rewritten,
             columns=columns,
-            canonical=_canonical(prompt_id, text, columns),
+            canonical=_canonical(prompt_id, text, columns, rewritten),
         )
     except _UnusableError as problem:
         shown = raw or json.dumps(dict(fields), ensure_ascii=True, default=str)
@@ -300,6 +305,13 @@ def _prompt_text(fields: Mapping[str, Any], column: str) -> str:
     return value.strip().strip(_MARK).strip()
 
 
+def _rewritten(setting: str, text: str, columns: Mapping[str, Any]) -> str:
+    try:
+        return rewriter_of(setting)(text, columns)
+    except RewriteError as problem:
+        raise _UnusableError(f"{SETTING}: {problem}") from None
+
+
 def _caller_id(fields: Mapping[str, Any], id_column: str) -> str:
     value = fields.get(id_column)
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
@@ -311,10 +323,10 @@ def _caller_id(fields: Mapping[str, Any], id_column: str) -> str:
     return prompt_id
 
 
-def _canonical(prompt_id: str, text: str, columns: Mapping[str, Any]) -> bytes:
+def _canonical(prompt_id: str, text: str, columns: Mapping[str, Any], rewritten: str | None) -> bytes:
     try:
         content = json.dumps(
-            [prompt_id, text, columns],
+            [prompt_id, text, columns, *([] if rewritten is None else [rewritten])],
             ensure_ascii=False,
             sort_keys=True,
             separators=(",", ":"),

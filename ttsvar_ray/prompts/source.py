@@ -48,6 +48,7 @@ class PromptSource:
         split, subset: of a data set of the hub; None: its only one or train, its default one.
         keep: columns that are carried through; None: all others than `drop`.
         drop: columns that are left out.
+        rewrite: what the model reads in place of a prompt (`prompts.rewrite`); None: the prompt.
     """
 
     path: str | tuple[str, ...]
@@ -59,6 +60,7 @@ class PromptSource:
     subset: str | None = None
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
+    rewrite: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -327,6 +327,7 @@ def _columns_of(manifest: RunManifest) -> list[tuple[str, str]]:
         (),
         bits=bool(_setting(manifest, "output", "bits")),
         rounds=_setting(manifest, "strategy", "name") == "adaptive",
+        rewritten=_setting(manifest, "prompts", "rewrite") is not None,
     )
     json_is_text = {"json": "string"}
     return [
