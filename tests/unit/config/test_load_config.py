@@ -62,6 +62,7 @@ def test_the_option_list_is_pinned() -> None:
         "prompts.columns",
         "prompts.split",
         "prompts.subset",
+        "prompts.rewrite",
         "prompts.limit",
         "strategy.name",
         "strategy.plan",
