@@ -1,6 +1,6 @@
 """Counted costs: FLOPs, bytes and, with a device's rates, seconds.
 
-Only `count`, which runs a model's modules on the meta device, needs torch.
+Only `count`, which runs a model's modules on the meta device, and `probe`, which measures a CPU, need torch.
 """
 
 from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost, TextCost

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
@@ -130,12 +130,14 @@ class Device:
         title: for people.
         count: how many there are.
         memory_bytes: of one GPU; None of a CPU, and where nobody says.
+        rates: measured on this machine; None: those of the profile.
     """
 
     profile: str
     title: str
     count: int
     memory_bytes: float | None = None
+    rates: DeviceProfile | None = None
 
 
 def job_fact(config: JobConfig) -> JobFact:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
+from ttsvar_ray.costs import load_profile
 from ttsvar_ray.dataset import (
     OutputLayout,
     RunManifest,
@@ -105,7 +106,7 @@ class PreparedJob:
         if device.memory_bytes is not None:
             self.parts.check_memory(device.memory_bytes)
         workers = device.count
-        workload = self.parts.expect(device.profile)
+        workload = self.parts.expect(device.rates or device.profile)
         return TimeFact(
             seconds=expected_seconds(
                 self.parts.plan,
@@ -346,9 +347,14 @@ def _output_fact(
 
 
 def _device(config: JobConfig) -> Device:
-    """Return the devices of this machine, as many of them as the job has workers."""
+    """Return the devices of this machine, as many of them as the job has workers; a CPU with its rates."""
     cluster, engine = config.cluster, config.engine
     device = devices_here("cpu" if cluster.gpus_per_worker == 0 else config.model.device, engine.threads)
+    if device.profile == "cpu":
+        from ttsvar_ray.costs.probe import measured_cpu
+
+        rates = measured_cpu(load_profile("cpu"), threads=engine.threads)
+        device = dataclasses.replace(device, rates=rates)
     return device if cluster.workers is None else dataclasses.replace(device, count=cluster.workers)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.costs import image_costs
+from ttsvar_ray.costs import DeviceProfile, image_costs
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
@@ -33,7 +33,7 @@ class JobParts:
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
         image_costs: what the plan costs in images (`costs.image_costs`), where it is counted and rows say so.
-        expect: what the plan costs on a device, by the name of its profile, if that is known.
+        expect: what the plan costs on a device, by its profile or that one's name, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
         fetch: brings weights to this machine.
         check_memory: raises `ConfigurationError` where a GPU of so many bytes is too small.
@@ -44,7 +44,7 @@ class JobParts:
     plan: Plan
     build_engine: Callable[[], Engine]
     image_costs: Callable[[], tuple[float, ...]] = tuple
-    expect: Callable[[str], Workload | None] = lambda profile: None
+    expect: Callable[[str | DeviceProfile], Workload | None] = lambda profile: None
     fingerprints: Callable[[], dict[str, str]] = dict
     fetch: Callable[[], None] = lambda: None
     check_memory: Callable[[float], None] = lambda memory_bytes: None

@@ -25,15 +25,15 @@ from ttsvar_ray.search.plan import Segment
 logger = logging.getLogger(__name__)
 
 
-def expected_workload(job: ResolvedJob, profile: str) -> Workload | None:
+def expected_workload(job: ResolvedJob, profile: str | DeviceProfile) -> Workload | None:
     """Return what the coordinators of a job may expect of workers on a device, None where nobody has counted.
 
     Args:
         job: the job.
-        profile: name of the device's profile.
+        profile: the device's, or its name.
     """
     try:
-        return build_workload(job, load_profile(profile))
+        return build_workload(job, load_profile(profile) if isinstance(profile, str) else profile)
     except ConfigurationError as error:
         logger.info("work is placed by rows alone: %s", error)
         return None
@@ -48,7 +48,7 @@ def build_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload:
 
     Args:
         job: the job.
-        profile: the device; every profile but "cpu" is a GPU.
+        profile: the device; every profile but a "cpu" is a GPU.
 
     Raises:
         ConfigurationError: a model family or a reward whose costs are not counted.
