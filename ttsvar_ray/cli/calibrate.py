@@ -62,6 +62,8 @@ def calibrate(
     """Draw complete trajectories once, try adaptive searches on them, and write the best one as a plan file.
 
     `ttsvar-ray generate JOB.yaml --plan FILE` takes it.
+
+    Example: ttsvar-ray calibrate jobs/shapes_demo.yaml --prompts other.txt --output outputs/pool --budget 1.3
     """
     from rich.console import Console
 

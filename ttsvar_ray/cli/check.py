@@ -22,6 +22,8 @@ def check(
     """Read a whole output: digests, page checksums, every image, counts, ids and ordinals.
 
     Exit codes: 0 all is whole; 1 it is not, each problem is a line; 2 not the output of a run.
+
+    Example: ttsvar-ray check outputs/mine
     """
     with errors_for_people(debug=debug):
         report = check_output_at(output, quiet=as_json)

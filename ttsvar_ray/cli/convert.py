@@ -60,6 +60,8 @@ def convert(
 
     Refuses to overwrite. Checks names and shapes before writing, and compares after. Exit codes: 0 done; 2
     nothing usable at SRC, or DIR is there already.
+
+    Example: ttsvar-ray convert weights/infinity --to models/infinity-2b --preset infinity-2b
     """
     with errors_for_people(debug=debug):
         import torch

@@ -31,6 +31,8 @@ def demo(
     The job's own run is in its output folder, with a contact sheet and one of all three side by
     side (PNG); the baselines are in
     `baselines/` below it. What is there already is not generated again.
+
+    Example: ttsvar-ray demo --output outputs/shapes-demo
     """
     from rich.console import Console
 

@@ -62,6 +62,8 @@ def geneval(
     """Judge images by GenEval's rules and print its six scores; the same command goes on after a stop.
 
     Exit codes: 0 done; 2 images, metadata, weights or file of verdicts that cannot be used.
+
+    Example: ttsvar-ray evaluate geneval outputs/geneval --detector weights/mask2former --clip weights/clip
     """
     with errors_for_people(debug=debug):
         from transformers.utils import logging as transformers_logging

@@ -47,6 +47,8 @@ def export(
 
     The same command goes on after a stop. Exit codes: 0 done; 2 no run at OUTPUT, one that the layout cannot
     hold, or another export in DIR.
+
+    Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.dataset import OutputLayout, read_manifest

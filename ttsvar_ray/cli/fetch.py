@@ -111,6 +111,8 @@ def fetch(
     `ttsvar-ray fetch prompts geneval` writes GenEval's prompts (MIT), checked by their checksum.
 
     Exit codes: 0 everything is there; 2 something cannot be had, and why.
+
+    Example: ttsvar-ray fetch jobs/infinity_2b.yaml
     """
     with errors_for_people(debug=debug):
         if job == "prompts":

@@ -45,6 +45,8 @@ def replay(
     no output.bits, its ancestors up to the last selection and the image itself. The model is that of the run;
     --set model.path=... says where it is now, --set model.device=... where it runs. Exit codes: 0 the same
     bytes; 1 other ones, as on a device that rounds otherwise; 2 no such trajectory, or no bits.
+
+    Example: ttsvar-ray replay outputs/mine PROMPT_ID --to scales.png
     """
     is_same = True
     with errors_for_people(debug=debug):

@@ -45,6 +45,8 @@ def report(
 
     One file up to 300 prompts; above, a folder of pictures beside it. --set model.path=... says where the
     model of the trees is, --set model.device=... where it draws. Exit codes: 0 done; 2 no run at OUTPUT.
+
+    Example: ttsvar-ray report s3://bucket/mine --to report.html
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load

@@ -66,6 +66,8 @@ def score(
     Prints mean, standard error and quantiles over prompts, beside the reward that steered the search. The
     same command goes on after a stop. Exit codes: 0 done; 1 a part that cannot be scored; 2 no run, no such
     reward, or scores that rest on other weights.
+
+    Example: ttsvar-ray score outputs/mine --reward clip-score
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.dataset import OutputLayout, read_manifest
@@ -257,6 +259,8 @@ def select(
 
     The same command goes on after a stop. Exit codes: 0 done; 2 no run, an expression that cannot be used, or
     a folder that holds something else.
+
+    Example: ttsvar-ray select outputs/mine --to best --where "reward > 1.5"
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.dataset import OutputLayout, read_manifest

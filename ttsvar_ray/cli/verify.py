@@ -52,6 +52,8 @@ def verify(
     """Compare every recorded tensor with what this machine computes; the last line is the verdict.
 
     Exit codes: 0 all agree; 1 some differ; 2 not such a folder or file.
+
+    Example: ttsvar-ray verify infinity recorded/infinity
     """
     with errors_for_people(debug=debug):
         report = _compare(family, folder, device=device, dtype=dtype)

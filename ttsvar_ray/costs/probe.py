@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def measured_cpu(
     return dataclasses.replace(profile, name=f"{profile.name}, measured here", sources=sources, **rates)
 
 
-def _rates(clock: Callable[[], float]) -> dict[str, float]:
+def _rates(clock: Callable[[], float]) -> dict[str, Any]:
     def seconds(run: Callable[[], object]) -> float:
         run()
         begun, times, spent = clock(), 0, 0.0

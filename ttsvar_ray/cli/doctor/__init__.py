@@ -40,6 +40,8 @@ def doctor(
 
     Exit codes: 0 the job (or, without one, the built-in model) runs here; 1 it does not, and why; 2 settings
     that make no job.
+
+    Example: ttsvar-ray doctor jobs/infinity_2b.yaml
     """
     with errors_for_people(debug=debug):
         import json
