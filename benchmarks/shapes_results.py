@@ -339,8 +339,16 @@ def _draws(plan: Plan) -> bool:
     return any(one.operator.name not in ("top-k", "likelihood", "keep") for one in plan.selections)
 
 
-def adaptive_methods(tuning: Sequence[PoolPrompt], model: str) -> list[Method]:
-    """Return the adaptive search of each budget, its thresholds chosen on a pool of tuning prompts."""
+def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> list[Method]:
+    """Return the adaptive search of each budget, its thresholds chosen on a pool of tuning prompts.
+
+    Args:
+        known: the file that keeps them: chosen once, they are those of the finished pieces.
+    """
+    if known.exists():
+        return [
+            Method(name=name, strategy=strategy) for name, strategy in json.loads(known.read_text()).items()
+        ]
     scales = [at for at, scale in enumerate(POOL_SCALES) if scale != 9]  # as `calibrate` looks at them
     pool = Pool(
         scales=tuple(POOL_SCALES[at] for at in scales),
@@ -349,10 +357,8 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str) -> list[Method]:
     )
     costs = costs_of(resolve(job(RUN[0], model, 0)))
     methods = []
-    for budget in BUDGETS:
-        found = calibrate(pool, budget=budget, max_rounds=POOL_SIZE, image_costs=costs)
-        if found is None:
-            continue
+    chosen = calibrate(pool, budgets=BUDGETS, max_rounds=POOL_SIZE, image_costs=costs)
+    for budget, found in chosen.items():
         strategy = {
             "name": "adaptive",
             "max_rounds": POOL_SIZE,
@@ -360,6 +366,7 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str) -> list[Method]:
             "stop_at": round(float(found.rounds.stop_at or 0.0), 4),
         }
         methods.append(Method(name=ADAPTIVE_NAME.format(budget), strategy=strategy))
+    known.write_text(json.dumps({method.name: method.strategy for method in methods}, indent=1))
     return methods
 
 
@@ -399,7 +406,7 @@ def table_rows(
             )
         )
     tuning = load_pool(folder, pool_shares(options, "tuning"))
-    adaptive = adaptive_methods(tuning, model) if tuning else []
+    adaptive = adaptive_methods(tuning, model, folder / "thresholds.json") if tuning else []
     for method in (*searches, *adaptive):
         finished = load_pieces(folder, method, 0, shares)
         if finished:
@@ -620,10 +627,7 @@ def main() -> None:
             ],
             options.processes,
         )
-        adaptive = adaptive_methods(load_pool(folder, tuning), options.model)
-        (folder / "thresholds.json").write_text(
-            json.dumps({method.name: method.strategy for method in adaptive}, indent=1)
-        )
+        adaptive = adaptive_methods(load_pool(folder, tuning), options.model, folder / "thresholds.json")
         wanted = [method for method in adaptive if method.name in (options.methods or names)]
         run_all(pieces_of(options, [*wanted, *searches]), options.processes)
     rows, curve = table_rows(options, searches)

@@ -185,6 +185,7 @@ class JobSummary:
         generating_seconds: of those, from its first worker to its last outcome; 0 if it made none.
         images_per_second: of this session, in those; NaN if it made none.
         notices: what went wrong and was survived, one line each.
+        mean_cost: images that a prompt of an adaptive search has cost on average; NaN of others.
     """
 
     output: str
@@ -201,3 +202,4 @@ class JobSummary:
     images_per_second: float
     generating_seconds: float = 0.0
     notices: tuple[str, ...] = ()
+    mean_cost: float = float("nan")

@@ -11,15 +11,20 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from ttsvar_ray.api.results import Result
     from ttsvar_ray.config import JobConfig
     from ttsvar_ray.job.resolved import ResolvedJob
-    from ttsvar_ray.search.calibration import Calibrated, ImageCosts, Outcomes, Pool
+    from ttsvar_ray.results import JobSummary
+    from ttsvar_ray.search.calibration import Calibrated, ImageCosts, Pool
+    from ttsvar_ray.search.calibration_file import Calibration
 
 FEWEST_PROMPTS = 20
 """Below this no half of the prompts says anything."""
+
+BUDGETS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+"""Whose best thresholds the calibration file has, beside those of the budget that was asked for."""
 
 
 def calibrate(
@@ -56,12 +61,21 @@ def calibrate(
             "--scales", help="Where a round may be abandoned, such as 5,6,7; by default the middle ones."
         ),
     ] = None,
+    confirm: Annotated[
+        str | None,
+        typer.Option(
+            "--confirm",
+            help="Other prompts: run the chosen plan on them, and print what was expected and what came.",
+            metavar="FILE",
+        ),
+    ] = None,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
     """Draw complete trajectories once, try adaptive searches on them, and write the best one as a plan file.
 
-    `ttsvar-ray generate JOB.yaml --plan FILE` takes it.
+    `ttsvar-ray generate JOB.yaml --plan FILE` takes it. The calibration file beside it is for
+    `strategy.calibration`: thresholds as quantiles, or by another budget.
 
     Example: ttsvar-ray calibrate jobs/shapes_demo.yaml --prompts other.txt --output outputs/pool --budget 1.3
     """
@@ -80,17 +94,32 @@ def calibrate(
     run(config, console=Console(stderr=True), debug=debug)
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
+        from ttsvar_ray.cli.calibration_report import evidence
         from ttsvar_ray.search.calibration import calibrate as choose
 
         pool = read_pool(resolved, load(config.output.path))
         costs = costs_of(resolved)
-        found = choose(pool, budget=budget, max_rounds=trajectories, image_costs=costs)
+        budgets = sorted({*BUDGETS, budget})
+        each = choose(pool, budgets=budgets, max_rounds=trajectories, image_costs=costs)
+        found = each.get(budget)
         lines = evidence(resolved, pool, found, budget=budget, image_costs=costs)
         typer.echo("\n".join(lines))
         if found is None:
             raise typer.Exit(1)
         plan.write_text(plan_text(found, lines), encoding="utf-8")
-        typer.echo(f"\nplan file  {plan}\nnext       ttsvar-ray generate JOB.yaml --plan {plan}")
+        known = plan.with_suffix(".calibration.json")
+        known.write_text(calibration_of(given, pool, each).to_json(), encoding="utf-8")
+        typer.echo(
+            f"\nplan file    {plan}\ncalibration  {known}\n"
+            f"next         ttsvar-ray generate JOB.yaml --plan {plan}"
+        )
+    if confirm is not None:
+        with errors_for_people(debug=debug):
+            where = {"prompts.path": confirm, "output.path": f"{config.output.path}-confirm"}
+            again = load_config(job, options.overrides({"model.name": model, **where}, settings), plan=plan)
+        summary = run(again, console=Console(stderr=True), debug=debug)
+        with errors_for_people(debug=debug):
+            typer.echo("\n".join(confirmed(resolve(again), found, summary)))
 
 
 def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> JobConfig:
@@ -131,9 +160,8 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
 
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.search.calibration import Pool
-    from ttsvar_ray.shapes.checker import check
 
-    judge = check if job.description.name == "shapes" else None
+    judge = judge_of(job)
     rewards, quality = [], []
     for result in results:
         if not result.images:
@@ -142,9 +170,7 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
         rewards.append([image.reward_history for image in images])
         quality.append(
             [
-                image.reward
-                if judge is None
-                else float(judge(np.asarray(image.image), result.prompt).correct)
+                image.reward if judge is None else judge(np.asarray(image.image), result.prompt)
                 for image in images
             ]
         )
@@ -158,6 +184,15 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
         rewards=np.array(rewards, dtype=np.float64),
         quality=np.array(quality, dtype=np.float64),
     )
+
+
+def judge_of(job: ResolvedJob) -> Callable[[Any, str], float] | None:
+    """Return what says of an image and a text how right it is, 0 to 1, where the model's world has such."""
+    from ttsvar_ray.shapes.checker import check
+
+    if job.description.name != "shapes":
+        return None
+    return lambda image, text: float(check(image, text).correct)
 
 
 def costs_of(job: ResolvedJob) -> ImageCosts:
@@ -188,43 +223,66 @@ def costs_of(job: ResolvedJob) -> ImageCosts:
     return costs
 
 
-def evidence(
-    job: ResolvedJob, pool: Pool, found: Calibrated | None, *, budget: float, image_costs: ImageCosts
-) -> list[str]:
-    """Return what was tried and what it comes to, for people."""
-    from ttsvar_ray.search.calibration import replay
-    from ttsvar_ray.search.plan import Rounds
+def calibration_of(config: JobConfig, pool: Pool, each: Mapping[float, Calibrated]) -> Calibration:
+    """Return what the calibration file says: quantiles, and the thresholds of each budget, once each."""
+    from ttsvar_ray.search.calibration import shares
+    from ttsvar_ray.search.calibration_file import Calibration, Policy, quantiles
 
-    prompts, trajectories = pool.final.shape
-    judged = bool((pool.quality != pool.final).any())
-    reward = ", ".join(part.name for part in job.rewards)
-    aim = "accuracy by the exact checker" if judged else "final reward"
-    lines = [
-        f"model {job.description.name}, reward {reward}: {prompts} prompts, {trajectories} trajectories each",
-        f"chosen for {aim} within {budget:g} images a prompt; +- is one standard error over prompts",
+    policies = []
+    for one in {found.rounds: found for found in each.values()}.values():
+        abandoned, satisfied = shares(pool, one.rounds)
+        policies.append(
+            Policy(
+                max_rounds=one.rounds.most,
+                reject_below={str(scale): round(least, 6) for scale, least in one.rounds.reject_below},
+                stop_at=round(float(one.rounds.stop_at or 0.0), 6),
+                cost=round(float(one.chosen_on.cost.mean()), 4),
+                quality=round(float(one.chosen_on.quality.mean()), 4),
+                held_out=round(float(one.held_out.quality.mean()), 4),
+                abandoned={str(scale): round(share, 4) for scale, share in abandoned.items()},
+                satisfied=round(satisfied, 4),
+            )
+        )
+    return Calibration(
+        model=config.model.name,
+        reward=config.reward.name,
+        prompts=len(pool.rewards),
+        trajectories=pool.rewards.shape[1],
+        quantiles={str(scale): quantiles(pool.rewards[:, :, at]) for at, scale in enumerate(pool.scales)},
+        policies=tuple(sorted(policies, key=lambda policy: policy.cost)),
+    )
+
+
+def confirmed(job: ResolvedJob, found: Calibrated, summary: JobSummary) -> list[str]:
+    """Return what a plan was expected to come to, and what it came to on fresh prompts."""
+    import numpy as np
+
+    from ttsvar_ray.api.saved import load
+    from ttsvar_ray.cli.calibration_report import line
+    from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.dataset.layout import OutputLayout
+    from ttsvar_ray.search.calibration import Outcomes
+
+    table = read_columns(OutputLayout(summary.uri), ["image_rank", "cost_images", "reward"])
+    rows = [row for row in table.to_pylist() if row["image_rank"] == 0]
+    judge = judge_of(job)
+    results = [one for one in load(job.config.output.path) if one.images]
+    quality = [
+        one.images[0].reward if judge is None else judge(np.asarray(one.images[0].image), one.prompt)
+        for one in results
     ]
-    fixed = [("raw", 1), *((f"best-of-{n}", n) for n in (2, 4, 8, 16) if n <= trajectories)]
-    for name, rounds in fixed:
-        lines.append(_line(name, replay(pool, Rounds(growth=(1,) * rounds), image_costs), judged))
-    if found is None:
-        return [*lines, "no policy that was tried is that cheap: raise --budget"]
-    lines.append(_line("held out", found.held_out, judged))
-    lines.append(_line("chosen on", found.chosen_on, judged))
+    measured = Outcomes(
+        cost=np.array([row["cost_images"] for row in rows], dtype=np.float64),
+        reward=np.array([row["reward"] for row in rows], dtype=np.float64),
+        quality=np.array(quality, dtype=np.float64),
+    )
+    judged = judge is not None
     return [
-        *lines,
-        "held out: chosen on one half of the prompts, measured on the other, and once more: what to expect",
-        "chosen on: the plan itself, on the prompts that it was chosen on: too good",
+        "",
+        f"confirmed on {len(rows)} other prompts:",
+        line("expected", found.held_out, judged),
+        line("measured", measured, judged),
     ]
-
-
-def _line(name: str, outcomes: Outcomes, judged: bool) -> str:
-    from ttsvar_ray.search.calibration import standard_error
-
-    def text(values: Any) -> str:
-        return f"{values.mean():.3f} +- {standard_error(values):.3f}"
-
-    quality = f"   accuracy {text(outcomes.quality)}" if judged else ""
-    return f"{name:<10} cost {text(outcomes.cost)} images{quality}   reward {text(outcomes.reward)}"
 
 
 def plan_text(found: Calibrated, lines: Iterable[str]) -> str:
@@ -234,7 +292,7 @@ def plan_text(found: Calibrated, lines: Iterable[str]) -> str:
     return "\n".join(
         [
             "# Adaptive search, chosen by `ttsvar-ray calibrate`; for `ttsvar-ray generate JOB.yaml --plan`.",
-            *(f"# {line}" for line in lines),
+            *(f"# {line}".rstrip() for line in lines),
             "strategy:",
             "  name: adaptive",
             f"  max_rounds: {rounds.most}",

@@ -199,6 +199,15 @@ def is_within_budget(config: JobConfig, summary: JobSummary) -> bool:
     return config.max_failed.allows(missing, of=summary.prompts + missing)
 
 
+def _cost(config: JobConfig, summary: JobSummary) -> list[str]:
+    """Return what the prompts of an adaptive search have cost, against what was planned."""
+    if math.isnan(summary.mean_cost):
+        return []
+    budget = config.strategy.budget
+    planned = "" if budget is None else f" (budget {budget:g})"
+    return [f"cost         {summary.mean_cost:.3f} images a prompt{planned}"]
+
+
 def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
     """Return how a job ended, for people: what was made, where it is, what to do next."""
     from ttsvar_ray.cli.show import duration
@@ -210,6 +219,7 @@ def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
         f"prompts      {summary.prompts}{resumed}",
         f"images       {summary.images}",
         f"mean reward  {reward}",
+        *_cost(config, summary),
         f"time         {duration(summary.seconds)}{_rate(summary)}",
         f"failures     {_failures(config, summary)}",
         f"output       {summary.output}",

@@ -120,6 +120,7 @@ class RunStats:
             images_per_second=self.images_per_second,
             generating_seconds=self.generating_seconds,
             notices=tuple(self.notices),
+            mean_cost=on_disk.mean_cost,
         )
 
     def progress(self) -> JobProgress:

@@ -22,6 +22,9 @@ NOT_CONTENT = (
     "reward.path",
     "features.backbone",
     "prompts",
+    # What they chose is content: the thresholds.
+    "strategy.calibration",
+    "strategy.budget",
     "engine.micro_batch_rows",
     "engine.threads",
     "engine.memory_gb",

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ttsvar_ray.config.calibrated import with_thresholds
 from ttsvar_ray.config.sections import JobConfig, SelectionConfig
 from ttsvar_ray.errors import ConfigurationError
 
@@ -48,6 +49,7 @@ def load_config(
         settings["strategy"] = chosen.get("strategy")
     for override in overrides:
         _apply_override(settings, override, problems)
+    with_thresholds(settings, problems)
     config = _validate(settings, problems)
     if needs_files:
         if _is_not_given(settings, "prompts"):

@@ -196,11 +196,22 @@ class StrategyConfig(_Section):
     )
     reject_below: dict[_ScaleIndex, _Number] | None = Field(
         default=None,
-        description="adaptive: {scale: reward}; a round whose best reward there is lower is abandoned",
+        description="adaptive: {scale: reward}; a round whose best reward there is lower is abandoned; "
+        "{scale: {quantile: 0.3}} with a calibration",
     )
     stop_at: _Number | None = Field(
         default=None,
-        description="adaptive, needed: no round follows a final image of this reward; `calibrate` finds it",
+        description="adaptive, needed: no round follows a final image of this reward, or {quantile: 0.7} "
+        "with a calibration; `calibrate` finds it",
+    )
+    calibration: _Text | None = Field(
+        default=None,
+        description="adaptive: the file that `calibrate` wrote, for quantiles and a budget; read when the "
+        "job is, and run.json has the thresholds",
+    )
+    budget: Annotated[_Number, Field(ge=1)] | None = Field(
+        default=None,
+        description="adaptive: images that a prompt may cost on average; the calibration chooses thresholds",
     )
     final_mean_of: tuple[_ScaleIndex, ...] | None = Field(
         default=None,

@@ -49,12 +49,14 @@ class PartTotals:
         images: rows.
         reward_sum: over the best image of each prompt.
         cut: prompts of which the model read the beginning only.
+        cost_sum: images that an adaptive search has cost, over its prompts; 0 of others.
     """
 
     prompts: int = 0
     images: int = 0
     reward_sum: float = 0.0
     cut: int = 0
+    cost_sum: float = 0.0
 
     def observe(self, row: Mapping[str, Any]) -> None:
         """Count a row. The reward counts as its column holds it: float32."""
@@ -63,6 +65,7 @@ class PartTotals:
             self.prompts += 1
             self.reward_sum += float(np.float32(row["reward"]))
             self.cut += row["text_truncated"]
+            self.cost_sum += float(row.get("cost_images") or 0.0)
 
     def add(self, other: PartTotals) -> None:
         """Count another part."""
@@ -70,10 +73,14 @@ class PartTotals:
         self.images += other.images
         self.reward_sum += other.reward_sum
         self.cut += other.cut
+        self.cost_sum += other.cost_sum
 
     def to_metadata(self) -> dict[bytes, bytes]:
         """Return the totals as metadata of a Parquet file."""
-        return {_KEY: json.dumps(dataclasses.asdict(self)).encode()}
+        counts = dataclasses.asdict(self)
+        if not self.cost_sum:
+            del counts["cost_sum"]
+        return {_KEY: json.dumps(counts).encode()}
 
 
 def read_totals(part: Location) -> PartTotals:
@@ -89,7 +96,8 @@ def read_totals(part: Location) -> PartTotals:
             metadata = parquet.metadata.metadata or {}
             if _KEY in metadata:
                 return PartTotals(**json.loads(metadata[_KEY]))
-            table = parquet.read(columns=["image_rank", "reward", "text_truncated"])
+            costs = [name for name in parquet.schema_arrow.names if name == "cost_images"]
+            table = parquet.read(columns=["image_rank", "reward", "text_truncated", *costs])
     except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
         raise damaged(part, error) from None
     best = table.filter(pc.equal(table["image_rank"], 0))
@@ -98,6 +106,7 @@ def read_totals(part: Location) -> PartTotals:
         images=table.num_rows,
         reward_sum=pc.sum(best["reward"]).as_py() or 0.0,
         cut=pc.sum(best["text_truncated"]).as_py() or 0,
+        cost_sum=(pc.sum(best["cost_images"]).as_py() or 0.0) if costs else 0.0,
     )
 
 
@@ -146,6 +155,7 @@ class OutputSummary:
         bad_lines: lines of the prompt file that hold no prompt.
         mean_reward: over the best image of each prompt; NaN without any.
         cut: prompts of which the model read the beginning only.
+        mean_cost: images that a prompt of an adaptive search has cost on average; NaN of others.
     """
 
     chunks: int
@@ -155,6 +165,7 @@ class OutputSummary:
     bad_lines: int
     mean_reward: float
     cut: int
+    mean_cost: float = math.nan
 
 
 def committed_chunks(layout: OutputLayout) -> frozenset[int]:
@@ -241,6 +252,7 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
         bad_lines=count_lines(layout.bad_lines_file),
         mean_reward=totals.reward_sum / totals.prompts if totals.prompts else math.nan,
         cut=totals.cut,
+        mean_cost=totals.cost_sum / totals.prompts if totals.cost_sum else math.nan,
     )
 
 

@@ -18,6 +18,7 @@ from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
+from ttsvar_ray.search.calibration_file import read_calibration
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import PayloadSizes, SimulationSettings
 
@@ -70,7 +71,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
         workload = replace(workload, segments=tuple(replace(load, pass_rows=rows) for load, rows in loads))
     writer = given.writer_gb_per_second
     return SimulatedJob(
-        plan=_with_shares(plan, abandoned=given.abandoned, satisfied=given.satisfied),
+        plan=simulated_plan(job),
         workload=workload,
         coordinator=job.coordinator_settings,
         settings=SimulationSettings(
@@ -91,13 +92,27 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
     )
 
 
-def _with_shares(plan: Plan, *, abandoned: float, satisfied: float) -> Plan:
-    """Return a plan with thresholds that so many rounds miss or reach when rewards are even in [0, 1)."""
-    rounds = plan.rounds
+def simulated_plan(job: ResolvedJob) -> Plan:
+    """Return a job's plan with thresholds that so many rounds miss or reach when rewards are even in [0, 1).
+
+    How many do, the calibration knows whose thresholds the job has; else the settings of the simulation say.
+
+    Raises:
+        ConfigurationError: a calibration file that cannot be read.
+    """
+    plan, config = job.plan, job.config
+    rounds, given = plan.rounds, config.simulation
     if rounds.stop_at is None:
         return plan
+    path = config.strategy.calibration
+    policy = None if path is None else read_calibration(path).policy_of(rounds)
+    abandoned = dict.fromkeys((scale for scale, _ in rounds.reject_below), given.abandoned)
+    satisfied = given.satisfied
+    if policy is not None:
+        abandoned = {int(scale): share for scale, share in policy.abandoned.items()}
+        satisfied = policy.satisfied
     thresholds = tuple(
-        (scale, abandoned ** (1 / plan.population_before[scale])) for scale, _ in rounds.reject_below
+        (scale, abandoned[scale] ** (1 / plan.population_before[scale])) for scale, _ in rounds.reject_below
     )
     stop_at = (1 - satisfied) ** (1 / plan.survivors_after[-1])
     return replace(plan, rounds=replace(rounds, reject_below=thresholds, stop_at=stop_at))

@@ -4,8 +4,7 @@ Comes in: a pool, rewards of trajectories at some scales and at the last one, an
 images where there is one. Goes out: what a policy would have cost and found, and the best within a budget.
 
 A round of one trajectory depends on no other round, so that the trajectories of a pool, in any order, are
-rounds: the replay is exact, up to the pool's size. Rounds that select within themselves cannot be replayed:
-the children of a selection were never drawn.
+rounds: the replay is exact, up to the pool's size. Plans that select are replayed by `search.replay`.
 
 What is chosen as the best was lucky, too. So what is reported was measured on the half of the prompts that
 the choice has not seen, once for each half; the choice itself is then made on all.
@@ -28,6 +27,9 @@ ORDERS = 8
 
 REJECTED_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """Of all trajectories, how many a threshold that is tried would abandon."""
+
+PAIRED_SHARES = (0.1, 0.25, 0.45)
+"""The same, where rounds may be abandoned at two scales."""
 
 SATISFYING_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Of all final images, how many a threshold that is tried would not be content with."""
@@ -87,46 +89,102 @@ class Calibrated:
     held_out: Outcomes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Played:
+    """A policy on one order of the trajectories; arrays are [prompts, rounds].
+
+    Attributes:
+        final, quality: of each trajectory's image.
+        ended: the segment that each would end with; the last where it is finished.
+        reached: its reward there.
+        ran: whether its round is begun at all.
+        enough: whether its image is good enough.
+    """
+
+    final: Float64Array
+    quality: Float64Array
+    ended: np.ndarray
+    reached: Float64Array
+    ran: np.ndarray
+    enough: np.ndarray
+
+
+def _plays(pool: Pool, rounds: Rounds) -> Iterator[_Played]:
+    at = [pool.scales.index(scale) for scale, _ in rounds.reject_below]
+    for order in _orders(pool):
+        seen = np.take_along_axis(pool.rewards, order[:, :, None], axis=1)[:, : rounds.most]
+        final, quality = seen[:, :, -1], np.take_along_axis(pool.quality, order, axis=1)[:, : rounds.most]
+        ended = np.full(final.shape, len(at))
+        for segment in reversed(range(len(at))):
+            ended[seen[:, :, at[segment]] < rounds.reject_below[segment][1]] = segment
+        enough = (ended == len(at)) & (final >= (np.inf if rounds.stop_at is None else rounds.stop_at))
+        yield _Played(
+            final=final,
+            quality=quality,
+            ended=ended,
+            reached=np.take_along_axis(seen[:, :, [*at, -1]], ended[:, :, None], axis=2)[:, :, 0],
+            ran=np.cumsum(enough, axis=1) - enough == 0,
+            enough=enough,
+        )
+
+
 def replay(pool: Pool, rounds: Rounds, image_costs: ImageCosts) -> Outcomes:
     """Return what a policy of rounds of one trajectory would have come to on a pool of at least as many."""
     assert set(rounds.growth) == {1}
     assert pool.rewards.shape[1] >= rounds.most
-    rejecting = tuple(scale for scale, _ in rounds.reject_below)
-    text, *segments = image_costs(rejecting)
+    text, *segments = image_costs(tuple(scale for scale, _ in rounds.reject_below))
     paid = np.cumsum(segments)
-    at = [pool.scales.index(scale) for scale in rejecting]
     costs, qualities, rewards = [], [], []
-    for order in _orders(pool):
-        seen = np.take_along_axis(pool.rewards, order[:, :, None], axis=1)[:, : rounds.most]
-        final, quality = seen[:, :, -1], np.take_along_axis(pool.quality, order, axis=1)[:, : rounds.most]
-        # The segment that each trajectory would end with, and its reward there.
-        ended = np.full(final.shape, len(at))
-        for segment in reversed(range(len(at))):
-            ended[seen[:, :, at[segment]] < rounds.reject_below[segment][1]] = segment
-        is_finished = ended == len(at)
-        reached = np.take_along_axis(seen[:, :, [*at, -1]], ended[:, :, None], axis=2)[:, :, 0]
-        enough = is_finished & (final >= (np.inf if rounds.stop_at is None else rounds.stop_at))
-        ran = np.cumsum(enough, axis=1) - enough == 0
+    for one in _plays(pool, rounds):
         # The furthest, there the highest reward, of equal ones the earliest: kept, or finished after all.
-        earlier = np.broadcast_to(-np.arange(final.shape[1]), final.shape)
-        best = np.lexsort((earlier, reached, np.where(ran, ended, -1)))[:, -1:]
-        left = paid[-1] - np.take_along_axis(paid[ended], best, axis=1)[:, 0]
-        costs.append(text + np.where(ran, paid[ended], 0.0).sum(axis=1) + left)
-        qualities.append(np.take_along_axis(quality, best, axis=1)[:, 0])
-        rewards.append(np.take_along_axis(final, best, axis=1)[:, 0])
+        earlier = np.broadcast_to(-np.arange(one.final.shape[1]), one.final.shape)
+        best = np.lexsort((earlier, one.reached, np.where(one.ran, one.ended, -1)))[:, -1:]
+        left = paid[-1] - np.take_along_axis(paid[one.ended], best, axis=1)[:, 0]
+        costs.append(text + np.where(one.ran, paid[one.ended], 0.0).sum(axis=1) + left)
+        qualities.append(np.take_along_axis(one.quality, best, axis=1)[:, 0])
+        rewards.append(np.take_along_axis(one.final, best, axis=1)[:, 0])
     return Outcomes(
         cost=np.mean(costs, axis=0), quality=np.mean(qualities, axis=0), reward=np.mean(rewards, axis=0)
     )
 
 
-def calibrate(pool: Pool, *, budget: float, max_rounds: int, image_costs: ImageCosts) -> Calibrated | None:
-    """Choose the thresholds of the highest quality that cost at most `budget` images a prompt on average.
+def shares(pool: Pool, rounds: Rounds) -> tuple[dict[int, float], float]:
+    """Return how rounds end under a policy.
 
     Returns:
-        None where no policy that was tried is that cheap, on all prompts or on half of them.
+        of the rounds that come to each scale where they may be abandoned, the share that is; and of those
+        that are finished, the share that is good enough.
+    """
+    plays = list(_plays(pool, rounds))
+    ran = np.concatenate([one.ended[one.ran] for one in plays])
+    enough = np.concatenate([one.enough[one.ran] for one in plays])
+    abandoned = {
+        scale: float((ran == segment).sum() / max((ran >= segment).sum(), 1))
+        for segment, (scale, _) in enumerate(rounds.reject_below)
+    }
+    finished = ran == len(rounds.reject_below)
+    return abandoned, float(enough[finished].mean()) if finished.any() else 0.0
+
+
+def calibrate(
+    pool: Pool, *, budgets: Sequence[float], max_rounds: int, image_costs: ImageCosts
+) -> dict[float, Calibrated]:
+    """Choose for each budget the thresholds of the highest quality that cost at most so much.
+
+    Args:
+        budgets: images a prompt, on average.
+
+    Returns:
+        by budget; those are missing where no policy that was tried is that cheap, on all prompts or on half
+        of them.
     """
     tried = [(rounds, replay(pool, rounds, image_costs)) for rounds in _candidates(pool, max_rounds)]
-    prompts = np.arange(len(pool.rewards))
+    found = {budget: _chosen(tried, len(pool.rewards), budget) for budget in budgets}
+    return {budget: one for budget, one in found.items() if one is not None}
+
+
+def _chosen(tried: Sequence[tuple[Rounds, Outcomes]], count: int, budget: float) -> Calibrated | None:
+    prompts = np.arange(count)
     halves = [prompts[0::2], prompts[1::2]]
     everything = _best(tried, prompts, budget)
     chosen = [_best(tried, half, budget) for half in halves]
@@ -142,22 +200,90 @@ def calibrate(pool: Pool, *, budget: float, max_rounds: int, image_costs: ImageC
     return Calibrated(rounds=everything[0], chosen_on=everything[1], held_out=held_out)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Consistency:
+    """How well the reward of an unfinished image foretells, float64 [prompts] each.
+
+    Attributes:
+        scale: where it was scored.
+        correlation: rank correlation with the final reward, within the prompt; NaN where all are equal.
+        same_best: whether the best there is the best at the end.
+        picked: quality of the best there.
+    """
+
+    scale: int
+    correlation: Float64Array
+    same_best: Float64Array
+    picked: Float64Array
+
+
+def consistency(pool: Pool) -> list[Consistency]:
+    """Return how each scale that was scored agrees with the end, the last scale included."""
+    final = _ranks(pool.final)
+    best = pool.final.argmax(axis=1)
+    found = []
+    for place, scale in enumerate(pool.scales):
+        rewards = pool.rewards[:, :, place]
+        first = rewards.argmax(axis=1)
+        found.append(
+            Consistency(
+                scale=scale,
+                correlation=_correlations(_ranks(rewards), final),
+                same_best=(first == best).astype(np.float64),
+                picked=np.take_along_axis(pool.quality, first[:, None], axis=1)[:, 0],
+            )
+        )
+    return found
+
+
+def _ranks(rewards: Float64Array) -> Float64Array:
+    """Return the mean rank of each trajectory within its prompt."""
+    below = (rewards[:, :, None] > rewards[:, None, :]).sum(axis=2)
+    equal = (rewards[:, :, None] == rewards[:, None, :]).sum(axis=2)
+    return np.asarray(below + (equal - 1) / 2, dtype=np.float64)
+
+
+def _correlations(one: Float64Array, two: Float64Array) -> Float64Array:
+    one, two = one - one.mean(axis=1, keepdims=True), two - two.mean(axis=1, keepdims=True)
+    spread = np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((one * two).sum(axis=1) / spread)
+
+
 def standard_error(values: Float64Array) -> float:
     """Return the standard error of a mean over prompts, by the bootstrap: prompts drawn with repeats."""
+    return float(_resampled(values).std())
+
+
+def interval(values: Float64Array) -> tuple[float, float]:
+    """Return the 95 % interval of a mean over prompts, by the bootstrap."""
+    low, high = np.quantile(_resampled(values), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled(values: Float64Array) -> Float64Array:
     rng = stream(0, "bootstrap", -1, -1, "calibration")
     drawn = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
-    return float(values[drawn].mean(axis=1).std())
+    return np.asarray(values[drawn].mean(axis=1))
 
 
 def _candidates(pool: Pool, max_rounds: int) -> Iterator[Rounds]:
-    """Yield every policy that is tried: at most one scale to be abandoned at."""
+    """Yield every policy that is tried: abandoned at no scale, at one, or at two with fewer thresholds."""
     stops = np.quantile(pool.final, SATISFYING_SHARES)
+    single = [_thresholds(pool, place, REJECTED_SHARES) for place in range(len(pool.scales) - 1)]
+    few = [_thresholds(pool, place, PAIRED_SHARES) for place in range(len(pool.scales) - 1)]
     rejections: list[tuple[tuple[int, float], ...]] = [()]
-    for place, scale in enumerate(pool.scales[:-1]):
-        thresholds = np.quantile(pool.rewards[:, :, place], REJECTED_SHARES)
-        rejections += [((scale, float(least)),) for least in thresholds]
+    rejections += [(one,) for scale in single for one in scale]
+    rejections += [
+        pair for first, second in itertools.combinations(few, 2) for pair in itertools.product(first, second)
+    ]
     for reject_below, stop_at in itertools.product(rejections, stops):
         yield Rounds(growth=(1,) * max_rounds, reject_below=reject_below, stop_at=float(stop_at))
+
+
+def _thresholds(pool: Pool, place: int, rejected: Sequence[float]) -> list[tuple[int, float]]:
+    least = np.quantile(pool.rewards[:, :, place], rejected)
+    return [(pool.scales[place], float(one)) for one in least]
 
 
 def _best(

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.api.results import FoundImage, Result
-from ttsvar_ray.cli.calibrate import costs_of, evidence, plan_text, pool_config, read_pool
+from ttsvar_ray.cli.calibrate import calibration_of, costs_of, plan_text, pool_config, read_pool
+from ttsvar_ray.cli.calibration_report import evidence
 from ttsvar_ray.config import load_config
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
-from ttsvar_ray.search.calibration import calibrate
+from ttsvar_ray.job.simulation import simulated_plan
+from ttsvar_ray.search.calibration import calibrate, consistency
+from ttsvar_ray.search.calibration_file import read_calibration
 
 FILES = ["prompts.path=unread.txt", "output.path=unwritten", "model.device=cpu"]
 
@@ -67,18 +70,84 @@ def test_a_plan_file_is_chosen_explained_and_read_again(job: ResolvedJob, tmp_pa
     assert sum(costs((6,))) > 1.0, "a decode and a score at the scale where a round may be abandoned"
     pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
 
-    found = calibrate(pool, budget=1.5, max_rounds=4, image_costs=costs)
+    each = calibrate(pool, budgets=[1.1, 1.5], max_rounds=4, image_costs=costs)
+    found = each[1.5]
     assert found is not None
     lines = evidence(job, pool, found, budget=1.5, image_costs=costs)
     file = tmp_path / "plan.yaml"
     file.write_text(plan_text(found, lines), encoding="utf-8")
 
-    assert "# held out   cost" in file.read_text(encoding="utf-8")
+    assert "# held out         cost" in file.read_text(encoding="utf-8")
     config = load_config(None, [*FILES, "strategy.n=1"], plan=file)
     rounds = resolve(config).plan.rounds
     assert rounds.growth == (1,) * 4
     assert rounds.stop_at == pytest.approx(found.rounds.stop_at, rel=1e-5)
     assert [scale for scale, _ in rounds.reject_below] == [scale for scale, _ in found.rounds.reject_below]
+
+
+def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
+    job: ResolvedJob, tmp_path: Path
+) -> None:
+    pool = read_pool(job, results(job, 40))
+    pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
+    each = calibrate(pool, budgets=[1.1, 1.5, 2.5], max_rounds=4, image_costs=costs_of(job))
+    known = calibration_of(job.config, pool, each)
+    file = tmp_path / "plan.calibration.json"
+    file.write_text(known.to_json(), encoding="utf-8")
+    assert read_calibration(file) == known
+
+    adaptive = [*FILES, "strategy.name=adaptive", f"strategy.calibration={file}"]
+    by_share = ["strategy.stop_at={quantile: 0.7}", "strategy.reject_below={6: {quantile: 0.3}}"]
+    rounds = resolve(load_config(None, [*adaptive, *by_share])).plan.rounds
+    assert rounds.stop_at == pytest.approx(np.quantile(pool.final, 0.7), abs=1e-5)
+    assert rounds.reject_below[0][1] == pytest.approx(np.quantile(pool.rewards[:, :, 1], 0.3), abs=1e-5)
+
+    config = load_config(None, [*adaptive, "strategy.budget=1.5"])
+    assert config.strategy.stop_at == pytest.approx(each[1.5].rounds.stop_at, abs=1e-6)
+    assert config.strategy.max_rounds == 4
+    by_number = config.model_copy(
+        update={"strategy": config.strategy.model_copy(update={"calibration": None})}
+    )
+    assert config.digest() == by_number.digest(), "thresholds count, not where they come from"
+    simulated = simulated_plan(resolve(config))
+    policy = known.policy_within(1.5)
+    assert policy is not None
+    assert simulated.rounds.stop_at == pytest.approx(1 - policy.satisfied)
+    assert [least for _, least in simulated.rounds.reject_below] == list(policy.abandoned.values())
+
+    for settings, message in (
+        (["strategy.stop_at={quantile: 0.7}"], "only a calibration file says what that is"),
+        ([*adaptive[3:], "strategy.budget=1.5", "strategy.stop_at=0"], "strategy.budget: chooses stop_at"),
+        ([*adaptive[3:], "strategy.budget=0.99"], "no thresholds cost 0.99 images a prompt or less"),
+        ([*adaptive[3:]], "nothing would be read from it"),
+        ([*adaptive[3:], "strategy.stop_at={quantile: 7}"], "expected a share from 0 to 1, got 7"),
+        (
+            [*adaptive[3:], "strategy.stop_at=1", "strategy.reject_below={9: {quantile: 0.3}}"],
+            "the calibration has scored scales 5, 6, 12, not 9",
+        ),
+        ([*adaptive[3:], *by_share, "reward.name=clip"], "made for reward.name auto, and this job has clip"),
+        (["strategy.name=adaptive", "strategy.calibration=nowhere.json"], "nowhere.json cannot be read"),
+        (["strategy.name=adaptive", f"strategy.calibration={__file__}"], "is no calibration file"),
+    ):
+        with pytest.raises(ConfigurationError) as raised:
+            load_config(None, [*FILES, *settings])
+        assert message in str(raised.value), message
+
+
+def test_the_evidence_says_how_scales_agree_and_which_replays_are_exact(job: ResolvedJob) -> None:
+    pool = read_pool(job, results(job, 40))
+    pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
+    lines = evidence(job, pool, None, budget=1.5, image_costs=costs_of(job))
+    by_name = {line.split("   ")[0].strip().split("  ")[0]: line for line in lines}
+    (last,) = [line for line in lines if line.startswith("   12  ")]
+    assert "1.00 (1.00 to 1.00)" in last
+    assert by_name["one cut at 6"].endswith("exact")
+    assert "kept one twice" in by_name["resampling"]
+    first, second, third = consistency(pool)
+    assert (first.scale, second.scale, third.scale) == (5, 6, 12)
+    assert 0.5 < first.correlation.mean() < third.correlation.mean() == pytest.approx(1.0)
+    assert third.same_best.all()
+    assert (third.picked == pool.final.max(axis=1)).all()
 
 
 def test_what_is_no_plan_file_and_too_few_prompts_are_refused(job: ResolvedJob, tmp_path: Path) -> None:

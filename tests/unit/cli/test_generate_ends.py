@@ -15,12 +15,13 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ttsvar_ray.cli.app import app
+from ttsvar_ray.cli.generate import summary_lines
 from ttsvar_ray.cli.log import set_up_logging
 from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.errors import (
     CannotStartError,
     InputError,
@@ -104,6 +105,14 @@ def test_prompts_that_the_model_did_not_read_whole_are_counted(monkeypatch: pyte
         shown = generate_with(monkeypatch, lambda config, summary=summary, **_: summary).stdout
         line = "cut          3 prompts, longer than the model reads (column text_truncated)"
         assert (line in shown.splitlines()) is (cut == 3)
+
+
+def test_the_cost_of_an_adaptive_search_stands_beside_its_budget() -> None:
+    config = load_config(None, ["prompts.path=a", "output.path=b"], needs_files=False)
+    config = config.model_copy(update={"strategy": config.strategy.model_copy(update={"budget": 1.5})})
+    summary = JobSummary(**{**SUMMARY, "mean_cost": 1.437})
+    assert "cost         1.437 images a prompt (budget 1.5)" in summary_lines(config, summary)
+    assert not any(line.startswith("cost ") for line in summary_lines(config, JobSummary(**SUMMARY)))
 
 
 def test_an_output_in_an_object_store_is_opened_by_its_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,8 @@ def test_the_option_list_is_pinned() -> None:
         "strategy.growth",
         "strategy.reject_below",
         "strategy.stop_at",
+        "strategy.calibration",
+        "strategy.budget",
         "strategy.final_mean_of",
         "strategy.final_reward",
         "strategy.final_ties",
@@ -193,7 +195,8 @@ def test_all_problems_come_at_once() -> None:
         (
             "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
             "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts, "
-            "max_rounds, growth, reject_below, stop_at, final_mean_of, final_reward, final_ties"
+            "max_rounds, growth, reject_below, stop_at, calibration, budget, final_mean_of, final_reward, "
+            "final_ties"
         ),
         "sampling.guidance[1]: expected at least 0, got -2",
         "sampling.top_p: expected at most 1, got 1.5",

@@ -83,7 +83,7 @@ def test_a_replay_is_what_the_search_does(
 
 def test_what_is_chosen_keeps_to_the_budget_and_beats_what_costs_as_much() -> None:
     pool = make_pool(200, 8)
-    found = calibrate(pool, budget=1.5, max_rounds=8, image_costs=image_costs)
+    found = calibrate(pool, budgets=[1.5], max_rounds=8, image_costs=image_costs).get(1.5)
 
     assert found is not None
     assert found.chosen_on.cost.mean() <= 1.5
@@ -95,4 +95,4 @@ def test_what_is_chosen_keeps_to_the_budget_and_beats_what_costs_as_much() -> No
 
 
 def test_no_policy_is_cheaper_than_an_image() -> None:
-    assert calibrate(make_pool(40, 4), budget=0.9, max_rounds=4, image_costs=image_costs) is None
+    assert not calibrate(make_pool(40, 4), budgets=[0.9], max_rounds=4, image_costs=image_costs)
