@@ -77,7 +77,10 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        execution=Execution(fixed_shapes=config.engine.deterministic),
+        execution=Execution(
+            fixed_shapes=config.engine.deterministic,
+            stops=tuple(segment.last_scale for segment in job.plan.segments),
+        ),
     )
 
 

@@ -131,17 +131,23 @@ def running_bytes(model: ModelCost, segment: Segment, *, rows: int, selector_dec
     """Return the most bytes that one trajectory takes while a segment runs: in its scales, or while its
     images are decoded, whichever is more.
 
-    Images are decoded a few at a time, whatever the micro-batch: their bytes are spread over its rows.
+    Images are decoded a few at a time, whatever the micro-batch: their bytes are spread over its rows. Memory
+    for the keys and values of the whole segment is taken at its first scale, beside the state it starts from.
 
     Args:
         rows: of the micro-batch.
         selector_decode: "full" or "selector", the size of the images that selections look at.
     """
-    peak = 0
+    peak, end = 0, model.scales[segment.last_scale].state_bytes
     for scale in _scales(segment):
         cost, size = model.scales[scale], _decoded_size(segment, scale, selector_decode)
         decoded = 0 if size is None else model.decodes[size].bytes_of(rows)
-        peak = max(peak, cost.running_bytes, cost.state_bytes + math.ceil(decoded / rows))
+        before = model.scales[scale - 1].state_bytes if scale else 0
+        taken = cost.running_bytes
+        if scale < len(model.scales) - 1:
+            # As counted, the scale makes a new state beside the one before.
+            taken += end - cost.state_bytes - (0 if scale == segment.first_scale else before)
+        peak = max(peak, taken, end + math.ceil(decoded / rows))
     return peak
 
 

@@ -174,8 +174,15 @@ class CachedModel(ABC):
 
     @property
     def num_streams(self) -> int:
-        """Sequences of each trajectory: conditional, and with guidance unconditional."""
-        return 2 if self.sampling.uses_guidance else 1
+        """Most sequences of each trajectory: conditional, and with guidance unconditional."""
+        return self.sampling.streams_at(0)
+
+    def cache_capacity(self, scale_index: int) -> int:
+        """Return the tokens that a cache made at a scale has room for: up to where the execution stops."""
+        stops = (stop for stop in self.execution.stops if stop >= scale_index)
+        # The last scale is never kept.
+        end = min(next(stops, scale_index), self.num_scales - 2)
+        return sum(height * width for height, width in self.scale_schedule[: end + 1])
 
     @torch.inference_mode()
     def start(self, text: Sequence[Any], text_rows: Sequence[int]) -> ScaleState:

@@ -6,18 +6,65 @@ tokens of this call, L tokens attended to, H heads, D head width, C = H * D.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.models.row_stability import StableLinear, stable_linear
-from ttsvar_ray.models.state import LayerCache
+from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache
 
 NORM_EPS = 1e-6
 MAX_LOG_SCALE = math.log(100.0)
 INITIAL_LOG_SCALE = math.log(4.0)
+
+
+class HeadSizes(Protocol):
+    """What both families' configurations say of their blocks."""
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+
+Extend = Callable[[Tensor, Tensor], LayerCache]
+"""Takes up keys and values of one layer and returns them behind those of the scales before."""
+
+
+def extending(
+    cache: KVCache, x: Tensor, config: HeadSizes, *, streams: int, dtype: torch.dtype, capacity: int | None
+) -> tuple[KVCache, Callable[[int], Extend]]:
+    """Return the cache after a scale, and how each layer takes up its part of it.
+
+    Args:
+        cache: before the scale.
+        x: the scale's tokens [R, n, C].
+        config: sizes of the transformer.
+        streams: S.
+        dtype: of the cache.
+        capacity: tokens to make room for, where room must be made; None keeps nothing of this scale, as at
+            the last one, which nothing attends to.
+    """
+    if capacity is None:
+        return cache, lambda layer: functools.partial(cache.joined, layer)
+    fresh = FreshTokens(
+        tokens=x.shape[1],
+        layers=config.depth,
+        streams=streams,
+        rows=x.shape[0] // streams,
+        heads=config.num_heads,
+        width=x.shape[-1] // config.num_heads,
+        dtype=dtype,
+        device=x.device,
+    )
+    grown = cache.grown(fresh, capacity=capacity)
+    return grown, lambda layer: functools.partial(grown.put, layer)
 
 
 def plain_norm(x: Tensor) -> Tensor:
@@ -92,12 +139,18 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, cache: LayerCache | None, rope: Tensor | None = None, *, streams: int
+        self, x: Tensor, extend: Extend, rope: Tensor | None = None, *, streams: int
     ) -> tuple[Tensor, LayerCache]:
-        """Attend from the tokens of one scale, x [R, n, C], to all scales so far; return also their cache."""
+        """Attend from the tokens of one scale, x [R, n, C], to all scales so far; return also their cache.
+
+        Args:
+            x: the tokens.
+            extend: the layer's cache: takes up their keys and values [S, B, H, n, D] and returns all.
+            rope: see `qkv`.
+            streams: S.
+        """
         q, k, v = self.qkv(x, rope)
-        fresh = LayerCache(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
-        full = fresh if cache is None else cache.append(fresh.keys, fresh.values)
+        full = extend(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
         attended = F.scaled_dot_product_attention(
             q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0
         )

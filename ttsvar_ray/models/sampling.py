@@ -28,7 +28,7 @@ class SamplingSettings:
     """How bits are drawn at each scale.
 
     Attributes:
-        guidance: classifier-free guidance scale per scale; 1 everywhere runs the conditional stream alone.
+        guidance: classifier-free guidance scale per scale; see `streams_at` for what 1 leaves out.
         temperature: divides the logits, per scale; greater than 0.
         top_p: in (0, 1]; the least likely values that together have probability <= 1 - top_p are not drawn.
         top_k: entries of a codebook that may be drawn, the most likely ones; None is all of them. Models
@@ -60,9 +60,13 @@ class SamplingSettings:
         if problems:
             raise ConfigurationError(problems)
 
-    @property
-    def uses_guidance(self) -> bool:
-        return any(value != 1 for value in self.guidance)
+    def streams_at(self, scale_index: int) -> int:
+        """Return how many sequences of each trajectory run at a scale: conditional, and unconditional (2).
+
+        The unconditional one runs as long as this scale or a later one has guidance: what a later scale
+        attends to has to be computed. From the scale on behind which guidance is 1 to the end it is left.
+        """
+        return 2 if any(value != 1 for value in self.guidance[scale_index:]) else 1
 
 
 def per_scale(name: str, value: float | Sequence[float], num_scales: int) -> tuple[float, ...]:

@@ -1,5 +1,8 @@
 """The state of some trajectories between two scales, and the keys and values in it: values that never change.
 
+Keys and values of all layers lie in one piece of memory: survivors are gathered by one copy, and the scales
+of a segment are written one behind the other.
+
 Shapes: S streams (1, or 2 with guidance: conditional, unconditional), B trajectories, H heads, L tokens so
 far, D head width.
 """
@@ -26,43 +29,133 @@ class LayerCache:
         return LayerCache(torch.cat((self.keys, keys), dim=3), torch.cat((self.values, values), dim=3))
 
 
+@dataclass(slots=True)
+class _Memory:
+    """What caches of one history share: room for the keys and values of all layers.
+
+    Attributes:
+        tensor: [layers, 2, S, B, H, capacity, D], keys and values.
+        taken: tokens that some cache has; what lies behind is free.
+    """
+
+    tensor: Tensor
+    taken: int
+
+
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Caches of all layers; empty before the first scale."""
+    """Keys and values of all layers; empty before the first scale.
 
-    layers: tuple[LayerCache, ...] = ()
+    A value: its tokens never change. Several caches of one history may share memory, each knowing how many of
+    its tokens are its own: whoever grows the longest of them writes behind it, in place, and whoever grows a
+    shorter one gets a copy, since the tokens behind that are somebody else's.
+    """
+
+    memory: _Memory | None = None
+    num_tokens: int = 0
+
+    @staticmethod
+    def of_layers(layers: Sequence[LayerCache]) -> KVCache:
+        """Return a cache of given keys and values."""
+        if not layers:
+            return KVCache()
+        tensor = torch.stack([torch.stack((layer.keys, layer.values)) for layer in layers])
+        return _whole(tensor)
 
     @property
-    def num_tokens(self) -> int:
-        return self.layers[0].keys.shape[3] if self.layers else 0
+    def tensor(self) -> Tensor:
+        """Keys and values of its tokens, [layers, 2, S, B, H, L, D]; not of the empty cache."""
+        assert self.memory is not None, "the empty cache has no tensors"
+        return self.memory.tensor[..., : self.num_tokens, :]
+
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """One for each layer; none before the first scale."""
+        if self.memory is None:
+            return ()
+        return tuple(LayerCache(keys, values) for keys, values in self.tensor)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in (layer.keys, layer.values))
+        """Bytes of its tokens; the memory behind them may have more."""
+        if self.memory is None:
+            return 0
+        tensor = self.memory.tensor
+        return tensor.element_size() * (tensor.numel() // tensor.shape[-2]) * self.num_tokens
+
+    def grown(self, fresh: FreshTokens, *, capacity: int) -> KVCache:
+        """Return a cache with room for further tokens, to be filled by `put` layer by layer.
+
+        Args:
+            fresh: how many tokens, of what shape. Fewer streams than the cache has: its first ones go on.
+            capacity: tokens to make room for, where new memory is needed at all.
+        """
+        total = self.num_tokens + fresh.tokens
+        memory = self.memory
+        if (
+            memory is not None
+            and memory.taken == self.num_tokens
+            and total <= memory.tensor.shape[-2]
+            and memory.tensor.shape[2] == fresh.streams
+        ):
+            memory.taken = total
+            return KVCache(memory, total)
+        shape = (fresh.layers, 2, fresh.streams, fresh.rows, fresh.heads, max(capacity, total), fresh.width)
+        tensor = torch.empty(shape, dtype=fresh.dtype, device=fresh.device)
+        if self.memory is not None:
+            tensor[..., : self.num_tokens, :] = self.tensor[:, :, : fresh.streams]
+        return KVCache(_Memory(tensor, total), total)
+
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> LayerCache:
+        """Write the last tokens of one layer, each [S, B, H, n, D]; return all of its keys and values."""
+        own = self.tensor[layer]
+        first = self.num_tokens - keys.shape[3]
+        own[0, ..., first:, :] = keys
+        own[1, ..., first:, :] = values
+        return LayerCache(own[0], own[1])
+
+    def joined(self, layer: int, keys: Tensor, values: Tensor) -> LayerCache:
+        """Return all keys and values of one layer and further ones, each [S, B, H, n, D]; keeps nothing."""
+        if self.memory is None:
+            return LayerCache(keys, values)
+        own = self.tensor[layer, :, : keys.shape[0]]
+        return LayerCache(own[0], own[1]).append(keys, values)
 
     def gather(self, rows: Tensor) -> KVCache:
         """Select and repeat trajectories; `rows` is int64 [B'] on the cache's device."""
-        return KVCache(
-            tuple(
-                LayerCache(layer.keys.index_select(1, rows), layer.values.index_select(1, rows))
-                for layer in self.layers
-            )
-        )
+        return self if self.memory is None else _whole(self.tensor.index_select(3, rows))
 
     @staticmethod
     def concatenate(caches: Sequence[KVCache]) -> KVCache:
         """Stack the trajectories of caches that hold the same scales."""
-        if len(caches) == 1:
+        if len(caches) == 1 or caches[0].memory is None:
             return caches[0]
-        return KVCache(
-            tuple(
-                LayerCache(
-                    torch.cat([layer.keys for layer in layers], dim=1),
-                    torch.cat([layer.values for layer in layers], dim=1),
-                )
-                for layers in zip(*(cache.layers for cache in caches), strict=True)
-            )
-        )
+        return _whole(torch.cat([cache.tensor for cache in caches], dim=3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshTokens:
+    """Tokens that a cache is to take up.
+
+    Attributes:
+        tokens: how many of each sequence.
+        layers, streams, rows, heads, width: of their keys and values; rows are trajectories.
+        dtype, device: as well.
+    """
+
+    tokens: int
+    layers: int
+    streams: int
+    rows: int
+    heads: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _whole(tensor: Tensor) -> KVCache:
+    tokens = tensor.shape[-2]
+    return KVCache(_Memory(tensor, tokens), tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

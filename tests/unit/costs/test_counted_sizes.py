@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from transformers import T5Config, T5EncoderModel
 from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.costs.count import tracing
+from ttsvar_ray.costs.count import count_scales, tracing
 from ttsvar_ray.costs.encoder import T5_XL, EncoderShape, blip_cost
+from ttsvar_ray.costs.model import ScaleCost
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
@@ -168,3 +170,24 @@ def test_a_blip_reward_costs_what_its_modules_do(vision: dict[str, int], text: d
 
 def parameters_of(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["infinity-125m", "var-d16"])
+def test_scales_behind_the_last_guided_one_cost_one_stream(name: str) -> None:
+    description = describe_model(name)
+    on_meta = family_entry(description.family).on_meta
+    assert on_meta is not None
+    scales = description.num_scales
+
+    def counted(guidance: tuple[float, ...]) -> tuple[ScaleCost, ...]:
+        sampling = dataclasses.replace(description.sampling, guidance=guidance)
+        sized = dataclasses.replace(description, transformer={**description.transformer, "depth": 2})
+        return count_scales(on_meta(sized, dtype=torch.bfloat16, sampling=sampling))
+
+    both, cut = counted((4.0,) * scales), counted((1.0, *(4.0,) * (scales - 3), 1.0, 1.0))
+    for index, (two, one) in enumerate(zip(both, cut, strict=True)):
+        left = index >= scales - 2
+        assert one.linear_flops == pytest.approx(two.linear_flops / (2 if left else 1), rel=0.03), index
+        assert one.kv_bytes == two.kv_bytes / (2 if left else 1), index
+        assert one.running_bytes <= two.running_bytes, index
+        assert (one.running_bytes < two.running_bytes) == left, index

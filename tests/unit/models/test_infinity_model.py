@@ -9,6 +9,7 @@ import torch
 
 from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_parts, tiny_model
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.state import KVCache, ScaleState
@@ -193,6 +194,42 @@ def test_guidance_one_runs_the_conditional_stream_alone() -> None:
     assert one.cache.layers[0].keys.shape[0] == 1
     assert two.cache.layers[0].keys.shape[0] == 2
     assert one.cache.nbytes * 2 == two.cache.nbytes
+
+
+def test_where_guidance_is_one_to_the_end_the_other_stream_is_left_and_nothing_changes() -> None:
+    guided = (3.0, 1.0, 2.0, 3.0)
+    cut, both = (tiny_model(guidance=[*guided, *rest]) for rest in ((1.0,) * 4, (1.0, 1.0, 1.0, 1.0 + 1e-9)))
+    assert [cut.sampling.streams_at(scale) for scale in range(8)] == [2, 2, 2, 2, 1, 1, 1, 1]
+    assert [both.sampling.streams_at(scale) for scale in range(8)] == [2] * 8, "what a later scale attends to"
+    names = ["x", "y"]
+    one, two = start(cut, [0, 1]), start(both, [0, 1])
+    for scale in range(8):
+        one, two = run(cut, one, names, scale + 1), run(both, two, names, scale + 1)
+        streams = cut.sampling.streams_at(scale) if scale < 7 else 1
+        assert one.cache.tensor.shape[2] == streams, scale
+        for mine, theirs in zip(one.cache.layers, two.cache.layers, strict=True):
+            assert torch.equal(mine.keys, theirs.keys[:streams]), scale
+        assert torch.equal(one.bits[scale], two.bits[scale]), scale
+    assert np.array_equal(cut.decode(one), both.decode(two))
+    assert same_bytes(contents(cut.replay(start(cut, [0, 1]), cut.bits(one))), contents(one))
+
+
+@pytest.mark.parametrize("stops", [(), (2, 5, 7), (7,)])
+def test_where_memory_is_taken_changes_no_value(model: InfinityModel, stops: tuple[int, ...]) -> None:
+    names = ["x", "y"]
+    expected = contents(run(model, start(model, [0, 1]), names))
+    own = tiny_model()
+    own.execution = Execution(stops=stops)
+    state, past = start(own, [0, 1]), []
+    for scale in range(own.num_scales):
+        state = run(own, state, names, scale + 1)
+        past.append((state, [tensor.clone() for tensor in contents(state)]))
+    assert same_bytes(contents(state), expected)
+    for earlier, copies in past:
+        assert same_bytes(contents(earlier), copies), "a state is a value"
+        assert same_bytes(contents(run(own, earlier, names)), expected), "and may be gone on from again"
+    addresses = {id(earlier.cache.memory) for earlier, _ in past}
+    assert len(addresses) == (len(stops) if stops else 7)
 
 
 def test_the_cache_holds_a_key_and_a_value_per_token_but_for_the_last_scale(model: InfinityModel) -> None:

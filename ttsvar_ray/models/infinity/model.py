@@ -81,7 +81,7 @@ class InfinityModel(CachedModel):
         if not lens.is_meta:
             features = features[:, : padded_length(int(lens), features.shape[1])]
         return self.transformer.condition(
-            features.to(self.device), lens.to(self.device), guidance=self.sampling.uses_guidance
+            features.to(self.device), lens.to(self.device), guidance=self.num_streams == 2
         )
 
     def cuts_text(self, text: str) -> bool:
@@ -93,8 +93,11 @@ class InfinityModel(CachedModel):
         scale_index = state.scale_index
         features = None if scale_index == 0 else self.quantizer.next_input(state.summed, scale_index)
         longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
-        texts = BatchTexts(state.texts, state.text_rows, length=longest)
-        raw, cache = self.transformer.scale_step(features, scale_index, state.cache, texts)
+        streams = self.sampling.streams_at(scale_index)
+        texts = BatchTexts(state.texts, state.text_rows, streams=streams, length=longest)
+        raw, cache = self.transformer.scale_step(
+            features, scale_index, state.cache, texts, capacity=self.cache_capacity(scale_index)
+        )
         logits = guided_logits(
             raw,
             temperature=self.sampling.temperature[scale_index],

@@ -22,7 +22,15 @@ from ttsvar_ray.models.infinity.attention import (
 )
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, TextKeys
-from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, FeedForward, SelfAttention, plain_norm
+from ttsvar_ray.models.layers import (
+    NORM_EPS,
+    AdaptiveNorm,
+    Extend,
+    FeedForward,
+    SelfAttention,
+    extending,
+    plain_norm,
+)
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
@@ -70,7 +78,7 @@ class Block(nn.Module):
     def step(
         self,
         x: Tensor,
-        cache: LayerCache | None,
+        extend: Extend,
         texts: Sequence[TextKeys],
         shared: Tensor,
         rope: Tensor,
@@ -80,7 +88,7 @@ class Block(nn.Module):
         """Run the tokens of one scale [R, n, C] against the cache of the scales before."""
         modulation = self.modulation(shared)
         gamma1, _, scale1, _, shift1, _ = modulation
-        attended, full = self.sa(plain_norm(x) * (1 + scale1) + shift1, cache, rope, streams=streams)
+        attended, full = self.sa(plain_norm(x) * (1 + scale1) + shift1, extend, rope, streams=streams)
         x = x + attended * gamma1
         return self.mix_text_and_feed(x, texts, modulation), full
 
@@ -221,6 +229,7 @@ class InfinityTransformer(nn.Module):
         cache: KVCache,
         conditioning: Conditioning | BatchTexts,
         *,
+        capacity: int = 0,
         observe: Observe | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run one scale of B trajectories.
@@ -231,6 +240,7 @@ class InfinityTransformer(nn.Module):
             scale_index: the scale to run; the cache holds all scales before it.
             cache: keys and values so far (`KVCache()` at scale 0).
             conditioning: of B texts in the order of the trajectories, or what these need of other texts.
+            capacity: tokens that the cache is given room for, where it has too little.
             observe: called with "x0", "block{i}" [R, n, C] and "keys{i}", "values{i}" [S, B, H, L, D] of each
                 block, to compare with another implementation.
 
@@ -247,18 +257,21 @@ class InfinityTransformer(nn.Module):
         x = x + self.lvl_embed.weight[scale_index].float()
         shared = texts.block_modulation
         rope = self.rope(scale_index)
-        is_last = scale_index == len(self.scale_schedule) - 1
-        layers: list[LayerCache] = []
+        kept, extend = extending(
+            cache,
+            x,
+            self.config,
+            streams=streams,
+            dtype=self.block_dtype,
+            capacity=None if scale_index == len(self.scale_schedule) - 1 else capacity,
+        )
         if observe:
             observe("x0", x)
         for index, block in enumerate(self.blocks):
-            earlier = cache.layers[index] if cache.layers else None
-            x, layer = block.step(x, earlier, texts.keys(index), shared, rope, streams=streams)
+            x, layer = block.step(x, extend(index), texts.keys(index), shared, rope, streams=streams)
             if observe:
                 observe(f"block{index}", x)
                 observe(f"keys{index}", layer.keys)
                 observe(f"values{index}", layer.values)
-            if not is_last:
-                layers.append(layer)
         logits = self.predict(x, texts.head_modulation)
-        return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
+        return logits.unflatten(0, (streams, -1)), kept

@@ -71,13 +71,15 @@ class VarModel(CachedModel):
         features = None
         if scale_index > 0:
             features = next_input(state.summed, self.scale_schedule[scale_index])
+        streams = self.sampling.streams_at(scale_index)
         labels = torch.tensor([state.texts[row] for row in state.text_rows], device=self.device)
         raw, cache = self.transformer.scale_step(
             features,
             scale_index,
             state.cache,
-            self.transformer.condition(labels, guidance=self.sampling.uses_guidance),
-            streams=self.num_streams,
+            self.transformer.condition(labels, guidance=streams == 2),
+            streams=streams,
+            capacity=self.cache_capacity(scale_index),
         )
         logits = raw[0]
         guidance = self.sampling.guidance[scale_index]

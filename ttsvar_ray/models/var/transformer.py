@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.models.layers import AdaptiveNorm, FeedForward, SelfAttention, plain_norm
+from ttsvar_ray.models.layers import AdaptiveNorm, Extend, FeedForward, SelfAttention, extending, plain_norm
 from ttsvar_ray.models.row_stability import StableLinear, autocast
-from ttsvar_ray.models.state import KVCache, LayerCache
+from ttsvar_ray.models.state import KVCache
 from ttsvar_ray.models.var.config import VarConfig
 from ttsvar_ray.types import ScaleSchedule
 
@@ -44,14 +44,12 @@ class _Block(nn.Module):
         own = self.ada_lin(condition).float()
         return own.view(condition.shape[0], 1, 6, -1).unbind(dim=2)
 
-    def forward(
-        self, x: Tensor, cache: LayerCache | None, modulation: tuple[Tensor, ...], *, streams: int
-    ) -> tuple[Tensor, LayerCache]:
+    def forward(self, x: Tensor, extend: Extend, modulation: tuple[Tensor, ...], *, streams: int) -> Tensor:
         """Run the tokens of one scale, x [R, n, C], against the cache of the scales before."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        attended, full = self.attn(plain_norm(x) * (1 + scale1) + shift1, cache, streams=streams)
+        attended, _ = self.attn(plain_norm(x) * (1 + scale1) + shift1, extend, streams=streams)
         x = x + attended * gamma1
-        return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2, full
+        return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2
 
 
 class VarTransformer(nn.Module):
@@ -102,7 +100,14 @@ class VarTransformer(nn.Module):
         return self.class_emb(labels).float()
 
     def scale_step(
-        self, features: Tensor | None, scale_index: int, cache: KVCache, condition: Tensor, *, streams: int
+        self,
+        features: Tensor | None,
+        scale_index: int,
+        cache: KVCache,
+        condition: Tensor,
+        *,
+        streams: int,
+        capacity: int = 0,
     ) -> tuple[Tensor, KVCache]:
         """Run one scale of B trajectories.
 
@@ -113,6 +118,7 @@ class VarTransformer(nn.Module):
             cache: keys and values so far (`KVCache()` at scale 0).
             condition: [R, C] of `condition`.
             streams: S.
+            capacity: tokens that the cache is given room for, where it has too little.
 
         Returns:
             Raw logits float32 [S, B, n, V] and the extended cache. The last scale's cache is returned
@@ -128,13 +134,17 @@ class VarTransformer(nn.Module):
         if self.config.shared_modulation:
             shared = self.shared_ada_lin(condition).float().view(condition.shape[0], 1, 6, -1)
         is_last = scale_index == len(self.scale_schedule) - 1
-        layers = []
+        kept, extend = extending(
+            cache,
+            x,
+            self.config,
+            streams=streams,
+            dtype=self.block_dtype,
+            capacity=None if is_last else capacity,
+        )
         for index, block in enumerate(self.blocks):
-            before = cache.layers[index] if cache.layers else None
             modulation = block.modulation(condition, shared)  # type: ignore[operator]
-            x, full = block(x, before, modulation, streams=streams)
-            if not is_last:
-                layers.append(full)
+            x = block(x, extend(index), modulation, streams=streams)
         with autocast(x.device, enabled=False):
             logits = self.head(self.head_nm(x, self.head_nm.modulation(condition))).float()
-        return logits.unflatten(0, (streams, -1)), cache if is_last else KVCache(tuple(layers))
+        return logits.unflatten(0, (streams, -1)), kept
