@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.check import check_output_at
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.hooks import Hooks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,6 +100,20 @@ def generate(
         Path | None,
         typer.Option("--log-file", help="Write the log here and not to DIR/run.log.", metavar="FILE"),
     ] = None,
+    on_part: Annotated[
+        str | None,
+        typer.Option(
+            "--on-part",
+            help="Command for each part that is committed; $TTSVAR_PART is its file.",
+            metavar="CMD",
+        ),
+    ] = None,
+    on_exit: Annotated[
+        str | None,
+        typer.Option(
+            "--on-exit", help="Command for the end of the run; $TTSVAR_EXIT_CODE says how.", metavar="CMD"
+        ),
+    ] = None,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
@@ -136,23 +152,26 @@ def generate(
 
             check_job(config, tell=teller(Console(highlight=False)), force_new=force_new, extend=extend)
         return
-    summary = run(
-        config,
-        console=console,
-        debug=debug,
-        retry_failed=retry_failed,
-        force_new=force_new,
-        extend=extend,
-        log_file=log_file,
-    )
-    typer.echo("\n".join(summary_lines(config, summary)))
-    if verify:
-        with errors_for_people(debug=debug):
-            report = check_output_at(summary.uri)
-        if not report.is_whole:
-            raise typer.Exit(ExitCode.FAILED)
-    if not is_within_budget(config, summary):
-        raise typer.Exit(ExitCode.TOO_MANY_FAILED)
+    hooks = Hooks(on_part=on_part, on_exit=on_exit, output=config.output.path)
+    with hooks.around():
+        summary = run(
+            config,
+            console=console,
+            debug=debug,
+            retry_failed=retry_failed,
+            force_new=force_new,
+            extend=extend,
+            log_file=log_file,
+            on_part=hooks.part,
+        )
+        typer.echo("\n".join(summary_lines(config, summary)))
+        if verify:
+            with errors_for_people(debug=debug):
+                report = check_output_at(summary.uri)
+            if not report.is_whole:
+                raise typer.Exit(ExitCode.FAILED)
+        if not is_within_budget(config, summary):
+            raise typer.Exit(ExitCode.TOO_MANY_FAILED)
 
 
 def run(
@@ -164,6 +183,7 @@ def run(
     force_new: bool = False,
     extend: bool = False,
     log_file: Path | None = None,
+    on_part: Callable[[str, str], None] = lambda root, file: None,
 ) -> JobSummary:
     """Run a job with its progress on `console`; errors end the command.
 
@@ -171,7 +191,7 @@ def run(
         config: the job.
         console: where progress and warnings go.
         debug: show tracebacks.
-        retry_failed, force_new, extend, log_file: as `run_job` takes them.
+        retry_failed, force_new, extend, log_file, on_part: as `run_job` takes them.
     """
     from ttsvar_ray.cli.log import set_up_logging
     from ttsvar_ray.cli.preflight import teller
@@ -190,6 +210,7 @@ def run(
             force_new=force_new,
             extend=extend,
             log_file=log_file,
+            on_part=on_part,
         )
 
 

@@ -251,7 +251,7 @@ class Driver(Session):
 
     def _on_written(self, chunk: WholeChunk, report: ChunkReport | LostImages) -> None:
         if isinstance(report, ChunkReport):
-            self.ledger.commit(chunk.chunk_index)
+            self.committed(chunk.chunk_index)
             self.metrics.committed()
             return
         self.notice(
@@ -283,7 +283,7 @@ class Driver(Session):
         deadline = time.monotonic() + grace_seconds
         for chunk, report in self.writer.flush(grace_seconds):
             if isinstance(report, ChunkReport):
-                self.ledger.commit(chunk.chunk_index)
+                self.committed(chunk.chunk_index)
         kept = 0
         if self.info is not None:
             context = self.context(model=self.info.model_name, reward_name=self.info.reward_name)

@@ -136,7 +136,7 @@ class InProcess(Session):
             reason = explain_full(error, self.layout.root) or brief(error)
             what = f"part {chunk.chunk_index} could not be written: {reason}"
             raise RunFailedError(how_to_go_on(self.layout, self.ledger, what)) from error
-        self.ledger.commit(report.chunk_index)
+        self.committed(report.chunk_index)
 
 
 class _StopAskedError(Exception):

@@ -84,6 +84,7 @@ def run_job(
     force_new: bool = False,
     extend: bool = False,
     log_file: Path | None = None,
+    on_part: Callable[[str, str], None] = lambda root, file: None,
 ) -> JobSummary:
     """Run a job, or go on with it.
 
@@ -99,6 +100,8 @@ def run_job(
         force_new: if the output folder holds something else, use a numbered one beside it.
         extend: if it holds a run of the first of these prompts, add the others to that run.
         log_file: of this session; None is `OUTPUT/run.log`.
+        on_part: called with the output folder and the file of each part that this session commits (paths, or
+            URIs without credentials); it must return at once.
 
     Raises:
         ConfigurationError, CheckpointError, CannotStartError: settings that cannot be run.
@@ -180,6 +183,7 @@ def run_job(
                         image_costs=job.parts.image_costs(),
                     ),
                     stats=stats,
+                    on_part=lambda chunk: on_part(str(layout.root), str(layout.data_part(chunk))),
                 ).run()
             return stats.summary(layout, ledger, seconds=time.monotonic() - started)
 

@@ -160,6 +160,7 @@ class Session:
         sessions: where the output keeps which devices it was made on.
         context: `RowContext` but for the names of the model and the reward.
         stats: of this session.
+        on_part: called with the number of each part that is committed.
         breaker: ends a run in which too much fails.
     """
 
@@ -172,6 +173,7 @@ class Session:
     sessions: SessionLog
     context: Callable[..., RowContext]
     stats: RunStats
+    on_part: Callable[[int], None]
     breaker: FailureBreaker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -212,6 +214,11 @@ class Session:
         self.stats.add(outcome)
         if isinstance(outcome, PromptFailure):
             logger.warning("prompt %s is given up: %s", outcome.prompt.key, outcome.errors[-1])
+
+    def committed(self, chunk_index: int) -> None:
+        """Note that a part is there."""
+        self.ledger.commit(chunk_index)
+        self.on_part(chunk_index)
 
     def judge(self, outcome: PromptResult | PromptFailure) -> None:
         """End a run in which too much fails."""

@@ -86,6 +86,7 @@ def test_retrying_and_starting_anew_are_asked_of_the_job(monkeypatch: pytest.Mon
     seen: list[dict[str, Any]] = []
 
     def run(config: JobConfig, *, progress: Any, tell: Any, **flags: Any) -> JobSummary:
+        assert callable(flags.pop("on_part"))
         seen.append(flags)
         return JobSummary(**SUMMARY)
 
