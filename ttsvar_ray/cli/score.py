@@ -12,6 +12,7 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
+    from ttsvar_ray.config import JobConfig
     from ttsvar_ray.dataset import OutputLayout, RunManifest
     from ttsvar_ray.evaluate.scorers import ScorerSpec
 
@@ -70,6 +71,7 @@ def score(
     Example: ttsvar-ray score outputs/mine --reward clip-score
     """
     with errors_for_people(debug=debug):
+        from ttsvar_ray.config import recorded_config
         from ttsvar_ray.dataset import OutputLayout, read_manifest
         from ttsvar_ray.errors import ConfigurationError, OutputError
         from ttsvar_ray.evaluate.score_table import mark_near_duplicates
@@ -82,7 +84,8 @@ def score(
             raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
         if address is not None and workers is None:
             raise ConfigurationError("--address: add --workers, how many share the parts")
-        specs = scorers_of(manifest, reward or (), safety=safety, unsafe=unsafe, device=device)
+        config = recorded_config(manifest.config)
+        specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
         if near_duplicates is not None:
             specs.append(_hash_spec())
         if not specs:
@@ -102,17 +105,17 @@ def _hash_spec() -> ScorerSpec:
 
 
 def scorers_of(
-    manifest: RunManifest,
+    config: JobConfig,
     rewards: Sequence[str],
     *,
-    safety: Path | None,
-    unsafe: str,
     device: str,
+    safety: Path | None = None,
+    unsafe: str = "",
 ) -> list[ScorerSpec]:
     """Return the scorers that were asked for.
 
     Args:
-        manifest: of the run, whose model may bring a reward.
+        config: of the run, whose model may bring a reward.
         rewards: NAME or NAME=DIR each.
         safety, unsafe: as the command has them.
         device: of all of them.
@@ -120,8 +123,7 @@ def scorers_of(
     Raises:
         ConfigurationError: with every problem.
     """
-    from ttsvar_ray.config import recorded_config
-    from ttsvar_ray.config.sections import RewardConfig
+    from ttsvar_ray.config import RewardConfig
     from ttsvar_ray.errors import ConfigurationError, noting
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.job.parts import resolve_rewards
@@ -130,7 +132,7 @@ def scorers_of(
     from ttsvar_ray.models.weight_source import fingerprint_path
 
     target = str(resolve_device(device))
-    description = describe_model(model_choice(recorded_config(manifest.config)))
+    description = describe_model(model_choice(config))
     problems: list[str] = []
     specs: list[ScorerSpec] = []
     for given in rewards:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ttsvar_ray.config.columns import ColumnChoice
 from ttsvar_ray.config.content import content_digest, flatten
 from ttsvar_ray.config.failure_budget import FailureBudget
-from ttsvar_ray.config.load import load_config, option_names, recorded_config
+from ttsvar_ray.config.load import load_config, option_names, read_job_file, recorded_config
 from ttsvar_ray.config.sections import (
     ClusterConfig,
     EngineConfig,
@@ -40,5 +40,6 @@ __all__ = [
     "flatten",
     "load_config",
     "option_names",
+    "read_job_file",
     "recorded_config",
 ]

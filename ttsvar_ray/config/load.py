@@ -40,9 +40,9 @@ def load_config(
         ConfigurationError: with all problems, each as `field: expected ..., got ...; what to do`.
     """
     problems: list[str] = []
-    settings = _read_job_file(Path(path)) if path is not None else {}
+    settings = read_job_file(Path(path)) if path is not None else {}
     if plan is not None:
-        chosen = _read_job_file(Path(plan))
+        chosen = read_job_file(Path(plan))
         if set(chosen) != {"strategy"}:
             found = ", ".join(map(str, chosen)) or "none"
             problems.append(f"{plan}: expected one section, strategy, in a plan file, got {found}")
@@ -155,7 +155,12 @@ def _values_in(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     return known[node]
 
 
-def _read_job_file(path: Path) -> dict[str, Any]:
+def read_job_file(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file of sections.
+
+    Raises:
+        ConfigurationError: no such file, or not such a content.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -1,0 +1,216 @@
+"""Sweeps: what a file may say, the statistics of the table, and a small one from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, markdown, paired, table
+from ttsvar_ray.job.sweep import Sweep, read_sweep, variants_of
+from ttsvar_ray.report.plot import Chart, Series
+
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED = sorted([*(ROOT / "jobs/shapes").glob("*.yaml"), *(ROOT / "jobs/paper").glob("*.yaml")])
+ONE_GROUP = np.zeros(4, dtype=np.int64)
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_shipped_sweep_is_understood(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(file)
+    names = [variant.name for variant in variants_of(sweep, tmp_path)]
+    assert sweep.control in names and len(names) > 2
+    text = file.read_text()
+    assert f"ttsvar-ray compare {file.relative_to(ROOT)}" in text
+
+
+def test_a_dry_run_shows_plans_and_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    told = call("compare", "jobs/paper/equal_seconds.yaml", "--dry-run")
+    assert "8B, raw (control): 1.00 images a prompt" in told
+    assert "2B, raw: 0.32 images" in told, "costs of all variants are in images of one model"
+    assert "8 -> 1 trajectories over 13 scales: cluster at 2, 5; resample at 6, 9" in told
+    assert not (ROOT / "outputs" / "equal_seconds").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", [file.stem for file in SHIPPED if file.parent.name == "shapes"])
+def test_the_sweeps_of_the_built_in_model_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    call("compare", f"jobs/shapes/{name}.yaml", "--output", str(tmp_path), "--set", "prompts.limit=2")
+    assert (tmp_path / "frontier.png").is_file()
+
+
+def write_sweep(folder: Path, text: str) -> Path:
+    (folder / "prompts.jsonl").write_text(
+        '{"prompt": "a photo of a red circle"}\n{"prompt": "a photo of a ring and a circle"}\n'
+    )
+    file = folder / "sweep.yaml"
+    file.write_text(text.replace("HERE", str(folder)))
+    return file
+
+
+SMALL = """
+name: small
+base:
+  model: {name: shapes, device: cpu}
+  prompts: {path: HERE/prompts.jsonl}
+  cluster: {in_process: true}
+  seed: 3
+control: raw
+evaluators: [shapes-checker, constant]
+repetitions: 2
+variants:
+  raw: {strategy: {name: raw}}
+  best-of-2: {strategy: {name: best-of-n, n: 2}}
+published:
+  raw: {shapes-checker: 0.75}
+notes: Of no importance.
+"""
+
+
+def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
+    file, output = write_sweep(tmp_path, SMALL), tmp_path / "out"
+    command = ("compare", str(file), "--output", str(output), "--device", "cpu")
+    told = call(*command)
+    written = (output / "table.md").read_text()
+    assert written.strip() in told
+    head, _, raw, two = [line for line in written.splitlines() if line.startswith("|")]
+    assert head.startswith(
+        "| variant | cost in images | seconds | shapes-checker | shapes-checker minus raw |"
+    )
+    assert "| 0.7500 |" in raw and "Of no importance." in written
+    assert two.split("|")[2].strip() == "1.99"
+    outcomes = pq.read_table(output / "outcomes.parquet").to_pylist()
+    assert len(outcomes) == 2 * 2 * 2
+    rewards = {
+        (row["variant"], row["repetition"], row["row"]): (row["reward"], row["shapes-checker"])
+        for row in outcomes
+    }
+    for repetition in (0, 1):
+        for row in (0, 1):
+            one, best = (rewards[name, repetition, row][0] for name in ("raw", "best-of-2"))
+            assert best >= one, "the first image of both is the same: common random numbers"
+    assert {value for _, value in rewards.values()} <= {0.0, 1.0}
+    content = json.loads((output / "table.json").read_text())
+    assert [row["variant"] for row in content["rows"]] == ["raw", "best-of-2"]
+    assert content["rows"][1]["minus_control"]["constant"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert Image.open(output / "frontier.png").size == (1440, 880)
+    assert (output / "frontier.svg").read_text().count("<circle") == 2
+    assert "best-of-2" in (output / "frontier.csv").read_text()
+    # Going on makes nothing again, and gives the same table.
+    parts = {part: part.stat().st_mtime_ns for part in output.rglob("part-*.parquet")}
+    assert len(parts) == 4 * (1 + 1 + 2)
+    assert call(*command).endswith(told[told.index("small\n") :])
+    assert {part: part.stat().st_mtime_ns for part in output.rglob("part-*.parquet")} == parts
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("control: raw", "control: rwa", "control: expected one of the variants raw, best-of-2, got 'rwa'"),
+        ("n: 2}", "n: 0}", "variant 'best-of-2': strategy.n"),
+        ("published:\n  raw", "published:\n  row", "published: expected variants, got 'row'"),
+        ("repetitions: 2", "repetition: 2", "repetition: Extra inputs are not permitted"),
+        ("n: 2}}", "n: 2}, seed: 9}", "variant 'best-of-2': seed: expected the same for all variants"),
+        ("variants:", "variant:", "Extra inputs are not permitted"),
+        ("evaluators: [shapes-checker, constant]", "evaluators: []", "evaluators: List should have"),
+    ],
+)
+def test_sweeps_that_mean_nothing_are_refused(
+    tmp_path: Path, before: str, after: str, complaint: str
+) -> None:
+    file = write_sweep(tmp_path, SMALL.replace(before, after))
+    assert complaint in call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_grids_are_all_combinations(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(
+        {
+            "name": "grid",
+            "base": {"strategy": {"name": "importance", "plan": "published"}},
+            "grid": {"strategy.n": [2, 4], "strategy.lambda": [1, 10]},
+            "control": "n=2, lambda=1",
+            "evaluators": ["constant"],
+            "repetitions": 3,
+        }
+    )
+    found = variants_of(sweep, tmp_path)
+    assert [one.name for one in found] == [f"n={n}, lambda={share}" for n in (2, 4) for share in (1, 10)]
+    assert [job.seed for job in found[0].jobs] == [0, 1, 2]
+    assert len({job.output.path for one in found for job in one.jobs}) == 12
+    assert {one.job.strategy.plan for one in found} == {"published"}
+
+
+def test_estimates_are_those_of_groups_and_pairs() -> None:
+    values = np.array([1.0, 0.0, 1.0, 1.0])
+    assert grouped_mean(values, ONE_GROUP).mean == 0.75
+    assert grouped_mean(values, ONE_GROUP).standard_error == pytest.approx(np.std(values, ddof=1) / 2)
+    assert grouped_mean(values, np.array([0, 0, 0, 1])).mean == pytest.approx((2 / 3 + 1) / 2)
+    random = np.random.default_rng(0)
+    control = random.random(400)
+    better = control + 0.1 + 0.2 * random.standard_normal(400)
+    found = paired(better, control, np.zeros(400, dtype=np.int64), "x")
+    assert found.low < found.mean < found.high
+    assert found.mean == pytest.approx((better - control).mean())
+    width = found.high - found.low
+    assert width == pytest.approx(2 * 1.96 * (better - control).std() / 20, rel=0.1)
+
+
+def test_the_table_counts_failures_and_leaves_the_unknown_out() -> None:
+    def outcomes(name: str, score: float, failed: int) -> Outcomes:
+        values = np.array([score, 0.0, 1.0, 1.0])
+        return Outcomes(
+            name=name, scores={"judge": values}, reward=values, images=math.nan, seconds=1.0, failed=failed
+        )
+
+    lines = compare(
+        [outcomes("a", 1.0, 0), outcomes("b", 0.0, 1)], control="a", groups={"judge": ONE_GROUP}, published={}
+    )
+    head, rows = table(lines, control="a")
+    assert head[-1] == "failed" and [row[-1] for row in rows] == ["0", "1"]
+    assert rows[0][1] == "" and "published" not in " ".join(head)
+    assert rows[1][4].startswith("-0.2500 [")
+    assert markdown(head, rows).count("\n") == 4
+
+
+def test_charts_hold_their_points(tmp_path: Path) -> None:
+    series = Series(
+        name="a, b", x=[1, 2, 4], y=[0.5, 0.7, 0.9], error=[0.1, 0.1, 0.1], labels=["<1>", "", ""]
+    )
+    chart = Chart(title="t", x_label="x", y_label="y", series=[series], logarithmic=True)
+    svg, png, csv = chart.write(tmp_path / "chart")
+    assert svg.read_text().count("<circle") == 3 + 1 and "&lt;1&gt;" in svg.read_text()
+    assert len(np.unique(np.asarray(Image.open(png)).reshape(-1, 3), axis=0)) > 5
+    assert csv.read_text().splitlines()[1] == '"a, b",1,0.5,0.1,<1>'
+    with pytest.raises(ValueError, match="expected points"):
+        Chart(title="t", x_label="x", y_label="y").write(tmp_path / "none")
+
+
+def test_geneval_needs_both_networks() -> None:
+    from ttsvar_ray.cli.compare import evaluators_of
+    from ttsvar_ray.config import JobConfig
+
+    with pytest.raises(ConfigurationError, match="geneval=DETECTOR:CLIP"):
+        evaluators_of(JobConfig(), ["geneval=only"], device="cpu")

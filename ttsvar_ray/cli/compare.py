@@ -1,0 +1,348 @@
+"""`ttsvar-ray compare`: variants of a job over one prompt set, in one table with paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ttsvar_ray.cli import options
+from ttsvar_ray.cli.errors import errors_for_people
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.evaluate.comparison import Line, Outcomes
+    from ttsvar_ray.evaluate.scorers import ScorerSpec
+    from ttsvar_ray.job.sweep import Sweep, Variant
+
+EXACT = "shapes-checker"
+_EXACT_CLASS = "ttsvar_ray.shapes.checker:ExactChecker"
+_GENEVAL = "geneval"
+
+
+def compare(
+    sweep: Annotated[Path, typer.Argument(help="Sweep file; see docs/paper.md.", metavar="SWEEP.yaml")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder for the runs and the table.", metavar="DIR"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the variants, their plans and costs.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="Of the evaluators: cpu, cuda or auto.")] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", help="Share the evaluation among so many workers on Ray.", min=1),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of the Ray cluster of the evaluation.")
+    ] = None,
+    settings: options.Settings = None,
+    debug: options.Debug = False,
+) -> None:
+    """Run variants of a job with the same prompts and random numbers, and print one table.
+
+    Each variant is an ordinary job folder below DIR: the same command goes on after a stop. DIR gets
+    table.md, table.csv, table.json, outcomes.parquet (per prompt), and frontier.svg, .png and .csv. Exit
+    codes: 0 done; 2 a sweep that cannot be run; others as of `generate`.
+    """
+    from rich.console import Console
+
+    from ttsvar_ray.cli.generate import run
+
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.errors import ConfigurationError
+        from ttsvar_ray.job.sweep import read_sweep, variants_of
+
+        asked = read_sweep(sweep)
+        folder = output or Path("outputs") / sweep.stem
+        variants = variants_of(asked, folder, settings or ())
+        costs = _costs(asked, variants)
+        if dry_run:
+            typer.echo("\n".join(_plans(asked, variants, costs)))
+            return
+        if address is not None and workers is None:
+            raise ConfigurationError("--address: add --workers, how many share the evaluation")
+    console = Console(stderr=True)
+    for number, variant in enumerate(variants, start=1):
+        console.print(f"{number} of {len(variants)}: {variant.name}", markup=False, highlight=False)
+        for config in variant.jobs:
+            _run(run, config, console=console, debug=debug)
+    with errors_for_people(debug=debug):
+        found = [
+            _outcomes(variant, asked, costs[variant.name], device=device, workers=workers, address=address)
+            for variant in variants
+        ]
+        lines = _write(folder, asked, found)
+    typer.echo(lines)
+
+
+def _run(run: Any, config: JobConfig, *, console: Console, debug: bool) -> None:
+    """Run one job, unless it is done; note how long its sessions took."""
+    folder = Path(config.output.path)
+    file = folder / "seconds.json"
+    summary = run(config, console=console, debug=debug)
+    before = json.loads(file.read_text())["generating"] if file.is_file() else 0.0
+    file.write_text(json.dumps({"generating": before + summary.generating_seconds}) + "\n")
+
+
+def _costs(sweep: Sweep, variants: tuple[Variant, ...]) -> dict[str, float]:
+    """Return what a prompt costs by variant, in raw images of the control's model."""
+    control = next(variant.job for variant in variants if variant.name == sweep.control)
+    raw = control.strategy.model_copy(update=dict.fromkeys(_SELECTING, None) | {"name": "raw", "n": 1})
+    one_image = _flops(control.model_copy(update={"strategy": raw}))
+    return {variant.name: _flops(variant.job) / one_image for variant in variants}
+
+
+def _flops(config: JobConfig) -> float:
+    """Return the FLOPs of a prompt; NaN of an adaptive search, and where nobody counts them."""
+    from ttsvar_ray.cli.plan_report import job_report
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.job.resolved import resolve
+
+    resolved = resolve(config)
+    if resolved.plan.rounds.stop_at is not None:
+        return math.nan
+    try:
+        counted = job_report(resolved).counted
+    except ConfigurationError:  # a reward of one's own, whose costs nobody has counted
+        return math.nan
+    return math.nan if counted is None else counted.cost.flops
+
+
+_SELECTING = (
+    "batch_schedule",
+    "cluster_scales",
+    "resample_scales",
+    "selections",
+    "potential",
+    "lambda_",
+    "max_rounds",
+    "growth",
+    "reject_below",
+    "stop_at",
+)
+
+
+def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float]) -> list[str]:
+    from ttsvar_ray.cli.preflight import fact_lines
+    from ttsvar_ray.job.preflight import PlanFact
+    from ttsvar_ray.job.resolved import plan_note, resolve
+
+    judges = ", ".join(sweep.evaluators)
+    lines = [f"{sweep.name}: {len(variants)} variants, {sweep.repetitions} repetitions, judged by {judges}"]
+    for variant in variants:
+        job = resolve(variant.job)
+        cost = costs[variant.name]
+        counted = (
+            f"{cost:.2f} images a prompt" if math.isfinite(cost) else "its cost is known when it has run"
+        )
+        lines.append(f"\n{variant.name}{' (control)' if variant.name == sweep.control else ''}: {counted}")
+        lines += [f"  {line}" for line in fact_lines(PlanFact(plan=job.plan, note=plan_note(job)))]
+    return lines
+
+
+def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[ScorerSpec]:
+    """Return what judges the images of a job.
+
+    Args:
+        config: the job.
+        names: a reward as `score` takes it, "shapes-checker", or "geneval=DETECTOR:CLIP".
+        device: of all of them.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    from ttsvar_ray.cli.score import scorers_of
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
+    from ttsvar_ray.models.registry import resolve_device
+    from ttsvar_ray.models.weight_source import fingerprint_path
+
+    specs = []
+    for given in names:
+        name, _, folders = given.partition("=")
+        if name != _GENEVAL:
+            specs += scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
+            continue
+        detector, _, clip = folders.partition(":")
+        if not clip:
+            raise ConfigurationError(
+                "evaluators: expected geneval=DETECTOR:CLIP, the folders of the detector and of CLIP "
+                f"ViT-L/14, got {given!r}"
+            )
+        prints = {
+            part: fingerprint_path(Path(path)) for part, path in (("detector", detector), ("clip", clip))
+        }
+        specs.append(
+            ScorerSpec(
+                kind=ScorerKind.GENEVAL,
+                name=_GENEVAL,
+                path=Path(detector),
+                clip=Path(clip),
+                device=str(resolve_device(device)),
+                fingerprints=prints,
+            )
+        )
+    return specs
+
+
+def _outcomes(
+    variant: Variant,
+    sweep: Sweep,
+    cost: float,
+    *,
+    device: str,
+    workers: int | None,
+    address: str | None,
+) -> tuple[Outcomes, list[dict[str, Any]]]:
+    """Score the images of a variant; return its numbers by prompt, and a row per prompt and repetition."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from ttsvar_ray.cli.score import run_scorers
+    from ttsvar_ray.dataset import OutputLayout, read_manifest
+    from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.errors import OutputError
+    from ttsvar_ray.evaluate.comparison import Outcomes
+    from ttsvar_ray.evaluate.score_table import read_scores
+
+    names = [given.partition("=")[0] for given in sweep.evaluators]
+    rows: list[dict[str, Any]] = []
+    seconds, prompts = 0.0, 0
+    for repetition, config in enumerate(variant.jobs):
+        layout = OutputLayout(config.output.path)
+        manifest = read_manifest(layout)
+        if manifest is None:
+            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        prompts = manifest.prompt_count
+        specs = evaluators_of(config, sweep.evaluators, device=device)
+        run_scorers(layout, specs, workers=workers, address=address)
+        seconds += json.loads((layout.root / "seconds.json").read_text())["generating"]
+        wanted = ["row", "prompt_id", "ordinal", "prompt", "image_rank", "reward"]
+        adaptive = ["cost_images"] if config.strategy.name == "adaptive" else []
+        best = read_columns(layout, [*wanted, *adaptive])
+        chosen = pc.equal(best["image_rank"], 0)
+        own = best.filter(chosen).drop_columns(["image_rank"]).to_pylist()
+        for name, spec in zip(names, specs, strict=True):
+            found = [
+                one
+                for chunk in layout.data_parts()
+                for one in read_scores(layout, spec.table, chunk).to_pylist()
+                if one["image_rank"] == 0
+            ]
+            for row, one in zip(own, found, strict=True):
+                row[name] = one[spec.table]
+                if f"{spec.table}_tag" in one:
+                    row[f"{name}_tag"] = one[f"{spec.table}_tag"]
+        rows += [{"variant": variant.name, "repetition": repetition, **row} for row in own]
+    count = len(variant.jobs)
+
+    def by_prompt(column: str) -> Any:
+        totals, seen = np.zeros(prompts), np.zeros(prompts)
+        for row in rows:
+            totals[row["row"]] += row[column]
+            seen[row["row"]] += 1
+        # A prompt without an image is no success: its score is 0, its reward nothing.
+        return totals / count if column in names else totals / np.where(seen == 0, np.nan, seen)
+
+    paid = [row["cost_images"] for row in rows if row.get("cost_images") is not None]
+    outcomes = Outcomes(
+        name=variant.name,
+        scores={name: by_prompt(name) for name in names},
+        reward=_known(by_prompt("reward")),
+        images=float(np.mean(paid)) if paid else cost,
+        seconds=seconds,
+        failed=prompts - len({row["row"] for row in rows}),
+    )
+    return outcomes, rows
+
+
+def _known(values: Any) -> Any:
+    import numpy as np
+
+    return values[np.isfinite(values)]
+
+
+def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:
+    """Return the group of each prompt: by the evaluator's tags, else all in one."""
+    import numpy as np
+
+    groups = np.zeros(prompts, dtype=np.int64)
+    tags = sorted({row[f"{name}_tag"] for row in rows if f"{name}_tag" in row})
+    for row in rows:
+        if tags:
+            groups[row["row"]] = tags.index(row[f"{name}_tag"])
+    return groups
+
+
+def _write(folder: Path, sweep: Sweep, found: list[tuple[Outcomes, list[dict[str, Any]]]]) -> str:
+    """Write table, outcomes and frontier; return the table with what is to be known of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
+    from ttsvar_ray.evaluate.comparison import compare as compared
+
+    outcomes = [one for one, _ in found]
+    rows = [row for _, own in found for row in own]
+    names = list(outcomes[0].scores)
+    prompts = len(outcomes[0].scores[names[0]])
+    lines = compared(
+        outcomes,
+        control=sweep.control,
+        groups={name: _groups(rows, name, prompts) for name in names},
+        published=sweep.published,
+    )
+    head, cells = table(lines, control=sweep.control)
+    written = markdown(head, cells)
+    told = (
+        f"{sweep.name}\n{prompts} prompts, {sweep.repetitions} repetitions with seeds of their own; ± is one "
+        "standard error over prompts, [ ] a 95 % bootstrap interval of the paired difference.\n"
+    )
+    notes = f"\n{sweep.notes.strip()}\n" if sweep.notes.strip() else ""
+    text = f"{told}\n{written}{notes}"
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "table.csv").write_text(as_csv(lines), encoding="utf-8")
+    content = {
+        "name": sweep.name,
+        "control": sweep.control,
+        "prompts": prompts,
+        "repetitions": sweep.repetitions,
+        "rows": [to_json(line) for line in lines],
+    }
+    (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "outcomes.parquet", compression="zstd")
+    _frontier(folder, sweep, lines, names[0])
+    return text
+
+
+def _frontier(folder: Path, sweep: Sweep, lines: list[Line], evaluator: str) -> None:
+    """Draw the quality of each variant against its cost, and against its seconds."""
+    from ttsvar_ray.report.plot import Chart, Series
+
+    axes = (
+        ("frontier", "images", "cost of a prompt in raw images"),
+        ("frontier_seconds", "seconds", "seconds of generating, all prompts"),
+    )
+    for file, field, label in axes:
+        points = [line for line in lines if math.isfinite(getattr(line, field)) and getattr(line, field) > 0]
+        if not points:
+            continue
+        series = Series(
+            name="",
+            x=[getattr(line, field) for line in points],
+            y=[line.scores[evaluator].mean for line in points],
+            error=[line.scores[evaluator].standard_error for line in points],
+            labels=[line.name for line in points],
+            joined=False,
+        )
+        chart = Chart(
+            title=sweep.name, x_label=label, y_label=evaluator, series=[series], logarithmic=field == "images"
+        )
+        chart.write(folder / file)

@@ -1,0 +1,229 @@
+"""Variants of a job beside each other: means, paired differences to a control, and the table of them.
+
+One number a prompt enters, the mean over its repetitions: images of one prompt are not independent. Where an
+evaluator puts prompts into groups, as GenEval does by its tags, a score is the mean of the groups' means.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ttsvar_ray.rng import stream
+from ttsvar_ray.types import Float64Array, Int64Array
+
+RESAMPLES = 2000
+COVERED = 0.95
+"""Of a bootstrap interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean over prompts with its standard error."""
+
+    mean: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The mean of paired differences with a bootstrap interval over prompts."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcomes:
+    """What became of the prompts of one variant.
+
+    Attributes:
+        name: of the variant.
+        scores: by evaluator, float64 [prompts], the mean over repetitions of the best image's score.
+        reward: float64 [prompts], of the reward that steered.
+        images: what a prompt costs in raw images, everything counted; NaN where nobody knows.
+        seconds: of generating, all repetitions; NaN where it was not measured.
+        failed: prompts without an image in any repetition; they count as the worst score, 0.
+    """
+
+    name: str
+    scores: Mapping[str, Float64Array]
+    reward: Float64Array
+    images: float
+    seconds: float
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One row of the table.
+
+    Attributes:
+        name, images, seconds, failed: as of `Outcomes`.
+        scores: by evaluator.
+        differences: by evaluator, to the control; empty of the control itself.
+        reward: of the reward that steered.
+        published: by evaluator, where there is such a number.
+    """
+
+    name: str
+    images: float
+    seconds: float
+    failed: int
+    scores: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
+    reward: Estimate
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+def grouped_mean(values: Float64Array, groups: Int64Array) -> Estimate:
+    """Return the mean of the groups' means, with its standard error over prompts."""
+    means, variances = [], []
+    for group in np.unique(groups):
+        own = values[groups == group]
+        means.append(own.mean())
+        variances.append(own.var(ddof=1) / len(own) if len(own) > 1 else math.nan)
+    return Estimate(mean=float(np.mean(means)), standard_error=math.sqrt(sum(variances)) / len(means))
+
+
+def paired(values: Float64Array, control: Float64Array, groups: Int64Array, name: str) -> Difference:
+    """Return the mean difference with its bootstrap interval; prompts are drawn within their groups.
+
+    Args:
+        values, control: float64 [prompts], in one order.
+        groups: int64 [prompts].
+        name: of the random stream, so that a table is the same each time.
+    """
+    differences = values - control
+    random = stream(0, name, 0, 0, "bootstrap")
+    totals = np.zeros(RESAMPLES)
+    kinds = np.unique(groups)
+    for group in kinds:
+        own = differences[groups == group]
+        drawn = random.integers(0, len(own), size=(RESAMPLES, len(own)))
+        totals += own[drawn].mean(axis=1) / len(kinds)
+    tail = (1 - COVERED) / 2
+    low, high = np.quantile(totals, [tail, 1 - tail])
+    return Difference(mean=grouped_mean(differences, groups).mean, low=float(low), high=float(high))
+
+
+def compare(
+    outcomes: Sequence[Outcomes],
+    *,
+    control: str,
+    groups: Mapping[str, Int64Array],
+    published: Mapping[str, Mapping[str, float]],
+) -> list[Line]:
+    """Return the rows of the table, in the order of the variants.
+
+    Args:
+        outcomes: of all variants, their prompts in one order.
+        control: name of one of them.
+        groups: by evaluator, int64 [prompts].
+        published: by variant, then evaluator.
+    """
+    reference = next(one for one in outcomes if one.name == control)
+    return [
+        Line(
+            name=one.name,
+            images=one.images,
+            seconds=one.seconds,
+            failed=one.failed,
+            scores={name: grouped_mean(values, groups[name]) for name, values in one.scores.items()},
+            differences={}
+            if one is reference
+            else {
+                name: paired(values, reference.scores[name], groups[name], f"{one.name}/{name}")
+                for name, values in one.scores.items()
+            },
+            reward=grouped_mean(one.reward, np.zeros(len(one.reward), dtype=np.int64)),
+            published=published.get(one.name, {}),
+        )
+        for one in outcomes
+    ]
+
+
+def table(lines: Sequence[Line], *, control: str) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the cells of the table."""
+    evaluators = list(lines[0].scores)
+    head = ["variant", "cost in images", "seconds"]
+    has_published = {name: any(name in line.published for line in lines) for name in evaluators}
+    for name in evaluators:
+        head += [name, f"{name} minus {control}"]
+        head += [f"{name} published"] if has_published[name] else []
+    head += ["reward that steered", *(["failed"] if any(line.failed for line in lines) else [])]
+    rows = []
+    for line in lines:
+        cells = [line.name, _number(line.images, ".2f"), _number(line.seconds, ".0f")]
+        for name in evaluators:
+            cells += [str(line.scores[name]), str(line.differences.get(name, ""))]
+            cells += [_number(line.published.get(name, math.nan), ".4f")] if has_published[name] else []
+        cells += [str(line.reward), *([str(line.failed)] if "failed" in head else [])]
+        rows.append(cells)
+    return head, rows
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """Return the numbers of a table as CSV, one column each."""
+    file = io.StringIO()
+    rows = [to_json(line) for line in lines]
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return file.getvalue()
+
+
+def to_json(line: Line) -> dict[str, Any]:
+    """Return a row as JSON has it."""
+    return {
+        "variant": line.name,
+        "images": _known(line.images),
+        "seconds": _known(line.seconds),
+        "failed": line.failed,
+        "scores": {
+            name: {"mean": one.mean, "standard_error": _known(one.standard_error)}
+            for name, one in line.scores.items()
+        },
+        "minus_control": {
+            name: {"mean": one.mean, "low": one.low, "high": one.high}
+            for name, one in line.differences.items()
+        },
+        "reward": {"mean": _known(line.reward.mean), "standard_error": _known(line.reward.standard_error)},
+        "published": dict(line.published),
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return found
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float, how: str) -> str:
+    return format(value, how) if math.isfinite(value) else ""

@@ -1,0 +1,187 @@
+"""A sweep file: several settings of one job over one prompt set, and what their images are judged by.
+
+    name: what is asked
+    base: {model: ..., prompts: ..., ...}          sections of a job, common to all
+    variants: {raw: {strategy: {name: raw}}, ...}  sections laid over them, by name
+    grid: {strategy.n: [1, 2], ...}                and, or, all combinations of some settings
+    control: raw                                   whom differences are taken to
+    evaluators: [shapes-checker, hps-v2.1=DIR]     the first is the one that counts
+    repetitions: 2                                 seeds: the job's own, and those that follow it
+    published: {raw: {shapes-checker: 0.7}}        numbers to stand beside
+
+All variants have the same prompts and seeds, and random streams are named by prompt, scale and slot: two
+variants draw the same first images, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ttsvar_ray.config import JobConfig, read_job_file, recorded_config
+from ttsvar_ray.errors import ConfigurationError, nearest, noting
+
+_Name = Annotated[str, Field(min_length=1)]
+
+
+class Sweep(BaseModel):
+    """What a sweep file says; see the module docstring."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: _Name
+    base: dict[str, Any] = {}
+    variants: dict[_Name, dict[str, Any]] = {}
+    grid: dict[_Name, list[Any]] = {}
+    control: _Name
+    evaluators: Annotated[list[_Name], Field(min_length=1)]
+    repetitions: Annotated[int, Field(ge=1)] = 1
+    published: dict[_Name, dict[_Name, float]] = {}
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of the comparison.
+
+    Attributes:
+        name: as the table shows it.
+        jobs: of each repetition.
+    """
+
+    name: str
+    jobs: tuple[JobConfig, ...]
+
+    @property
+    def job(self) -> JobConfig:
+        """The job of the first repetition."""
+        return self.jobs[0]
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    content = read_job_file(path)
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        raise ConfigurationError(
+            [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        ) from None
+    if not sweep.variants and not sweep.grid:
+        raise ConfigurationError(f"{path}: expected variants, a grid, or both, found neither")
+    return sweep
+
+
+def variants_of(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """Return the jobs of a sweep, each with a folder of its own.
+
+    Args:
+        sweep: the sweep.
+        folder: that all of them are below.
+        overrides: `section.key=value`, over every variant.
+
+    Raises:
+        ConfigurationError: with the problems of every variant.
+    """
+    problems: list[str] = []
+    found: list[Variant] = []
+    for name, settings in _named_settings(sweep).items():
+        jobs = []
+        own: list[str] = []
+        with noting(own):
+            for repetition in range(sweep.repetitions):
+                config = recorded_config(settings, overrides)
+                output = {"path": str(folder / _slug(name) / f"repetition-{repetition}")}
+                jobs.append(
+                    config.model_copy(
+                        update={
+                            "seed": config.seed + repetition,
+                            "output": config.output.model_copy(update=output),
+                        }
+                    )
+                )
+            found.append(Variant(name=name, jobs=tuple(jobs)))
+        problems += [f"variant {name!r}: {problem}" for problem in own]
+    names = [variant.name for variant in found]
+    if not problems:
+        slugs = [_slug(name) for name in names]
+        problems += [
+            f"variants: {name!r} needs a name that differs in more than its signs"
+            for name, slug in zip(names, slugs, strict=True)
+            if slugs.count(slug) > 1
+        ]
+        if sweep.control not in names:
+            problems.append(
+                f"control: expected one of the variants {', '.join(names)}, got {sweep.control!r}"
+                f"{nearest(sweep.control, names)}"
+            )
+        problems += [
+            f"published: expected variants, got {name!r}{nearest(name, names)}"
+            for name in sweep.published
+            if name not in names
+        ]
+        problems += _unpaired(found)
+    if problems:
+        raise ConfigurationError(problems)
+    return tuple(found)
+
+
+def _named_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Return the settings of each variant by its name: those that are named, then those of the grid."""
+    named = {name: _laid_over(sweep.base, sections) for name, sections in sweep.variants.items()}
+    if sweep.grid:
+        for values in itertools.product(*sweep.grid.values()):
+            chosen = dict(zip(sweep.grid, values, strict=True))
+            settings = copy.deepcopy(sweep.base)
+            for key, value in chosen.items():
+                _set(settings, key, value)
+            name = ", ".join(f"{key.removeprefix('strategy.')}={value}" for key, value in chosen.items())
+            named[name] = settings
+    return named
+
+
+def _laid_over(base: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with others over them; a section `strategy` takes the place of the base's."""
+    merged = copy.deepcopy(dict(base))
+    for name, section in sections.items():
+        if name != "strategy" and isinstance(section, Mapping) and isinstance(merged.get(name), dict):
+            merged[name] = {**merged[name], **section}
+        else:
+            merged[name] = copy.deepcopy(section)
+    return merged
+
+
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+    settings[last] = value
+
+
+def _unpaired(variants: Sequence[Variant]) -> list[str]:
+    """Return what keeps variants from being compared prompt by prompt."""
+    first = variants[0].job
+    return [
+        f"variant {variant.name!r}: {what}: expected the same for all variants, whose prompts are compared "
+        "one by one; put it into base"
+        for variant in variants[1:]
+        for what, mine, its in (
+            ("prompts", first.prompts, variant.job.prompts),
+            ("seed", first.seed, variant.job.seed),
+        )
+        if mine != its
+    ]
+
+
+def _slug(name: str) -> str:
+    return "".join(sign if sign.isalnum() or sign in "-_." else "-" for sign in name).strip("-.")
