@@ -50,6 +50,8 @@ def compare(
     Each variant is an ordinary job folder below DIR: the same command goes on after a stop. DIR gets
     table.md, table.csv, table.json, outcomes.parquet (per prompt), and frontier.svg, .png and .csv. Exit
     codes: 0 done; 2 a sweep that cannot be run; others as of `generate`.
+
+    Example: ttsvar-ray compare jobs/shapes/main.yaml --output outputs/main
     """
     from rich.console import Console
 
