@@ -14,13 +14,16 @@ be that of a job that was never disturbed, byte for byte.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
 import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -62,11 +65,16 @@ from ttsvar_ray.storage import Location, location
 from ttsvar_ray.types import Prompt
 
 FIRST = int(os.environ.get("TTSVAR_CRASHES_FROM", "0"))
-TRIALS = int(os.environ.get("TTSVAR_CRASHES", "120"))
+TRIALS = int(os.environ.get("TTSVAR_CRASHES", "334"))
 
 MOST_STEPS = 120
 """About as many as a run of the largest job takes."""
 
+MANIFEST = dataclasses.replace(
+    manifest("seed=1", bad_lines=1, column_types={"tag": "int64"}, created="now", versions={}),
+    config={},
+    content={"seed": 1},
+)
 CONTEXT = RowContext(
     model="tiny",
     strategy="none",
@@ -173,6 +181,19 @@ class OneThread:
     map = staticmethod(map)
 
 
+class NoThread:
+    """A heartbeat that no run here lives long enough for."""
+
+    def __init__(self, **options: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def join(self, seconds: float) -> None:
+        pass
+
+
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     process = Process()
@@ -186,6 +207,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Process:
     monkeypatch.setattr(lock_files.AdvisoryLock.__init__, "__kwdefaults__", {"settle_s": 0.0})
     monkeypatch.setattr(lock_files, "LOOK_AGAIN_S", ())
     monkeypatch.setattr(contents, "ThreadPoolExecutor", OneThread)
+    monkeypatch.setattr(lock, "threading", SimpleNamespace(Event=threading.Event, Thread=NoThread))
     monkeypatch.setattr(lock, "this_process", lambda: {"number": process.number})
     monkeypatch.setattr(lock, "is_alive", lambda owner: owner.get("number") == process.number)
     return process
@@ -224,14 +246,11 @@ def run(
 ) -> None:
     """Do to an output folder what a job does, with outcomes out of nothing."""
     layout = OutputLayout(where)
-    found = manifest(
-        "seed=1",
+    found = dataclasses.replace(
+        MANIFEST,
         prompt_count=len(prompts),
         rows_per_chunk=rows_per_chunk,
-        bad_lines=1,
-        column_types={"tag": "int64"},
-        created="now",
-        versions={},
+        chunk_digests=("d",) * -(-len(prompts) // rows_per_chunk),
     )
     check_output(layout, found)
     with OutputLock(layout, heartbeat_s=1e6) as held:
@@ -347,11 +366,13 @@ def one_trial(kind: str, folder: Path, seed: int, process: Process, expected: di
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("kind", ["local", "memory", "moving"])
 def test_runs_that_are_killed_anywhere_lose_nothing_and_double_nothing(
-    kind: str, tmp_path: Path, process: Process
+    kind: str, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = Path("/dev/shm")  # noqa: S108 - files in memory, in a folder of this process
     folder = memory / f"ttsvar-{os.getpid()}" if memory.is_dir() else tmp_path
     folder.mkdir(exist_ok=True)
+    # Uploads are staged there: a folder comes and goes with each.
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     expected: dict[Any, Any] = {}
     try:
         for seed in range(FIRST, TRIALS):

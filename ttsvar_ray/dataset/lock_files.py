@@ -85,7 +85,9 @@ def read_lock(location: Location) -> bytes | None:
     In some stores it is away for a moment whenever its owner gives a sign of life: there it is read again.
     """
     for pause_s in (0.0,) if location.replaces_at_once else (0.0, *LOOK_AGAIN_S):
-        time.sleep(pause_s)
+        # Not for no time at all: that, too, gives the processor away, and a lock is read before each rename.
+        if pause_s:
+            time.sleep(pause_s)
         with contextlib.suppress(FileNotFoundError):
             return location.read_bytes()
     return None
