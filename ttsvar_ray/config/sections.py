@@ -240,7 +240,8 @@ class SamplingConfig(_Section):
 
     guidance: _NonNegative | tuple[_NonNegative, ...] | None = Field(
         default=None,
-        description="guidance scale, one number or one per scale; 1 is none, and 1 at the last scales halves them",
+        description="guidance scale, one number or one per scale; 1 is none, and 1 at the last scales halves "
+        "them",
     )
     temperature: _Positive | tuple[_Positive, ...] | None = Field(
         default=None, description="of the logits, one number or one per scale"
