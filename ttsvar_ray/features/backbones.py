@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,20 @@ class PatchBackbone(ImageNetwork):
         self.network = settle(network, self.device, self.dtype)
         self.num_leading = num_leading
 
-    def patches(self, images: UInt8Array) -> Float32Array:
-        """Return float32 [n, num_patches, width]; `images` uint8 RGB [n, height, width, 3], n >= 1."""
-        return self.run(self._forward, self.preprocess(images))
+    def patches(self, images: UInt8Array, reduce: Callable[[Tensor], Tensor] | None = None) -> Float32Array:
+        """Return float32 [n, num_patches, width]; `images` uint8 RGB [n, height, width, 3], n >= 1.
+
+        Args:
+            images: the images.
+            reduce: what is to be made of each batch of patches, image by image, on the device; its result is
+                returned in their place.
+        """
+
+        def forward(pixels: Tensor, _contents: Sequence[Any]) -> Tensor:
+            patches = self.tokens(pixels)[:, self.num_leading :]
+            return patches if reduce is None else reduce(patches)
+
+        return self.run(forward, self.preprocess(images))
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """Return [n, num_leading + num_patches, width] after the last norm.
@@ -125,9 +136,6 @@ class PatchBackbone(ImageNetwork):
         """
         hidden: Tensor = self.network(pixel_values=pixels.to(self.device)).last_hidden_state
         return hidden
-
-    def _forward(self, pixels: Tensor, _contents: Sequence[Any]) -> Tensor:
-        return self.tokens(pixels)[:, self.num_leading :]
 
 
 def load_backbone(

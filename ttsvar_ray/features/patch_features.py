@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
+from ttsvar_ray.features.device_component import first_component_on_device
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
 from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 
@@ -20,24 +22,36 @@ class PatchFeatures:
         name: of the extractor.
         backbone: from images to patches, float32 [n, num_patches, width].
         reduce: from patches to float32 [n, feature_dim], or to what the selection reduces itself.
+        reduce_on_device: the same, used in its place where the backbone is not on a CPU.
     """
 
     def __init__(
-        self, name: str, backbone: PatchBackbone, reduce: Callable[[Float32Array], Float32Array]
+        self,
+        name: str,
+        backbone: PatchBackbone,
+        reduce: Callable[[Float32Array], Float32Array],
+        *,
+        reduce_on_device: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.name = name
         self._backbone = backbone
         self._reduce = reduce
+        self._reduce_on_device = reduce_on_device if backbone.device.type != "cpu" else None
 
     def extract(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 RGB [n, height, width, 3] images."""
+        if self._reduce_on_device is not None:
+            return self._backbone.patches(images, self._reduce_on_device)
         return self._reduce(self._backbone.patches(images))
 
 
 def principal_component_features(backbone: PatchBackbone, sign: ComponentSign) -> PatchFeatures:
     """Return `pca`: [n, num_patches], each image's patches along its own first principal direction."""
     name = f"pca({backbone.name}, {sign.value} sign)"
-    return PatchFeatures(name, backbone, partial(first_component, sign=sign))
+    # The published sign is whatever a singular value decomposition on a CPU returns.
+    on_device = first_component_on_device if sign is ComponentSign.DETERMINISTIC else None
+    reduce = partial(first_component, sign=sign)
+    return PatchFeatures(name, backbone, reduce, reduce_on_device=on_device)
 
 
 def mean_over_patches(patches: Float32Array) -> Float32Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.types import Float32Array, UInt8Array
-from ttsvar_ray.vision.pixels import PixelRecipe
+from ttsvar_ray.vision.pixels import PixelRecipe, to_device
 from ttsvar_ray.vision.published import BATCH_ROWS
 
 KERNEL_STEP = 64
@@ -25,8 +26,36 @@ KERNEL_STEP = 64
 HEAD_BLOCK = 32
 """Rows of a head are computed in multiples of this: a multiple of every block that CPU kernels use."""
 
+REPEATABLE_ROWS = 8
+"""Rows of every batch on an accelerator that is limited to repeatable kernels: about as many images as a
+population has, because what is missing is padded."""
+
 Forward = Callable[[Tensor, Sequence[Any]], Tensor]
 """Pixels [B, 3, size, size] and what goes with each image, to a tensor with one row per image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """How images become batches.
+
+    Attributes:
+        most_rows: of a batch.
+        multiple_of: on a CPU, what the rows of a batch are a multiple of; None on an accelerator, where they
+            are a power of two.
+        is_fixed: whether every batch has the same number of rows.
+    """
+
+    most_rows: int
+    multiple_of: int | None = None
+    is_fixed: bool = False
+
+    def padded(self, rows: int) -> int:
+        """Return to how many rows a batch of 1 to `most_rows` images is padded."""
+        if self.is_fixed:
+            return self.most_rows
+        if self.multiple_of is not None:
+            return max(2, rows + -rows % self.multiple_of)
+        return min(max(2, 1 << (rows - 1).bit_length()), self.most_rows)
 
 
 class ImageNetwork:
@@ -34,8 +63,9 @@ class ImageNetwork:
 
     A row's result does not depend on the other rows. On CPUs a lone image is doubled, since convolutions of
     one image round differently; batches are padded to a multiple of `cpu_rows`, see `rows_without_tail`. On
-    accelerators, where kernels are chosen by shape, every batch is padded to `batch_rows`. Pixels always
-    reach the network in one memory layout, since kernels are chosen by that too.
+    accelerators kernels are chosen by shape: batches are padded to the next power of two, so that few shapes
+    occur, and where a process is limited to repeatable kernels (`engine.deterministic`) all to the same
+    number of rows. Pixels always reach the network in one memory layout, since kernels are chosen by that too.
 
     Args:
         recipe: from images to pixels.
@@ -76,7 +106,7 @@ class ImageNetwork:
             contents: n things that go with the images.
         """
         with_each = [None] * len(pixels) if contents is None else list(contents)
-        step = self.batch_rows
+        step = self._batching().most_rows
         results = [
             self._run_batch(forward, pixels[start : start + step], with_each[start : start + step])
             for start in range(0, len(pixels), step)
@@ -85,16 +115,24 @@ class ImageNetwork:
 
     def _run_batch(self, forward: Forward, pixels: Tensor, contents: list[Any]) -> Float32Array:
         rows = len(pixels)
-        whole = rows + -rows % self.cpu_rows
-        wanted = max(2, whole) if self.device.type == "cpu" else self.batch_rows
+        pixels, wanted = to_device(pixels, self.device), self._batching().padded(rows)
         if wanted > rows:
             pixels = torch.cat([pixels, pixels[-1:].expand(wanted - rows, -1, -1, -1)])
             contents = contents + [contents[-1]] * (wanted - rows)
         with torch.inference_mode():
             # Convolutions round by how their input lies in memory, so it always lies channels first.
-            results = forward(pixels.to(self.device, self.dtype).contiguous(), contents)
+            results = forward(pixels.to(self.dtype).contiguous(), contents)
         array: Float32Array = results[:rows].float().cpu().numpy()
         return array
+
+    def _batching(self) -> Batching:
+        on_cpu = self.device.type == "cpu"
+        repeatable = not on_cpu and torch.are_deterministic_algorithms_enabled()
+        return Batching(
+            most_rows=min(self.batch_rows, REPEATABLE_ROWS) if repeatable else self.batch_rows,
+            multiple_of=self.cpu_rows if on_cpu else None,
+            is_fixed=repeatable,
+        )
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

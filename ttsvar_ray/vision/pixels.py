@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+from ttsvar_ray.vision.exact_resize import Order, pillow_order, resize_levels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -78,18 +79,52 @@ class PixelRecipe:
 
         Args:
             images: uint8 RGB [n, height, width, 3].
-            device: where tensors are resized; PIL works on the CPU, and its pixels stay there.
+            device: where tensors are resized; PIL works on the CPU, and its pixels stay there. On a GPU
+                its arithmetic is done on the device, to the same pixels (`vision.exact_resize`).
         """
         if self.fit is Fit.PAD:
             return self._normalise(self._pad(_to_tensor(images, device).float() / 255.0))
         if self.preprocessing is Preprocessing.TENSOR:
             return self._normalise(self._fit_tensors(_to_tensor(images, device)).float() / 255.0)
+        if device.type == "cuda" and self.is_exact_on_device(*images.shape[1:3]):
+            return self.apply_exactly(images, device)
         if images.shape[1:3] != (self.size, self.size):
             fitted = [np.asarray(self._fit_image(Image.fromarray(image))) for image in images]
             images = np.stack(fitted) if fitted else np.zeros((0, self.size, self.size, 3), np.uint8)
         levels = self._levels()
         channels = [levels[channel][images[..., channel]] for channel in range(3)]
         return torch.from_numpy(np.stack(channels, axis=1))
+
+    def is_exact_on_device(self, height: int, width: int) -> bool:
+        """Whether `apply_exactly` gives the published pixels of images of this size."""
+        return self._pillow_order(height, width) is not None
+
+    def apply_exactly(self, images: UInt8Array, device: torch.device) -> Tensor:
+        """Return the published pixels float32 [n, 3, size, size], bit for bit, made on a device.
+
+        Args:
+            images: uint8 RGB [n, height, width, 3], of a size for which it `is_exact_on_device`.
+            device: any that has float64.
+        """
+        height, width = images.shape[1:3]
+        order = self._pillow_order(height, width)
+        assert order is not None, f"{height} x {width} images: Pillow rounds otherwise"
+        to_height, to_width = self._fitted(height, width)
+        levels = resize_levels(_to_tensor(images, device), to_height, to_width, self.resample.value, order)
+        levels = self._centre(levels)
+        table = torch.from_numpy(self._levels()).to(device)
+        return torch.stack([table[channel][levels[:, channel].long()] for channel in range(3)], dim=1)
+
+    def _pillow_order(self, height: int, width: int) -> Order | None:
+        return pillow_order((height, width), self._fitted(height, width), self.resample.value)
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) after resizing, before the ends are cut off."""
+        return (self.size, self.size) if self.fit is Fit.STRETCH else self._cover(width, height)[::-1]
+
+    def _centre(self, levels_BCHW: Tensor) -> Tensor:
+        top, left = (self._margin(side) for side in levels_BCHW.shape[2:])
+        return levels_BCHW[:, :, top : top + self.size, left : left + self.size]
 
     def _levels(self) -> Float32Array:
         """Return float32 [3, 256]: what each of the 256 levels becomes in each channel."""
@@ -114,13 +149,7 @@ class PixelRecipe:
 
     def _fit_tensors(self, levels_BCHW: Tensor) -> Tensor:
         """Return uint8 levels as a square."""
-        height, width = levels_BCHW.shape[2:]
-        if self.fit is Fit.STRETCH:
-            return self._resize_levels(levels_BCHW, self.size, self.size)
-        width, height = self._cover(width, height)
-        resized = self._resize_levels(levels_BCHW, height, width)
-        left, top = self._margin(width), self._margin(height)
-        return resized[:, :, top : top + self.size, left : left + self.size]
+        return self._centre(self._resize_levels(levels_BCHW, *self._fitted(*levels_BCHW.shape[2:])))
 
     def _pad(self, unit_BCHW: Tensor) -> Tensor:
         """Fit the longer side and pad with black; overshoot is kept.
@@ -167,4 +196,11 @@ def _to_tensor(images: UInt8Array, device: torch.device) -> Tensor:
     """Return uint8 [n, 3, height, width]."""
     # Tensors on arrays that must not be written to make torch warn; such arrays are copied.
     writable = np.require(images, requirements="W")
-    return torch.from_numpy(writable).to(device).permute(0, 3, 1, 2)
+    return to_device(torch.from_numpy(writable), device).permute(0, 3, 1, 2)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU through pinned memory, and without waiting for it."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
