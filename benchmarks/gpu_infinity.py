@@ -103,7 +103,9 @@ def measure(
             {
                 "n": n,
                 "seconds_per_prompt": [round(run["seconds"], 4) for run in timed],
-                "images": sum(run["images"] for run in timed),
+                "prompts": len(timed),
+                "drawn_images": plan.survivors_after[-1] * len(timed),
+                "kept_images": sum(run["images"] for run in timed),
                 "peak_bytes": peak,
                 "planned_peak_bytes": planned.peak_bytes,
                 "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,

@@ -95,6 +95,26 @@ class Prompt:
         return f"{self.prompt_id}#{self.ordinal}"
 
 
+class Precision(str, enum.Enum):
+    """The numbers that a network which looks at images computes in.
+
+    FLOAT32: as published, and the only one whose scores are the published ones.
+    TF32: float32 weights and sums; on a GPU the factors of products are rounded to 10 binary places. On
+        other devices the same as FLOAT32.
+    FLOAT16, BFLOAT16: weights and activations, with 10 and 7 binary places.
+    """
+
+    FLOAT32 = "float32"
+    TF32 = "tf32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one number."""
+        return 4 if self in (Precision.FLOAT32, Precision.TF32) else 2
+
+
 class Preprocessing(str, enum.Enum):
     """How an image becomes the pixels that a reward or an extractor sees.
 

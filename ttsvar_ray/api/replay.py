@@ -14,8 +14,8 @@ from typing import Any
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.engine.rows import unpack_rows
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.job.build import build_model, image_settings
-from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.job.build import build_model
+from ttsvar_ray.job.resolved import ResolvedJob, image_settings
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.types import UInt8Array
@@ -94,6 +94,6 @@ class Replayer:
 
 def is_same_file(job: ResolvedJob, image: UInt8Array, encoded: bytes) -> bool:
     """Whether a picture, written as the job writes its images, gives exactly these bytes."""
-    image_format, quality, png_level = image_settings(job)
+    image_format, quality, png_level = image_settings(job.config)
     encoder = ImageEncoder(image_format=image_format, quality=quality, threads=1, png_level=png_level)
     return bool(encoder.encode(image).payload == encoded)

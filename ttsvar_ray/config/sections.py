@@ -28,7 +28,7 @@ from ttsvar_ray.config.shard import Shard, read_shard, shard_text
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.strategy import OLD_RESAMPLING, Strategy
-from ttsvar_ray.types import PotentialKind, Preprocessing, ResamplingScheme, RewardCombination
+from ttsvar_ray.types import PotentialKind, Precision, Preprocessing, ResamplingScheme, RewardCombination
 
 
 def _not_a_bool(value: Any) -> Any:
@@ -274,8 +274,10 @@ class RewardConfig(_Section):
     options: dict[_Text, Any] = Field(
         default={}, description="keywords of a reward of your own; only such a one has them"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the reward's networks; bfloat16 moves scores"
+    dtype: Precision = Field(
+        default=Precision.FLOAT32,
+        description="of the reward's networks: float32 is as published; others are faster on a GPU and move "
+        "scores (docs/rewards.md)",
     )
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
@@ -323,6 +325,10 @@ class FeaturesConfig(_Section):
         default={}, description="keywords of an extractor of your own; only such a one has them"
     )
     backbone: _Weights = Field(default=None, description="file or directory of the extractor's weights")
+    dtype: Precision = Field(
+        default=Precision.FLOAT32,
+        description="of the network: float32 is as published; others are faster on a GPU and move features",
+    )
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
         description="image to pixels as published (PIL), or faster as tensors on the network's device",

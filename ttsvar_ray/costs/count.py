@@ -112,10 +112,19 @@ class _LikeAGpu(TorchFunctionMode):
             x, *weights = args[:3]
             # Weights are cast once, not at every call: their copies are no part of an image's bytes.
             narrow = [None if w is None else torch.empty_like(w, dtype=self._narrow) for w in weights]
-            args = (x.to(self._narrow), *narrow, *args[3:])
-        elif self._narrow is not None and func is F.group_norm:
+            return self._convolve(func, x.to(self._narrow), *narrow, *args[3:], **kwargs)
+        if self._narrow is not None and func is F.group_norm:
             args = (args[0].float(), *args[1:])
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _convolve(convolve: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run a convolution with what its library takes besides: copies with the channels last."""
+        lies_so = x.is_contiguous(memory_format=torch.channels_last)
+        copies = [] if lies_so else [torch.empty_like(x)]
+        out: Tensor = convolve(x, *args, **kwargs)
+        copies += [] if lies_so else [torch.empty_like(out)]
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
         flops = 2 * q.numel() * (k.shape[-2] + v.shape[-2])

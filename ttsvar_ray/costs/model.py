@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ttsvar_ray.costs.encoder import EncoderShape
-from ttsvar_ray.vision.published import FLOAT32_BYTES, NetworkCost
+from ttsvar_ray.types import Precision
+from ttsvar_ray.vision.published import NetworkCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class JobNetworks:
         text_encoder: its sizes; tokens are what it pads to.
         text_encoder_bytes: its weights in memory.
         reward, extractor: of the job; the extractor costs nothing where the plan does not cluster.
-        reward_element_bytes: of one number of the reward's networks.
+        reward_precision, extractor_precision: what their networks compute in.
     """
 
     model: ModelCost
@@ -131,7 +132,8 @@ class JobNetworks:
     text_encoder_bytes: int
     reward: NetworkCost
     extractor: NetworkCost
-    reward_element_bytes: int = FLOAT32_BYTES
+    reward_precision: Precision = Precision.FLOAT32
+    extractor_precision: Precision = Precision.FLOAT32
 
     @property
     def text_share(self) -> float:
@@ -154,6 +156,6 @@ class JobNetworks:
         return {
             **self.model.weight_bytes,
             "text encoder": self.text_encoder_bytes,
-            "reward": self.reward_element_bytes * self.reward.parameters,
-            "features": FLOAT32_BYTES * self.extractor.parameters,
+            "reward": self.reward_precision.element_bytes * self.reward.parameters,
+            "features": self.extractor_precision.element_bytes * self.extractor.parameters,
         }

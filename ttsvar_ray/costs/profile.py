@@ -38,10 +38,12 @@ class DeviceProfile:
         attention_flops: attention to the scales before.
         conv_flops: convolutions of the decoder.
         float32_flops: matmuls in float32: rewards, features.
+        tf32_flops: the same with factors rounded to TF32; where a device has none, as in float32.
         memory_bytes_per_second: what element-wise work and small matmuls are bound by.
         layer_seconds: host time to start one block at one scale, however little there is to compute.
         decode_seconds: host time to start one decoder call.
-        resize_seconds_per_megapixel: an image brought to a selector's size on the host.
+        network_seconds: host time to start one call of a reward or of features.
+        resize_seconds_per_megapixel: an image brought to a selector's size, wherever that is done.
         png_seconds_per_megapixel, jpeg_seconds_per_megapixel: an image file written on the host.
         sources: field to where its number comes from.
     """
@@ -53,9 +55,11 @@ class DeviceProfile:
     attention_flops: float
     conv_flops: float
     float32_flops: float
+    tf32_flops: float
     memory_bytes_per_second: float
     layer_seconds: float
     decode_seconds: float
+    network_seconds: float
     resize_seconds_per_megapixel: float
     png_seconds_per_megapixel: float
     jpeg_seconds_per_megapixel: float

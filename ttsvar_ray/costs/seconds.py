@@ -12,11 +12,16 @@ from dataclasses import dataclass
 
 from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost
 from ttsvar_ray.costs.profile import DeviceProfile
-from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES, NetworkCost
+from ttsvar_ray.types import Precision
+from ttsvar_ray.vision.published import NetworkCost
 
 ELEMENTWISE_BYTES = 300
 """Memory traffic outside matmuls and attention, per token, channel and block: norms, modulation, rotation,
 casts and residuals of the eager code. Counted in published code at 322; this code does about the same."""
+
+
+PADDING = 4 / 3
+"""Rows that are computed for each image where batches are padded to the next power of two, on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +78,21 @@ def network_line(
     device: DeviceProfile,
     *,
     padded: bool,
-    element_bytes: int = FLOAT32_BYTES,
+    precision: Precision = Precision.FLOAT32,
 ) -> Line:
     """Return the time of a reward or of features.
 
     Args:
         pixels: of the images they are given.
-        padded: whether every call computes `BATCH_ROWS` rows, as on an accelerator.
-        element_bytes: of one number of its networks.
+        padded: whether calls are padded to a power of two, as on an accelerator.
+        precision: that its networks compute in.
     """
     if network.image_flops == 0:
         return Line()
-    each = network.image_flops / (
-        device.float32_flops if element_bytes == FLOAT32_BYTES else device.narrow_flops
-    )
+    rate = {Precision.FLOAT32: device.float32_flops, Precision.TF32: device.tf32_flops}
+    each = network.image_flops / rate.get(precision, device.narrow_flops)
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
-    return Line(BATCH_ROWS * each, resize) if padded else Line(0.0, each + resize)
+    return Line(device.network_seconds, (PADDING if padded else 1.0) * each + resize)
 
 
 def text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
@@ -101,7 +105,18 @@ def text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
     return seconds + max((encoder.flops() + model.text.flops) / device.narrow_flops, launches)
 
 
-def encode_file_seconds(image_format: str, pixels: int, device: DeviceProfile) -> float:
-    """Return the host time to write one image file ("png", "webp" or "jpeg")."""
-    rate = device.jpeg_seconds_per_megapixel if image_format == "jpeg" else device.png_seconds_per_megapixel
-    return rate * pixels / 1e6
+PNG_LEVEL_SHARE = {0: 0.2, 1: 0.4, 2: 0.45, 3: 0.5, 4: 0.7, 5: 0.85}
+"""Of the time at level 6 and above, photo-like images (`benchmarks.image_files`)."""
+LOSSLESS_WEBP_SHARE = 0.15
+
+
+def encode_file_seconds(
+    image_format: str, pixels: int, device: DeviceProfile, *, quality: int, png_level: int
+) -> float:
+    """Return the time of one thread to write one image file ("png", "webp" or "jpeg")."""
+    if image_format == "jpeg":
+        return device.jpeg_seconds_per_megapixel * pixels / 1e6
+    share = PNG_LEVEL_SHARE.get(png_level, 1.0)
+    if image_format == "webp":
+        share = LOSSLESS_WEBP_SHARE if quality == 100 else 1.0
+    return share * device.png_seconds_per_megapixel * pixels / 1e6

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from ttsvar_ray.errors import CheckpointError
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
-from ttsvar_ray.vision.batches import ImageNetwork, settle
+from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
+from ttsvar_ray.vision.batches import ImageNetwork, settle, torch_dtype
 from ttsvar_ray.vision.checkpoints import (
     KeyTable,
     build_pretrained,
@@ -104,12 +104,22 @@ class PatchBackbone(ImageNetwork):
         recipe: from images to pixels. The whole image is seen, its aspect ignored: structure at the borders
             counts as much as in the middle.
         device: torch device name.
+        precision: of weights and activations.
     """
 
     def __init__(
-        self, network: PreTrainedModel, *, name: str, num_leading: int, recipe: PixelRecipe, device: str
+        self,
+        network: PreTrainedModel,
+        *,
+        name: str,
+        num_leading: int,
+        recipe: PixelRecipe,
+        device: str,
+        precision: Precision = Precision.FLOAT32,
     ) -> None:
-        super().__init__(recipe=recipe, device=device)
+        super().__init__(
+            recipe=recipe, device=device, dtype=torch_dtype(precision), tf32=precision is Precision.TF32
+        )
         self.name = name
         self.network = settle(network, self.device, self.dtype)
         self.num_leading = num_leading
@@ -139,7 +149,11 @@ class PatchBackbone(ImageNetwork):
 
 
 def load_backbone(
-    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+    path: Path,
+    *,
+    device: str = "cpu",
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+    precision: Precision = Precision.FLOAT32,
 ) -> PatchBackbone:
     """Load a patch backbone; what it is, its files tell.
 
@@ -148,12 +162,13 @@ def load_backbone(
             saves it (`facebook/dinov2-with-registers-*`), or a BLIP reward directory.
         device: torch device name.
         preprocessing: PIL as published, or tensors on the device.
+        precision: of weights and activations.
 
     Raises:
         CheckpointError: the files are no known backbone, or do not fit.
     """
     if path.is_file():
-        return load_dinov2(path, device=device, preprocessing=preprocessing)
+        return load_dinov2(path, device=device, preprocessing=preprocessing, precision=precision)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
@@ -162,10 +177,12 @@ def load_backbone(
         )
     config = json.loads(config_file.read_text())
     if config.get("kind") == "blip-reward":
-        return _load_vision_tower(path, config, device=device, preprocessing=preprocessing)
+        return _load_vision_tower(
+            path, config, device=device, preprocessing=preprocessing, precision=precision
+        )
     if config.get("model_type") == "dinov2_with_registers":
         network = load_pretrained(Dinov2WithRegistersModel, path)
-        return dinov2_backbone(network, path.name, device, preprocessing)
+        return dinov2_backbone(network, path.name, device, preprocessing, precision)
     raise CheckpointError(
         f"{config_file}: expected kind 'blip-reward' or model_type 'dinov2_with_registers', "
         f"got kind {config.get('kind')!r}, model_type {config.get('model_type')!r}"
@@ -178,24 +195,29 @@ def load_dinov2(
     head_width: int = PUBLISHED_HEAD_WIDTH,
     device: str = "cpu",
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+    precision: Precision = Precision.FLOAT32,
 ) -> PatchBackbone:
     """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
 
     Args:
         path: the file.
         head_width: width of one attention head.
-        device, preprocessing: as in `load_backbone`.
+        device, preprocessing, precision: as in `load_backbone`.
 
     Raises:
         CheckpointError: not such a file, or keys that do not fit.
     """
     config, weights = read_dinov2(path, head_width=head_width)
     network = build_pretrained(Dinov2WithRegistersModel, config, weights, source=str(path))
-    return dinov2_backbone(network, path.stem, device, preprocessing)
+    return dinov2_backbone(network, path.stem, device, preprocessing, precision)
 
 
 def dinov2_backbone(
-    network: Dinov2WithRegistersModel, name: str, device: str, preprocessing: Preprocessing
+    network: Dinov2WithRegistersModel,
+    name: str,
+    device: str,
+    preprocessing: Preprocessing,
+    precision: Precision = Precision.FLOAT32,
 ) -> PatchBackbone:
     """Return a DINOv2 network as a backbone that sees images as TTS-VAR shows them."""
     recipe = PixelRecipe(
@@ -207,11 +229,13 @@ def dinov2_backbone(
         preprocessing=preprocessing,
     )
     leading = 1 + network.config.num_register_tokens
-    return PatchBackbone(network, name=name, num_leading=leading, recipe=recipe, device=device)
+    return PatchBackbone(
+        network, name=name, num_leading=leading, recipe=recipe, device=device, precision=precision
+    )
 
 
 def _load_vision_tower(
-    path: Path, config: dict[str, Any], *, device: str, preprocessing: Preprocessing
+    path: Path, config: dict[str, Any], *, device: str, preprocessing: Preprocessing, precision: Precision
 ) -> PatchBackbone:
     weights_file = path / "model.safetensors"
     if not weights_file.is_file():
@@ -238,4 +262,5 @@ def _load_vision_tower(
         num_leading=1,
         recipe=recipe,
         device=device,
+        precision=precision,
     )

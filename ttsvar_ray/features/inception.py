@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
-from ttsvar_ray.vision.batches import ImageNetwork, settle
+from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
+from ttsvar_ray.vision.batches import ImageNetwork, settle, torch_dtype
 from ttsvar_ray.vision.checkpoints import KeyTable, load_strict, read_published, rename_keys
 from ttsvar_ray.vision.pixels import HALF, Fit, PixelRecipe, Resample
 
@@ -263,6 +263,7 @@ class InceptionFeatures(ImageNetwork):
         name: str,
         device: str = "cpu",
         preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+        precision: Precision = Precision.FLOAT32,
     ) -> None:
         recipe = PixelRecipe(
             size=INPUT_SIZE,
@@ -272,7 +273,9 @@ class InceptionFeatures(ImageNetwork):
             std=HALF,
             preprocessing=preprocessing,
         )
-        super().__init__(recipe=recipe, device=device)
+        super().__init__(
+            recipe=recipe, device=device, dtype=torch_dtype(precision), tf32=precision is Precision.TF32
+        )
         self.name = f"inception({name})"
         self.network = settle(network, self.device, self.dtype)
 
@@ -286,7 +289,11 @@ class InceptionFeatures(ImageNetwork):
 
 
 def load_inception(
-    path: Path, *, device: str = "cpu", preprocessing: Preprocessing = Preprocessing.PUBLISHED
+    path: Path,
+    *,
+    device: str = "cpu",
+    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
+    precision: Precision = Precision.FLOAT32,
 ) -> InceptionFeatures:
     """Load the published InceptionV3 file (weights only).
 
@@ -295,7 +302,9 @@ def load_inception(
     """
     published = read_published(path, expected="InceptionV3, inception_v3_google-0cc3c7bd.pth")
     network = network_from(published, source=str(path))
-    return InceptionFeatures(network, name=path.stem, device=device, preprocessing=preprocessing)
+    return InceptionFeatures(
+        network, name=path.stem, device=device, preprocessing=preprocessing, precision=precision
+    )
 
 
 def network_from(published: Mapping[str, Tensor], *, source: str) -> InceptionNetwork:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
 from ttsvar_ray.features.device_component import first_component_on_device
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
 
 
 class PatchFeatures:
@@ -60,23 +60,29 @@ def mean_over_patches(patches: Float32Array) -> Float32Array:
     return pooled
 
 
-def load_pca(path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing) -> PatchFeatures:
+def load_pca(
+    path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing, precision: Precision
+) -> PatchFeatures:
     """Load `pca`; see `load_backbone`."""
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
     return principal_component_features(backbone, ComponentSign(pca_sign))
 
 
-def load_pca_all(path: Path, *, device: str, preprocessing: Preprocessing) -> PatchFeatures:
+def load_pca_all(
+    path: Path, *, device: str, preprocessing: Preprocessing, precision: Precision
+) -> PatchFeatures:
     """Load `pca_all`: [n, num_patches, width], every patch as it is; see `load_backbone`.
 
     The one principal direction of a whole population is known only when all of it has been seen, so the
     selection reduces these features (`search.principal_component.first_component_of_all`).
     """
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
     return PatchFeatures(f"pca_all({backbone.name})", backbone, lambda patches: patches)
 
 
-def load_pool(path: Path, *, device: str, preprocessing: Preprocessing) -> PatchFeatures:
+def load_pool(
+    path: Path, *, device: str, preprocessing: Preprocessing, precision: Precision
+) -> PatchFeatures:
     """Load `pool`: [n, width], the mean over patches; see `load_backbone`."""
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing)
+    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
     return PatchFeatures(f"pool({backbone.name})", backbone, mean_over_patches)

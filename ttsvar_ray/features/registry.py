@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from ttsvar_ray.errors import ConfigurationError, reading_weights
 from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object
-from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
-from ttsvar_ray.vision.published import NetworkCost, PublishedFiles, PublishedWeights
+from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
+from ttsvar_ray.vision.published import NetworkCost, PublishedFiles, PublishedWeights, read_precision
 
 
 class FeatureExtractor(Protocol):
@@ -45,8 +45,8 @@ class ExtractorEntry:
 
     Attributes:
         name: in the settings.
-        loader: import path of what makes it of its network's files: `(path, *, preprocessing, device)`, and
-            `pca_sign` where it reads it. Imported only when it is called.
+        loader: import path of what makes it of its network's files: `(path, *, preprocessing, device,
+            precision)`, and `pca_sign` where it reads it. Imported only when it is called.
         network: name of the published network.
         weights: of that network: what they cost, where they come from.
         expected: what `features.backbone` names, for messages.
@@ -124,6 +124,7 @@ def build_extractor(
     backbone: str | Path | None,
     pca_sign: str = "deterministic",
     preprocessing: str = "published",
+    dtype: Precision | str = Precision.FLOAT32,
     device: str = "cpu",
     options: Mapping[str, Any] | None = None,
 ) -> FeatureExtractor:
@@ -134,6 +135,7 @@ def build_extractor(
         backbone: what the entry expects; see docs/features.md.
         pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` reads it here.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
+        dtype: of its network, see `types.Precision`.
         device: torch device name.
         options: of one's own extractor.
 
@@ -143,7 +145,12 @@ def build_extractor(
     """
     if is_own(name):
         own = find_own_extractor(
-            name, backbone=backbone, preprocessing=preprocessing, device=device, options=options
+            name,
+            backbone=backbone,
+            preprocessing=preprocessing,
+            dtype=dtype,
+            device=device,
+            options=options,
         )
         mine: FeatureExtractor = own.make(setting="features.extractor")
         return mine
@@ -159,10 +166,14 @@ def build_extractor(
     if problems or backbone is None or entry is None:
         raise ConfigurationError(problems)
     sign = {"pca_sign": pca_sign} if entry.reads_sign else {}
-    load = named_object(entry.loader)
+    load, precision = named_object(entry.loader), read_precision(dtype, setting="features.dtype")
     with reading_weights(backbone):
         extractor: FeatureExtractor = load(
-            Path(backbone), device=device, preprocessing=Preprocessing(preprocessing), **sign
+            Path(backbone),
+            device=device,
+            preprocessing=Preprocessing(preprocessing),
+            precision=precision,
+            **sign,
         )
     return extractor
 
@@ -172,6 +183,7 @@ def find_own_extractor(
     *,
     backbone: str | Path | None = None,
     preprocessing: str = "published",
+    dtype: Precision | str = Precision.FLOAT32,
     device: str = "cpu",
     options: Mapping[str, Any] | None = None,
 ) -> OwnCode:
@@ -179,7 +191,7 @@ def find_own_extractor(
 
     Returns:
         The class, with the keywords that it is called with: `device`, its options, and whichever of
-        `backbone` and `preprocessing` is given and no default.
+        `backbone`, `preprocessing` and `dtype` is given and no default.
 
     Raises:
         ConfigurationError: no such class, or one that is no extractor or takes other arguments.
@@ -189,6 +201,8 @@ def find_own_extractor(
         given["backbone"] = Path(backbone)
     if preprocessing != Preprocessing.PUBLISHED:
         given["preprocessing"] = preprocessing
+    if dtype != Precision.FLOAT32:
+        given["dtype"] = Precision(dtype).value
     return load_own_class(
         name,
         methods=METHODS,

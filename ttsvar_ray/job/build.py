@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from ttsvar_ray.engine.device import choose_repeatable_kernels
-from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
-from ttsvar_ray.job.resolved import ResolvedJob, model_choice
+from ttsvar_ray.job.resolved import ResolvedJob, image_settings, model_choice
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
@@ -31,7 +30,7 @@ def build_engine(
     config, engine = job.config, job.config.engine
     model = build_model(job)
     device = str(resolve_device(config.model.device))
-    image_format, quality, png_level = image_settings(job)
+    image_format, quality, png_level = image_settings(config)
     return Engine(
         model=model,
         extractor=_build_extractor(job, device=device) if extractor is None else extractor,
@@ -84,13 +83,6 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
     )
 
 
-def image_settings(job: ResolvedJob) -> tuple[str, int, int]:
-    """Return the format, the quality and the PNG level that a job writes images in."""
-    output = job.config.output
-    quality = DEFAULT_QUALITY if output.quality is None else output.quality
-    return output.image_format, quality, DEFAULT_PNG_LEVEL if output.png_level is None else output.png_level
-
-
 def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:
     """Load the reward of a job, or the members of its ensemble.
 
@@ -127,6 +119,7 @@ def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | Non
         backbone=part.path,
         pca_sign=section.pca_sign,
         preprocessing=section.preprocessing,
+        dtype=section.dtype,
         device=device,
         options=section.options,
     )

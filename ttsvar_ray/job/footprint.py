@@ -65,7 +65,8 @@ def job_networks(
         text_encoder_bytes=encoder.weight_bytes(2 if narrow and on_gpu else FLOAT32_BYTES),
         reward=_reward(config, description),
         extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NO_COST,
-        reward_element_bytes=2 if config.reward.dtype == "bfloat16" else FLOAT32_BYTES,
+        reward_precision=config.reward.dtype,
+        extractor_precision=config.features.dtype,
     )
 
 

@@ -139,7 +139,11 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
     if is_own(name):
         files = _existing("features.backbone", section.backbone, None)
         own = find_own_extractor(
-            name, backbone=files, preprocessing=section.preprocessing, options=section.options
+            name,
+            backbone=files,
+            preprocessing=section.preprocessing,
+            dtype=section.dtype,
+            options=section.options,
         )
         return NamedPart(name=name, path=files, source_digest=own.source_digest)
     if entry is None:

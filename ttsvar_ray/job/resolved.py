@@ -16,6 +16,7 @@ from typing import Any
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import rows_by_segment
+from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, noting
 from ttsvar_ray.job.parts import (
     NamedPart,
@@ -166,6 +167,13 @@ def model_choice(config: JobConfig) -> ModelChoice:
         aspect_ratio=section.aspect_ratio,
         positive_prompt=section.positive_prompt,
     )
+
+
+def image_settings(config: JobConfig) -> tuple[str, int, int]:
+    """Return the format, the quality and the PNG level that a job writes images in."""
+    output = config.output
+    quality = DEFAULT_QUALITY if output.quality is None else output.quality
+    return output.image_format, quality, DEFAULT_PNG_LEVEL if output.png_level is None else output.png_level
 
 
 def coordinator_settings(config: JobConfig) -> CoordinatorSettings:

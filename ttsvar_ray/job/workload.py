@@ -9,6 +9,7 @@ from ttsvar_ray.coordination.workload import SegmentLoad, Workload, rows_by_segm
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost, load_profile
 from ttsvar_ray.costs.seconds import (
     Line,
+    chord,
     decode_line,
     encode_file_seconds,
     network_line,
@@ -18,7 +19,7 @@ from ttsvar_ray.costs.seconds import (
 from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
-from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.job.resolved import ResolvedJob, image_settings
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
 
@@ -83,9 +84,9 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
             segment,
             profile,
             selector_decode=selector_decode,
-            image_format=job.config.output.image_format,
-            files=files_per_trajectory(job),
         )
+        if segment.is_last:
+            time += _files(job, networks, profile, rows=most[segment.index])
         # Of one parent; a pass that is filled up has the rows that its scales had before.
         replay = sum(
             lines[scale].fixed + (1 if fixed is None else fixed[one.index]) * lines[scale].per_row
@@ -167,10 +168,8 @@ def _images(
     profile: DeviceProfile,
     *,
     selector_decode: str,
-    image_format: str,
-    files: float,
 ) -> Line:
-    """Return the time of the images that a segment decodes, scores and writes: `files` of each trajectory."""
+    """Return the time of the images that a segment decodes, scores and turns into features."""
     time, padded = Line(), is_gpu(profile)
     for scale in _scales(segment):
         size = _decoded_size(segment, scale, selector_decode)
@@ -179,16 +178,23 @@ def _images(
         decode, last = networks.model.decodes[size], scale == segment.last_scale
         time += decode_line(decode, profile)
         if scale in segment.scored_scales:
-            element = networks.reward_element_bytes
-            time += network_line(
-                networks.reward, decode.pixels, profile, padded=padded, element_bytes=element
-            )
+            precision = networks.reward_precision
+            time += network_line(networks.reward, decode.pixels, profile, padded=padded, precision=precision)
         if last and Signal.FEATURES in segment.reads:
-            time += network_line(networks.extractor, decode.pixels, profile, padded=padded)
-        if last and segment.is_last:
-            written = encode_file_seconds(image_format, decode.pixels, profile)
-            time += Line(0.0, files * written / ENCODE_THREADS)
+            precision = networks.extractor_precision
+            time += network_line(
+                networks.extractor, decode.pixels, profile, padded=padded, precision=precision
+            )
     return time
+
+
+def _files(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile, *, rows: int) -> Line:
+    """Return the time until the image files of a micro-batch of so many rows are written."""
+    image_format, quality, png_level = image_settings(job.config)
+    pixels = networks.model.decodes["full"].pixels
+    one = encode_file_seconds(image_format, pixels, profile, quality=quality, png_level=png_level)
+    each = files_per_trajectory(job) * one / ENCODE_THREADS
+    return chord(lambda count: max(one, count * each), rows)
 
 
 def _scales(segment: Segment) -> range:

@@ -42,7 +42,7 @@ class NetworkReward(ImageNetwork, ABC):
             self._texts.clear()
         for text in texts:
             if text not in self._texts:
-                with torch.inference_mode():
+                with torch.inference_mode(), self.arithmetic():
                     self._texts[text] = self._encode(text)
         return [self._texts[text] for text in texts]
 

@@ -14,10 +14,9 @@ from typing import Any
 from ttsvar_ray.errors import ConfigurationError, reading_weights
 from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object
 from ttsvar_ray.rewards.protocol import Reward
-from ttsvar_ray.types import Preprocessing
-from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedFiles, PublishedWeights
+from ttsvar_ray.types import Precision, Preprocessing
+from ttsvar_ray.vision.published import NO_COST, NetworkCost, PublishedFiles, PublishedWeights, read_precision
 
-DTYPES = ("float32", "bfloat16")
 METHODS = ("preprocess", "encode_text", "score_prepared", "score")
 
 
@@ -171,7 +170,7 @@ def build_reward(
     path: str | Path | None = None,
     device: str = "cpu",
     preprocessing: str = "published",
-    dtype: str = "float32",
+    dtype: Precision | str = Precision.FLOAT32,
     options: Mapping[str, Any] | None = None,
 ) -> Reward:
     """Build a reward.
@@ -181,7 +180,7 @@ def build_reward(
         path: the directory with its files.
         device: torch device name.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
-        dtype: of its networks, one of `DTYPES`; bfloat16 moves scores.
+        dtype: of its networks, see `types.Precision`; all but float32 move scores.
         options: of one's own reward; see `find_own_reward`.
 
     Raises:
@@ -189,11 +188,10 @@ def build_reward(
             reward needs and that is not installed.
         CheckpointError: the directory does not hold what it must.
     """
-    if dtype not in DTYPES:
-        raise ConfigurationError(f"reward.dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    precision = read_precision(dtype, setting="reward.dtype")
     if is_own(name):
         own = find_own_reward(
-            name, path=path, device=device, preprocessing=preprocessing, dtype=dtype, options=options
+            name, path=path, device=device, preprocessing=preprocessing, dtype=precision, options=options
         )
         mine: Reward = own.make(setting="reward.name")
         if missing := [attribute for attribute in ("name", "recipe") if not hasattr(mine, attribute)]:
@@ -205,7 +203,7 @@ def build_reward(
     load = named_object(entry.loader)
     if not entry.has_folder:
         given = {} if path is None else {"path": str(path)}
-        for setting, value in {**given, **_changed(preprocessing, dtype)}.items():
+        for setting, value in {**given, **_changed(preprocessing, precision)}.items():
             raise ConfigurationError(
                 f"reward.{setting}: the {name} reward reads no files and looks at no pixels, got {value!r}; "
                 "remove it"
@@ -217,18 +215,20 @@ def build_reward(
             f"reward.path: the reward {name!r} needs the directory of its weights, got nothing; "
             "set reward.path"
         )
-    import torch
+    from ttsvar_ray.vision.batches import torch_dtype
 
     with reading_weights(path):
-        reward: Reward = load(
+        reward = load(
             Path(path),
             name=name,
             preprocessing=Preprocessing(preprocessing),
             device=device,
-            dtype=getattr(torch, dtype),
+            dtype=torch_dtype(precision),
             **entry.settings,
         )
-    return reward
+    reward.tf32 = precision is Precision.TF32
+    network: Reward = reward
+    return network
 
 
 def find_own_reward(
@@ -237,7 +237,7 @@ def find_own_reward(
     path: str | Path | None = None,
     device: str = "cpu",
     preprocessing: str = "published",
-    dtype: str = "float32",
+    dtype: Precision | str = Precision.FLOAT32,
     options: Mapping[str, Any] | None = None,
     setting: str = "reward.name",
 ) -> OwnCode:
@@ -257,8 +257,8 @@ def find_own_reward(
     )
 
 
-def _changed(preprocessing: str, dtype: str) -> dict[str, str]:
+def _changed(preprocessing: str, dtype: Precision | str) -> dict[str, str]:
     """Return the settings that are not at their default."""
-    given = {"preprocessing": preprocessing, "dtype": dtype}
-    defaults = {"preprocessing": Preprocessing.PUBLISHED.value, "dtype": DTYPES[0]}
+    given = {"preprocessing": preprocessing, "dtype": Precision(dtype).value}
+    defaults = {"preprocessing": Preprocessing.PUBLISHED.value, "dtype": Precision.FLOAT32.value}
     return {name: value for name, value in given.items() if value != defaults[name]}

@@ -8,8 +8,9 @@ Shape legend: B rows, C channels, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.types import Float32Array, Precision, UInt8Array
 from ttsvar_ray.vision.pixels import PixelRecipe, to_device
 from ttsvar_ray.vision.published import BATCH_ROWS
 
@@ -65,12 +66,13 @@ class ImageNetwork:
     one image round differently; batches are padded to a multiple of `cpu_rows`, see `rows_without_tail`. On
     accelerators kernels are chosen by shape: batches are padded to the next power of two, so that few shapes
     occur, and where a process is limited to repeatable kernels (`engine.deterministic`) all to the same
-    number of rows. Pixels always reach the network in one memory layout, since kernels are chosen by that too.
+    number of rows. Pixels always reach the network in one memory layout: kernels are chosen by that too.
 
     Args:
         recipe: from images to pixels.
         device: torch device name.
         dtype: of weights and activations.
+        tf32: whether a GPU may round the factors of float32 products (`Precision.TF32`).
         cpu_rows: on a CPU, batches are padded to a multiple of this.
     """
 
@@ -82,11 +84,13 @@ class ImageNetwork:
         recipe: PixelRecipe,
         device: str,
         dtype: torch.dtype = torch.float32,
+        tf32: bool = False,
         cpu_rows: int = 1,
     ) -> None:
         self.recipe = recipe
         self.device = torch.device(device)
         self.dtype = dtype
+        self.tf32 = tf32
         self.cpu_rows = cpu_rows
 
     def preprocess(self, images: UInt8Array) -> Tensor:
@@ -119,11 +123,22 @@ class ImageNetwork:
         if wanted > rows:
             pixels = torch.cat([pixels, pixels[-1:].expand(wanted - rows, -1, -1, -1)])
             contents = contents + [contents[-1]] * (wanted - rows)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.arithmetic():
             # Convolutions round by how their input lies in memory, so it always lies channels first.
             results = forward(pixels.to(self.dtype).contiguous(), contents)
         array: Float32Array = results[:rows].float().cpu().numpy()
         return array
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Have float32 products computed as this network has them, and as before afterwards."""
+        switch = torch.backends.cuda.matmul
+        before = switch.allow_tf32
+        switch.allow_tf32 = self.tf32
+        try:
+            yield
+        finally:
+            switch.allow_tf32 = before
 
     def _batching(self) -> Batching:
         on_cpu = self.device.type == "cpu"
@@ -133,6 +148,12 @@ class ImageNetwork:
             multiple_of=self.cpu_rows if on_cpu else None,
             is_fixed=repeatable,
         )
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of weights and activations."""
+    dtype: torch.dtype = getattr(torch, "float32" if precision is Precision.TF32 else precision.value)
+    return dtype
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

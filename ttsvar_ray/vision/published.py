@@ -7,7 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.types import Precision
+
 FLOAT32_BYTES = 4
+
+
+def read_precision(given: Precision | str, *, setting: str) -> Precision:
+    """Return a precision by its name.
+
+    Raises:
+        ConfigurationError: no such precision; names the setting.
+    """
+    try:
+        return Precision(given)
+    except ValueError:
+        names = ", ".join(each.value for each in Precision)
+        raise ConfigurationError(f"{setting}: expected one of {names}, got {given!r}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,7 @@ def test_the_option_list_is_pinned() -> None:
         "features.pca_sign",
         "features.options",
         "features.backbone",
+        "features.dtype",
         "features.preprocessing",
         "engine.micro_batch_rows",
         "engine.deterministic",

@@ -14,7 +14,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 from ttsvar_ray.features.inception import InceptionNetwork
 from ttsvar_ray.features.registry import EXTRACTORS, ExtractorEntry
 from ttsvar_ray.own_code import named_object
-from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.types import Precision, Preprocessing
 
 PAGE = (Path(__file__).parents[3] / "docs" / "features.md").read_text()
 
@@ -25,7 +25,8 @@ entries = pytest.mark.parametrize("entry", EXTRACTORS.values(), ids=EXTRACTORS)
 def test_the_loader_takes_what_it_is_given(entry: ExtractorEntry) -> None:
     sign = {"pca_sign": "published"} if entry.reads_sign else {}
     loader = inspect.signature(named_object(entry.loader))
-    loader.bind(Path("file"), device="cpu", preprocessing=Preprocessing.PUBLISHED, **sign)
+    given = {"preprocessing": Preprocessing.PUBLISHED, "precision": Precision.FLOAT32}
+    loader.bind(Path("file"), device="cpu", **given, **sign)
 
 
 @entries

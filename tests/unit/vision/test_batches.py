@@ -1,4 +1,4 @@
-"""Images in batches: few shapes, no more rows than there is use for, and the same rows whatever the padding."""
+"""Images in batches: few shapes, and the same rows whatever is padded."""
 
 from __future__ import annotations
 
