@@ -45,6 +45,7 @@ _ScaleIndex = Annotated[_Integer, Field(ge=0)]
 _NonNegative = Annotated[_Number, Field(ge=0)]
 _Positive = Annotated[_Number, Field(gt=0)]
 _Share = Annotated[_Number, Field(ge=0, le=1)]
+_Confidence = Annotated[_Number, Field(gt=0.5, le=1)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
@@ -251,6 +252,11 @@ class SamplingConfig(_Section):
     )
     top_k: _Count | None = Field(
         default=None, description="entries of a codebook that may be drawn; only for models that have one"
+    )
+    confidence: _Confidence | tuple[_Confidence | None, ...] | None = Field(
+        default=None,
+        description="most that bits may be sure of on average, by a higher temperature for a trajectory "
+        "that is surer; one number or one per scale, null for none; for models that draw single bits",
     )
 
 

@@ -76,6 +76,7 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        confidence=sampling.confidence,
         execution=Execution(
             fixed_shapes=config.engine.deterministic,
             stops=tuple(segment.last_scale for segment in job.plan.segments),

@@ -26,7 +26,7 @@ from ttsvar_ray.job.parts import (
     resolve_rewards,
 )
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
-from ttsvar_ray.models.registry import check_top_k, describe_model
+from ttsvar_ray.models.registry import check_top_k, confidences, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
@@ -41,7 +41,14 @@ from ttsvar_ray.search.strategy import (
 )
 from ttsvar_ray.types import PotentialKind
 
-_MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "potential", "lambda")
+_MODEL_PLAN = (
+    "batch_schedule",
+    "cluster_scales",
+    "resample_scales",
+    "selections",
+    "potential",
+    "lambda",
+)
 """Settings that a model's own plan may have."""
 
 
@@ -219,6 +226,9 @@ def _build_plan(
     }
     if strategy.cluster_scales is not None or strategy.resample_scales is not None:
         settings.pop("batch_schedule", None)
+        settings.pop("selections", None)
+    if own := settings.pop("selections", None):
+        selections = [SelectionSetting(**one) for one in own]
     if strategy.resample_scales == ():
         settings = {name: value for name, value in settings.items() if name not in ("potential", "lambda")}
     settings |= {name: value for name, value in given.items() if value is not None}
@@ -338,6 +348,8 @@ def _check_parts(
                 per_scale(name, value, description.num_scales)
     with noting(problems):
         check_top_k(description, config.sampling.top_k)
+    with noting(problems):
+        confidences(description, config.sampling.confidence)
     # The stand-in for a reward that is not a number is the lowest one: the next score would be a huge gain.
     selections = () if plan is None else plan.selections
     potentials = [getattr(selection.operator, "potential", None) for selection in selections]

@@ -261,6 +261,31 @@ def check_top_k(description: ModelDescription, top_k: int | None) -> None:
         )
 
 
+def confidences(
+    description: ModelDescription, confidence: float | Sequence[float | None] | None
+) -> tuple[float | None, ...]:
+    """Return the confidence of each scale; none for None.
+
+    Raises:
+        ConfigurationError: a list of another length, or a model that draws entries of a codebook.
+    """
+    if confidence is None:
+        return ()
+    scales = description.num_scales
+    if description.sampling.top_k is not None:
+        raise ConfigurationError(
+            f"sampling.confidence: model {description.name!r} draws entries of a codebook, not single bits; "
+            "remove it"
+        )
+    each = (confidence,) * scales if isinstance(confidence, (int, float)) else tuple(confidence)
+    if len(each) != scales:
+        raise ConfigurationError(
+            f"sampling.confidence: expected one number or {scales} (one a scale, null for none), got "
+            f"{len(each)}"
+        )
+    return each
+
+
 def load_model(
     model: str | ModelChoice,
     *,
@@ -270,6 +295,7 @@ def load_model(
     temperature: float | Sequence[float] | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
+    confidence: float | Sequence[float | None] | None = None,
     execution: Execution | None = None,
 ) -> NextScaleModel:
     """Load a model for generation.
@@ -281,6 +307,7 @@ def load_model(
         guidance, temperature: one number or one per scale; None keeps the model's own.
         top_p: in (0, 1]; None keeps the model's own.
         top_k: at least 1, for models that draw from a codebook; None keeps the model's own.
+        confidence: one number or one per scale, for models that draw single bits (`SamplingSettings`).
         execution: how it computes; None is the fastest way known for the device.
 
     Raises:
@@ -299,6 +326,7 @@ def load_model(
         temperature=own.temperature if temperature is None else per_scale("temperature", temperature, scales),
         top_p=own.top_p if top_p is None else float(top_p),
         top_k=own.top_k if top_k is None else top_k,
+        confidence=confidences(description, confidence),
     )
     check_top_k(description, top_k)
     target = resolve_device(device)

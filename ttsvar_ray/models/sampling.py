@@ -33,12 +33,15 @@ class SamplingSettings:
         top_p: in (0, 1]; the least likely values that together have probability <= 1 - top_p are not drawn.
         top_k: entries of a codebook that may be drawn, the most likely ones; None is all of them. Models
             that draw single bits have none.
+        confidence: per scale, the most that a trajectory's bits may be sure of on average, 0.5 to 1; None: as
+            sure as they are; empty for all scales. Only models that draw single bits have it.
     """
 
     guidance: tuple[float, ...]
     temperature: tuple[float, ...]
     top_p: float
     top_k: int | None = None
+    confidence: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -53,6 +56,11 @@ class SamplingSettings:
         for index, value in enumerate(self.temperature):
             if not (math.isfinite(value) and value > 0):
                 problems.append(f"sampling.temperature[{index}]: expected a number above 0, got {value}")
+        for index, target in enumerate(self.confidence):
+            if target is not None and not 0.5 < target <= 1:
+                problems.append(
+                    f"sampling.confidence[{index}]: expected more than 0.5, a coin, to 1, got {target}"
+                )
         if not 0 < self.top_p <= 1:
             problems.append(f"sampling.top_p: expected 0 < top_p <= 1 (1 turns it off), got {self.top_p}")
         if self.top_k is not None and self.top_k < 1:
@@ -94,6 +102,38 @@ def guided_logits(logits: Tensor, *, temperature: float, guidance: float) -> Ten
     if guidance != 1:
         mixed = guidance * scaled[0] + (1 - guidance) * scaled[1]
     return mixed.unflatten(-1, (-1, 2))
+
+
+_MOST_SOFTENING = 1e4
+_BISECTIONS = 40
+
+
+def softened(logits: Tensor, confidence: float) -> Tensor:
+    """Return logits [B, n, D, 2] of a higher temperature, for rows whose bits are surer than wanted.
+
+    Each trajectory has a temperature of its own, found by bisection: the least at which the mean probability
+    of the likelier value of its bits is at most `confidence`. Sums are of whole numbers, as in `exact_sums`,
+    so that no row depends on its batch.
+
+    Source: the adaptive scaling of bit distributions of DiverseAR (arXiv 2512.02931), from its description.
+    Differs: one temperature for all bits of a trajectory's scale; rows that are unsure stay as they are.
+    """
+    import torch
+
+    gap = (logits[..., 1] - logits[..., 0]).abs().double().flatten(1)
+    wanted = int(confidence * _STEPS) * gap.shape[1]
+
+    def is_too_sure(temperature: Tensor) -> Tensor:
+        steps = torch.round(torch.sigmoid(gap / temperature[:, None]) * _STEPS).to(torch.int64)
+        return steps.sum(dim=1) > wanted
+
+    low = torch.ones(len(gap), dtype=torch.float64, device=gap.device)
+    high = torch.where(is_too_sure(low), torch.full_like(low, _MOST_SOFTENING), low)
+    for _ in range(_BISECTIONS):
+        middle = torch.sqrt(low * high)
+        too_sure = is_too_sure(middle)
+        low, high = torch.where(too_sure, middle, low), torch.where(too_sure, high, middle)
+    return logits / high.to(logits.dtype)[:, None, None, None]
 
 
 def top_p_margin(top_p: float) -> float:

@@ -88,6 +88,7 @@ def test_the_option_list_is_pinned() -> None:
         "sampling.temperature",
         "sampling.top_p",
         "sampling.top_k",
+        "sampling.confidence",
         "reward.name",
         "reward.path",
         "reward.members",

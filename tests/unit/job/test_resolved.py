@@ -16,6 +16,7 @@ from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
 from ttsvar_ray.models.registry import model_path
 from ttsvar_ray.search.operators.resample import Resample
+from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import PotentialKind, RewardCombination
 
@@ -293,3 +294,19 @@ def test_the_old_name_of_resampling_alone_is_told_once(caplog: pytest.LogCapture
     new = config_for("shapes", strategy={"name": "resampling", "n": 3})
     assert old == [new, new]
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["strategy.name"]
+
+
+def test_a_models_own_plan_may_have_any_operators(tmp_path: Path) -> None:
+    one_cut = {"batch_schedule": [8] * 6 + [1] * 7, "selections": [{"scale": 6, "operator": "top-k"}]}
+    model = model_directory(tmp_path, plan=one_cut)
+    plan = resolve(config_for(model, strategy={"n": 2})).plan
+    assert [(one.scale_index, one.operator) for one in plan.selections] == [(6, TopK())]
+    assert plan.survivors_after == (16,) * 6 + (2,) * 7
+    assert selections(config_for(model, strategy={"resample_scales": [8]}))[-1] == (8, "resample")
+    assert selections(config_for(model, strategy={"name": "resampling", "n": 3})) == [
+        (6, "resample"),
+        (9, "resample"),
+    ]
+    wrong = {"selections": [{"scale": 6, "operator": "topk"}]}
+    with pytest.raises(ConfigurationError, match=r"selections\[0\].operator: expected cluster"):
+        resolve(config_for(model_directory(tmp_path, plan=wrong)))

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.contract import check_model
 from ttsvar_ray.models.infinity.recorded_checks import multinomial_bits
+from ttsvar_ray.models.registry import load_model
 from ttsvar_ray.models.sampling import (
     SamplingSettings,
     draw_bits,
@@ -15,6 +17,7 @@ from ttsvar_ray.models.sampling import (
     log_probability_of_bits,
     per_scale,
     probability_of_one,
+    softened,
     top_p_margin,
 )
 
@@ -97,3 +100,25 @@ def test_sums_of_log_probabilities_do_not_depend_on_order_or_neighbours() -> Non
         assert exact_sums(values[1:, order].reshape(1, 40, 100)).tolist() == sums[1:].tolist()
     assert sums == pytest.approx(values.sum(dim=1).numpy(), abs=1e-3)
     assert exact_sums(torch.tensor([[-math.inf, 0.0]])).tolist() == [-1000.0]
+
+
+def test_bits_that_are_too_sure_are_softened_to_the_wanted_confidence_and_no_further() -> None:
+    logits = torch.randn(3, 40, 8, 2, generator=torch.Generator().manual_seed(2))
+    logits *= torch.tensor([0.1, 3.0, 30.0])[:, None, None, None]
+    soft = softened(logits, 0.7)
+    sure = [probability_of_one(rows, top_p=1.0).sub(0.5).abs().add(0.5).mean().item() for rows in soft]
+    assert torch.equal(soft[0], logits[0]), "unsure bits stay as they are"
+    assert sure[1:] == pytest.approx([0.7, 0.7], abs=1e-3)
+    assert ((soft[..., 1] > soft[..., 0]) == (logits[..., 1] > logits[..., 0])).all()
+    for row in range(3):
+        assert torch.equal(softened(logits[row : row + 1], 0.7)[0], soft[row]), "alone as beside others"
+
+
+def test_confidence_is_for_models_of_single_bits() -> None:
+    model = load_model("shapes", device="cpu", confidence=[None] * 6 + [0.8] * 7)
+    assert model.sampling.confidence[5:7] == (None, 0.8)  # type: ignore[attr-defined]
+    check_model(model, ["a red circle", "two blue stars and a green ring"])
+    with pytest.raises(ConfigurationError, match="expected one number or 13"):
+        load_model("shapes", device="cpu", confidence=[0.8])
+    with pytest.raises(ConfigurationError, match=r"sampling.confidence\[0\]: expected more than 0.5"):
+        load_model("shapes", device="cpu", confidence=0.4)

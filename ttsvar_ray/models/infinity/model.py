@@ -18,6 +18,7 @@ from ttsvar_ray.models.sampling import (
     guided_logits,
     log_probability_of_bits,
     probability_of_one,
+    softened,
 )
 from ttsvar_ray.models.state import KVCache, ScaleState
 
@@ -103,7 +104,8 @@ class InfinityModel(CachedModel):
             temperature=self.sampling.temperature[scale_index],
             guidance=self.sampling.guidance[scale_index],
         )
-        return logits, cache
+        target = self.sampling.confidence[scale_index] if self.sampling.confidence else None
+        return (logits if target is None else softened(logits, target)), cache
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return bits uint8 [B, n, D], each drawn by a number of its own."""
