@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ttsvar_ray.cli.analyze import analyze
 from ttsvar_ray.cli.calibrate import calibrate
 from ttsvar_ray.cli.check import check
 from ttsvar_ray.cli.compare import compare
@@ -51,6 +52,7 @@ app.command(short_help="Other rewards over a run, in tables beside it.")(score)
 app.command(short_help="Some images of a run as a data set.")(select)
 app.command(short_help="A run for WebDataset, GenEval and others.")(export)
 app.command(short_help="An image of a run at each of its scales.")(replay)
+app.command(short_help="How early a reward knows the end: figures of a pool.")(analyze)
 app.command(short_help="Variants of a job over one prompt set, in one table.")(compare)
 app.add_typer(evaluate, name="evaluate", short_help="Score a run or a folder by a benchmark.")
 app.command(short_help="The built-in model: raw, best-of-N, TTS-VAR.")(demo)

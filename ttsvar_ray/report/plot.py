@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 _WIDTH, _HEIGHT = 720, 440
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 40, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 58, 56
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#666666", "#a08500")
 _TICKS = 5
 _ZOOM = 2
@@ -110,13 +110,12 @@ class _Marks:
             _, at = place(xs[0], y)
             self.lines.append((_LEFT, at, _WIDTH - _RIGHT, at, grid, 1))
             self.texts.append((_LEFT - 8, at + 4, f"{y:g}", "end", 12))
-        ticks = [float(2**k) for k in range(math.ceil(x_low), math.floor(x_high) + 1)]
-        for x in ticks if chart.logarithmic else _ticks(x_low, x_high):
+        for x in _octaves(x_low, x_high) if chart.logarithmic else _ticks(x_low, x_high):
             at, _ = place(x, y_low)
             self.lines.append((at, _TOP, at, _HEIGHT - _BOTTOM, grid, 1))
             self.texts.append((at, _HEIGHT - _BOTTOM + 18, f"{x:g}", "middle", 12))
         self.texts.append((_WIDTH / 2, _HEIGHT - 12, chart.x_label, "middle", 13))
-        self.texts.append((12, _TOP - 12, chart.y_label, "start", 13))
+        self.texts.append((12, _TOP - 14, chart.y_label, "start", 13))
         self.texts.append((_WIDTH / 2, 18, chart.title, "middle", 14))
         shown = 0
         for index, one in enumerate(chart.series):
@@ -130,9 +129,10 @@ class _Marks:
                     tops = [place(one.x[0], value + sign * half)[1] for sign in (-1, 1)]
                     self.lines.append((x, tops[0], x, tops[1], colour, 1))
                 self.circles.append((x, y, 4, colour))
-            for (x, y), label in zip(points, one.labels, strict=False):
-                side = "end" if x > _WIDTH * 0.72 else "start"
-                self.texts.append((x + (-8 if side == "end" else 8), y - 6, label, side, 11))
+            for place_in_order, ((x, y), label) in enumerate(sorted(zip(points, one.labels, strict=False))):
+                side = "end" if x > _WIDTH * 0.6 else "start"
+                below = y + 16 if place_in_order % 2 else y - 6  # neighbours do not run into each other
+                self.texts.append((x + (-8 if side == "end" else 8), below, label, side, 11))
             if one.name:
                 self.circles.append((_LEFT + 14, _TOP + 12 + 17 * shown, 4, colour))
                 self.texts.append((_LEFT + 24, _TOP + 16 + 17 * shown, one.name, "start", 12))
@@ -175,6 +175,12 @@ class _Marks:
 def _widened(low: float, high: float) -> tuple[float, float]:
     margin = 0.06 * (high - low) or 0.5
     return low - margin, high + margin
+
+
+def _octaves(low: float, high: float) -> list[float]:
+    """Return powers of two between two exponents, or round numbers where there are too few."""
+    found = [float(2**k) for k in range(math.ceil(low), math.floor(high) + 1)]
+    return found if len(found) > 2 else _ticks(2**low, 2**high)
 
 
 def _ticks(low: float, high: float) -> list[float]:
