@@ -19,6 +19,7 @@ SETTINGS = {
     "strategy.cluster_scales": [5],
     "strategy.resample_scales": [8],
     "engine.threads": 1,
+    "output.trace": "bits",
 }
 
 
@@ -37,6 +38,9 @@ def test_a_job_and_this_process_give_the_same_results(ray_cluster: Cluster, tmp_
         assert theirs.tree is not None
         assert [level.kept for level in mine.tree.levels] == [level.kept for level in theirs.tree.levels]
         assert [level.labels for level in mine.tree.levels] == [level.labels for level in theirs.tree.levels]
+        bits = [level.bits for level in mine.tree.levels]
+        assert [len(population) for population in bits] == [3, 2, 0], "those that were selected from"
+        assert [level.bits for level in theirs.tree.levels] == bits
     assert [result.prompt for result in again.find("bars")] == ["a photo of three bars"]
     assert [result.prompt_id for result in again.find("a photo of three bars")] == ["bars"]
     assert again.find("none") == []
