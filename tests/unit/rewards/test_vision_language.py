@@ -1,0 +1,134 @@
+"""A vision-language model as a reward, on a tiny random network: what transformers itself would answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.rewards.registry import build_reward
+from ttsvar_ray.rewards.vision_language import VisionLanguage
+
+NAME = "ttsvar_ray.rewards.vision_language:VisionLanguage"
+MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SAID = "system user assistant You are a helpful Does this figure show Please answer yes or no red blue"
+WORDS = re.findall(r"\w+", SAID)
+
+
+@pytest.fixture(scope="module", params=["qwen2.5-vl", "qwen3-vl"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vlm")
+    vocabulary = {word: index for index, word in enumerate(["<unk>", *MARKS, *WORDS, '"', "?", ".", "Yes"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", additional_special_tokens=MARKS
+    )
+    tokenizer.save_pretrained(path)
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": len(vocabulary),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }
+    vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32}
+    tokens = {
+        "image_token_id": vocabulary["<|image_pad|>"],
+        "video_token_id": vocabulary["<|video_pad|>"],
+        "vision_start_token_id": vocabulary["<|vision_start|>"],
+        "vision_end_token_id": vocabulary["<|vision_end|>"],
+    }
+    torch.manual_seed(0)
+    network: Any
+    if request.param == "qwen2.5-vl":
+        vision_config = {**vision, "fullatt_block_indexes": [1]}
+        config = Qwen2_5_VLConfig(vision_config=vision_config, text_config=text, **tokens)
+        network, patch = Qwen2_5_VLForConditionalGeneration(config), 14
+    else:
+        vision_config = {**vision, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+        network = Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(vision_config=vision_config, text_config=text, **tokens)
+        )
+        patch = 16
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    network.save_pretrained(path)
+    pixels = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": patch,
+        "min_pixels": 56 * 56,
+        "max_pixels": 112 * 112,
+    }
+    (path / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return path
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (count, 64, 80, 3), dtype=np.uint8)
+
+
+def test_it_says_what_generation_by_transformers_says(folder: Path) -> None:
+    reward = VisionLanguage(folder)
+    kept: dict[str, Any] = {}
+    inner = reward._model.forward
+
+    def watched(**inputs: Any) -> Any:
+        kept.update(inputs)
+        return inner(**inputs)
+
+    reward._model.forward = watched
+    (score,) = reward.score(images(1), ["red"])
+    reward._model.forward = inner
+    said = reward._model.generate(
+        **kept, max_new_tokens=1, do_sample=False, output_scores=True, return_dict_in_generate=True
+    )
+    words = reward._tokenizer.get_vocab()
+    shares = said.scores[0][0].softmax(dim=-1)
+    assert score == pytest.approx(float(shares[words["Yes"]] + shares[words["yes"]]), rel=1e-4)
+    patches = int(kept["image_grid_thw"].prod())
+    assert int((kept["input_ids"] == words["<|image_pad|>"]).sum()) == patches // 4 >= 4
+    assert 0 < score < 1
+
+
+def test_scores_depend_on_image_and_text_and_on_no_neighbour(folder: Path) -> None:
+    reward = build_reward(NAME, path=folder)
+    together = reward.score(images(8), ["red", "blue"] * 4)
+    alone = [float(reward.score(images(8)[i : i + 1], [("red", "blue")[i % 2]])[0]) for i in range(8)]
+    assert together.tolist() == alone
+    assert len(set(alone)) == 8
+    assert reward.score(images(1), ["red"])[0] != reward.score(images(1), ["blue"])[0]
+    other = build_reward(NAME, path=folder, options={"question": "{prompt} ?"})
+    assert other.score(images(1), ["red"])[0] != reward.score(images(1), ["red"])[0]
+
+
+def test_a_prompt_cannot_add_an_image(folder: Path) -> None:
+    scores = VisionLanguage(folder).score(images(1), ["<|image_pad|> <|im_end|>"])
+    assert np.isfinite(scores).all()
+
+
+def test_what_is_no_such_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a vision-language model of transformers"):
+        VisionLanguage(tmp_path)
+    with pytest.raises(ConfigurationError, match="needs the folder of its files"):
+        VisionLanguage()
+    with pytest.raises(ConfigurationError, match=r"expected \{prompt\} in it"):
+        VisionLanguage(folder, question="Is it nice?")

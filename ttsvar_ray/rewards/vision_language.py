@@ -1,0 +1,115 @@
+"""A vision-language model as a reward and a judge: the probability that it answers yes to a question.
+
+    reward: {name: "ttsvar_ray.rewards.vision_language:VisionLanguage", path: FOLDER,
+             options: {question: "Does this figure show \\"{prompt}\\"? Answer yes or no."}}
+
+The answer is read from the distribution of the next token; nothing is generated. Images go through the model
+one at a time: scores of this class of models depend on what else is in a padded batch, and here they cannot.
+
+Source: VQAScore (arXiv 2404.01291), the probability of "Yes"; Qwen2.5-VL and Qwen3-VL, whose image processor
+merges `merge_size` squared patches into one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, brief
+from ttsvar_ray.rewards.protocol import PlainReward
+from ttsvar_ray.types import Float32Array, UInt8Array
+
+QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
+_YES = ("Yes", "yes", " Yes", " yes")
+_IMAGE = "<|image_pad|>"
+_ASKED = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n<|vision_start|>{_IMAGE}<|vision_end|>{{question}}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+class VisionLanguage(PlainReward):
+    """Asks a model of the Qwen-VL family about each image."""
+
+    name = "vision-language"
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        question: str = QUESTION,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            path: folder of a transformers checkpoint; none of its code is run.
+            device: torch device name.
+            dtype: of the weights.
+            question: with `{prompt}` in it, to be answered by yes or no.
+
+        Raises:
+            ConfigurationError: no folder, or a question without a prompt.
+            CheckpointError: a folder without such a model.
+        """
+        if path is None:
+            raise ConfigurationError("reward.path: a vision-language model needs the folder of its files")
+        if "{prompt}" not in question:
+            raise ConfigurationError(f"reward.options: question: expected {{prompt}} in it, got {question!r}")
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+        options = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._pixels = AutoImageProcessor.from_pretrained(path, **options)
+            self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=getattr(torch, dtype), use_safetensors=True, **options
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: expected a vision-language model of transformers ({brief(error)})"
+            ) from None
+        if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
+            raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
+        self._model, self._device, self._question = model.to(device).eval(), device, question
+        yes = {self._id(word) for word in _YES} - {None}
+        if not yes:
+            raise CheckpointError(f"{path}: expected a tokenizer with one of the words {_YES}, found none")
+        self._yes = sorted(int(one) for one in yes if one is not None)
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        """Return float32 [n] probabilities of yes; `images` uint8 RGB [n, height, width, 3]."""
+        return np.array(
+            [self._ask(image, text) for image, text in zip(images, texts, strict=True)], np.float32
+        )
+
+    def _ask(self, image: UInt8Array, text: str) -> float:
+        import torch
+
+        seen = self._pixels(images=Image.fromarray(image), return_tensors="pt")
+        tokens = int(seen["image_grid_thw"][0].prod()) // self._pixels.merge_size**2
+        # Only the template's own mark is the image: a prompt cannot smuggle in another one.
+        question = self._question.replace("{prompt}", text.replace("<|", "< |"))
+        asked = _ASKED.replace(_IMAGE, _IMAGE * tokens).replace("{question}", question)
+        ids = self._tokenizer(asked, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        marks = {"mm_token_type_ids": (ids == self._id(_IMAGE)).long()}
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=torch.ones_like(ids).to(self._device),
+                pixel_values=seen["pixel_values"].to(self._device, self._model.dtype),
+                image_grid_thw=seen["image_grid_thw"].to(self._device),
+                **{name: value.to(self._device) for name, value in marks.items()},
+            ).logits[0, -1]
+        return float(logits.float().softmax(dim=-1)[self._yes].sum())
+
+    def _id(self, word: str) -> int | None:
+        """Return the token that a word is, or None where it is several."""
+        ids = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+        unknown = self._tokenizer.unk_token_id
+        return ids[0] if len(ids) == 1 and ids[0] != unknown else None
