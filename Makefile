@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow chaos check docs format lock train-shapes results clean
+.PHONY: help env demo test slow chaos check docs format lock train-shapes results bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -52,6 +52,9 @@ train-shapes: env ## train the built-in model from nothing; resumable, some hour
 
 results: env ## measure raw, best-of-N and TTS-VAR on the built-in model (docs/results.md)
 	$(BIN)/python -m benchmarks.shapes_results
+
+bench: env ## measure what a CPU can: image files, precision, scales against the limit (under 15 minutes)
+	$(BIN)/python -m benchmarks.bench --output benchmarks/results
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,11 +6,13 @@ Speed and memory do not depend on what weights hold, so that this needs no downl
 
 * one prompt after another through the engine, as TTS-VAR with each N: seconds by segment, the most bytes
   allocated, and these over what `ttsvar-ray plan` says;
+* with `--baseline`, the published loop (`benchmarks/published_loop.py`) on the same networks and prompts;
+* every part on its own: each scale for 1, 8 and 32 trajectories, decoder, rewards, features, image file;
 * how far a trajectory's logits depend on the other rows of its batch, and how many bits that would flip;
 * whether `engine.deterministic` makes that nothing: the bytes of a prompt alone, beside others, and sharded
   over two engines that rebuild each other's survivors, and what its filled-up passes cost.
 
-The file names the device, the driver and the versions.
+The file names the device, the driver, the versions and the commit. With `--quick` the last two are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.machine import record
+from benchmarks.parts import DECODED, REPEATS, ROWS, measure_parts
+from benchmarks.published_loop import PublishedLoop
 from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
@@ -77,8 +82,22 @@ def measure(
     dtype: torch.dtype,
     prompts: int = 2,
     warm_up: int = 1,
+    baseline: bool = False,
+    quick: bool = False,
+    rows: Sequence[int] = ROWS,
+    decoded: Mapping[str, Sequence[int]] = DECODED,
+    repeats: int = REPEATS,
 ) -> dict[str, Any]:
-    """Run everything and return what the JSON file holds."""
+    """Run everything and return what the JSON file holds.
+
+    Args:
+        sizes, resolution, device, dtype: of the networks.
+        populations: N of each run.
+        prompts, warm_up: how many are timed, after how many that are not.
+        baseline: also run the published loop.
+        quick: leave out how rows depend on their batch, and the deterministic passes.
+        rows, decoded, repeats: of the parts (`benchmarks/parts.py`).
+    """
     name = str(dtype).removeprefix("torch.")
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
     reward, extractor = random_reward(sizes, device=device), random_extractor(sizes, device=device)
@@ -99,6 +118,8 @@ def measure(
         planned = memory_plan(networks, plan, selector_decode="full")
         timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
         peak = max(run["peak_bytes"] for run in timed)
+        published = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=plan, run_seed=0)
+        official = [_published(published, row, n) for row in range(warm_up + prompts)] if baseline else []
         runs.append(
             {
                 "n": n,
@@ -110,18 +131,28 @@ def measure(
                 "planned_peak_bytes": planned.peak_bytes,
                 "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,
                 "planned_weight_bytes": planned.weight_bytes,
+                "published_loop": official[warm_up:] or None,
             }
         )
+    # Before deterministic kernels are chosen, which stay chosen.
+    parts = measure_parts(model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=repeats)
+    extras = {}
+    if not quick:
+        settings = job(sizes.preset.name, resolution, 1, name)
+        extras = {
+            "rows": row_dependence(model),
+            "deterministic": deterministic(model, reward, extractor, settings),
+        }
     return {
         "what": "random weights: speed and memory, not quality",
         "model": sizes.preset.name,
         "resolution": resolution,
         "dtype": name,
         "hardware": hardware(device),
+        "machine": record("torch", "numpy", "pillow", "transformers"),
         "runs": runs,
-        "rows": row_dependence(model),
-        "deterministic": deterministic(model, reward, extractor, job(sizes.preset.name, resolution, 1, name)),
-    }
+        "parts": parts,
+    } | extras
 
 
 def deterministic(
@@ -187,6 +218,18 @@ def _one_prompt(engine: Engine, row: int, n: int) -> dict[str, Any]:
     assert isinstance(outcome, PromptResult), outcome
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     return {"seconds": seconds, "peak_bytes": peak, "images": len(outcome.images)}
+
+
+def _published(loop: PublishedLoop, row: int, n: int) -> dict[str, Any]:
+    """Return seconds of the published loop for a prompt that the engine was given, too."""
+    prompt = Prompt(row=row, prompt_id=f"{n}-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
+    start = time.perf_counter()
+    drawn = loop.run(prompt)
+    return {
+        "seconds": round(time.perf_counter() - start, 4),
+        "decoded_images": drawn.decodes,
+        "seconds_by_part": {name: round(value, 4) for name, value in drawn.seconds.items()},
+    }
 
 
 def row_dependence(model: InfinityModel) -> dict[str, Any]:
@@ -275,6 +318,8 @@ def main() -> None:
     parser.add_argument("--resolution", default="1M", help="0.06M, 0.25M, 0.60M or 1M")
     parser.add_argument("--n", type=int, nargs="+", default=[1, 2], help="N of TTS-VAR")
     parser.add_argument("--prompts", type=int, default=2, help="prompts that are timed, after a warm-up")
+    parser.add_argument("--baseline", action="store_true", help="also run the published loop")
+    parser.add_argument("--quick", action="store_true", help="seconds and memory only")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
     parser.add_argument("--dtype", default="auto", help="of the blocks")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
@@ -287,6 +332,8 @@ def main() -> None:
         device=device,
         dtype=resolve_dtype(arguments.dtype, device),
         prompts=arguments.prompts,
+        baseline=arguments.baseline,
+        quick=arguments.quick,
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

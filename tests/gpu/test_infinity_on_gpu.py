@@ -73,10 +73,16 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
         dtype=torch.float32,
         prompts=1,
         warm_up=0,
+        rows=(1,),
+        decoded={"full": (1,), "selector": (2,)},
+        repeats=1,
     )
     (run,) = result["runs"]
     assert (run["kept_images"], run["drawn_images"]) == (1, 1)
     assert run["peak_bytes"] == 0, "a CPU has no account of allocated bytes"
+    scales = result["parts"]["milliseconds of each scale, by trajectories"]["1"]
+    assert len(scales) == 7 and all(each > 0 for each in scales)
+    assert all(each >= 0 for each in result["parts"]["milliseconds"].values())
     rows = result["rows"]
     assert rows["repeats_to_the_bit"]
     assert rows["largest_logit_difference_over_deviation"] == [0.0] * 7, "rows are independent on a CPU"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.bench import MEASUREMENTS, table
 from benchmarks.shapes_pieces import (
     Method,
     Share,
@@ -108,3 +110,13 @@ def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> No
     assert ran.tokens == pytest.approx(replayed.tokens)
     assert ran.seconds > 0
     assert "| one cut: 8, the best at 6 | replayed | 2 | 2.10 |" in markdown([ran, replayed], None)
+
+
+def test_the_bench_table_says_what_the_committed_files_say() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    results = {name: json.loads((folder / f"{name}.json").read_text()) for name in MEASUREMENTS}
+    lines = table(results)
+    assert any(line.startswith("png level 6, 1024 x 1024") and line.endswith("MB") for line in lines)
+    assert any("of peak" in line for line in lines)
+    for found in results.values():
+        assert {"cpu", "commit", "machine_was_shared", "versions"} <= found["machine"].keys()
