@@ -28,6 +28,7 @@ SELECTIONS = [
     {"scale": 2, "operator": "cluster"},
     {"scale": 4, "operator": OWN, "options": {"rivals": 3}},
     {"scale": 5, "operator": "diverse-top-k"},
+    {"scale": 6, "operator": "likelihood"},
     {"scale": 7, "operator": "top-k", "options": {"potential": "diff"}},
 ]
 
@@ -40,7 +41,7 @@ def config_for(folder: Path, selections: list[dict[str, Any]]) -> JobConfig:
             "model": {"name": "shapes", "device": "cpu"},
             "prompts": {"path": str(folder / "prompts.txt")},
             "output": {"path": str(folder / "out"), "keep": "all"},
-            "strategy": {"selections": selections, "n": 2},
+            "strategy": {"selections": selections, "n": 2, "final_mean_of": [9, 12]},
             "cluster": {"workers": 2, "spread": 2, "max_failure_rate": 1.0},
             "seed": 11,
         }
@@ -59,7 +60,13 @@ def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
     assert (summary.prompts, summary.failed) == (2, 0)
     images = pq.read_table(tmp_path / "out" / "data").to_pylist()
     trace = pq.read_table(tmp_path / "out" / "trace").to_pylist()
-    assert [row["kind"] for row in trace] == 2 * ["cluster", "tournament", "diverse-top-k", "top-k"]
+    assert [row["kind"] for row in trace] == 2 * [
+        "cluster",
+        "tournament",
+        "diverse-top-k",
+        "likelihood",
+        "top-k",
+    ]
 
     job = resolve(config)
     engine = build_engine(job)
