@@ -59,6 +59,8 @@ class EngineSettings:
         keep: "all" writes a file of every final image. "best": of each shard only the image that may turn out
             the best of its prompt; of an ensemble, whose ranking needs the whole population, still all.
         encode_threads: image files encoded at a time.
+        draw_threads: threads that draw the uniforms of a scale while the one before runs; 0: none. The
+            numbers are the same.
         memory_bytes: what this worker can give to trajectories, for whoever places work on it; None where
             only rows limit it.
     """
@@ -72,6 +74,7 @@ class EngineSettings:
     png_level: int = DEFAULT_PNG_LEVEL
     keep: Literal["best", "all"] = "all"
     encode_threads: int = ENCODE_THREADS
+    draw_threads: int = 0
     memory_bytes: int | None = None
 
 
@@ -157,6 +160,7 @@ class Engine:
             selector_decode=settings.selector_decode,
             segments=plan.segments,
             pass_rows=self.pass_rows if settings.deterministic else None,
+            draw_threads=settings.draw_threads,
             reads_likelihood=plan.needs_likelihood,
         )
         # Rows that are known to fit, by segment: lowered when the device runs out of memory.

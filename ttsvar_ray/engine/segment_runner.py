@@ -9,8 +9,10 @@ decoded that no operator reads, and a row's result never depends on the other ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,6 +71,7 @@ class SegmentRunner:
         segments: Sequence[Segment],
         pass_rows: tuple[int, ...] | None = None,
         reads_likelihood: bool = False,
+        draw_threads: int = 0,
     ) -> None:
         """Bind the parts.
 
@@ -78,6 +81,8 @@ class SegmentRunner:
             pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
                 are trajectories.
             reads_likelihood: whether the plan does; the model is a `ScoringModel` then.
+            draw_threads: threads that draw the uniforms of a scale while the one before runs; 0 draws them
+                when they are needed.
         """
         self._model = model
         self._reads_likelihood = reads_likelihood
@@ -88,6 +93,9 @@ class SegmentRunner:
         self._selector_decode = selector_decode
         self._segments = segments
         self._pass_rows = pass_rows
+        self._drawing = (
+            ThreadPoolExecutor(draw_threads, thread_name_prefix="uniforms") if draw_threads else None
+        )
 
     def check_parents(self, task: ShardTask) -> None:
         """Make sure that every parent of a task is held or comes with its bits.
@@ -127,8 +135,12 @@ class SegmentRunner:
         log_likelihood = np.zeros(len(rows))
         features: Float32Array | None = None
         images: UInt8Array | None = None
+        drawing = self._begin_uniforms(rows, segment.first_scale)
         for scale_index in range(segment.first_scale, segment.last_scale + 1):
-            state, logs = self._advanced(state, self._uniforms(rows, scale_index, len(everyone)))
+            uniforms = np.stack(_filled_up([drawn() for drawn in drawing], len(everyone)))
+            if scale_index < segment.last_scale:
+                drawing = self._begin_uniforms(rows, scale_index + 1)
+            state, logs = self._advanced(state, uniforms)
             log_likelihood += logs[: len(rows)]
             ends = scale_index == segment.last_scale
             embedded = ends and Signal.FEATURES in segment.reads
@@ -199,15 +211,25 @@ class SegmentRunner:
             return self._model.advance_scored(state, uniforms)
         return self._model.advance(state, uniforms), np.zeros(len(uniforms))
 
-    def _uniforms(self, rows: Sequence[Row], scale_index: int, pass_rows: int) -> Float32Array:
-        """Return float32 [pass_rows, bits of the scale]: each row from its own named stream."""
+    def _begin_uniforms(self, rows: Sequence[Row], scale_index: int) -> list[Callable[[], Float32Array]]:
+        """Return, for each row, what gives its float32 [bits of the scale] from its own named stream."""
         height, width = self._model.scale_schedule[scale_index]
         count = height * width * self._model.bits_per_token
-        drawn = [
-            bit_uniforms(self._run_seed, r.task.prompt.key, scale_index, r.slot, count, r.task.round_index)
-            for r in rows
+        draws = [
+            partial(
+                bit_uniforms,
+                self._run_seed,
+                row.task.prompt.key,
+                scale_index,
+                row.slot,
+                count,
+                row.task.round_index,
+            )
+            for row in rows
         ]
-        return np.stack(_filled_up(drawn, pass_rows))
+        if self._drawing is None:
+            return list(draws)
+        return [self._drawing.submit(draw).result for draw in draws]
 
     def _rows_of_pass(self, segment_index: int, rows: int) -> int:
         """Return how many rows a pass of a segment has that is made for so many trajectories."""

@@ -13,6 +13,9 @@ from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.rewards.registry import build_reward
 
+DRAW_THREADS_BESIDE_GPU = 4
+"""One core draws 64 trajectories of the last scale of Infinity at 1024 x 1024 in 68 ms, eight in 21."""
+
 
 def build_engine(
     job: ResolvedJob, *, reward: Reward | None = None, extractor: FeatureExtractor | None = None
@@ -46,6 +49,8 @@ def build_engine(
             quality=quality,
             png_level=png_level,
             keep=config.output.keep,
+            # A CPU's cores compute the scale meanwhile.
+            draw_threads=DRAW_THREADS_BESIDE_GPU if device.startswith("cuda") else 0,
             memory_bytes=trajectory_bytes(config, job.description, job.plan, device),
         ),
     )

@@ -192,6 +192,26 @@ def test_one_file_a_shard_is_enough_where_the_best_is_kept(engines: int, rows: i
     assert set(written) == {1}, "one a shard, however many trajectories it has"
 
 
+def test_uniforms_drawn_ahead_are_the_same_numbers() -> None:
+    plan, prompts = tts_var_plan(), make_prompts(2)
+
+    def found(draw_threads: int) -> dict[str, PromptResult | PromptFailure]:
+        engine = Engine(
+            model=TinyModel(),
+            reward=TinyReward(),
+            extractor=TinyExtractor(),
+            plan=plan,
+            run_seed=3,
+            settings=EngineSettings(micro_batch_rows=5, draw_threads=draw_threads),
+        )
+        settings = CoordinatorSettings(keep="all")
+        outcomes = run_local(iter(prompts), plan=plan, engines=[engine], run_seed=3, settings=settings)
+        return {outcome.prompt.key: outcome for outcome in outcomes}
+
+    assert content(found(2)) == content(found(0))
+    assert len(content(found(2))) == 2
+
+
 def test_a_loop_of_ones_own_gets_every_file() -> None:
     engine = Engine(
         model=TinyModel(),
