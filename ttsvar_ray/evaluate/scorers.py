@@ -185,8 +185,12 @@ class SafetyScorer:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         try:
-            self._processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-            model = AutoModelForImageClassification.from_pretrained(path, local_files_only=True)
+            self._processor = AutoImageProcessor.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModelForImageClassification.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: expected an image classifier of transformers ({str(error).splitlines()[0]})"

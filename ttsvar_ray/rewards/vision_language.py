@@ -63,12 +63,19 @@ class VisionLanguage(PlainReward):
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-        options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._pixels = AutoImageProcessor.from_pretrained(path, **options)
-            self._tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            self._pixels = AutoImageProcessor.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             model = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=getattr(torch, dtype), use_safetensors=True, **options
+                path,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
