@@ -18,6 +18,8 @@ _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 20, 58, 56
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#666666", "#a08500")
 _TICKS = 5
+_LETTER = 5.6
+"""Width of a letter of a label, about."""
 _ZOOM = 2
 """Pixels of the PNG for each of the SVG."""
 
@@ -129,14 +131,42 @@ class _Marks:
                     tops = [place(one.x[0], value + sign * half)[1] for sign in (-1, 1)]
                     self.lines.append((x, tops[0], x, tops[1], colour, 1))
                 self.circles.append((x, y, 4, colour))
-            for place_in_order, ((x, y), label) in enumerate(sorted(zip(points, one.labels, strict=False))):
-                side = "end" if x > _WIDTH * 0.6 else "start"
-                below = y + 16 if place_in_order % 2 else y - 6  # neighbours do not run into each other
-                self.texts.append((x + (-8 if side == "end" else 8), below, label, side, 11))
+            self._label(points, one.labels)
             if one.name:
                 self.circles.append((_LEFT + 14, _TOP + 12 + 17 * shown, 4, colour))
                 self.texts.append((_LEFT + 24, _TOP + 16 + 17 * shown, one.name, "start", 12))
                 shown += 1
+
+    def _label(self, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+        """Write each label beside its point, at the first of some places where nothing else is."""
+        taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+        for (x, y), label in zip(points, labels, strict=False):
+            width = _LETTER * len(label)
+            places = [
+                (x + 9 if side == "start" else x - 9, y + lower, side)
+                for lower in (-6, 15, -20, 29, -34, 43)
+                for side in ("start", "end")
+            ]
+            boxes = [
+                (
+                    at if side == "start" else at - width,
+                    low - 10,
+                    at + width if side == "start" else at,
+                    low + 2,
+                )
+                for at, low, side in places
+            ]
+            best = min(
+                range(len(places)),
+                key=lambda index: (
+                    sum(_overlap(boxes[index], other) for other in taken),
+                    boxes[index][0] < _LEFT or boxes[index][2] > _WIDTH,
+                    index,
+                ),
+            )
+            taken.append(boxes[best])
+            at, low, side = places[best]
+            self.texts.append((at, low, label, side, 11))
 
     def svg(self) -> str:
         """Return the chart as SVG."""
@@ -170,6 +200,13 @@ class _Marks:
             anchor = {"start": "ls", "middle": "ms", "end": "rs"}[side]
             draw.text((x * _ZOOM, y * _ZOOM), text, font=font, fill="#1e1e1e", anchor=anchor)
         return page
+
+
+def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
+    """Return the area that two boxes (left, top, right, bottom) share."""
+    width = min(one[2], two[2]) - max(one[0], two[0])
+    height = min(one[3], two[3]) - max(one[1], two[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
