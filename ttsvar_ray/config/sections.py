@@ -365,6 +365,11 @@ class EngineConfig(_Section):
         description="every forward pass has engine.micro_batch_rows rows, padded where there are fewer: for "
         "the same bytes on GPUs",
     )
+    kernels: Literal["auto", "plain", "fused"] = Field(
+        default="auto",
+        description="element-wise chains of the model: plain torch, or fused by Triton on a GPU, which "
+        "differs by rounding; auto: fused where there is a GPU with Triton",
+    )
     selector_decode: Literal["full", "selector"] = Field(
         default="full",
         description="size of the intermediate images that rewards and clustering see",

@@ -83,6 +83,7 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
         top_k=sampling.top_k,
         confidence=sampling.confidence,
         execution=Execution(
+            kernels=config.engine.kernels,
             fixed_shapes=config.engine.deterministic,
             stops=tuple(segment.last_scale for segment in job.plan.segments),
         ),

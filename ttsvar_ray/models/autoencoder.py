@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.kernels import group_norm_silu
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvolutionConfig:
@@ -46,8 +48,17 @@ class ConvolutionConfig:
         return nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
 
 
+def _activated(config: ConvolutionConfig, norm: nn.Module, x: Tensor, *, fused: bool) -> Tensor:
+    """Return the normed and activated x."""
+    if isinstance(norm, nn.GroupNorm) and config.activate is F.silu:
+        return group_norm_silu(x, norm.weight, norm.bias, groups=norm.num_groups, eps=norm.eps, fused=fused)
+    return config.activate(norm(x))
+
+
 class _ResBlock(nn.Module):
     """norm-activation-conv3x3 twice, plus the input (through a 1x1 where channels change)."""
+
+    fused = False
 
     def __init__(self, config: ConvolutionConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -60,8 +71,8 @@ class _ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.config.activate(self.norm1(x)))
-        return self.conv2(self.config.activate(self.norm2(h))) + self.nin_shortcut(x)
+        h = self.conv1(_activated(self.config, self.norm1, x, fused=self.fused))
+        return self.conv2(_activated(self.config, self.norm2, h, fused=self.fused)) + self.nin_shortcut(x)
 
 
 class _SpatialAttention(nn.Module):
@@ -168,6 +179,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features [B, d, H, W] to image [B, 3, H*p, W*p], not clamped."""
 
+    fused = False
+
     def __init__(self, config: ConvolutionConfig) -> None:
         super().__init__()
         self.config = config
@@ -194,5 +207,5 @@ class Decoder(nn.Module):
             x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)  # type: ignore[operator]
-        x = self.conv_out(self.config.activate(self.norm_out(x)))
+        x = self.conv_out(_activated(self.config, self.norm_out, x, fused=self.fused))
         return F.pixel_shuffle(x, self.config.pixel_shuffle)

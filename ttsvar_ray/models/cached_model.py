@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttsvar_ray.kernels import uses_fused
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, exact_sums
@@ -105,7 +106,7 @@ class CachedModel(ABC):
     transformer: Any
     tokenizer: Any
     execution: Execution = Execution()
-    """How it computes; may be set until the first state is made."""
+    """How it computes; `set_execution` changes it."""
 
     def __init__(
         self,
@@ -131,6 +132,22 @@ class CachedModel(ABC):
         self._map_size = map_size
         self.image_height = map_size[0] * tokenizer.config.patch_size
         self.image_width = map_size[1] * tokenizer.config.patch_size
+
+    def set_execution(self, execution: Execution) -> None:
+        """Choose how the model computes; to be called before the first state is made.
+
+        Raises:
+            ConfigurationError: fused kernels where there are none.
+        """
+        fused = uses_fused(execution.kernels, self.device.type)
+        self.execution = execution
+        for part in (self.transformer, self.tokenizer):
+            for module in part.modules():
+                if hasattr(module, "fused"):
+                    module.fused = fused
+        if fused and self.block_dtype != torch.float32:
+            # Nothing between its convolutions asks for float32 any more.
+            self.tokenizer.decoder.to(self.block_dtype)
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> tuple[Any, ...]:

@@ -10,11 +10,13 @@ class Execution:
     """How a model computes.
 
     Attributes:
+        kernels: "auto", "plain" or "fused"; see `ttsvar_ray.kernels`.
         fixed_shapes: every pass over so many rows has the same shapes, whatever the rows: texts are padded to
             the model's longest. For devices that choose kernels by shape; a CPU needs none of it.
         stops: scales, rising, after which trajectories are selected. Memory for keys and values is taken for
             all scales up to the next stop at once; without any, scale by scale.
     """
 
+    kernels: str = "auto"
     fixed_shapes: bool = False
     stops: tuple[int, ...] = ()

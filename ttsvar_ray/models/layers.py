@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.kernels import unit_rotated
 from ttsvar_ray.models.row_stability import StableLinear, stable_linear
 from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache
 
@@ -104,6 +105,7 @@ class AdaptiveNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention of unit queries and keys with a learned scale per head, over all tokens so far."""
 
+    fused = False
     zero_k_bias: Tensor
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -126,17 +128,8 @@ class SelfAttention(nn.Module):
         weight = self.mat_qkv.weight
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias)).to(weight.dtype)
         qkv = stable_linear(x.to(weight.dtype), weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        # Unit length and rotation in float32: rounding here moves every score.
-        qk = F.normalize(qkv[:, :, :2].float(), dim=-1)
-        if rope is not None:
-            qk = _rotate(qk.flatten(2, 3), rope).unflatten(2, (2, self.num_heads))
-        q, k = qk.unbind(dim=2)
-        q = q * self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp()[:, :, 0]
-        return (
-            q.to(qkv.dtype).transpose(1, 2),
-            k.to(qkv.dtype).transpose(1, 2),
-            qkv[:, :, 2].transpose(1, 2),
-        )
+        scale = self.scale_mul_1H11.float().clamp(max=MAX_LOG_SCALE).exp().flatten()
+        return unit_rotated(qkv, scale, rope, fused=self.fused)
 
     def forward(
         self, x: Tensor, extend: Extend, rope: Tensor | None = None, *, streams: int
@@ -159,9 +152,3 @@ class SelfAttention(nn.Module):
     def output(self, attended: Tensor) -> Tensor:
         """Join the heads [R, H, n, D] and project to [R, n, C]."""
         return self.proj(attended.transpose(1, 2).flatten(2))
-
-
-def _rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (0, 1), (2, 3), ... of x float32 [R, n, heads, D] by a table complex64 [n, D / 2]."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table[:, None, :]).flatten(-2)

@@ -333,6 +333,6 @@ def load_model(
     load = family_entry(description.family).load
     with reading_weights(f"model {choice.path or choice.name}"):
         loaded = load(description, device=target, dtype=resolve_dtype(dtype, target), sampling=sampling)
-    if execution is not None and hasattr(loaded, "execution"):
-        loaded.execution = execution
+    if hasattr(loaded, "set_execution"):
+        loaded.set_execution(Execution() if execution is None else execution)
     return loaded

@@ -46,9 +46,11 @@ def min_linear_rows() -> int:
 
 def stable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply `F.linear` to x [..., in] with at least `min_linear_rows()` rows on a CPU."""
+    if not _pads(x):
+        return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
     least = min_linear_rows()
-    if rows >= least or not _pads(x):
+    if rows >= least:
         return F.linear(x, weight, bias)
     padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, least - rows))
     return F.linear(padded, weight, bias)[:rows].reshape(*x.shape[:-1], weight.shape[0])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.kernels import gated_sum, modulated_norm
 from ttsvar_ray.models.infinity.attention import (
     CrossAttention,
     TextPoolAttention,
@@ -29,7 +30,6 @@ from ttsvar_ray.models.layers import (
     FeedForward,
     SelfAttention,
     extending,
-    plain_norm,
 )
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache, LayerCache
@@ -53,6 +53,8 @@ class _TextNorm(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward; the outer two modulated by the text."""
 
+    fused = False
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.sa = SelfAttention(config.embed_dim, config.num_heads)
@@ -65,6 +67,10 @@ class Block(nn.Module):
         """Return gamma1, gamma2, scale1, scale2, shift1, shift2, each [R, 1, C], from shared [R, 6, C]."""
         return (self.ada_gss.float() + shared[:, None]).unbind(dim=2)
 
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        dtype = self.ffn.fc1.weight.dtype
+        return modulated_norm(x, scale, shift, eps=NORM_EPS, dtype=dtype, fused=self.fused)
+
     def mix_text_and_feed(
         self, x: Tensor, texts: Sequence[TextKeys], modulation: tuple[Tensor, ...]
     ) -> Tensor:
@@ -73,7 +79,7 @@ class Block(nn.Module):
         norm = self.ca_norm
         normed = F.layer_norm(x, x.shape[-1:], norm.weight.float(), norm.bias.float(), NORM_EPS)
         x = x + self.ca(normed, texts)
-        return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2
+        return gated_sum(x, self.ffn(self._modulated(x, scale2, shift2)), gamma2, fused=self.fused)
 
     def step(
         self,
@@ -88,8 +94,8 @@ class Block(nn.Module):
         """Run the tokens of one scale [R, n, C] against the cache of the scales before."""
         modulation = self.modulation(shared)
         gamma1, _, scale1, _, shift1, _ = modulation
-        attended, full = self.sa(plain_norm(x) * (1 + scale1) + shift1, extend, rope, streams=streams)
-        x = x + attended * gamma1
+        attended, full = self.sa(self._modulated(x, scale1, shift1), extend, rope, streams=streams)
+        x = gated_sum(x, attended, gamma1, fused=self.fused)
         return self.mix_text_and_feed(x, texts, modulation), full
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.models.layers import AdaptiveNorm, Extend, FeedForward, SelfAttention, extending, plain_norm
+from ttsvar_ray.kernels import gated_sum, modulated_norm
+from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, Extend, FeedForward, SelfAttention, extending
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache
 from ttsvar_ray.models.var.config import VarConfig
@@ -21,6 +22,8 @@ from ttsvar_ray.types import ScaleSchedule
 
 class _Block(nn.Module):
     """Self-attention and feed-forward, both modulated by the class."""
+
+    fused = False
 
     def __init__(self, config: VarConfig) -> None:
         super().__init__()
@@ -47,9 +50,13 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, extend: Extend, modulation: tuple[Tensor, ...], *, streams: int) -> Tensor:
         """Run the tokens of one scale, x [R, n, C], against the cache of the scales before."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation
-        attended, _ = self.attn(plain_norm(x) * (1 + scale1) + shift1, extend, streams=streams)
-        x = x + attended * gamma1
-        return x + self.ffn(plain_norm(x) * (1 + scale2) + shift2) * gamma2
+        attended, _ = self.attn(self._modulated(x, scale1, shift1), extend, streams=streams)
+        x = gated_sum(x, attended, gamma1, fused=self.fused)
+        return gated_sum(x, self.ffn(self._modulated(x, scale2, shift2)), gamma2, fused=self.fused)
+
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        dtype = self.ffn.fc1.weight.dtype
+        return modulated_norm(x, scale, shift, eps=NORM_EPS, dtype=dtype, fused=self.fused)
 
 
 class VarTransformer(nn.Module):

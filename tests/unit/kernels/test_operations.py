@@ -1,0 +1,189 @@
+"""Fused operations against plain ones, under Triton's interpreter: what is computed, not how fast.
+
+They are skipped where Triton is not installed. `TRITON_INTERPRET=1 pytest -m slow` of this file tries a whole model.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.tiny_infinity import tiny_model
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.kernels import gated_sum, group_norm_silu, modulated_norm, unit_rotated, uses_fused
+from ttsvar_ray.models.cached_model import CachedModel
+from ttsvar_ray.models.execution import Execution
+from ttsvar_ray.models.infinity.config import TokenizerConfig
+from ttsvar_ray.models.infinity.model import InfinityModel
+from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test below, under the interpreter")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="these tests, run by themselves")
+@pytest.mark.timeout(300)
+def test_fused_operations_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(fused: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
+    tolerance = 2e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(fused.float(), plain.float(), atol=tolerance, rtol=tolerance)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 48, 5, 7), (1, 64, 3, 3), (1, 32, 100, 101)])
+def test_group_norm_silu(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> None:
+    # A mean far from zero: sums of squares would cancel.
+    x = (random(*shape) * 0.5 + 20).to(dtype)
+    weight, bias = random(shape[1], seed=1), random(shape[1], seed=2)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    groups = 32 if shape[1] % 32 == 0 else 24
+    fused = group_norm_silu(x, weight, bias, groups=groups, eps=1e-6, fused=True)
+    # torch's float32 norm of channels last is itself off by 0.01 here.
+    exact = (x.double(), weight.double(), bias.double())
+    plain = group_norm_silu(*exact, groups=groups, eps=1e-6, fused=False)
+    assert fused.dtype == dtype and fused.stride() == x.stride()
+    tolerance = 1e-3 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(fused.double(), plain, atol=tolerance, rtol=tolerance)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("width", [32, 192, 200])
+def test_modulated_norm(width: int, dtype: torch.dtype) -> None:
+    x, modulation = random(3, 5, width) * 2 + 1, random(3, 1, 6, width, seed=1)
+    scale, shift = modulation[:, :, 2], modulation[:, :, 4]
+    fused = modulated_norm(x, scale, shift, eps=1e-6, dtype=dtype, fused=True)
+    assert fused.dtype == dtype
+    close(fused, modulated_norm(x, scale, shift, eps=1e-6, dtype=dtype, fused=False), dtype)
+
+
+@interpreted
+@DTYPES
+def test_gated_sum(dtype: torch.dtype) -> None:
+    x, update, modulation = (
+        random(3, 5, 48),
+        random(3, 5, 48, seed=1, dtype=dtype),
+        random(3, 1, 6, 48, seed=2),
+    )
+    fused = gated_sum(x, update, modulation[:, :, 1], fused=True)
+    assert fused.dtype == torch.float32
+    close(fused, gated_sum(x, update, modulation[:, :, 1], fused=False), torch.float32)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("rotates", [False, True])
+@pytest.mark.parametrize("heads", [3, 4])
+def test_unit_rotated(heads: int, rotates: bool, dtype: torch.dtype) -> None:
+    rows, tokens, width = 2, 5, 24
+    qkv, scale = random(rows, tokens, 3, heads, width, dtype=dtype), random(heads, seed=1).exp()
+    rope = (
+        torch.polar(torch.ones(tokens, width // 2), random(tokens, width // 2, seed=2)) if rotates else None
+    )
+    fused = unit_rotated(qkv, scale, rope, fused=True)
+    for mine, plain in zip(fused, unit_rotated(qkv, scale, rope, fused=False), strict=True):
+        assert mine.shape == plain.shape == (rows, heads, tokens, width) and mine.dtype == dtype
+        close(mine, plain, dtype)
+
+
+@interpreted
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, modulation = random(4, 5, 48), random(4, 1, 2, 48, seed=1)
+    whole = modulated_norm(x, *modulation.unbind(2), eps=1e-6, dtype=torch.float32, fused=True)
+    part = modulated_norm(x[2:3], *modulation[2:3].unbind(2), eps=1e-6, dtype=torch.float32, fused=True)
+    assert torch.equal(whole[2:3], part)
+    images = random(3, 32, 70, 50)
+    args = {"groups": 32, "eps": 1e-6, "fused": True}
+    norm = torch.ones(32), torch.zeros(32)
+    assert torch.equal(
+        group_norm_silu(images, *norm, **args)[1:2], group_norm_silu(images[1:2], *norm, **args)
+    )
+
+
+def fuse(model: CachedModel) -> None:
+    for part in (model.transformer, model.tokenizer):
+        for module in part.modules():
+            if hasattr(module, "fused"):
+                module.fused = True
+
+
+@interpreted
+@pytest.mark.slow
+def test_whole_model() -> None:
+    def make() -> InfinityModel:
+        model = tiny_model(schedule=((1, 1), (2, 2), (3, 3)))
+        torch.manual_seed(2)
+        config = TokenizerConfig(
+            codebook_dim=8,
+            base_channels=32,
+            encoder_multipliers=(1, 2),
+            decoder_multipliers=(1, 2),
+            num_res_blocks=1,
+        )
+        model.tokenizer = ImageTokenizer(config).eval()
+        return model
+
+    plain, fused = make(), make()
+    fuse(fused)
+    states = [model.start(model.encode_text(["a red circle"]), [0]) for model in (plain, fused)]
+    for scale in range(plain.num_scales):
+        with torch.inference_mode():
+            logits = [m.next_logits(s)[0] for m, s in zip((plain, fused), states, strict=True)]
+        torch.testing.assert_close(logits[1], logits[0], atol=2e-3, rtol=1e-3)
+        height, width = plain.scale_schedule[scale]
+        size = (1, height * width * plain.bits_per_token)
+        states[0] = plain.advance(states[0], np.random.default_rng(scale).random(size, dtype=np.float32))
+        # The same bits from here on, whatever rounding would have drawn.
+        states[1] = fused.replay(states[1], [plain.bits(states[0])[scale]])
+    images = [model.decode_float(states[0].summed) for model in (plain, fused)]
+    torch.testing.assert_close(images[1], images[0], atol=1e-4, rtol=1e-4)
+    assert not torch.equal(images[1], images[0]), "or the fused way was not taken"
+
+
+def test_a_model_is_told_how_to_compute() -> None:
+    model = tiny_model()
+    model.set_execution(Execution(kernels="auto", stops=(2,)))
+    assert model.execution.stops == (2,)
+    assert not any(getattr(module, "fused", False) for module in model.transformer.modules()), "on a CPU"
+    with pytest.raises(ConfigurationError, match="needs a CUDA device"):
+        model.set_execution(Execution(kernels="fused"))
+
+
+def test_the_plain_way_is_taken_where_there_is_no_other() -> None:
+    assert not uses_fused("auto", "cpu")
+    assert not uses_fused("plain", "cuda")
+    with pytest.raises(ConfigurationError, match=r"engine\.kernels: 'fused' needs a CUDA device"):
+        uses_fused("fused", "cpu")
+    with pytest.raises(ConfigurationError, match=r"expected one of auto, plain, fused"):
+        uses_fused("fast", "cpu")
