@@ -1,6 +1,6 @@
 """Fused operations against plain ones, under Triton's interpreter: what is computed, not how fast.
 
-They are skipped where Triton is not installed. `TRITON_INTERPRET=1 pytest -m slow` of this file tries a whole model.
+They are skipped where Triton is not installed. `TRITON_INTERPRET=1 pytest -m slow` tries a whole model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.tiny_infinity import tiny_model
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.kernels import gated_sum, group_norm_silu, modulated_norm, unit_rotated, uses_fused
+from ttsvar_ray.kernels import choice, gated_sum, group_norm_silu, modulated_norm, unit_rotated, uses_fused
 from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.config import TokenizerConfig
@@ -178,6 +178,40 @@ def test_a_model_is_told_how_to_compute() -> None:
     assert not any(getattr(module, "fused", False) for module in model.transformer.modules()), "on a CPU"
     with pytest.raises(ConfigurationError, match="needs a CUDA device"):
         model.set_execution(Execution(kernels="fused"))
+
+
+def test_auto_takes_the_plain_way_and_says_why_where_a_trial_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    for problem in ("a trial of the fused ones was off by 2", None):
+        monkeypatch.setattr(choice, "trial", lambda device, problem=problem: problem)
+        assert uses_fused("auto", "cuda") == (problem is None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine.kernels: auto takes the plain kernels: a trial of the fused ones was off by 2"
+    ]
+
+
+def test_a_trial_notices_what_raises_and_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, fused: bool, **more: object) -> Tensor:
+        if fused:
+            raise RuntimeError("no such\ninstruction")
+        return torch.ones(2)
+
+    def wrong(*args: object, fused: bool, **more: object) -> Tensor:
+        return torch.ones(2) * (2 if fused else 1)
+
+    names = ("group_norm_silu", "modulated_norm", "gated_sum")
+    for stand_in, said in ((broken, "raised RuntimeError: no such instruction"), (wrong, "was off by 1")):
+        for name in names:
+            monkeypatch.setattr(choice, name, stand_in)
+        monkeypatch.setattr(choice, "unit_rotated", lambda *_, fused: (torch.ones(1),) * 3)
+        assert said in str(choice.trial.__wrapped__("cpu"))
+
+
+@interpreted
+def test_a_trial_of_the_real_ones_agrees() -> None:
+    assert choice.trial("cpu") is None
 
 
 def test_the_plain_way_is_taken_where_there_is_no_other() -> None:
