@@ -1,10 +1,10 @@
 """Files that people and accidents have changed: `python -m tests.fuzz --count 10000`.
 
 Each case takes a good file (prompts in every format, a job file, run.json, dead letters, manifests,
-sessions, a part, a workload, config.json of a model), changes it at random, and hands it to what reads it.
-That may take it, or say in a sentence what is wrong (`TtsVarError`). Anything else is a finding, as is a case
-that takes over five seconds; the whole may not hold a gigabyte. A case is a number: `--first 4711 --count 1`
-plays it again.
+sessions, a part, a workload; of a model config.json, weights, and its text encoder with its tokenizer),
+changes it at random, and hands it to what reads it. That may take it, or say in a sentence what is wrong
+(`TtsVarError`). Anything else is a finding, as is a case that takes over five seconds; the whole may not
+hold a gigabyte. A case is a number: `--first 4711 --count 1` plays it again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from safetensors.numpy import save
+from transformers import AutoTokenizer, T5EncoderModel  # noqa: F401 - not in the seconds of a case
 
 from tests.support.manifests import manifest
 from ttsvar_ray.config import load_config
@@ -46,9 +50,11 @@ from ttsvar_ray.dataset import (
     write_chunk,
 )
 from ttsvar_ray.dataset.part_manifest import settle
-from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.errors import TtsVarError, reading_weights
 from ttsvar_ray.job.workload_file import read_workload
-from ttsvar_ray.models.registry import describe_model
+from ttsvar_ray.models.infinity.text import T5TextEncoder
+from ttsvar_ray.models.registry import BUILT_IN, describe_model, model_path
+from ttsvar_ray.models.weight_files import read_weights
 from ttsvar_ray.prompts import PromptSource, bad_lines, read_prompts, scan_prompts
 from ttsvar_ray.report.check import check_folder
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
@@ -147,6 +153,22 @@ def _run(folder: Path) -> object:
     return summarise_output(layout, {0: range(2), 1: range(2, 4)})
 
 
+def _weights(folder: Path) -> object:
+    file = folder / "weights.safetensors"
+    with reading_weights(file):
+        return {name: tensor.sum().item() for name, tensor in read_weights(file).items()}
+
+
+def _text_encoder(folder: Path) -> object:
+    with reading_weights(folder / "text"):
+        encoder = T5TextEncoder.load(
+            folder / "text", max_length=8, device=torch.device("cpu"), dtype=torch.float32
+        )
+        return encoder.encode(["a red circle"])
+
+
+TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 TARGETS = (
     *(Target(name, name, _prompts(name)) for name in ("p.txt", "p.jsonl", "p.json", "p.csv", "p.tsv")),
     *(Target(name, name, _prompts(name)) for name in ("p.jsonl.gz", "p.parquet")),
@@ -158,6 +180,8 @@ TARGETS = (
     Target("part", "out/data/part-00000.parquet", _run),
     Target("trace", "out/trace/part-00000.parquet", _run),
     Target("workload", "workload.json", lambda folder: read_workload(folder / "workload.json")),
+    Target("weights", "weights.safetensors", _weights),
+    *(Target(f"text encoder's {name}", f"text/{name}", _text_encoder) for name in TEXT_FILES),
     Target("model", "model/config.json", lambda folder: describe_model(str(folder / "model"))),
 )
 
@@ -179,6 +203,9 @@ def write_good(folder: Path) -> None:
     segment = {"tokens": 4, "batch_seconds": 0.1, "row_seconds": 0.1, "replay_seconds": 0.0}
     workload = {"format_version": 1, "kind": "ttsvar-ray-workload", "source": "x", "segments": [segment]}
     (folder / "workload.json").write_text(json.dumps(workload))
+    tensors = {"a.weight": np.ones((3, 4), np.float32), "b": np.zeros(5, np.float16)}
+    (folder / "weights.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    shutil.copytree(model_path(BUILT_IN) / "text_encoder", folder / "text")
     (folder / "model").mkdir()
     built_in = next(iter(sorted((ROOT / "ttsvar_ray").rglob("config.json"))))
     shutil.copy(built_in, folder / "model" / "config.json")
