@@ -189,5 +189,6 @@ def test_scales_behind_the_last_guided_one_cost_one_stream(name: str) -> None:
         left = index >= scales - 2
         assert one.linear_flops == pytest.approx(two.linear_flops / (2 if left else 1), rel=0.03), index
         assert one.kv_bytes == two.kv_bytes / (2 if left else 1), index
-        assert one.running_bytes <= two.running_bytes, index
-        assert (one.running_bytes < two.running_bytes) == left, index
+        # A number of eight bytes may still be alive in one of them.
+        assert one.running_bytes <= 1.001 * two.running_bytes, index
+        assert (one.running_bytes < 0.99 * two.running_bytes) == left, index
