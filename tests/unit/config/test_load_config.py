@@ -105,6 +105,7 @@ def test_the_option_list_is_pinned() -> None:
         "features.preprocessing",
         "engine.micro_batch_rows",
         "engine.deterministic",
+        "engine.kernels",
         "engine.selector_decode",
         "engine.threads",
         "engine.memory_gb",
