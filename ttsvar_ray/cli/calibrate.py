@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ttsvar_ray.results import JobSummary
     from ttsvar_ray.search.calibration import Calibrated, ImageCosts, Pool
     from ttsvar_ray.search.calibration_file import Calibration
+
+logger = logging.getLogger(__name__)
 
 FEWEST_PROMPTS = 20
 """Below this no half of the prompts says anything."""
@@ -162,9 +165,12 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     from ttsvar_ray.search.calibration import Pool
 
     judge = judge_of(job)
-    rewards, quality = [], []
+    rewards, quality, unread = [], [], 0
     for result in results:
         if not result.images:
+            continue
+        if judge is not None and not is_caption(result.prompt):
+            unread += 1
             continue
         images = sorted(result.images, key=lambda image: image.lineage[-1])
         rewards.append([image.reward_history for image in images])
@@ -174,11 +180,14 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
                 for image in images
             ]
         )
+    others = f"{unread} prompts are no captions of the built-in world, which its exact checker could judge"
     if len(rewards) < FEWEST_PROMPTS:
         raise ConfigurationError(
             f"prompts.path: expected at least {FEWEST_PROMPTS} prompts with images to choose thresholds on, "
-            f"got {len(rewards)}; 100 or more make a choice that holds"
+            f"got {len(rewards)}{f' ({others})' if unread else ''}; 100 or more make a choice that holds"
         )
+    if unread:
+        logger.warning("%s: they are left out", others)
     return Pool(
         scales=job.plan.scored_scales,
         rewards=np.array(rewards, dtype=np.float64),
@@ -193,6 +202,18 @@ def judge_of(job: ResolvedJob) -> Callable[[Any, str], float] | None:
     if job.description.name != "shapes":
         return None
     return lambda image, text: float(check(image, text).correct)
+
+
+def is_caption(text: str) -> bool:
+    """Whether the built-in world's checker can read a text."""
+    from ttsvar_ray.errors import InputError
+    from ttsvar_ray.shapes.captions import parse_caption
+
+    try:
+        parse_caption(text)
+    except InputError:
+        return False
+    return True
 
 
 def costs_of(job: ResolvedJob) -> ImageCosts:
@@ -263,10 +284,12 @@ def confirmed(job: ResolvedJob, found: Calibrated, summary: JobSummary) -> list[
     from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.search.calibration import Outcomes
 
-    table = read_columns(OutputLayout(summary.uri), ["image_rank", "cost_images", "reward"])
-    rows = [row for row in table.to_pylist() if row["image_rank"] == 0]
     judge = judge_of(job)
+    table = read_columns(OutputLayout(summary.uri), ["image_rank", "cost_images", "reward", "prompt"])
+    rows = [row for row in table.to_pylist() if row["image_rank"] == 0]
+    rows = [row for row in rows if judge is None or is_caption(row["prompt"])]
     results = [one for one in load(job.config.output.path) if one.images]
+    results = [one for one in results if judge is None or is_caption(one.prompt)]
     quality = [
         one.images[0].reward if judge is None else judge(np.asarray(one.images[0].image), one.prompt)
         for one in results

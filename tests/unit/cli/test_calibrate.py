@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,17 @@ def test_what_is_no_plan_file_and_too_few_prompts_are_refused(job: ResolvedJob, 
         load_config(None, FILES, plan=tmp_path / "job.yaml")
     with pytest.raises(ConfigurationError, match="at least 20 prompts"):
         read_pool(job, results(job, 3))
+
+
+def test_prompts_that_the_checker_cannot_read_are_left_out_and_told(
+    job: ResolvedJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = results(job, 25)
+    mixed = [
+        dataclasses.replace(one, prompt="a cat on a mat") if at < 3 else one for at, one in enumerate(found)
+    ]
+    with caplog.at_level("WARNING"):
+        assert len(read_pool(job, mixed).rewards) == 22
+    assert "3 prompts are no captions of the built-in world" in caplog.text
+    with pytest.raises(ConfigurationError, match="got 0 .25 prompts are no captions"):
+        read_pool(job, [dataclasses.replace(one, prompt="a cat on a mat") for one in found])
