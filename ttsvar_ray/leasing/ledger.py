@@ -160,6 +160,11 @@ class LeaseLedger:
         return self._next is None and not self._open
 
     @property
+    def num_uncommitted(self) -> int:
+        """Prompts that were read and whose chunk is not committed: what the ledger's memory grows with."""
+        return len(self._rows)
+
+    @property
     def num_queued(self) -> int:
         """Prompts that came back and wait to be leased again."""
         return len(self._queue)
