@@ -42,6 +42,8 @@ from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
@@ -84,6 +86,7 @@ def measure(
     warm_up: int = 1,
     baseline: bool = False,
     quick: bool = False,
+    kernels: str = "auto",
     rows: Sequence[int] = ROWS,
     decoded: Mapping[str, Sequence[int]] = DECODED,
     repeats: int = REPEATS,
@@ -96,16 +99,24 @@ def measure(
         prompts, warm_up: how many are timed, after how many that are not.
         baseline: also run the published loop.
         quick: leave out how rows depend on their batch, and the deterministic passes.
+        kernels: of the engine's model (`engine.kernels`); the published loop always has plain ones.
         rows, decoded, repeats: of the parts (`benchmarks/parts.py`).
     """
     name = str(dtype).removeprefix("torch.")
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
     reward, extractor = random_reward(sizes, device=device), random_extractor(sizes, device=device)
+    jobs = {n: resolve(job(sizes.preset.name, resolution, n, name)) for n in populations}
+    # First of all, since fused kernels, once chosen, leave the decoder in another dtype.
+    model.set_execution(Execution(kernels="plain"))
+    official: dict[int, list[dict[str, Any]]] = {}
+    for n, resolved in jobs.items() if baseline else ():
+        loop = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=resolved.plan, run_seed=0)
+        official[n] = [_published(loop, row, n) for row in range(warm_up + prompts)]
     runs = []
-    for n in populations:
-        config = job(sizes.preset.name, resolution, n, name)
-        resolved = resolve(config)
-        plan = resolved.plan
+    for n, resolved in jobs.items():
+        config, plan = resolved.config, resolved.plan
+        stops = tuple(segment.last_scale for segment in plan.segments)
+        model.set_execution(Execution(kernels=kernels, stops=stops))
         engine = Engine(
             model=model,
             reward=reward,
@@ -118,8 +129,6 @@ def measure(
         planned = memory_plan(networks, plan, selector_decode="full")
         timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
         peak = max(run["peak_bytes"] for run in timed)
-        published = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=plan, run_seed=0)
-        official = [_published(published, row, n) for row in range(warm_up + prompts)] if baseline else []
         runs.append(
             {
                 "n": n,
@@ -131,7 +140,7 @@ def measure(
                 "planned_peak_bytes": planned.peak_bytes,
                 "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,
                 "planned_weight_bytes": planned.weight_bytes,
-                "published_loop": official[warm_up:] or None,
+                "published_loop": official[n][warm_up:] if baseline else None,
             }
         )
     # Before deterministic kernels are chosen, which stay chosen.
@@ -148,6 +157,7 @@ def measure(
         "model": sizes.preset.name,
         "resolution": resolution,
         "dtype": name,
+        "kernels": "fused" if uses_fused(kernels, device.type) else "plain",
         "hardware": hardware(device),
         "machine": record("torch", "numpy", "pillow", "transformers"),
         "runs": runs,
@@ -320,6 +330,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=2, help="prompts that are timed, after a warm-up")
     parser.add_argument("--baseline", action="store_true", help="also run the published loop")
     parser.add_argument("--quick", action="store_true", help="seconds and memory only")
+    parser.add_argument("--kernels", choices=("auto", "plain", "fused"), default="auto")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
     parser.add_argument("--dtype", default="auto", help="of the blocks")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
@@ -334,6 +345,7 @@ def main() -> None:
         prompts=arguments.prompts,
         baseline=arguments.baseline,
         quick=arguments.quick,
+        kernels=arguments.kernels,
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

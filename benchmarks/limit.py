@@ -22,6 +22,7 @@ from benchmarks.random_networks import NetworkSizes, random_model
 from ttsvar_ray.costs import JobNetworks
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
@@ -80,6 +81,7 @@ def measure(
         resolved.config, resolved.description, resolved.plan, on_gpu=device.type == "cuda"
     )
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
+    model.set_execution(Execution(kernels="auto"))
     peak = peaks(device, dtype)
     return {
         "model": sizes.preset.name,

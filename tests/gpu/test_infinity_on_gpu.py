@@ -73,12 +73,16 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
         dtype=torch.float32,
         prompts=1,
         warm_up=0,
+        baseline=True,
         rows=(1,),
         decoded={"full": (1,), "selector": (2,)},
         repeats=1,
     )
     (run,) = result["runs"]
     assert (run["kept_images"], run["drawn_images"]) == (1, 1)
+    (official,) = run["published_loop"]
+    assert official["decoded_images"] > 20, "every live trajectory is decoded at every selection"
+    assert result["kernels"] == "plain"
     assert run["peak_bytes"] == 0, "a CPU has no account of allocated bytes"
     scales = result["parts"]["milliseconds of each scale, by trajectories"]["1"]
     assert len(scales) == 7 and all(each > 0 for each in scales)

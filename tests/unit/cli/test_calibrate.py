@@ -169,5 +169,5 @@ def test_prompts_that_the_checker_cannot_read_are_left_out_and_told(
     with caplog.at_level("WARNING"):
         assert len(read_pool(job, mixed).rewards) == 22
     assert "3 prompts are no captions of the built-in world" in caplog.text
-    with pytest.raises(ConfigurationError, match="got 0 .25 prompts are no captions"):
+    with pytest.raises(ConfigurationError, match=r"got 0 .25 prompts are no captions"):
         read_pool(job, [dataclasses.replace(one, prompt="a cat on a mat") for one in found])
