@@ -11,6 +11,7 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
+from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.text import T5TextEncoder, padded_length
 
 TEXTS = [
@@ -70,3 +71,14 @@ def test_texts_become_the_tokens_of_sentencepiece(folder: Path, tmp_path: Path, 
     features, lens = encoder.encode(TEXTS)
     assert features.shape == (len(TEXTS), padded_length(int(lens.max()), 64), 16)
     assert lens.tolist() == [min(len(expected_ids(folder, text)), 64) for text in TEXTS]
+
+
+def test_a_config_of_other_layers_than_the_weights_have_is_refused_before_any_is_built(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "t5"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "num_layers": 10**300}))
+    with pytest.raises(CheckpointError, match=r"num_layers 1000.*, the weights have"):
+        T5TextEncoder.load(copy, max_length=64, device=torch.device("cpu"), dtype=torch.float32)

@@ -9,7 +9,9 @@ text length, D head width, B trajectories.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError
@@ -42,9 +45,35 @@ TEXT_STEP = 16
 computed as one of 512."""
 
 
+_LAYER = re.compile(r"encoder\.block\.(\d+)\.")
+
+
 def padded_length(tokens: int, longest: int) -> int:
     """Return the length that a text of so many tokens is padded to, at most `longest`."""
     return min(-(-tokens // TEXT_STEP) * TEXT_STEP, longest)
+
+
+def _check_layers(path: Path) -> None:
+    """Refuse a config.json that would have other layers built than the weights have: many take for ever.
+
+    Raises:
+        CheckpointError: it is no JSON object, or says another number of layers.
+    """
+    index, file = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        names = json.loads(index.read_bytes())["weight_map"].keys()
+    elif file.is_file():
+        with safe_open(file, framework="pt") as weights:
+            names = weights.keys()
+    else:
+        return
+    found = {match[1] for name in names if (match := _LAYER.match(name))}
+    said = json.loads((path / "config.json").read_bytes())
+    layers = said.get("num_layers") if isinstance(said, dict) else None
+    if layers is not None and layers != len(found):
+        raise CheckpointError(
+            f"{path}: config.json says num_layers {str(layers)[:20]}, the weights have {len(found)}"
+        )
 
 
 class TextFeatures(Protocol):
@@ -88,6 +117,7 @@ class T5TextEncoder:
             raise CheckpointError(
                 f"{path}: expected a T5 encoder directory with config.json, model.safetensors and a tokenizer"
             )
+        _check_layers(path)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         model, report = T5EncoderModel.from_pretrained(
             path,
