@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
 
@@ -110,6 +111,18 @@ def test_every_link_and_picture_of_the_readme_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", PAGES["README.md"]) if "://" not in link]
     assert len(links) > 5
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("model", ["infinity-2b", "infinity-8b"])
+def test_the_memory_that_the_questions_name_is_the_plans(model: str) -> None:
+    cells = re.search(rf"^\| `{model}` \|(.*)\|$", PAGES["faq.md"], re.MULTILINE)
+    assert cells is not None
+    named = dict(
+        zip(("raw", "1", "2", "4", "8"), (cell.strip() for cell in cells[1].split("|")), strict=True)
+    )
+    for n in ("1", "2"):
+        shown = CliRunner().invoke(app, ["plan", "--model", model, "--n", n]).stdout
+        assert f"{named[n]} one at a time" in " ".join(shown.split()), n
 
 
 def test_the_site_is_built_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
