@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -167,6 +168,65 @@ class JobProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """What the committed prompts of a run have cost.
+
+    Attributes:
+        strategy: of the run.
+        prompts: with images.
+        flops: by stage: of texts, the transformer, decodes, and selectors (rewards and features); all 0 where
+            they are not counted.
+        image_flops: of one image without any search; 0 where they are not counted.
+        decoded, scored, embedded: images, over the searches of these prompts.
+        kept: images of the data set.
+        device_seconds: of the workers of all sessions, whatever they did.
+        sessions: that computed.
+        uncounted_parts: that do not say what ran; their prompts are in nothing here but `kept`.
+    """
+
+    strategy: str
+    prompts: int
+    flops: Mapping[str, float]
+    image_flops: float
+    decoded: int
+    scored: int
+    embedded: int
+    kept: int
+    device_seconds: float
+    sessions: int
+    uncounted_parts: int = 0
+
+    @property
+    def total_flops(self) -> float:
+        """Of all stages."""
+        return math.fsum(self.flops.values())
+
+    @property
+    def images_per_prompt(self) -> float:
+        """What a prompt cost on average, in images drawn without any search; NaN where that is not known."""
+        if not self.prompts or not self.image_flops:
+            return math.nan
+        return self.total_flops / self.image_flops / self.prompts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for machines; what is not known is None."""
+        per_prompt = self.images_per_prompt
+        return {
+            "strategy": self.strategy,
+            "prompts": self.prompts,
+            "flops": {**self.flops, "all": self.total_flops} if self.image_flops else None,
+            "images_per_prompt": None if math.isnan(per_prompt) else per_prompt,
+            "decoded": self.decoded,
+            "scored": self.scored,
+            "embedded": self.embedded,
+            "kept": self.kept,
+            "device_seconds": round(self.device_seconds, 3),
+            "sessions": self.sessions,
+            "uncounted_parts": self.uncounted_parts,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSummary:
     """How a job ended.
 
@@ -185,7 +245,7 @@ class JobSummary:
         generating_seconds: of those, from its first worker to its last outcome; 0 if it made none.
         images_per_second: of this session, in those; NaN if it made none.
         notices: what went wrong and was survived, one line each.
-        mean_cost: images that a prompt of an adaptive search has cost on average; NaN of others.
+        cost: over all sessions; None where nobody said what the plan is.
     """
 
     output: str
@@ -202,4 +262,4 @@ class JobSummary:
     images_per_second: float
     generating_seconds: float = 0.0
     notices: tuple[str, ...] = ()
-    mean_cost: float = float("nan")
+    cost: RunCost | None = None

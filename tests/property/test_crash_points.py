@@ -31,8 +31,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.support.manifests import manifest
+from tests.support.plans import tts_var_plan
 from ttsvar_ray.cluster.sink import Sink
 from ttsvar_ray.columns import ColumnType
+from ttsvar_ray.costs import plan_record
 from ttsvar_ray.dataset import (
     ChunkReport,
     OutputLayout,
@@ -81,6 +83,7 @@ CONTEXT = RowContext(
     seed=1,
     reward_name="none",
     carried=carried_columns({"tag": ColumnType.INT64}),
+    plan=plan_record(tts_var_plan(), None, selector_decode="full"),
 )
 
 

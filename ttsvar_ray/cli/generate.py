@@ -221,12 +221,12 @@ def is_within_budget(config: JobConfig, summary: JobSummary) -> bool:
 
 
 def _cost(config: JobConfig, summary: JobSummary) -> list[str]:
-    """Return what the prompts of an adaptive search have cost, against what was planned."""
-    if math.isnan(summary.mean_cost):
+    """Return what the run has cost, against what was planned."""
+    from ttsvar_ray.cli.show import cost_facts
+
+    if summary.cost is None:
         return []
-    budget = config.strategy.budget
-    planned = "" if budget is None else f" (budget {budget:g})"
-    return [f"cost         {summary.mean_cost:.3f} images a prompt{planned}"]
+    return [f"{what:<12} {told}" for what, told in cost_facts(summary.cost, budget=config.strategy.budget)]
 
 
 def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.api.saved import SavedRun
     from ttsvar_ray.dataset import OutputSummary
     from ttsvar_ray.report.page import Entry
+    from ttsvar_ray.results import RunCost
 
 _FAILURES_SHOWN = 1000
 
@@ -50,7 +51,7 @@ def report(
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
-        from ttsvar_ray.dataset import OutputLayout, summarise_output
+        from ttsvar_ray.dataset import OutputLayout, read_cost, summarise_output
         from ttsvar_ray.dataset.dead_letters import read_letters
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.report.page import Summary, write_page
@@ -71,7 +72,7 @@ def report(
         count = len(run) if limit is None else min(limit, len(run))
         summary = Summary(
             title=redacted(output),
-            facts=_facts(run, totals),
+            facts=_facts(run, totals, read_cost(layout, run.manifest)),
             settings={**run.manifest.content, **run.manifest.versions, "created": run.manifest.created},
             failures=failures,
             prompts=count,
@@ -82,7 +83,9 @@ def report(
     typer.echo(f"{page}: {count} prompts{beside}")
 
 
-def _facts(run: SavedRun, totals: OutputSummary) -> list[tuple[str, str]]:
+def _facts(run: SavedRun, totals: OutputSummary, cost: RunCost | None) -> list[tuple[str, str]]:
+    from ttsvar_ray.cli.show import cost_facts
+
     return [
         ("model", str(run.manifest.content.get("model.name", ""))),
         ("strategy", str(run.manifest.content.get("strategy.name", ""))),
@@ -95,6 +98,7 @@ def _facts(run: SavedRun, totals: OutputSummary) -> list[tuple[str, str]]:
         ("given up", str(totals.failed)),
         ("lines without a prompt", str(run.manifest.bad_lines)),
         ("seed", str(run.manifest.seed)),
+        *([] if cost is None else cost_facts(cost)),
     ]
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ttsvar_ray.results import RunCost
+
     Rows = Iterable[Sequence[Text | str]]
 
 _AS_WIDE_AS_NEEDED = 10_000
@@ -65,7 +67,29 @@ def bytes_text(count: float) -> str:
 
 def flops_text(count: float) -> str:
     """Return "116 TFLOP"."""
-    return _with_unit(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+    return _with_unit(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+
+
+def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str, str]]:
+    """Return what a run has cost as (what, value).
+
+    Args:
+        cost: of the run.
+        budget: images that a prompt was planned to cost.
+    """
+    facts = []
+    if cost.total_flops:
+        shares = ", ".join(f"{name} {flops / cost.total_flops:.0%}" for name, flops in cost.flops.items())
+        planned = "" if budget is None else f" (budget {budget:g})"
+        each = f"{cost.images_per_prompt:.3f} images a prompt{planned}"
+        facts.append(("cost", f"{each}, {flops_text(cost.total_flops)} by {cost.strategy} ({shares})"))
+    missing = f"; {cost.uncounted_parts} parts do not say" if cost.uncounted_parts else ""
+    told = f"{cost.decoded:,} decoded, {cost.scored:,} scored, {cost.embedded:,} embedded, {cost.kept:,} kept"
+    facts.append(("drawn", f"{told}{missing}"))
+    if cost.sessions:
+        times = f"{cost.sessions} session{'s' * (cost.sessions != 1)}"
+        facts.append(("devices", f"{duration(cost.device_seconds)} of workers, {times}"))
+    return facts
 
 
 def flops_unit(most: float) -> tuple[str, float]:

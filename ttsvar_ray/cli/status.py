@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,14 +27,13 @@ def status(
     Example: ttsvar-ray status s3://bucket/captions
     """
     with errors_for_people(debug=debug):
-        import dataclasses
         import json
 
         from ttsvar_ray.job.status import read_status
 
         found = read_status(output)
         if as_json:
-            typer.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+            typer.echo(json.dumps([_json(each) for each in found], indent=1))
             return
         for each in found:
             typer.echo("\n".join(status_lines(each)))
@@ -45,7 +44,7 @@ def status(
 
 def status_lines(status: RunStatus) -> list[str]:
     """Return the status of one run as lines."""
-    from ttsvar_ray.cli.show import duration
+    from ttsvar_ray.cli.show import cost_facts, duration
 
     done, total = status.prompts_done, status.prompts_total
     failed = f", {status.failed:,} failed in the last session" if status.failed else ""
@@ -61,9 +60,18 @@ def status_lines(status: RunStatus) -> list[str]:
         lines.append(f"left      {duration(status.seconds_left)}")
     if status.silent_seconds is not None:
         lines.append(f"seen      {duration(status.silent_seconds)} ago ({status.where})")
+    if status.cost is not None:
+        lines += [f"{what:<9} {told}" for what, told in cost_facts(status.cost)]
     if status.reason:
         lines.append(f"reason    {status.reason}")
     return lines
+
+
+def _json(status: RunStatus) -> dict[str, Any]:
+    import dataclasses
+
+    cost = None if status.cost is None else status.cost.to_json()
+    return {**dataclasses.asdict(status), "cost": cost}
 
 
 _STATES = {

@@ -12,6 +12,7 @@ no cluster: `in_process` runs it here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from ttsvar_ray.dataset import (
     failed_rows,
     open_output,
     partial_rows,
+    read_manifest,
     write_bad_lines,
 )
+from ttsvar_ray.errors import LostLockError
 from ttsvar_ray.job.preflight import Device, Fact
 from ttsvar_ray.job.prepare import PreparedJob, prepared
 from ttsvar_ray.job.record import RunRecord
@@ -136,7 +139,8 @@ def run_job(
         with OutputLock(job.layout) as lock, contextlib.ExitStack() as while_locked:
             layout = lock.layout
             has_trace = bool(job.parts.plan.selections)
-            begun = open_output(layout, job.manifest, has_trace=has_trace)
+            manifest = dataclasses.replace(job.manifest, plan=job.plan_record(read_manifest(layout)))
+            begun = open_output(layout, manifest, has_trace=has_trace)
             warn_of_other_kernels(begun, job.manifest)
             while_locked.enter_context(record.session(layout))
             if job.scan.bad_lines and job.shard.index == 0:
@@ -164,7 +168,7 @@ def run_job(
             )
             if not ledger.is_done:
                 job.parts.fetch()
-                _session_of(job, tell)(
+                session = _session_of(job, tell)(
                     config=job.config,
                     parts=job.parts,
                     layout=layout,
@@ -180,12 +184,18 @@ def run_job(
                         bits=config.output.bits,
                         rewritten=config.prompts.rewrite is not None,
                         rounds=job.parts.plan.rounds.stop_at is not None,
-                        image_costs=job.parts.image_costs(),
+                        image_costs=job.image_costs(),
+                        plan=begun.plan,
                     ),
                     stats=stats,
                     on_part=lambda chunk: on_part(str(layout.root), str(layout.data_part(chunk))),
-                ).run()
-            return stats.summary(layout, ledger, seconds=time.monotonic() - started)
+                )
+                try:
+                    session.run()
+                finally:
+                    with contextlib.suppress(LostLockError):
+                        session.note_spent()
+            return stats.summary(layout, ledger, begun, seconds=time.monotonic() - started)
 
 
 def _session_of(job: PreparedJob, tell: Callable[[Fact], None]) -> Callable[..., Driver | InProcess]:

@@ -15,8 +15,10 @@ from ttsvar_ray.dataset import (
     OutputLayout,
     OutputLock,
     RowContext,
+    RunManifest,
     SessionLog,
     committed_chunks,
+    read_cost,
     summarise_output,
 )
 from ttsvar_ray.errors import InputError, OutputError, RunFailedError, StorageError, TtsVarError
@@ -38,6 +40,7 @@ class RunStats:
         wanted: workers asked for.
         workers, most_workers: that are up, and most that were at a time.
         first_worker_at, last_outcome_at: on the monotonic clock; None before.
+        worker_seconds, changed_at: that workers had been up, all together, when their number was last told.
         notices: what went wrong and was survived; the first thousand lines.
     """
 
@@ -48,6 +51,8 @@ class RunStats:
     most_workers: int = 0
     first_worker_at: float | None = None
     last_outcome_at: float | None = None
+    worker_seconds: float = 0.0
+    changed_at: float = 0.0
     prompts_done: int = 0
     failed: int = 0
     images: int = 0
@@ -61,10 +66,11 @@ class RunStats:
 
     def set_workers(self, workers: int) -> None:
         """Take in how many workers are up."""
+        self.worker_seconds, self.changed_at = self.device_seconds, time.monotonic()
         self.workers = workers
         self.most_workers = max(self.most_workers, workers)
         if workers and self.first_worker_at is None:
-            self.first_worker_at = time.monotonic()
+            self.first_worker_at = self.changed_at
 
     def add(self, outcome: PromptResult | PromptFailure) -> None:
         """Count an outcome."""
@@ -88,17 +94,24 @@ class RunStats:
         return max(0.0, self.last_outcome_at - self.first_worker_at)
 
     @property
+    def device_seconds(self) -> float:
+        """That workers have been up so far, all together."""
+        return self.worker_seconds + self.workers * (time.monotonic() - self.changed_at)
+
+    @property
     def images_per_second(self) -> float:
         """In those seconds; NaN where there are none."""
         seconds = self.generating_seconds
         return self.images / seconds if seconds > 0 else float("nan")
 
-    def summary(self, layout: OutputLayout, ledger: LeaseLedger, *, seconds: float) -> JobSummary:
+    def summary(
+        self, layout: OutputLayout, ledger: LeaseLedger, manifest: RunManifest, *, seconds: float
+    ) -> JobSummary:
         """Count what is on disk, at the end of a run that is done.
 
         Args:
             layout: of the output folder.
-            ledger: of the run.
+            ledger, manifest: of the run.
             seconds: wall time of the session.
 
         Raises:
@@ -120,7 +133,7 @@ class RunStats:
             images_per_second=self.images_per_second,
             generating_seconds=self.generating_seconds,
             notices=tuple(self.notices),
-            mean_cost=on_disk.mean_cost,
+            cost=read_cost(layout, manifest),
         )
 
     def progress(self) -> JobProgress:
@@ -218,7 +231,15 @@ class Session:
     def committed(self, chunk_index: int) -> None:
         """Note that a part is there."""
         self.ledger.commit(chunk_index)
+        self.note_spent()
         self.on_part(chunk_index)
+
+    def note_spent(self) -> None:
+        """Write down how long workers have been up; the run does not end because that cannot be written."""
+        try:
+            self.sessions.spent(self.stats.device_seconds)
+        except (StorageError, OSError) as error:
+            logger.warning("the seconds of this session cannot be written: %s", error)
 
     def judge(self, outcome: PromptResult | PromptFailure) -> None:
         """End a run in which too much fails."""

@@ -4,7 +4,7 @@ Only `count`, which runs a model's modules on the meta device, and `probe`, whic
 """
 
 from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost, TextCost
-from ttsvar_ray.costs.plan_cost import PlanCost, PlannedScale, image_costs, plan_cost
+from ttsvar_ray.costs.plan_cost import PlanCost, PlannedScale, image_costs, plan_cost, plan_record
 from ttsvar_ray.costs.profile import DeviceProfile, device_names, load_profile
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "image_costs",
     "load_profile",
     "plan_cost",
+    "plan_record",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ttsvar_ray.costs.model import JobNetworks, ScaleCost
+from ttsvar_ray.dataset.accounting import PlanRecord, SegmentRecord
 from ttsvar_ray.search.describe import ScaleRow, describe, selector_demand
-from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.plan import Plan, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,3 +124,56 @@ def image_costs(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> t
         for one in plan.segments
     )
     return (text / one_image, *(flops / one_image for flops in segments))
+
+
+def plan_record(plan: Plan, networks: JobNetworks | None, *, selector_decode: str) -> PlanRecord:
+    """Return a plan with what a trajectory of each segment costs, as `run.json` has it.
+
+    Args:
+        plan: the plan.
+        networks: None where their costs are unknown; images are counted all the same.
+        selector_decode: as `plan_cost` takes it.
+    """
+    alone = describe(plan.alone)
+
+    def record(segment: Segment) -> SegmentRecord:
+        rows = alone[segment.first_scale : segment.last_scale + 1]
+        told = SegmentRecord(
+            first_scale=segment.first_scale,
+            last_scale=segment.last_scale,
+            population=segment.population,
+            selection=None if segment.selection is None else segment.selection.operator.name,
+            decoded=sum(row.decodes for row in rows),
+            scored=sum(row.scored for row in rows),
+            embedded=sum(row.embedded for row in rows),
+        )
+        if networks is None:
+            return told
+        sizes = ["full" if row.scale_index == plan.num_scales - 1 else selector_decode for row in rows]
+        reward, extractor = networks.reward.image_flops, networks.extractor.image_flops
+        scales, decodes = networks.model.scales, networks.model.decodes
+        return replace(
+            told,
+            transformer=sum(scales[row.scale_index].flops(networks.text_share) for row in rows),
+            decodes=sum(row.decodes * decodes[size].flops for row, size in zip(rows, sizes, strict=True)),
+            selectors=told.scored * reward + told.embedded * extractor,
+        )
+
+    segments = tuple(map(record, plan.segments))
+    text = image = 0.0
+    if networks is not None:
+        text = (
+            networks.text_share * networks.model.text.flops
+            + networks.text_encoder.flops(networks.text_tokens)
+            + networks.reward.text_flops
+        )
+        final = networks.model.decodes["full"].flops + networks.reward.image_flops
+        image = text + sum(segment.transformer for segment in segments) + final
+    return PlanRecord(
+        strategy=plan.strategy,
+        growth=plan.rounds.growth,
+        is_adaptive=plan.rounds.stop_at is not None,
+        segments=segments,
+        text_flops=text,
+        image_flops=image,
+    )

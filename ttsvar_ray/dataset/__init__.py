@@ -6,6 +6,7 @@ from ttsvar_ray.dataset.contents import (
     OutputSummary,
     committed_chunks,
     failed_rows,
+    read_cost,
     rows_without_outcome,
     summarise_output,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "guarded",
     "open_output",
     "partial_rows",
+    "read_cost",
     "read_manifest",
     "rows_without_outcome",
     "summarise_output",

@@ -18,10 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ttsvar_ray.dataset.accounting import run_cost
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.part_manifest import settle
+from ttsvar_ray.dataset.manifest import RunManifest
+from ttsvar_ray.dataset.part_manifest import read_part_manifest, settle
+from ttsvar_ray.dataset.sessions import read_sessions
 from ttsvar_ray.errors import LostRowsError, OutputError, StorageError
+from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage import Location
 
 _KEY = b"ttsvar_ray.totals"
@@ -49,7 +53,7 @@ class PartTotals:
         images: rows.
         reward_sum: over the best image of each prompt.
         cut: prompts of which the model read the beginning only.
-        cost_sum: images that an adaptive search has cost, over its prompts; 0 of others.
+        cost_sum: images that the prompts of an adaptive search have cost, in footers alone; 0 of others.
     """
 
     prompts: int = 0
@@ -73,7 +77,6 @@ class PartTotals:
         self.images += other.images
         self.reward_sum += other.reward_sum
         self.cut += other.cut
-        self.cost_sum += other.cost_sum
 
     def to_metadata(self) -> dict[bytes, bytes]:
         """Return the totals as metadata of a Parquet file."""
@@ -96,8 +99,7 @@ def read_totals(part: Location) -> PartTotals:
             metadata = parquet.metadata.metadata or {}
             if _KEY in metadata:
                 return PartTotals(**json.loads(metadata[_KEY]))
-            costs = [name for name in parquet.schema_arrow.names if name == "cost_images"]
-            table = parquet.read(columns=["image_rank", "reward", "text_truncated", *costs])
+            table = parquet.read(columns=["image_rank", "reward", "text_truncated"])
     except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
         raise damaged(part, error) from None
     best = table.filter(pc.equal(table["image_rank"], 0))
@@ -106,7 +108,6 @@ def read_totals(part: Location) -> PartTotals:
         images=table.num_rows,
         reward_sum=pc.sum(best["reward"]).as_py() or 0.0,
         cut=pc.sum(best["text_truncated"]).as_py() or 0,
-        cost_sum=(pc.sum(best["cost_images"]).as_py() or 0.0) if costs else 0.0,
     )
 
 
@@ -155,7 +156,6 @@ class OutputSummary:
         bad_lines: lines of the prompt file that hold no prompt.
         mean_reward: over the best image of each prompt; NaN without any.
         cut: prompts of which the model read the beginning only.
-        mean_cost: images that a prompt of an adaptive search has cost on average; NaN of others.
     """
 
     chunks: int
@@ -165,7 +165,6 @@ class OutputSummary:
     bad_lines: int
     mean_reward: float
     cut: int
-    mean_cost: float = math.nan
 
 
 def committed_chunks(layout: OutputLayout) -> frozenset[int]:
@@ -252,8 +251,30 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
         bad_lines=count_lines(layout.bad_lines_file),
         mean_reward=totals.reward_sum / totals.prompts if totals.prompts else math.nan,
         cut=totals.cut,
-        mean_cost=totals.cost_sum / totals.prompts if totals.cost_sum else math.nan,
     )
+
+
+def read_cost(layout: OutputLayout, manifest: RunManifest) -> RunCost | None:
+    """Return what the committed prompts of a run have cost, from the manifests of its parts; no row is read.
+
+    None where the run does not say what its plan is.
+
+    Raises:
+        OutputError: a line of `sessions.jsonl` is no session.
+    """
+    if manifest.plan is None:
+        return None
+
+    def told(part: Location) -> tuple[int, tuple[int, ...]]:
+        try:
+            found = read_part_manifest(part)
+        except OutputError:  # `check` names it
+            found = None
+        return (0, ()) if found is None else (found.data.rows, found.data.ran)
+
+    manifests = [layout.manifest_part(index) for index in layout.data_parts()]
+    seconds = [session.device_seconds for session in read_sessions(layout)]
+    return run_cost(manifest.plan, list(map_files(told, manifests)), device_seconds=seconds)
 
 
 def _lost(layout: OutputLayout, wrong: Mapping[int, range]) -> str:

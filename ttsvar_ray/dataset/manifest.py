@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ttsvar_ray.dataset.accounting import PlanRecord
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.storage import redacted
@@ -56,6 +57,7 @@ class RunManifest:
         versions: of this package and what it computes with.
         extended: how many prompts the set had before each time that others were added at its end.
         cpu_kernels: what decides how the machine that began the run rounds on a CPU; "" if unknown.
+        plan: what is done to each prompt, and what it costs; None where nobody said.
     """
 
     config: Mapping[str, Any]
@@ -73,6 +75,7 @@ class RunManifest:
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     cpu_kernels: str = ""
     extended: tuple[int, ...] = ()
+    plan: PlanRecord | None = None
 
     def __post_init__(self) -> None:
         for name in ("config", "content", "prompts_path"):
@@ -99,6 +102,7 @@ class RunManifest:
             },
             "versions": dict(self.versions),
             "cpu_kernels": self.cpu_kernels,
+            "plan": None if self.plan is None else self.plan.to_json(),
         }
 
     @classmethod
@@ -128,6 +132,7 @@ class RunManifest:
             versions=_of(dict, data, "versions"),
             cpu_kernels=str(data.get("cpu_kernels", "")),
             extended=tuple(map(int, prompts.get("extended", ()))),
+            plan=None if data.get("plan") is None else PlanRecord.from_json(_of(dict, data, "plan")),
         )
 
 

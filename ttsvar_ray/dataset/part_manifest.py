@@ -29,21 +29,24 @@ class FileSum:
         rows: of its table.
         bytes: its size.
         sha256: of its content, hexadecimal.
+        ran: of images, their prompts and the trajectories of each segment (`PlanRecord.ran`); else empty.
     """
 
     rows: int
     bytes: int
     sha256: str
+    ran: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, file: Path, *, rows: int) -> FileSum:
+    def of(cls, file: Path, *, rows: int, ran: tuple[int, ...] = ()) -> FileSum:
         """Read a file of this machine."""
         with file.open("rb") as stream:
-            return cls(rows=rows, bytes=file.stat().st_size, sha256=sha256_of(stream))
+            return cls(rows=rows, bytes=file.stat().st_size, sha256=sha256_of(stream), ran=ran)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a manifest holds it."""
-        return {"rows": self.rows, "bytes": self.bytes, "sha256": self.sha256}
+        told = {"rows": self.rows, "bytes": self.bytes, "sha256": self.sha256}
+        return {**told, "ran": list(self.ran)} if self.ran else told
 
 
 def sha256_of(stream: BinaryIO) -> str:
@@ -154,4 +157,9 @@ def _others(now: FileSum, before: tuple[FileSum, ...]) -> tuple[FileSum, ...]:
 
 
 def _file_sum(data: Mapping[str, Any]) -> FileSum:
-    return FileSum(rows=int(data["rows"]), bytes=int(data["bytes"]), sha256=str(data["sha256"]))
+    return FileSum(
+        rows=int(data["rows"]),
+        bytes=int(data["bytes"]),
+        sha256=str(data["sha256"]),
+        ran=tuple(map(int, data.get("ran", ()))),
+    )

@@ -25,15 +25,23 @@ class Session:
         started: when, ISO 8601, UTC.
         versions: of this package and what it computes with.
         devices: of the workers that were up, in the order in which the first of each came.
+        device_seconds: how long they were up, all together, as known when a part was last committed or the
+            session ended.
     """
 
     started: str
     versions: Mapping[str, str]
     devices: tuple[str, ...] = ()
+    device_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return it as its line holds it."""
-        return {"started": self.started, "versions": dict(self.versions), "devices": list(self.devices)}
+        return {
+            "started": self.started,
+            "versions": dict(self.versions),
+            "devices": list(self.devices),
+            "device_seconds": round(self.device_seconds, 3),
+        }
 
 
 class SessionLog:
@@ -70,6 +78,12 @@ class SessionLog:
         self._now = replace(self._now, devices=(*self._now.devices, device))
         _write(self._file, [*self._earlier, self._now])
         return changes
+
+    def spent(self, device_seconds: float) -> None:
+        """Write down how long the workers of this session have been up, all together."""
+        if self._now.devices:
+            self._now = replace(self._now, device_seconds=device_seconds)
+            _write(self._file, [*self._earlier, self._now])
 
     def _changes(self, device: str) -> list[str]:
         advice = (
@@ -118,6 +132,7 @@ def _session(line: bytes, where: str) -> Session:
             started=str(data["started"]),
             versions={str(name): str(version) for name, version in data["versions"].items()},
             devices=tuple(str(device) for device in data["devices"]),
+            device_seconds=float(data.get("device_seconds", 0.0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise OutputError(

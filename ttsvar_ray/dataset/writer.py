@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ttsvar_ray.columns import from_held, held
+from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS, PlanRecord
 from ttsvar_ray.dataset.contents import PartTotals, damaged, rows_in
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -64,6 +65,7 @@ class RowContext:
         rounds: whether rows say what became of their prompt's rounds.
         rewritten: whether rows say what the model read in place of their prompt.
         image_costs: of the plan (`costs.image_costs`); empty where they are not counted.
+        plan: the plan itself; without it parts do not say what ran for them.
     """
 
     model: str
@@ -75,6 +77,7 @@ class RowContext:
     rounds: bool = False
     rewritten: bool = False
     image_costs: tuple[float, ...] = ()
+    plan: PlanRecord | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -148,20 +151,22 @@ def write_chunk(
         write_failed_part(letters, failed)
     with contextlib.ExitStack() as commit:
         # Closed in reverse: the trace gets its name before the part, and both after the manifest.
-        data: FileSum | None = None
+        rows_file: Path | None = None
         if ordered or not is_there:
-            staged = commit.enter_context(part.replacing())
+            rows_file = commit.enter_context(part.replacing())
             if base is None:
-                images = write_part(staged, ordered, context=context, resolve=resolve)
+                images = write_part(rows_file, ordered, context=context, resolve=resolve)
             else:
-                images = _write_merged_part(staged, base[0], ran, ordered, context, resolve)
-            data = FileSum.of(staged, rows=images)
+                images = _write_merged_part(rows_file, base[0], ran, ordered, context, resolve)
         staged = commit.enter_context(trace.replacing())
         if base is None:
             selections = write_trace(staged, ordered)
         else:
             selections = write_merged_trace(staged, base[1], ordered, replaced=ran)
         selected = FileSum.of(staged, rows=selections)
+        data: FileSum | None = None
+        if rows_file is not None:
+            data = FileSum.of(rows_file, rows=images, ran=_what_ran(context.plan, rows_file, staged))
         before = read_part_manifest(manifest) if is_there else None
         if before is not None:
             write_part_manifest(manifest, before.replaced_by(data=data, trace=selected))
@@ -178,6 +183,15 @@ def write_chunk(
         images=images,
         failed=len(failed),
         part_bytes=part.size() or 0,
+    )
+
+
+def _what_ran(plan: PlanRecord | None, rows: Path, selections: Path) -> tuple[int, ...]:
+    if plan is None:
+        return ()
+    return plan.ran(
+        pq.read_table(rows, columns=list(plan.row_columns)),
+        pq.read_table(selections, columns=list(SELECTION_COLUMNS)),
     )
 
 

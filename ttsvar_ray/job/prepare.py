@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
-from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs import image_costs, load_profile, plan_record
 from ttsvar_ray.dataset import (
     OutputLayout,
     RunManifest,
@@ -27,6 +27,7 @@ from ttsvar_ray.dataset import (
     read_manifest,
     rows_without_outcome,
 )
+from ttsvar_ray.dataset.accounting import PlanRecord
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.paths import resolve_output
 from ttsvar_ray.job.preflight import (
@@ -119,6 +120,20 @@ class PreparedJob:
             device=device.title,
             source="" if workload is None else workload.source,
         )
+
+    def plan_record(self, present: RunManifest | None) -> PlanRecord:
+        """Return the plan with its costs, as the run that is continued has them, or else counted now."""
+        if present is not None and present.config_digest == self.manifest.config_digest and present.plan:
+            return present.plan
+        size = self.config.engine.selector_decode
+        return plan_record(self.parts.plan, self.parts.networks(), selector_decode=size)
+
+    def image_costs(self) -> tuple[float, ...]:
+        """Return `costs.image_costs` of an adaptive plan; empty of others, or where nobody counted."""
+        networks = None if self.parts.plan.rounds.stop_at is None else self.parts.networks()
+        if networks is None:
+            return ()
+        return image_costs(self.parts.plan, networks, selector_decode=self.config.engine.selector_decode)
 
     def rows_added(self, begun: RunManifest, committed: frozenset[int]) -> dict[int, tuple[int, ...]]:
         """Return the rows of committed chunks that were added after the chunk was written: of a last part."""

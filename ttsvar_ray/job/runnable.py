@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.workload import Workload
-from ttsvar_ray.costs import DeviceProfile, image_costs
+from ttsvar_ray.costs import DeviceProfile, JobNetworks
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
@@ -32,7 +32,7 @@ class JobParts:
         plan: what is done to each prompt.
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
-        image_costs: what the plan costs in images (`costs.image_costs`), where it is counted and rows say so.
+        networks: what they cost, None where that is unknown; counting takes a second or two.
         expect: what the plan costs on a device, by its profile or that one's name, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
         fetch: brings weights to this machine.
@@ -43,7 +43,7 @@ class JobParts:
 
     plan: Plan
     build_engine: Callable[[], Engine]
-    image_costs: Callable[[], tuple[float, ...]] = tuple
+    networks: Callable[[], JobNetworks | None] = lambda: None
     expect: Callable[[str | DeviceProfile], Workload | None] = lambda profile: None
     fingerprints: Callable[[], dict[str, str]] = dict
     fetch: Callable[[], None] = lambda: None
@@ -62,7 +62,7 @@ def job_parts(job: ResolvedJob) -> JobParts:
     return JobParts(
         plan=job.plan,
         build_engine=partial(_build_on_worker, with_absolute_inputs(pinned.config), job.plan),
-        image_costs=partial(_image_costs, job),
+        networks=partial(_networks, job),
         expect=partial(expected_workload, job),
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
@@ -79,15 +79,14 @@ def _trace_share(job: ResolvedJob) -> int:
     return trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
 
 
-def _image_costs(job: ResolvedJob) -> tuple[float, ...]:
-    """Return what an adaptive plan costs; empty where rows say nothing of it, or its networks are unknown."""
-    if job.plan.rounds.stop_at is None or not has_counted_costs(job.description):
-        return ()
+def _networks(job: ResolvedJob) -> JobNetworks | None:
+    """Return what the networks cost, None if unknown; FLOPs are the same in any number format."""
+    if not has_counted_costs(job.description):
+        return None
     try:
-        networks = job_networks(job.config, job.description, job.plan, on_gpu=False)
+        return job_networks(job.config, job.description, job.plan, on_gpu=False)
     except ConfigurationError:
-        return ()
-    return image_costs(job.plan, networks, selector_decode=job.config.engine.selector_decode)
+        return None
 
 
 def _build_on_worker(config: JobConfig, plan: Plan) -> Engine:

@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ttsvar_ray.dataset import OutputLayout, read_manifest
+from ttsvar_ray.dataset import OutputLayout, read_cost, read_manifest
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage import Location
 
 SILENT_SECONDS = 120.0
@@ -35,6 +36,7 @@ class RunStatus:
         silent_seconds: since the last sign of life; None without any.
         where: host and process of the last session.
         reason: why it ended, if it did before all was done.
+        cost: of what is committed; None where the run does not say what its plan is.
     """
 
     root: str
@@ -49,6 +51,7 @@ class RunStatus:
     silent_seconds: float | None = None
     where: str = ""
     reason: str = ""
+    cost: RunCost | None = None
 
 
 def read_status(root: str, *, now: datetime.datetime | None = None) -> list[RunStatus]:
@@ -105,6 +108,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
         silent_seconds=silent,
         where=f"{last['host']}, process {last['pid']}" if "host" in last else "",
         reason=last.get("reason", ""),
+        cost=read_cost(layout, manifest),
     )
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import OutputLayout, RunManifest, carried_columns, data_schema, read_manifest
+from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters
 from ttsvar_ray.dataset.part_manifest import FileSum, read_part_manifest, sha256_of
 from ttsvar_ray.dataset.trace import trace_schema
@@ -180,10 +181,27 @@ class _Check:
                 data = (manifest.data, *manifest.data_before)
                 trace = (manifest.trace, *manifest.trace_before)
         prompts: dict[int, tuple[str, int]] = {}
+        tables: list[pa.Table] = []
         file = layout.data_part(index)
-        self._read(file, data, lambda parquet: self._check_rows(file, parquet, rows, prompts, pool))
+        plan = self._manifest.plan
+        columns = () if plan is None else plan.row_columns
+
+        def look_at_rows(parquet: pq.ParquetFile) -> None:
+            self._check_rows(file, parquet, rows, prompts, pool)
+            if set(columns) <= set(parquet.schema_arrow.names):
+                tables.append(parquet.read(columns=list(columns)))
+
+        self._read(file, data, look_at_rows)
         selections = layout.trace_part(index)
-        self._read(selections, trace, lambda parquet: self._check_selections(selections, parquet, rows))
+
+        def look_at_selections(parquet: pq.ParquetFile) -> None:
+            self._check_selections(selections, parquet, rows)
+            if set(SELECTION_COLUMNS) <= set(parquet.schema_arrow.names):
+                tables.append(parquet.read(columns=list(SELECTION_COLUMNS)))
+
+        self._read(selections, trace, look_at_selections)
+        if plan is not None and data and len(tables) == 2:
+            self._check_what_ran(index, [each.ran for each in data], plan.ran(*tables))
         self._report.prompts += len(prompts)
         self._check_letters(index, rows, prompts)
         for row in rows:
@@ -255,6 +273,15 @@ class _Check:
         numbers = parquet.read()["row"].to_pylist()
         if numbers != sorted(numbers) or not set(numbers) <= set(rows):
             self._add(trace, f"expected selections of prompts {rows.start} to {rows.stop - 1} in order")
+
+    def _check_what_ran(self, index: int, told: list[tuple[int, ...]], ran: tuple[int, ...]) -> None:
+        """Compare what the manifest of a part says of its cost with what its rows and searches say."""
+        if ran not in told:
+            self._add(
+                self._layout.manifest_part(index),
+                f"its prompts and the trajectories of its segments are {list(told[0])}, by its rows and "
+                f"searches {list(ran)}",
+            )
 
     def _check_letters(self, index: int, rows: range, prompts: dict[int, tuple[str, int]]) -> None:
         """Compare the dead letters of a part with what it lacks, and take their prompts in."""

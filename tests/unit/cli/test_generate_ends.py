@@ -31,6 +31,7 @@ from ttsvar_ray.errors import (
     RunFailedError,
     TtsVarError,
 )
+from ttsvar_ray.results import RunCost
 
 SUMMARY: dict[str, Any] = {
     "output": "/somewhere/out",
@@ -111,8 +112,24 @@ def test_prompts_that_the_model_did_not_read_whole_are_counted(monkeypatch: pyte
 def test_the_cost_of_an_adaptive_search_stands_beside_its_budget() -> None:
     config = load_config(None, ["prompts.path=a", "output.path=b"], needs_files=False)
     config = config.model_copy(update={"strategy": config.strategy.model_copy(update={"budget": 1.5})})
-    summary = JobSummary(**{**SUMMARY, "mean_cost": 1.437})
-    assert "cost         1.437 images a prompt (budget 1.5)" in summary_lines(config, summary)
+    cost = RunCost(
+        strategy="adaptive",
+        prompts=10,
+        flops={"texts": 0.0, "transformer": 10.37e12, "decodes": 4e12, "selectors": 0.0},
+        image_flops=1e12,
+        decoded=40,
+        scored=40,
+        embedded=0,
+        kept=10,
+        device_seconds=90.0,
+        sessions=2,
+    )
+    shares = "(texts 0%, transformer 72%, decodes 28%, selectors 0%)"
+    assert summary_lines(config, JobSummary(**SUMMARY, cost=cost))[4:7] == [
+        f"cost         1.437 images a prompt (budget 1.5), 14.4 TFLOP by adaptive {shares}",
+        "drawn        40 decoded, 40 scored, 0 embedded, 10 kept",
+        "devices      1 min 30 s of workers, 2 sessions",
+    ]
     assert not any(line.startswith("cost ") for line in summary_lines(config, JobSummary(**SUMMARY)))
 
 

@@ -29,6 +29,13 @@ def run(prompts: Path, output: Path, **more: Any) -> JobSummary:
     return job(prompts, output, cluster={"workers": 1, "in_process": True}, **more)
 
 
+def what_it_cost(summary: JobSummary) -> dict[str, Any]:
+    """Return what must not depend on how often a run was stopped."""
+    assert summary.cost is not None
+    cost = summary.cost.to_json()
+    return {name: value for name, value in cost.items() if name not in ("device_seconds", "sessions")}
+
+
 def lines_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "progress.jsonl").read_text().splitlines()]
 
@@ -49,7 +56,7 @@ def test_a_job_and_its_record(prompts: Path, tmp_path: Path, caplog: pytest.LogC
 
 
 def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_path: Path) -> None:
-    run(prompts, tmp_path / "whole")
+    undisturbed = run(prompts, tmp_path / "whole")
     expected = data_bytes(tmp_path / "whole")
     output = tmp_path / "out"
 
@@ -66,14 +73,22 @@ def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_
     partial = data_bytes(output)
     assert 0 < len(partial) < len(expected)
     assert all(expected[name] == content for name, content in partial.items())
-    assert run(prompts, output).prompts_resumed > 0
+    resumed = run(prompts, output)
+    assert resumed.prompts_resumed > 0
     assert data_bytes(output) == expected
+    assert what_it_cost(resumed) == what_it_cost(undisturbed)
+    assert undisturbed.cost is not None and resumed.cost is not None
+    assert (undisturbed.cost.decoded, undisturbed.cost.scored) == (PROMPTS * 21, PROMPTS * 7)
+    assert (undisturbed.cost.kept, undisturbed.cost.sessions, resumed.cost.sessions) == (PROMPTS, 1, 2)
+    seconds = [json.loads(line)["device_seconds"] for line in (output / "sessions.jsonl").open()]
+    assert len(seconds) == 2 and min(seconds) > 0
+    assert resumed.cost.device_seconds == pytest.approx(sum(seconds))
     assert run(prompts, output).prompts_resumed == PROMPTS
 
 
 def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole", tmp_path / "out"
-    run(prompts, whole, rows_per_part=PROMPTS)
+    undisturbed = run(prompts, whole, rows_per_part=PROMPTS)
 
     def stop_with_one_done(state: JobProgress) -> None:
         if state.prompts_done:
@@ -90,6 +105,7 @@ def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path
     summary = run(prompts, output, rows_per_part=PROMPTS)
     assert (summary.prompts, summary.prompts_resumed) == (PROMPTS, kept)
     assert data_bytes(output) == data_bytes(whole)
+    assert what_it_cost(summary) == what_it_cost(undisturbed)
     assert not (output / "partial").exists()
 
 
