@@ -18,6 +18,7 @@ from ttsvar_ray.cli.export import export
 from ttsvar_ray.cli.fetch import fetch
 from ttsvar_ray.cli.generate import generate
 from ttsvar_ray.cli.plan import plan
+from ttsvar_ray.cli.push import push
 from ttsvar_ray.cli.replay import replay
 from ttsvar_ray.cli.report import report
 from ttsvar_ray.cli.score import score, select
@@ -51,6 +52,7 @@ app.command(short_help="A page of a run: gallery and search trees.")(report)
 app.command(short_help="Other rewards over a run, in tables beside it.")(score)
 app.command(short_help="Some images of a run as a data set.")(select)
 app.command(short_help="A run for WebDataset, GenEval and others.")(export)
+app.command(short_help="A run as a data set of the hub, with a card.")(push)
 app.command(short_help="An image of a run at each of its scales.")(replay)
 app.command(short_help="How early a reward knows the end: figures of a pool.")(analyze)
 app.command(short_help="Variants of a job over one prompt set, in one table.")(compare)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
     from ttsvar_ray.dataset import OutputLayout, RunManifest
     from ttsvar_ray.evaluate.scorers import ScorerSpec
+    from ttsvar_ray.types import Float64Array
 
 _HASHES, _DUPLICATES, _SAFETY = "difference_hash", "near_duplicate", "safety"
 
@@ -208,19 +209,10 @@ def run_scorers(
 def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[ScorerSpec]) -> list[str]:
     """Return mean, standard error and quantiles over prompts of each score of the best images."""
     import numpy as np
-    import pyarrow.compute as pc
 
-    from ttsvar_ray.dataset.contents import read_columns
-    from ttsvar_ray.evaluate.score_table import best_scores
     from ttsvar_ray.evaluate.scorers import ScorerKind
 
-    rows = read_columns(layout, ["image_rank", "reward", "reward_name"])
-    steering = rows.filter(pc.equal(rows["image_rank"], 0))
-    names = sorted(set(steering["reward_name"].to_pylist()))
-    shown = [(f"reward ({', '.join(names)}, steered)", steering["reward"].to_numpy().astype(float))]
-    shown += [
-        (spec.table, best_scores(layout, spec.table)) for spec in specs if spec.kind is not ScorerKind.HASH
-    ]
+    shown = shown_scores(layout, [spec.table for spec in specs if spec.kind is not ScorerKind.HASH])
     width = max(len(name) for name, _ in shown)
     head = f"{'best image of each prompt':<{width}} {'prompts':>7} {'mean':>8} {'+-':>7}"
     lines = [f"{head} {'5%':>8} {'50%':>8} {'95%':>8}"]
@@ -235,6 +227,20 @@ def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[Score
         numbers = f"{len(good):>7} {good.mean():>8.4f} {error:>7.4f} {low:>8.4f} {middle:>8.4f} {high:>8.4f}"
         lines.append(f"{name:<{width}} {numbers}{lost}")
     return lines
+
+
+def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str, Float64Array]]:
+    """Return scores of the best image of each prompt: the reward that steered, then those of tables."""
+    import pyarrow.compute as pc
+
+    from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.evaluate.score_table import best_scores
+
+    rows = read_columns(layout, ["image_rank", "reward", "reward_name"])
+    steering = rows.filter(pc.equal(rows["image_rank"], 0))
+    names = sorted(set(steering["reward_name"].to_pylist()))
+    shown = [(f"reward ({', '.join(names)}, steered)", steering["reward"].to_numpy().astype(float))]
+    return shown + [(table, best_scores(layout, table)) for table in tables]
 
 
 def select(

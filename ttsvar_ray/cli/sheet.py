@@ -15,6 +15,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
+    from ttsvar_ray.dataset import OutputLayout
     from ttsvar_ray.types import UInt8Array
 
 SHEET_NAME = "contact_sheet.png"
@@ -86,12 +87,13 @@ def shown_images(output: str | Path) -> list[ShownImage]:
     Raises:
         OutputError: no run there, or one without images.
     """
+    from ttsvar_ray.dataset import OutputLayout
     from ttsvar_ray.errors import InputError, OutputError
     from ttsvar_ray.shapes.captions import parse_caption
     from ttsvar_ray.shapes.checker import check
 
     shown: list[ShownImage] = []
-    for prompt, pixels, reward in _best_images(output):
+    for prompt, pixels, reward in best_images(OutputLayout(output)):
         try:
             caption = parse_caption(prompt)
         except InputError:
@@ -105,16 +107,15 @@ def shown_images(output: str | Path) -> list[ShownImage]:
     return shown
 
 
-def _best_images(output: str | Path) -> Iterator[tuple[str, UInt8Array, float]]:
+def best_images(layout: OutputLayout) -> Iterator[tuple[str, UInt8Array, float]]:
+    """Yield prompt, pixels and reward of the best image of each prompt."""
     import io
 
     import numpy as np
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from ttsvar_ray.dataset import OutputLayout
-
-    for part in OutputLayout(output).data_parts().values():
+    for part in layout.data_parts().values():
         with part.open_arrow() as stream, pq.ParquetFile(stream) as file:
             for batch in file.iter_batches(64, columns=["prompt", "image", "image_rank", "reward"]):
                 for row in batch.to_pylist():

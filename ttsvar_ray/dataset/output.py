@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from ttsvar_ray.dataset.card import card_text
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.errors import OutputError
@@ -16,32 +17,6 @@ from ttsvar_ray.storage import Location
 logger = logging.getLogger(__name__)
 
 _MOST_NEIGHBOURS = 999
-
-_TRACE_OF_CARD = """- config_name: trace
-  data_files: trace/*.parquet
-"""
-
-_CARD = """---
-configs:
-- config_name: images
-  default: true
-  data_files: data/*.parquet
-- config_name: trace
-  data_files: trace/*.parquet
----
-# Images generated with ttsvar_ray
-
-```python
-import datasets
-
-images = datasets.load_dataset("path/to/this/folder", split="train")
-images[0]["prompt"], images[0]["image"]
-```
-
-One row per kept image; `image_rank` 0 is the best image of its prompt by `reward`. `run.json` holds
-the settings, the prompt set's digest and the versions. `failed/` holds prompts without an image.
-"""
-"""The data set card: tells `datasets` which files of an output folder are which table."""
 
 
 def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | None:
@@ -104,7 +79,7 @@ def open_output(layout: OutputLayout, manifest: RunManifest, *, has_trace: bool 
         folder.remove_leftovers()
     layout.root.remove_leftovers()
     if not layout.card_file.is_file():
-        layout.card_file.write_text(_CARD if has_trace else _CARD.replace(_TRACE_OF_CARD, ""))
+        layout.card_file.write_text(card_text(manifest if present is None else present, has_trace=has_trace))
     return manifest if present is None else present
 
 
@@ -135,6 +110,12 @@ def _take_over(layout: OutputLayout, run_text: str) -> None:
     if layout.sessions_file.is_file():
         layout.sessions_file.delete()
     layout.run_file.write_text(run_text)
+
+
+def is_continued_by(present: RunManifest, wanted: RunManifest) -> bool:
+    """Whether a run is another one, or the same to which prompts may have been added since."""
+    has_prompts = present.prompts_digest == wanted.prompts_digest or present.prompt_count in wanted.extended
+    return present.config_digest == wanted.config_digest and has_prompts
 
 
 def fresh_output(layout: OutputLayout, manifest: RunManifest) -> OutputLayout:

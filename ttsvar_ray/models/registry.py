@@ -44,6 +44,7 @@ class FamilyEntry:
         at_size: (description, resolution, aspect ratio) to the model at another size; None for families
             whose models have one size.
         reads_texts: whether prompts are texts, so that there is a text encoder to choose.
+        licence: of the published weights.
     """
 
     load: Callable[..., NextScaleModel]
@@ -53,6 +54,7 @@ class FamilyEntry:
     on_meta: Callable[..., CachedModel] | None = None
     at_size: Callable[[ModelDescription, str | None, str | None], ModelDescription] | None = None
     reads_texts: bool = True
+    licence: str = "unknown"
 
 
 BUILT_IN = "shapes"
@@ -103,6 +105,14 @@ def model_path(name_or_path: str) -> Path:
 def published_names() -> tuple[str, ...]:
     """Return the names of the published models."""
     return tuple(name for entry in map(family_entry, FAMILIES) for name in entry.published)
+
+
+def weights_licence(name: str) -> str:
+    """Return the licence of the weights that settings call so; "unknown" for a directory of one's own."""
+    if name == BUILT_IN:
+        return "apache-2.0"
+    published = _published(name)
+    return "unknown" if published is None else published.licence
 
 
 def describe_model(model: str | ModelChoice) -> ModelDescription:

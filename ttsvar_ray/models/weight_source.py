@@ -96,7 +96,7 @@ class HubRepository:
                     self.name, revision=self.revision, allow_patterns=list(patterns), local_dir=folder
                 )
             )
-        except _hub_errors() as error:
+        except hub_errors() as error:
             raise CheckpointError(
                 f"{self}: cannot be fetched: {_first_line(error)}\n"
                 f"Where there is a network, run: {self.download_command(patterns)}"
@@ -119,7 +119,7 @@ class HubRepository:
         if not constants.HF_HUB_OFFLINE:
             try:
                 commit = HfApi().model_info(self.name, revision=self.revision).sha
-            except _hub_errors() as error:
+            except hub_errors() as error:
                 problem = _first_line(error)
             else:
                 assert commit is not None, "the hub names the commit of every revision"
@@ -138,7 +138,7 @@ class HubRepository:
         )
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
+def hub_errors() -> tuple[type[Exception], ...]:
     """Return what a request to the hub may end with: its own errors, and those of its HTTP client."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -216,7 +216,7 @@ class _Check:
     ) -> None:
         """Compare a file with its sums, and look into it; what cannot be read becomes a problem."""
         try:
-            with _on_this_machine(file) as path:
+            with on_this_machine(file) as path:
                 with path.open("rb") as stream:
                     digest = sha256_of(stream)
                 if sums and digest not in {each.sha256 for each in sums}:
@@ -334,7 +334,7 @@ def _image_problem(row: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _on_this_machine(file: Location) -> Iterator[Path]:
+def on_this_machine(file: Location) -> Iterator[Path]:
     """Yield a path to the file: its own, or one of a copy."""
     if (path := file.local_path) is not None:
         yield path

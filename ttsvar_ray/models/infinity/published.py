@@ -187,4 +187,5 @@ ENTRY = FamilyEntry(
     describe=_describe,
     require_weights=require_weights,
     at_size=_at_size,
+    licence="mit",
 )

@@ -72,4 +72,11 @@ def _on_meta(description: ModelDescription, **how: Any) -> Any:
 
 
 # What needs torch is imported when it is called.
-ENTRY = FamilyEntry(load=_load, on_meta=_on_meta, published=PRESETS, describe=_describe, reads_texts=False)
+ENTRY = FamilyEntry(
+    load=_load,
+    on_meta=_on_meta,
+    published=PRESETS,
+    describe=_describe,
+    reads_texts=False,
+    licence="mit",
+)

@@ -1,0 +1,208 @@
+"""A hub of the Hugging Face kind on the loopback interface: what pushing a data set asks of it.
+
+Files named .parquet or .png go to large file storage, by their sha256; others come with the commit.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+TOKEN = "hf_nobody_may_see_this"  # noqa: S105 - of a hub that ends with its test
+_LARGE = (".parquet", ".png")
+
+
+@dataclass
+class Repository:
+    """A data set.
+
+    Attributes:
+        is_private: as it was made.
+        files: content of each file by path.
+        commits: their messages.
+    """
+
+    is_private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+
+
+@dataclass
+class WritableHub:
+    """All data sets, and what is in large file storage.
+
+    Attributes:
+        stored: content by sha256.
+        uploads: sha256 of every upload that came whole, in order; twice where it came twice.
+        requests: method and path of each.
+        breaks_after: uploads that are taken before the hub answers nothing but 403, as one whose token has
+            run out in the middle does; None never.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    stored: dict[str, bytes] = field(default_factory=dict)
+    uploads: list[str] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    breaks_after: int | None = None
+    endpoint: str = ""
+
+
+@contextmanager
+def serve(hub: WritableHub) -> Iterator[WritableHub]:
+    """Answer on a free port of the loopback interface."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def do_POST(self) -> None:
+            self._answer()
+
+        def do_PUT(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            hub.requests.append((self.command, path))
+            if hub.breaks_after is not None and len(hub.uploads) >= hub.breaks_after:
+                self._json(403, {"error": "no more"})
+                return
+            if path.startswith("/lfs/"):
+                self._store(path.removeprefix("/lfs/"), body)
+                return
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self._json(401, {"error": "Invalid credentials"})
+                return
+            if path == "/api/repos/create":
+                self._create(json.loads(body))
+                return
+            if path == "/api/validate-yaml":
+                text = json.loads(body)["content"]
+                is_good = not text.startswith("---") or isinstance(yaml.safe_load(text.split("---")[1]), dict)
+                self._json(200 if is_good else 400, {"errors": [], "warnings": []})
+                return
+            match = re.fullmatch(
+                r"/(?:api/)?datasets/([^/]+/[^/.]+)(?:\.git)?(?:/([^/]+)(?:/([^/]+))?(?:/(.*))?)?", path
+            )
+            found = hub.repositories.get(match[1]) if match else None
+            if match is None or found is None:
+                self._json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+                return
+            self._dataset(match[1], found, match[2] or "", match[4] or "", body)
+
+        def _create(self, asked: dict[str, Any]) -> None:
+            name = f"{asked['organization']}/{asked['name']}"
+            assert asked["type"] == "dataset"
+            is_new = name not in hub.repositories
+            if is_new:
+                hub.repositories[name] = Repository(is_private=asked.get("visibility") == "private")
+            url = f"{hub.endpoint}/datasets/{name}"
+            self._json(200 if is_new else 409, {"url": url, "name": name, "error": "You already created it"})
+
+        def _dataset(self, name: str, found: Repository, what: str, rest: str, body: bytes) -> None:
+            if what == "tree":
+                self._json(200, [_entry(path, content) for path, content in sorted(found.files.items())])
+            elif what == "preupload":
+                self._json(200, {"files": [_mode(found, one["path"]) for one in json.loads(body)["files"]]})
+            elif what == "info":
+                self._json(200, {"objects": [self._action(one) for one in json.loads(body)["objects"]]})
+            elif what == "commit":
+                self._commit(name, found, [json.loads(line) for line in body.splitlines()])
+            elif what == "resolve":
+                content = found.files[rest]
+                headers = {"ETag": f'"{_git(content)}"', "X-Repo-Commit": "c" * 40}
+                self._send(200, content, headers)
+            else:
+                known = {"id": name, "private": found.is_private, "sha": "c" * 40, "siblings": []}
+                self._json(200, known)
+
+        def _action(self, one: dict[str, Any]) -> dict[str, Any]:
+            if one["oid"] in hub.stored:
+                return one
+            return {**one, "actions": {"upload": {"href": f"{hub.endpoint}/lfs/{one['oid']}"}}}
+
+        def _store(self, oid: str, body: bytes) -> None:
+            assert hashlib.sha256(body).hexdigest() == oid
+            hub.stored[oid] = body
+            hub.uploads.append(oid)
+            self._json(200, {})
+
+        def _commit(self, name: str, found: Repository, lines: list[dict[str, Any]]) -> None:
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "header":
+                    found.commits.append(value["summary"])
+                elif line["key"] == "file":
+                    found.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    found.files[value["path"]] = hub.stored[value["oid"]]
+                else:
+                    assert line["key"] == "deletedFile", line["key"]
+                    del found.files[value["path"]]
+            commit = f"{hub.endpoint}/datasets/{name}/commit/{'c' * 40}"
+            self._json(200, {"commitUrl": commit, "commitOid": "c" * 40, "success": True})
+
+        def _json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+            body = json.dumps(value).encode()
+            self._send(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join(timeout=30)
+        server.server_close()
+
+
+def _git(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _git(content)}
+    if path.endswith(_LARGE):
+        digest = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+        entry["oid"] = "0" * 40
+    return entry
+
+
+def _mode(found: Repository, path: str) -> dict[str, Any]:
+    content = found.files.get(path)
+    oid = None
+    if content is not None:
+        oid = hashlib.sha256(content).hexdigest() if path.endswith(_LARGE) else _git(content)
+    mode = "lfs" if path.endswith(_LARGE) else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
