@@ -26,6 +26,7 @@ NOT_CONTENT = (
     "strategy.calibration",
     "strategy.budget",
     "engine.micro_batch_rows",
+    "engine.cuda_graphs",
     "engine.threads",
     "engine.memory_gb",
     "cluster",

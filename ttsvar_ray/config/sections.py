@@ -370,6 +370,11 @@ class EngineConfig(_Section):
         description="element-wise chains of the model: plain torch, or fused by Triton on a GPU, which "
         "differs by rounding; auto: fused where there is a GPU with Triton",
     )
+    cuda_graphs: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="record the passes over small scales and play them again, on a GPU, whose host needs "
+        "longer to start their kernels than it does to run them; the same numbers; auto: on GPUs",
+    )
     selector_decode: Literal["full", "selector"] = Field(
         default="full",
         description="size of the intermediate images that rewards and clustering see",

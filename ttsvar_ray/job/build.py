@@ -84,6 +84,7 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
         confidence=sampling.confidence,
         execution=Execution(
             kernels=config.engine.kernels,
+            cuda_graphs=config.engine.cuda_graphs,
             fixed_shapes=config.engine.deterministic,
             stops=tuple(segment.last_scale for segment in job.plan.segments),
         ),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ttsvar_ray.kernels import uses_fused
 from ttsvar_ray.models.execution import Execution
+from ttsvar_ray.models.recorded_steps import RecordedSteps, Recorder, cuda_recorder
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, exact_sums
 from ttsvar_ray.models.state import KVCache, ScaleState
@@ -107,6 +108,8 @@ class CachedModel(ABC):
     tokenizer: Any
     execution: Execution = Execution()
     """How it computes; `set_execution` changes it."""
+    recorded: RecordedSteps | None = None
+    """Plays small passes that were recorded; `record_passes` changes it."""
 
     def __init__(
         self,
@@ -137,9 +140,10 @@ class CachedModel(ABC):
         """Choose how the model computes; to be called before the first state is made.
 
         Raises:
-            ConfigurationError: fused kernels where there are none.
+            ConfigurationError: fused kernels or CUDA graphs where there are none.
         """
         fused = uses_fused(execution.kernels, self.device.type)
+        self.record_passes(cuda_recorder(execution.cuda_graphs, self.device.type))
         self.execution = execution
         for part in (self.transformer, self.tokenizer):
             for module in part.modules():
@@ -148,6 +152,10 @@ class CachedModel(ABC):
         if fused and self.block_dtype != torch.float32:
             # Nothing between its convolutions asks for float32 any more.
             self.tokenizer.decoder.to(self.block_dtype)
+
+    def record_passes(self, recorder: Recorder | None) -> None:
+        """Have small passes recorded and played again from now on; None ends it, and forgets them."""
+        self.recorded = None if recorder is None else RecordedSteps(recorder)
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> tuple[Any, ...]:

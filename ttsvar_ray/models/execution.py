@@ -11,6 +11,7 @@ class Execution:
 
     Attributes:
         kernels: "auto", "plain" or "fused"; see `ttsvar_ray.kernels`.
+        cuda_graphs: "auto", on CUDA devices, "always" or "never"; see `models.recorded_steps`.
         fixed_shapes: every pass over so many rows has the same shapes, whatever the rows: texts are padded to
             the model's longest. For devices that choose kernels by shape; a CPU needs none of it.
         stops: scales, rising, after which trajectories are selected. Memory for keys and values is taken for
@@ -18,5 +19,6 @@ class Execution:
     """
 
     kernels: str = "auto"
+    cuda_graphs: str = "auto"
     fixed_shapes: bool = False
     stops: tuple[int, ...] = ()

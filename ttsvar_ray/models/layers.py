@@ -33,39 +33,56 @@ class HeadSizes(Protocol):
     @property
     def num_heads(self) -> int: ...
 
+    @property
+    def embed_dim(self) -> int: ...
+
 
 Extend = Callable[[Tensor, Tensor], LayerCache]
 """Takes up keys and values of one layer and returns them behind those of the scales before."""
 
 
+def fresh_tokens(
+    config: HeadSizes, *, tokens: int, rows: int, streams: int, dtype: torch.dtype, device: torch.device
+) -> FreshTokens:
+    """Return what a scale adds to the cache.
+
+    Args:
+        config: sizes of the transformer.
+        tokens: n.
+        rows: R.
+        streams: S.
+        dtype, device: of the cache.
+    """
+    return FreshTokens(
+        tokens=tokens,
+        layers=config.depth,
+        streams=streams,
+        rows=rows // streams,
+        heads=config.num_heads,
+        width=config.embed_dim // config.num_heads,
+        dtype=dtype,
+        device=device,
+    )
+
+
 def extending(
-    cache: KVCache, x: Tensor, config: HeadSizes, *, streams: int, dtype: torch.dtype, capacity: int | None
+    cache: KVCache, fresh: FreshTokens, *, capacity: int | None
 ) -> tuple[KVCache, Callable[[int], Extend]]:
     """Return the cache after a scale, and how each layer takes up its part of it.
 
     Args:
         cache: before the scale.
-        x: the scale's tokens [R, n, C].
-        config: sizes of the transformer.
-        streams: S.
-        dtype: of the cache.
+        fresh: the scale's tokens.
         capacity: tokens to make room for, where room must be made; None keeps nothing of this scale, as at
             the last one, which nothing attends to.
     """
-    if capacity is None:
-        return cache, lambda layer: functools.partial(cache.joined, layer)
-    fresh = FreshTokens(
-        tokens=x.shape[1],
-        layers=config.depth,
-        streams=streams,
-        rows=x.shape[0] // streams,
-        heads=config.num_heads,
-        width=x.shape[-1] // config.num_heads,
-        dtype=dtype,
-        device=x.device,
-    )
-    grown = cache.grown(fresh, capacity=capacity)
-    return grown, lambda layer: functools.partial(grown.put, layer)
+    kept = cache if capacity is None else cache.grown(fresh, capacity=capacity)
+    return kept, extending_layers(kept, keeps=capacity is not None)
+
+
+def extending_layers(cache: KVCache, *, keeps: bool) -> Callable[[int], Extend]:
+    """Return how each layer takes up keys and values: written to the cache's last tokens, or only joined."""
+    return lambda layer: functools.partial(cache.put if keeps else cache.joined, layer)
 
 
 def plain_norm(x: Tensor) -> Tensor:

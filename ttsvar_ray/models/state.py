@@ -29,8 +29,7 @@ class LayerCache:
         return LayerCache(torch.cat((self.keys, keys), dim=3), torch.cat((self.values, values), dim=3))
 
 
-@dataclass(slots=True)
-class _Memory:
+class Memory:
     """What caches of one history share: room for the keys and values of all layers.
 
     Attributes:
@@ -38,8 +37,11 @@ class _Memory:
         taken: tokens that some cache has; what lies behind is free.
     """
 
-    tensor: Tensor
-    taken: int
+    __slots__ = ("__weakref__", "taken", "tensor")
+
+    def __init__(self, tensor: Tensor, taken: int) -> None:
+        self.tensor = tensor
+        self.taken = taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class KVCache:
     shorter one gets a copy, since the tokens behind that are somebody else's.
     """
 
-    memory: _Memory | None = None
+    memory: Memory | None = None
     num_tokens: int = 0
 
     @staticmethod
@@ -104,7 +106,7 @@ class KVCache:
         tensor = torch.empty(shape, dtype=fresh.dtype, device=fresh.device)
         if self.memory is not None:
             tensor[..., : self.num_tokens, :] = self.tensor[:, :, : fresh.streams]
-        return KVCache(_Memory(tensor, total), total)
+        return KVCache(Memory(tensor, total), total)
 
     def put(self, layer: int, keys: Tensor, values: Tensor) -> LayerCache:
         """Write the last tokens of one layer, each [S, B, H, n, D]; return all of its keys and values."""
@@ -155,7 +157,7 @@ class FreshTokens:
 
 def _whole(tensor: Tensor) -> KVCache:
     tokens = tensor.shape[-2]
-    return KVCache(_Memory(tensor, tokens), tokens)
+    return KVCache(Memory(tensor, tokens), tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,6 +106,7 @@ def test_the_option_list_is_pinned() -> None:
         "engine.micro_batch_rows",
         "engine.deterministic",
         "engine.kernels",
+        "engine.cuda_graphs",
         "engine.selector_decode",
         "engine.threads",
         "engine.memory_gb",

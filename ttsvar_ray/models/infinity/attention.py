@@ -67,14 +67,18 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, texts: Sequence[TextKeys]) -> Tensor:
         """Return [R, n, C] for x [R, n, C]; `texts` names every row once."""
-        q = self.mat_q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = self.mat_q(x).unflatten(-1, (self.num_heads, -1))
         if len(texts) == 1:
+            # The tokens of all rows that attend to one text, in one piece.
+            entries = texts[0].keys.shape[0]
+            q = q.reshape(entries, -1, *q.shape[2:]).transpose(1, 2)
             attended = self._attend(q, texts[0])
         else:
+            q = q.transpose(1, 2)
             attended = torch.empty_like(q)
             for text in texts:
                 attended[text.rows] = self._attend(q[text.rows], text)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(attended.transpose(1, 2).reshape(x.shape))
 
     @staticmethod
     def _attend(q: Tensor, text: TextKeys) -> Tensor:

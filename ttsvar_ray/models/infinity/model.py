@@ -9,7 +9,14 @@ from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
-from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, TextFeatures, padded_length
+from ttsvar_ray.models.infinity.text import (
+    BatchTexts,
+    Conditioning,
+    PackedTexts,
+    TextFeatures,
+    TextMemory,
+    padded_length,
+)
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import (
@@ -70,6 +77,7 @@ class InfinityModel(CachedModel):
         self.quantizer = quantizer
         self.text_encoder = text_encoder
         self.prepare_text = prepare_text
+        self._text_memory = TextMemory()
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> tuple[Conditioning, ...]:
@@ -93,11 +101,13 @@ class InfinityModel(CachedModel):
         """Return logits float32 [B, n, D, 2] and the extended cache."""
         scale_index = state.scale_index
         features = None if scale_index == 0 else self.quantizer.next_input(state.summed, scale_index)
-        longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
-        streams = self.sampling.streams_at(scale_index)
-        texts = BatchTexts(state.texts, state.text_rows, streams=streams, length=longest)
         raw, cache = self.transformer.scale_step(
-            features, scale_index, state.cache, texts, capacity=self.cache_capacity(scale_index)
+            features,
+            scale_index,
+            state.cache,
+            self._texts(state),
+            capacity=self.cache_capacity(scale_index),
+            recorded=self.recorded,
         )
         logits = guided_logits(
             raw,
@@ -106,6 +116,14 @@ class InfinityModel(CachedModel):
         )
         target = self.sampling.confidence[scale_index] if self.sampling.confidence else None
         return (logits if target is None else softened(logits, target)), cache
+
+    def _texts(self, state: ScaleState) -> BatchTexts | PackedTexts:
+        """Return what a state's trajectories need of their texts at the next scale."""
+        streams = self.sampling.streams_at(state.scale_index)
+        longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
+        if self.device.type == "cuda" or self.recorded is not None:
+            return self._text_memory.packed(state.texts, state.text_rows, streams=streams, length=longest)
+        return BatchTexts(state.texts, state.text_rows, streams=streams, length=longest)
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return bits uint8 [B, n, D], each drawn by a number of its own."""

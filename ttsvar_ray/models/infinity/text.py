@@ -9,10 +9,11 @@ text length, D head width, B trajectories.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.models.recorded_steps import Arena
 from ttsvar_ray.models.row_stability import min_linear_rows
 
 PEOPLE_WORDS = (
@@ -217,9 +219,9 @@ class TextKeys:
     """What some rows of a batch attend to in one layer.
 
     Attributes:
-        keys, values: [R', H, T, D].
-        mask: bool [R', 1, 1, T].
-        rows: int64 [R'], which rows of the batch; None for all, in order.
+        keys, values: [E, H, T, D]; E rows, or fewer of which each serves as many rows, one behind the other.
+        mask: [E, 1, 1, T], bool, or minus infinity where there is nothing in the dtype of the keys.
+        rows: int64 [E], which rows of the batch; None for all, in order.
     """
 
     keys: Tensor
@@ -273,6 +275,12 @@ class BatchTexts:
         self._device = parts[0].pooled.device
         self._text_rows = None if text_rows is None else self._index(text_rows)
         self._groups = self._by_length(text_rows) if self._device.type == "cpu" else [self._all(length)]
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        trajectories = self._parts[0].pooled.shape[1] if self._text_rows is None else len(self._text_rows)
+        return self.streams * trajectories
 
     @property
     def pooled(self) -> Tensor:
@@ -330,6 +338,128 @@ class BatchTexts:
             texts = self._index([place[wanted[row]] for row in members])
             groups.append(_Group(parts, texts, self._index(rows), length))
         return groups
+
+
+PACKED_LENGTHS = (32, 64, 128, 256)
+"""What texts are padded to on a GPU: few lengths, since passes are recorded for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTexts:
+    """What the rows of one batch need of their texts, of all layers, in memory of a fixed address.
+
+    Attributes:
+        streams: S.
+        pooled, block_modulation, head_modulation: as in `BatchTexts`.
+        mask: [E, 1, 1, T] in the dtype of the keys, minus infinity where a text has ended. Each of the E
+            entries serves R / E rows, one behind the other.
+        memory: [2 * layers, E, H, T, D]: the keys of all layers, then the values.
+        address: equal for texts of which all tensors lie at one address with one shape.
+    """
+
+    streams: int
+    pooled: Tensor
+    block_modulation: Tensor
+    head_modulation: Tensor
+    mask: Tensor
+    memory: Tensor
+    address: Hashable
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return self.pooled.shape[0]
+
+    def keys(self, layer: int) -> tuple[TextKeys, ...]:
+        """Return what the rows attend to in one layer."""
+        return (TextKeys(self.memory[layer], self.memory[len(self.memory) // 2 + layer], self.mask),)
+
+
+class TextMemory:
+    """Packs the texts of one micro-batch at a time; for a GPU, where each small copy costs a launch.
+
+    Packing again for the same texts and rows, scale after scale, does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._arena = Arena()
+        self._packed: tuple[tuple[Any, ...], PackedTexts] | None = None
+
+    def packed(
+        self, parts: tuple[Conditioning, ...], text_rows: tuple[int, ...], *, streams: int, length: int | None
+    ) -> PackedTexts:
+        """Return the texts of some trajectories.
+
+        Args:
+            parts: conditionings of one text each.
+            text_rows: the part of each trajectory.
+            streams: S, the first so many of the conditionings' streams.
+            length: what all texts are padded to, with an entry for every row: shapes then depend on nothing
+                else. None: the next of `PACKED_LENGTHS`, with an entry a text where each has as many rows.
+        """
+        if self._packed is not None:
+            (known_parts, known_rows, *rest), packed = self._packed
+            if known_parts is parts and known_rows is text_rows and rest == [streams, length]:
+                return packed
+        entries = list(text_rows)
+        each = len(text_rows) // len(parts)
+        if length is None and entries == [row // each for row in range(len(entries))]:
+            entries = list(range(len(parts)))
+        longest = max(part.text_mask.shape[1] for part in parts)
+        fitting = (each for each in PACKED_LENGTHS if each >= longest)
+        padded = next(fitting, longest) if length is None else length
+        packed = self._pack(parts, text_rows, entries, streams, padded)
+        self._packed = (parts, text_rows, streams, length), packed
+        return packed
+
+    def _pack(
+        self,
+        parts: tuple[Conditioning, ...],
+        text_rows: tuple[int, ...],
+        entries: list[int],
+        streams: int,
+        length: int,
+    ) -> PackedTexts:
+        first, count = parts[0], len(entries)
+        layers, (_, _, heads, _, width) = len(first.keys), first.keys[0].shape
+        dtype, device = first.keys[0].dtype, first.pooled.device
+        modulations = [
+            rows_of([getattr(part, name)[:streams] for part in parts], _index(text_rows, device))
+            for name in ("pooled", "block_modulation", "head_modulation")
+        ]
+        shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in modulations]
+        shapes.append(((streams * count, 1, 1, length), dtype))
+        shapes.append(((2 * layers, streams * count, heads, length, width), dtype))
+        *places, mask, memory = self._arena.tensors(shapes, device)
+        for place, tensor in zip(places, modulations, strict=True):
+            place.copy_(tensor)
+        mask.fill_(-math.inf)
+        # What is masked is multiplied by zero, so it must be a number.
+        memory.zero_()
+        by_stream, masks = memory.unflatten(1, (streams, count)), mask.view(streams, count, length)
+        start = 0
+        for entry, run in itertools.groupby(entries):
+            stop, part = start + len(list(run)), parts[entry]
+            both = torch.stack((*part.keys, *part.values))[:, :streams]
+            by_stream[:, :, start:stop, :, : both.shape[-2]] = both
+            masks[:, start:stop, : part.text_mask.shape[1]].masked_fill_(part.text_mask, 0.0)
+            start = stop
+        address = (self._arena.generation, tuple(shapes))
+        pooled, block_modulation, head_modulation = places
+        return PackedTexts(
+            streams=streams,
+            pooled=pooled,
+            block_modulation=block_modulation,
+            head_modulation=head_modulation,
+            mask=mask,
+            memory=memory,
+            address=address,
+        )
+
+
+def _index(values: Sequence[int], device: torch.device) -> Tensor:
+    index = torch.tensor(list(values), dtype=torch.int64)
+    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 
 
 def _lengthened(tensor: Tensor, length: int, axis: int) -> Tensor:

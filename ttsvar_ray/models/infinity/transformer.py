@@ -22,7 +22,7 @@ from ttsvar_ray.models.infinity.attention import (
     rope_table,
 )
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, TextKeys
+from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, PackedTexts, TextKeys
 from ttsvar_ray.models.layers import (
     NORM_EPS,
     AdaptiveNorm,
@@ -30,7 +30,9 @@ from ttsvar_ray.models.layers import (
     FeedForward,
     SelfAttention,
     extending,
+    fresh_tokens,
 )
+from ttsvar_ray.models.recorded_steps import RECORDED_TOKENS, RecordedSteps
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
@@ -233,10 +235,11 @@ class InfinityTransformer(nn.Module):
         features: Tensor | None,
         scale_index: int,
         cache: KVCache,
-        conditioning: Conditioning | BatchTexts,
+        conditioning: Conditioning | BatchTexts | PackedTexts,
         *,
         capacity: int = 0,
         observe: Observe | None = None,
+        recorded: RecordedSteps | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run one scale of B trajectories.
 
@@ -249,35 +252,59 @@ class InfinityTransformer(nn.Module):
             capacity: tokens that the cache is given room for, where it has too little.
             observe: called with "x0", "block{i}" [R, n, C] and "keys{i}", "values{i}" [S, B, H, L, D] of each
                 block, to compare with another implementation.
+            recorded: plays small passes over packed texts, once it knows them.
 
         Returns:
             Raw logits float32 [S, B, n, 2 * bits_per_token] (entries 2j and 2j + 1 belong to bit j being 0
             and 1), and the extended cache. The last scale's cache is returned unextended: nothing reads it.
         """
-        texts = conditioning if isinstance(conditioning, BatchTexts) else BatchTexts([conditioning])
-        streams = texts.streams
+        texts = BatchTexts([conditioning]) if isinstance(conditioning, Conditioning) else conditioning
+        inputs = () if features is None else (features,)
+        fresh = fresh_tokens(
+            self.config,
+            tokens=self.token_counts[scale_index],
+            rows=texts.num_rows,
+            streams=texts.streams,
+            dtype=self.block_dtype,
+            device=self.pos_start.device,
+        )
+        room = None if scale_index == len(self.scale_schedule) - 1 else capacity
+
+        def run(inputs: tuple[Tensor, ...], extend: Callable[[int], Extend]) -> Tensor:
+            return self._pass(inputs[0] if inputs else None, scale_index, texts, extend, observe)
+
+        if (
+            recorded is not None
+            and isinstance(texts, PackedTexts)
+            and texts.num_rows * fresh.tokens <= RECORDED_TOKENS
+        ):
+            raw, kept = recorded.run((scale_index, texts.address), run, inputs, cache, fresh, capacity=room)
+        else:
+            kept, extend = extending(cache, fresh, capacity=room)
+            raw = run(inputs, extend)
+        return raw.unflatten(0, (texts.streams, -1)), kept
+
+    def _pass(
+        self,
+        features: Tensor | None,
+        scale_index: int,
+        texts: BatchTexts | PackedTexts,
+        extend: Callable[[int], Extend],
+        observe: Observe | None,
+    ) -> Tensor:
+        """Return the raw logits [R, n, 2 * bits_per_token] of one scale; see `scale_step`."""
         if features is None:
             x = self.first_tokens(texts.pooled)
         else:
-            x = self.word_embed(features).float().repeat(streams, 1, 1)
+            x = self.word_embed(features).float().repeat(texts.streams, 1, 1)
         x = x + self.lvl_embed.weight[scale_index].float()
-        shared = texts.block_modulation
-        rope = self.rope(scale_index)
-        kept, extend = extending(
-            cache,
-            x,
-            self.config,
-            streams=streams,
-            dtype=self.block_dtype,
-            capacity=None if scale_index == len(self.scale_schedule) - 1 else capacity,
-        )
+        shared, rope = texts.block_modulation, self.rope(scale_index)
         if observe:
             observe("x0", x)
         for index, block in enumerate(self.blocks):
-            x, layer = block.step(x, extend(index), texts.keys(index), shared, rope, streams=streams)
+            x, layer = block.step(x, extend(index), texts.keys(index), shared, rope, streams=texts.streams)
             if observe:
                 observe(f"block{index}", x)
                 observe(f"keys{index}", layer.keys)
                 observe(f"values{index}", layer.values)
-        logits = self.predict(x, texts.head_modulation)
-        return logits.unflatten(0, (streams, -1)), kept
+        return self.predict(x, texts.head_modulation)

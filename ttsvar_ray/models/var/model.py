@@ -80,6 +80,7 @@ class VarModel(CachedModel):
             self.transformer.condition(labels, guidance=streams == 2),
             streams=streams,
             capacity=self.cache_capacity(scale_index),
+            recorded=self.recorded,
         )
         logits = raw[0]
         guidance = self.sampling.guidance[scale_index]

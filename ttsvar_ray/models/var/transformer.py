@@ -9,11 +9,22 @@ n tokens of a scale, C width, V vocabulary. The residual stream is float32 in an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels import gated_sum, modulated_norm
-from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, Extend, FeedForward, SelfAttention, extending
+from ttsvar_ray.models.layers import (
+    NORM_EPS,
+    AdaptiveNorm,
+    Extend,
+    FeedForward,
+    SelfAttention,
+    extending,
+    fresh_tokens,
+)
+from ttsvar_ray.models.recorded_steps import RECORDED_TOKENS, RecordedSteps
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache
 from ttsvar_ray.models.var.config import VarConfig
@@ -115,6 +126,7 @@ class VarTransformer(nn.Module):
         *,
         streams: int,
         capacity: int = 0,
+        recorded: RecordedSteps | None = None,
     ) -> tuple[Tensor, KVCache]:
         """Run one scale of B trajectories.
 
@@ -126,11 +138,44 @@ class VarTransformer(nn.Module):
             condition: [R, C] of `condition`.
             streams: S.
             capacity: tokens that the cache is given room for, where it has too little.
+            recorded: plays small passes, once it knows them.
 
         Returns:
             Raw logits float32 [S, B, n, V] and the extended cache. The last scale's cache is returned
             unextended: nothing reads it.
         """
+        inputs = (condition,) if features is None else (condition, features)
+        tokens = self.starts[scale_index + 1] - self.starts[scale_index]
+        fresh = fresh_tokens(
+            self.config,
+            tokens=tokens,
+            rows=condition.shape[0],
+            streams=streams,
+            dtype=self.block_dtype,
+            device=condition.device,
+        )
+        room = None if scale_index == len(self.scale_schedule) - 1 else capacity
+
+        def run(inputs: tuple[Tensor, ...], extend: Callable[[int], Extend]) -> Tensor:
+            return self._pass(*inputs, scale_index=scale_index, extend=extend, streams=streams)
+
+        if recorded is not None and condition.shape[0] * tokens <= RECORDED_TOKENS:
+            raw, kept = recorded.run((scale_index, streams), run, inputs, cache, fresh, capacity=room)
+        else:
+            kept, extend = extending(cache, fresh, capacity=room)
+            raw = run(inputs, extend)
+        return raw.unflatten(0, (streams, -1)), kept
+
+    def _pass(
+        self,
+        condition: Tensor,
+        features: Tensor | None = None,
+        *,
+        scale_index: int,
+        extend: Callable[[int], Extend],
+        streams: int,
+    ) -> Tensor:
+        """Return the raw logits [R, n, V] of one scale; see `scale_step`."""
         places = slice(self.starts[scale_index], self.starts[scale_index + 1])
         position = self.lvl_embed.weight[scale_index].float() + self.pos_1LC[:, places].float()
         if features is None:
@@ -140,18 +185,8 @@ class VarTransformer(nn.Module):
         shared = None
         if self.config.shared_modulation:
             shared = self.shared_ada_lin(condition).float().view(condition.shape[0], 1, 6, -1)
-        is_last = scale_index == len(self.scale_schedule) - 1
-        kept, extend = extending(
-            cache,
-            x,
-            self.config,
-            streams=streams,
-            dtype=self.block_dtype,
-            capacity=None if is_last else capacity,
-        )
         for index, block in enumerate(self.blocks):
             modulation = block.modulation(condition, shared)  # type: ignore[operator]
             x = block(x, extend(index), modulation, streams=streams)
         with autocast(x.device, enabled=False):
-            logits = self.head(self.head_nm(x, self.head_nm.modulation(condition))).float()
-        return logits.unflatten(0, (streams, -1)), kept
+            return self.head(self.head_nm(x, self.head_nm.modulation(condition))).float()

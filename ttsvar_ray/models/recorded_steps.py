@@ -1,0 +1,265 @@
+"""Passes that are recorded once and played again: kernels of small scales then wait for no host.
+
+A pass over the coarse scales is hundreds of kernels of a few microseconds; a host needs ten times as long to
+start them one by one. A CUDA graph starts all of them at once, and always reads and writes the memory that it
+was recorded with. So what such a pass reads is copied to memory of a fixed address first, and the cache that
+it grows is moved to such memory: `Arena` lends it to one owner at a time, `CacheArena` to one cache, whose
+tokens are saved elsewhere before another one moves in.
+
+What is computed does not change: the same kernels run on the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.layers import Extend, extending_layers
+from ttsvar_ray.models.state import FreshTokens, KVCache, Memory
+
+MOST_RECORDED = 192
+"""Passes that are kept; the one that was played longest ago is forgotten first."""
+
+RECORDED_TOKENS = 5120
+"""Most tokens of a recorded pass, all rows together. Larger ones keep a GPU busy for longer than a host needs
+to start their kernels, and would take memory of their own size."""
+
+_ALIGNMENT = 256
+
+
+class Recorder(Protocol):
+    """Makes a pass repeatable."""
+
+    def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return what does once more what `call` does, with the memory that it reads and writes now.
+
+        What it returns is overwritten when it is played again.
+        """
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs; they share the memory of their intermediate results, since one runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Libraries choose and compile their kernels at the first call, which no recording can hold.
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (image files, random numbers) may go on meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = call()
+        self._pool = graph.pool() if self._pool is None else self._pool
+
+        def play() -> Tensor:
+            graph.replay()
+            return result
+
+        return play
+
+
+def cuda_recorder(setting: str, device: str) -> CudaRecorder | None:
+    """Return what records passes on a device; None where none are recorded.
+
+    Args:
+        setting: `engine.cuda_graphs`: "auto", "always" or "never".
+        device: "cpu", "cuda", ...
+
+    Raises:
+        ConfigurationError: graphs are asked for on another device.
+    """
+    if setting == "always" and device != "cuda":
+        raise ConfigurationError(
+            f"engine.cuda_graphs: 'always' needs a CUDA device, but the model is on {device!r}; use 'auto'"
+        )
+    return CudaRecorder() if device == "cuda" and setting != "never" else None
+
+
+class PlainRecorder:
+    """Calls again: the same use of memory where there are no graphs, to test it."""
+
+    def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        return call
+
+
+class Arena:
+    """Memory of a fixed address for whoever holds it last; it grows when somebody needs more.
+
+    Attributes:
+        generation: rises with each new piece of memory; what was recorded with an earlier one is void.
+    """
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+        self.generation = 0
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._flat is None else self._flat.numel()
+
+    def tensors(
+        self, shapes: Sequence[tuple[Sequence[int], torch.dtype]], device: torch.device
+    ) -> list[Tensor]:
+        """Return tensors of these shapes, one behind the other from the beginning; what they hold is old."""
+        starts, end = [], 0
+        for shape, dtype in shapes:
+            starts.append(end)
+            end += -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        if self._flat is None or self._flat.numel() < end or self._flat.device != device:
+            self._flat = None
+            self._flat = torch.empty(end, dtype=torch.uint8, device=device)
+            self.generation += 1
+        return [
+            self._flat[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(tuple(shape))
+            for start, (shape, dtype) in zip(starts, shapes, strict=True)
+        ]
+
+
+class CacheArena:
+    """An arena in which the keys and values of one cache live at a time."""
+
+    def __init__(self) -> None:
+        self._arena = Arena()
+        self._tenant: weakref.ref[Memory] | None = None
+
+    @property
+    def generation(self) -> int:
+        """See `Arena`."""
+        return self._arena.generation
+
+    @property
+    def nbytes(self) -> int:
+        return self._arena.nbytes
+
+    def moved(self, cache: KVCache, fresh: FreshTokens, *, capacity: int) -> KVCache:
+        """Return a cache of the same tokens that lives here.
+
+        Args:
+            cache: as it is.
+            fresh: the tokens that it will take up; not yet taken up here.
+            capacity: tokens to make room for, at least.
+        """
+        tenant = None if self._tenant is None else self._tenant()
+        memory = cache.memory
+        capacity = max(capacity, cache.num_tokens)
+        if (
+            memory is not None
+            and memory is tenant
+            and memory.taken == cache.num_tokens
+            and memory.tensor.shape[-2] >= capacity
+            and memory.tensor.shape[2] == fresh.streams
+        ):
+            return cache
+        if tenant is not None:
+            # Whoever still has a cache here keeps its tokens.
+            tenant.tensor = tenant.tensor[..., : tenant.taken, :].clone()
+        shape = (fresh.layers, 2, fresh.streams, fresh.rows, fresh.heads, capacity, fresh.width)
+        (tensor,) = self._arena.tensors([(shape, fresh.dtype)], fresh.device)
+        if memory is not None:
+            tensor[..., : cache.num_tokens, :] = cache.tensor[:, :, : fresh.streams]
+        moved = Memory(tensor, cache.num_tokens)
+        self._tenant = weakref.ref(moved)
+        return KVCache(moved, cache.num_tokens)
+
+
+Pass = Callable[[tuple[Tensor, ...], Callable[[int], Extend]], Tensor]
+"""From inputs, and how each layer takes up its keys and values, to a result."""
+
+
+class RecordedSteps:
+    """Runs the passes of a transformer; those that it has seen before, from a recording.
+
+    Args:
+        recorder: how passes are made repeatable.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._arena = CacheArena()
+        self._generation = 0
+        self._known: OrderedDict[Hashable, tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None] = (
+            OrderedDict()
+        )
+        self.played = 0
+        """Passes that came from a recording."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the memory in which caches live for recorded passes."""
+        return self._arena.nbytes
+
+    def run(
+        self,
+        name: Hashable,
+        call: Pass,
+        inputs: Sequence[Tensor],
+        cache: KVCache,
+        fresh: FreshTokens,
+        *,
+        capacity: int | None,
+    ) -> tuple[Tensor, KVCache]:
+        """Run one pass.
+
+        Args:
+            name: of everything that decides what it computes and is neither an input's values or shape nor
+                the size of the cache; what else it reads must lie at an address that belongs to the name.
+            call: the pass.
+            inputs: what it reads anew each time.
+            cache: keys and values so far.
+            fresh: the tokens that it adds to them.
+            capacity: tokens to make room for; None: nothing of this pass is kept.
+
+        Returns:
+            The result, and the cache with what was kept.
+        """
+        total = cache.num_tokens + fresh.tokens
+        placed = self._arena.moved(cache, fresh, capacity=0 if capacity is None else max(capacity, total))
+        if self._arena.generation != self._generation:
+            self._known.clear()
+            self._generation = self._arena.generation
+        kept = placed if capacity is None else placed.grown(fresh, capacity=capacity)
+        assert kept.memory is not None
+        assert placed.memory is kept.memory, "the arena has room"
+        key = (name, capacity is None, cache.num_tokens, tuple(kept.memory.tensor.shape), _shapes(inputs))
+        if key not in self._known:
+            # The first time is not worth a recording: it may be the last.
+            self._remember(key, None)
+            return call(tuple(inputs), extending_layers(kept, keeps=capacity is not None)), kept
+        recorded = self._known[key]
+        if recorded is None:
+            # Under a memory object of its own, which nobody moves away when the cache has to go.
+            fixed = KVCache(Memory(kept.memory.tensor, kept.num_tokens), kept.num_tokens)
+            static = tuple(tensor.clone() for tensor in inputs)
+            extend = extending_layers(fixed, keeps=capacity is not None)
+            recorded = static, self._recorder.record(lambda: call(static, extend))
+        self._remember(key, recorded)
+        static, play = recorded
+        for mine, given in zip(static, inputs, strict=True):
+            mine.copy_(given)
+        self.played += 1
+        return play().clone(), kept
+
+    def _remember(
+        self, key: Hashable, recorded: tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None
+    ) -> None:
+        self._known[key] = recorded
+        self._known.move_to_end(key)
+        while len(self._known) > MOST_RECORDED:
+            self._known.popitem(last=False)
+
+
+def _shapes(tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
