@@ -25,8 +25,8 @@ from benchmarks.shapes_pieces import (
 from benchmarks.shapes_results import (
     REPLAYED,
     SHARES,
-    TUNED_PLAN,
     TUNING_SEED,
+    TWELVE,
     markdown,
     replayed_row,
     run_all,
@@ -34,9 +34,7 @@ from benchmarks.shapes_results import (
 )
 
 RUN = (
-    Method(
-        name="tuning: 12, cluster to 8 at 4, resample 6 and 9", strategy={"name": "tts-var", **TUNED_PLAN}
-    ),
+    Method(name="tuning: 12, cluster to 8 at 4, resample 6 and 9", strategy={"name": "tts-var", **TWELVE}),
     Method(name="tuning: published plan", strategy={"name": "tts-var", "plan": "published"}),
 )
 

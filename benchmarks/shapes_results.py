@@ -96,17 +96,17 @@ def _resample(**options: Any) -> dict[str, Any]:
     return {"operator": "resample", "options": options}
 
 
-TUNED_PLAN = {
+TWELVE = {
     "plan": "published",
     "batch_schedule": [12] * 4 + [8] * 2 + [2] * 3 + [1] * 4,
     "cluster_scales": [4],
     "resample_scales": [6, 9],
 }
-"""The plan that the model had as its own when the first table was made: the rows keep its name."""
+"""What the model's own plan was before one cut (docs/shapes_model.md)."""
 
 RUN = (
     staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
-    Method(name="TTS-VAR, model's plan, N=1", strategy={"name": "tts-var", **TUNED_PLAN}),
+    Method(name="TTS-VAR, 12 trajectories, N=1", strategy={"name": "tts-var", **TWELVE}),
     Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published"}),
     # Trajectories dropped before anything is known of them are trajectories not started.
     staged(
@@ -114,17 +114,17 @@ RUN = (
         [(0, 4, None), (6, 2, "resample"), (9, 1, "resample")],
     ),
     staged(
-        "model's plan without clustering: 8, resample 6 and 9",
+        "12 trajectories without clustering: 8, resample 6 and 9",
         [(0, 8, None), (6, 2, "resample"), (9, 1, "resample")],
     ),
     *(
         Method(name=f"resampling alone, N={n}", strategy={"name": "resampling", "plan": "published", "n": n})
         for n in (2, 4)
     ),
-    Method(name="TTS-VAR, model's plan, N=2", strategy={"name": "tts-var", **TUNED_PLAN, "n": 2}),
+    Method(name="TTS-VAR, 12 trajectories, N=2", strategy={"name": "tts-var", **TWELVE, "n": 2}),
     Method(name="TTS-VAR, published plan, N=2", strategy={"name": "tts-var", "plan": "published", "n": 2}),
     Method(name="resampling alone, N=8", strategy={"name": "resampling", "plan": "published", "n": 8}),
-    Method(name="TTS-VAR, model's plan, N=4", strategy={"name": "tts-var", **TUNED_PLAN, "n": 4}),
+    Method(name="TTS-VAR, 12 trajectories, N=4", strategy={"name": "tts-var", **TWELVE, "n": 4}),
     Method(name="TTS-VAR, published plan, N=4", strategy={"name": "tts-var", "plan": "published", "n": 4}),
 )
 POOL_METHOD = Method(name="pool", strategy={"name": "best-of-n", "n": BEST_OF[-1]})

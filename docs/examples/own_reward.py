@@ -72,6 +72,7 @@ def mean_greenness(folder: Path, *settings: str) -> float:
                 f"output.path={out}",
                 "cluster.workers=2",
                 "engine.threads=1",
+                "strategy.plan=published",  # it clusters, so that an extractor is asked
                 *settings,
             ],
         )

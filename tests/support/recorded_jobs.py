@@ -43,6 +43,11 @@ JOBS: dict[str, tuple[str, ...]] = {
     "best-of-n": ("strategy.name=best-of-n", "strategy.n=3"),
     "resampling alone": ("strategy.name=resampling", "strategy.n=3"),
     "tts-var, the model's plan": ("strategy.plan=model",),
+    "tts-var, 12 trajectories": (
+        "strategy.batch_schedule=[12,12,12,12,8,8,2,2,2,1,1,1,1]",
+        "strategy.cluster_scales=[4]",
+        "strategy.resample_scales=[6,9]",
+    ),
     "tts-var, the published plan": ("strategy.plan=published",),
     "tts-var, difference and stratified": (
         "strategy.plan=published",

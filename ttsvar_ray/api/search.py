@@ -47,7 +47,7 @@ class SearchOptions(TypedDict, total=False):
         seed: of all random streams.
         device: "cpu", "cuda", "cuda:1"; by default a GPU where there is one.
         keep: "best", which is the default, or "all" finished images by rank.
-        settings: any other setting by its dotted name, `{"strategy.lambda": 5}`, as in a job file.
+        settings: any other setting by its dotted name, `{"sampling.guidance": 4}`, as in a job file.
     """
 
     n: int | None
@@ -113,6 +113,11 @@ class Search:
             else [SelectionSetting(scale=scale, operator=one) for scale, one in sorted(selections.items())],
         )
         self.plan = resolved.plan
+        if options.get("extractor") is not None and resolved.extractor is None:
+            raise ConfigurationError(
+                "extractor: no selection of this plan reads features; remove it, or name selections that do, "
+                'for example settings={"strategy.plan": "published"}'
+            )
         self._seed = config.seed
         self._rewrite = config.prompts.rewrite
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep, trace_bits=True)

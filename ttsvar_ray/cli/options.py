@@ -48,7 +48,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any setting, for example strategy.lambda=5; may be repeated.",
+        help="Any setting, for example sampling.guidance=4; may be repeated.",
         metavar="SECTION.KEY=VALUE",
     ),
 ]

@@ -67,10 +67,9 @@ def fact_lines(fact: Fact) -> list[str]:
 
 def plan_words(plan: Plan) -> str:
     """Return a plan in one line: populations, scales, and which operator stands where."""
-    scales: dict[str, list[str]] = {}
-    for selection in plan.selections:
-        scales.setdefault(selection.operator.name, []).append(str(selection.scale_index))
-    where = "; ".join(f"{name} at {', '.join(at)}" for name, at in scales.items())
+    from ttsvar_ray.search.plan import selection_words
+
+    where = selection_words(plan)
     first, last = plan.population_before[0], plan.survivors_after[-1]
     words = f"{first} -> {last} trajectories over {len(plan.scale_schedule)} scales"
     return f"{words}: {where}" if where else words

@@ -129,6 +129,7 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
                 f"{', '.join(EXTRACTORS)}, got 'auto'"
             )
         name = description.extractor
+    require_known_extractor(name)
     entry = EXTRACTORS.get(name)
     reads_no_sign = is_own(name) if entry is None else not (entry.reads_sign or entry.is_joint)
     if reads_no_sign and section.pca_sign is not ComponentSign.DETERMINISTIC:
@@ -146,16 +147,25 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
             options=section.options,
         )
         return NamedPart(name=name, path=files, source_digest=own.source_digest)
-    if entry is None:
-        raise ConfigurationError(
-            f"features.extractor: expected auto or one of {', '.join(EXTRACTORS)}, got {name!r}"
-            + nearest(name, list(EXTRACTORS))
-        )
+    assert entry is not None
     own_path = description.backbone_path if entry.takes_any_backbone else None
     path = _existing("features.backbone", section.backbone, own_path)
     if path is None:
         raise ConfigurationError(f"features.backbone: expected {entry.expected}, got nothing")
     return NamedPart(name=name, path=path)
+
+
+def require_known_extractor(name: str) -> None:
+    """Refuse a name that no extractor has; whether the class of an import path is there is not looked at.
+
+    Raises:
+        ConfigurationError: with the nearest name.
+    """
+    if name != "auto" and name not in EXTRACTORS and not is_own(name):
+        raise ConfigurationError(
+            f"features.extractor: expected auto or one of {', '.join(EXTRACTORS)}, got {name!r}"
+            + nearest(name, list(EXTRACTORS))
+        )
 
 
 def joint_component(section: FeaturesConfig, description: ModelDescription) -> ComponentSign | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import FeaturesConfig, JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import rows_by_segment
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
@@ -22,6 +22,7 @@ from ttsvar_ray.job.parts import (
     NamedPart,
     combination,
     joint_component,
+    require_known_extractor,
     resolve_extractor,
     resolve_rewards,
 )
@@ -30,7 +31,7 @@ from ttsvar_ray.models.registry import check_top_k, confidences, describe_model
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
-from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.search.plan import FinalChoice, Plan, selection_words
 from ttsvar_ray.search.presets import FEWEST_SCALES, one_based_selections
 from ttsvar_ray.search.strategy import (
     SelectionSetting,
@@ -132,35 +133,57 @@ def resolve(
 
 
 def plan_note(job: ResolvedJob) -> str:
+    """Return what somebody who reads the settings may not expect of the plan; or ""."""
+    return "; ".join(note for note in (_left_plan_note(job), _unread_features_note(job)) if note)
+
+
+def _left_plan_note(job: ResolvedJob) -> str:
     """Return what else changes where a job names selection scales and so leaves the model's own plan; or "".
 
     A model's schedule belongs to its own selections: naming some of them takes the published populations, and
     the published scales of the others. An ablation of one list should know that its budget is another.
     """
     strategy = job.config.strategy
-    named = [name for name in ("cluster_scales", "resample_scales") if getattr(strategy, name) is not None]
+    named = [kind for kind in ("cluster", "resample") if getattr(strategy, f"{kind}_scales") is not None]
     if strategy.plan != "model" or strategy.selections is not None or not named or not job.description.plan:
         return ""
-    without = strategy.model_copy(update=dict.fromkeys((*named, "batch_schedule")))
+    settings = [f"{kind}_scales" for kind in named]
+    without = strategy.model_copy(update=dict.fromkeys((*settings, "batch_schedule")))
     own = resolve(job.config.model_copy(update={"strategy": without})).plan
     changes = []
     if strategy.batch_schedule is None and own.population_before != job.plan.population_before:
         before, now = ("-".join(map(str, plan.population_before)) for plan in (own, job.plan))
         changes.append(f"populations {before} are {now}")
-    kinds = {"cluster_scales": "cluster", "resample_scales": "resample"}
-    for setting, kind in kinds.items():
-        scales = [
-            [one.scale_index for one in plan.selections if one.operator.name == kind]
-            for plan in (own, job.plan)
-        ]
-        if setting not in named and scales[0] != scales[1]:
-            changes.append(f"{kind} at {scales[0]} is at {scales[1]}")
+    others = [
+        [(one.scale_index, one.operator) for one in plan.selections if one.operator.name not in named]
+        for plan in (own, job.plan)
+    ]
+    if len(named) == 1 and others[0] != others[1]:
+        changes.append(f"selections ({selection_words(own)}) are ({selection_words(job.plan)})")
     if not changes:
         return ""
     return (
-        f"naming strategy.{' and '.join(named)} leaves the model's own plan: {'; '.join(changes)}. For the "
-        "same budget name batch_schedule and the other scales, too"
+        f"naming strategy.{' and '.join(settings)} leaves the model's own plan: {', '.join(changes)}. To "
+        "change one thing at a time name batch_schedule and all selections (strategy.selections)"
     )
+
+
+def _unread_features_note(job: ResolvedJob) -> str:
+    """Return which settings of `features` change nothing, because no selection of the plan reads any; or "".
+
+    They are no error: variants of one job share the section, and some of them (raw, best-of-n) read none.
+    """
+    if Signal.FEATURES in job.plan.reads:
+        return ""
+    section, usual = job.config.features, FeaturesConfig()
+    given = [
+        f"features.{name}"
+        for name in type(usual).model_fields
+        if getattr(section, name) != getattr(usual, name)
+    ]
+    if not given:
+        return ""
+    return f"no selection of this plan reads features: {', '.join(given)} will not be read"
 
 
 def model_choice(config: JobConfig) -> ModelChoice:
@@ -341,6 +364,8 @@ def _check_parts(
     with noting(problems):
         if plan is not None and Signal.FEATURES in plan.reads:
             resolve_extractor(config.features, description)
+        else:
+            require_known_extractor(config.features.extractor)
     for name in ("guidance", "temperature"):
         value = getattr(config.sampling, name)
         with noting(problems):

@@ -192,6 +192,14 @@ class Plan:
         return _scaled(self, 0)
 
 
+def selection_words(plan: Plan) -> str:
+    """Return which operator stands where: "cluster at 2, 5; resample at 6, 9"; "" without selections."""
+    scales: dict[str, list[str]] = {}
+    for selection in plan.selections:
+        scales.setdefault(selection.operator.name, []).append(str(selection.scale_index))
+    return "; ".join(f"{name} at {', '.join(at)}" for name, at in scales.items())
+
+
 @functools.lru_cache(maxsize=256)
 def _scaled(plan: Plan, factor: int) -> Plan:
     """Return a plan with so many times the population, at least one everywhere and for 0 nowhere more."""

@@ -148,6 +148,11 @@ def test_an_object_that_is_none_is_refused_before_anything_is_loaded() -> None:
     assert "extractor: expected an object with extract" in str(caught.value)
 
 
+def test_an_extractor_that_no_selection_reads_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="extractor: no selection of this plan reads features"):
+        Search("shapes", extractor="pool", device="cpu")
+
+
 def test_a_result_is_shown_without_its_bytes(results: list[Result]) -> None:
     assert len(repr(results[0])) < 1000
     assert f"reward={results[0].reward!r}" in repr(results[0])

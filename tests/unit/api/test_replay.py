@@ -167,7 +167,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ordinary run, whose trace has bits and whose rows have none."""
     root = tmp_path_factory.mktemp("searched")
     (root / "prompts.txt").write_text(f"{TEXT}\n")
-    job = ["--set", "output.trace=bits", "--set", "model.device=cpu", "--in-process"]
+    settings = ("output.trace=bits", "model.device=cpu", "strategy.plan=published")
+    job = [part for setting in settings for part in ("--set", setting)] + ["--in-process"]
     command = ["generate", "--prompts", str(root / "prompts.txt"), "--output", str(root / "out"), *job]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -183,20 +184,20 @@ def test_an_ordinary_run_shows_what_it_dropped(searched: Path, tmp_path: Path) -
         assert sheet.stat().st_size > 5_000
         return done.output.removeprefix(f"{sheet}: ")
 
-    assert told("--scale", "6").startswith("scale 6, 8 trajectories, of which ")
-    (record,) = [one for one in load(searched)[0].trace if one.scale_index == 4]
+    assert told("--scale", "6").startswith("scale 6, 4 trajectories, of which ")
+    (record,) = [one for one in load(searched)[0].trace if one.scale_index == 5]
     dropped = min(set(range(len(record.bits))) - set(record.ancestor_index))
-    assert told("--scale", "4", "--slot", str(dropped)) == (
-        f"5 scales of trajectory {dropped}, which was dropped at scale 4\n"
+    assert told("--scale", "5", "--slot", str(dropped)) == (
+        f"6 scales of trajectory {dropped}, which was dropped at scale 5\n"
     )
     assert told().startswith("its ancestors up to scale 9, and the image itself")
-    done = CliRunner().invoke(app, ["replay", str(searched), TEXT, "--scale", "6", "--slot", "8"])
+    done = CliRunner().invoke(app, ["replay", str(searched), TEXT, "--scale", "6", "--slot", "4"])
     assert done.exit_code == 2
-    assert "--slot: expected 0 to 7 of the population at scale 6, got 8" in done.output
+    assert "--slot: expected 0 to 3 of the population at scale 6, got 4" in done.output
 
 
 def test_the_report_draws_the_trees_of_the_trace(searched: Path, tmp_path: Path) -> None:
-    for option, images in (("--pictures", 12 + 8 + 2 + 1), ("--no-pictures", 0)):
+    for option, images in (("--pictures", 8 + 6 + 4 + 2 + 1), ("--no-pictures", 0)):
         page = tmp_path / "page.html"
         done = CliRunner().invoke(app, ["report", str(searched), "--to", str(page), option])
         assert done.exit_code == 0, done.output

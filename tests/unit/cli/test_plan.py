@@ -104,7 +104,8 @@ def test_other_models_are_planned(name: str) -> None:
 
 def test_an_ablation_of_one_list_says_what_else_it_changes() -> None:
     shown = " ".join(run("--model", "shapes", "--set", "strategy.cluster_scales=[2,5]").split())
-    assert "note: naming strategy.cluster_scales leaves the model's own plan: populations 12-" in shown
+    assert "note: naming strategy.cluster_scales leaves the model's own plan: populations 8-8-" in shown
+    assert "selections (top-k at 6) are (cluster at 2, 5; resample at 6, 9)" in shown
     assert "note:" not in run("--model", "shapes")
     assert "note:" not in run("--model", "infinity-2b", "--set", "strategy.cluster_scales=[3]")
 

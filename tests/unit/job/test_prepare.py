@@ -47,7 +47,7 @@ def test_everything_is_said_in_order(config: JobConfig, tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines] == ["job", "prompts", "plan", "weights", "output", "time"]
     assert lines[0] == f"job       shapes, tts-var N=1, seed 0 -> {tmp_path / 'out'}"
     assert lines[1].startswith(f"prompts   4 in {tmp_path / 'p.jsonl'}, 1 bad lines")
-    assert lines[2] == "plan      12 -> 1 trajectories over 13 scales: cluster at 4; resample at 6, 9"
+    assert lines[2] == "plan      8 -> 1 trajectories over 13 scales: top-k at 6"
     assert "4 images to make, about 13.8 kB (" in lines[4]
     assert "about " in lines[5] and " on CPU" in lines[5]
     assert job.in_process

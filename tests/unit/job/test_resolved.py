@@ -142,24 +142,27 @@ def test_an_extractor_without_files_is_refused_before_anything_is_loaded(
 ) -> None:
     # The built-in model's backbone has patches; InceptionV3 is another file.
     model = "shapes" if extractor == "inception" else model_directory(tmp_path, features={})
-    config = config_for(model, features={"extractor": extractor})
+    config = config_for(model, strategy={"plan": "published"}, features={"extractor": extractor})
     with pytest.raises(ConfigurationError, match=rf"features\.backbone: expected .*{file}"):
         resolve(config, needs_parts=True)
 
 
 def test_a_joint_extractor_is_part_of_the_plan() -> None:
-    assert resolve(config_for("shapes")).plan.joint_component is None
-    joint = config_for("shapes", features={"extractor": "pca_all", "pca_sign": "published"})
-    assert resolve(joint).plan.joint_component is ComponentSign.PUBLISHED
+    published = {"strategy": {"plan": "published"}}
+    assert resolve(config_for("shapes", **published)).plan.joint_component is None
+    joint = {"extractor": "pca_all", "pca_sign": "published"}
+    plan = resolve(config_for("shapes", **published, features=joint)).plan
+    assert plan.joint_component is ComponentSign.PUBLISHED
 
 
 def test_a_sign_that_no_extractor_would_read_is_refused() -> None:
+    strategy = {"plan": "published"}
     for extractor in ("pca", "pca_all"):
         features = {"extractor": extractor, "pca_sign": "published"}
-        resolve(config_for("shapes", features=features), needs_parts=True)
+        resolve(config_for("shapes", strategy=strategy, features=features), needs_parts=True)
     features = {"extractor": "pool", "pca_sign": "published"}
     with pytest.raises(ConfigurationError, match=r"features\.pca_sign: extractor 'pool' .*remove it"):
-        resolve(config_for("shapes", features=features), needs_parts=True)
+        resolve(config_for("shapes", strategy=strategy, features=features), needs_parts=True)
 
 
 def ensemble(**reward: Any) -> dict[str, Any]:
@@ -210,7 +213,8 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stand_in_reward_is_refused_where_gains_are_weighed() -> None:
-    config = config_for("shapes", strategy={"potential": "diff"}, reward={"nonfinite": "worst"})
+    diff = {"plan": "published", "potential": "diff"}
+    config = config_for("shapes", strategy=diff, reward={"nonfinite": "worst"})
     with pytest.raises(ConfigurationError, match=r"reward\.nonfinite: expected 'error'"):
         resolve(config, needs_parts=True)
     resolve(config_for("shapes", reward={"nonfinite": "worst"}), needs_parts=True)
@@ -239,7 +243,9 @@ def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
     ("given", "said"),
     [
         ([], ""),
-        (["strategy.resample_scales=[6,9]"], "populations 12-12-12-12-12-"),
+        (["strategy.resample_scales=[6,9]"], "populations 8-8-8-8-8-8-8-1-1-1-1-1-1 are 8-8-8-6-"),
+        (["strategy.resample_scales=[6]"], "(top-k at 6) are (cluster at 2, 5; resample at 6)"),
+        (["strategy.n=2", "strategy.batch_schedule=[4,4,4,4,4,4,1,1,1,1,1,1,1]"], ""),
         (
             [
                 "strategy.batch_schedule=[3,3,3,3,3,2,2,2,1,1,1,1,1]",
@@ -248,9 +254,12 @@ def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
             ],
             "",
         ),
+        (["features.extractor=pool"], "no selection of this plan reads features: features.extractor will"),
+        (["features.extractor=pool", "strategy.plan=published"], ""),
+        (["features.backbone=nowhere", "strategy.name=raw"], "features.backbone will not be read"),
     ],
 )
-def test_what_naming_scales_changes_besides_is_said(given: list[str], said: str) -> None:
+def test_what_settings_do_besides_or_not_at_all_is_said(given: list[str], said: str) -> None:
     note = plan_note(resolve(load_config(None, ["model.name=shapes", *given], needs_files=False)))
     assert said in note
     assert bool(note) == bool(said)

@@ -71,7 +71,8 @@ def test_an_extractor_of_ones_own_is_made() -> None:
 
 
 def test_its_source_is_part_of_what_a_run_is() -> None:
-    config = load_config(None, settings("features.extractor=own_reward:CoarseColours"), needs_files=False)
+    own = settings("features.extractor=own_reward:CoarseColours", "strategy.plan=published")
+    config = load_config(None, own, needs_files=False)
     digest = load_own("own_reward:Greenness", setting="x").source_digest
     found = fingerprints(resolve(config, needs_parts=True))
     assert found["code.reward.own_reward:Greenness"] == digest
@@ -97,7 +98,10 @@ def test_a_member_of_an_ensemble_may_be_ones_own() -> None:
         (["reward.options={device: cuda}"], "reward.options: device is given already"),
         (["reward.path=/nowhere"], "reward.path: expected the files of the weights, found nothing"),
         (["reward.dtype=bfloat16"], "own_reward:Greenness is called with device, dtype as keywords"),
-        (["features.extractor=own_broken:NoExtractor"], "features.extractor: expected a feature extractor"),
+        (
+            ["features.extractor=own_broken:NoExtractor", "strategy.plan=published"],
+            "features.extractor: expected a feature extractor",
+        ),
         (
             ["reward.name=ensemble", "reward.members={'own_broken:NoReward': null, constant: null}"],
             "reward.members: expected a reward with the methods",
