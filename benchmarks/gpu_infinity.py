@@ -4,9 +4,11 @@
 
 Speed and memory do not depend on what weights hold, so that this needs no download. Measured are
 
-* one prompt after another through the engine, as TTS-VAR with each N: seconds by segment, the most bytes
-  allocated, and these over what `ttsvar-ray plan` says;
-* with `--baseline`, the published loop (`benchmarks/published_loop.py`) on the same networks and prompts;
+* prompts through the engine, one after another and many together (`CASES`): seconds a prompt, the most bytes
+  allocated, and these over what `ttsvar-ray plan` says. The final image is written as JPEG, a few
+  milliseconds: what other files take is among the parts;
+* with `--baseline`, the published loop (`benchmarks/published_loop.py`) on the same networks and prompts,
+  with N = 1;
 * every part on its own: each scale for 1, 8 and 32 trajectories, decoder, rewards, features, image file;
 * how far a trajectory's logits depend on the other rows of its batch, and how many bits that would flip;
 * whether `engine.deterministic` makes that nothing: the bytes of a prompt alone, beside others, and sharded
@@ -21,7 +23,8 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +54,53 @@ from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 from ttsvar_ray.models.sampling import probability_of_one
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rng import bit_uniforms
-from ttsvar_ray.types import Prompt
+from ttsvar_ray.types import Precision, Prompt
 
 TEXTS = ("a red circle above two green square", "a blue ring on grass beside a red square")
 COMPARED_ROWS = 8
 DETERMINISTIC_ROWS = (8, 8, 6, 4, 2)
 
 
-def job(model: str, resolution: str, n: int, dtype: str) -> JobConfig:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """How prompts are run.
+
+    Attributes:
+        n: N of TTS-VAR; None draws one image and judges nothing.
+        selector_decode: "full" or "selector".
+        precision: of reward and features.
+        together: prompts under way at a time.
+        cuda_graphs: of the engine (`engine.cuda_graphs`).
+    """
+
+    n: int | None = 1
+    selector_decode: str = "full"
+    precision: Precision = Precision.TF32
+    together: int = 1
+    cuda_graphs: str = "auto"
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Trajectories of a pass: a population, or those of eight prompts."""
+        return 8 * (self.n or 1) * min(self.together, 8)
+
+
+CASES = {
+    "raw": Case(n=None),
+    "TTS-VAR N=1": Case(),
+    "TTS-VAR N=1, float32 judges": Case(precision=Precision.FLOAT32),
+    "TTS-VAR N=1, no graphs": Case(cuda_graphs="never"),
+    "TTS-VAR N=2": Case(n=2),
+    "TTS-VAR N=1, selector decodes": Case(selector_decode="selector"),
+    "TTS-VAR N=1, selector decodes, 16 prompts": Case(selector_decode="selector", together=16),
+    "TTS-VAR N=1, 16 prompts": Case(together=16),
+    "raw, 16 prompts": Case(n=None, together=16),
+}
+
+
+def job(model: str, resolution: str, dtype: str, case: Case) -> JobConfig:
     """Return the settings whose plan and memory are measured."""
     return load_config(
         None,
@@ -67,9 +108,11 @@ def job(model: str, resolution: str, n: int, dtype: str) -> JobConfig:
             f"model.name={model}",
             f"model.resolution={resolution}",
             f"model.dtype={dtype}",
-            f"strategy.n={n}",
-            f"engine.micro_batch_rows={8 * n}",
-            "engine.selector_decode=full",
+            *(["strategy.name=raw", "reward.name=constant"] if case.n is None else [f"strategy.n={case.n}"]),
+            f"engine.micro_batch_rows={case.micro_batch_rows}",
+            f"engine.selector_decode={case.selector_decode}",
+            f"reward.dtype={case.precision.value}",
+            f"features.dtype={case.precision.value}",
         ],
         needs_files=False,
     )
@@ -79,75 +122,95 @@ def measure(
     sizes: NetworkSizes,
     *,
     resolution: str,
-    populations: Sequence[int],
+    cases: Mapping[str, Case],
     device: torch.device,
     dtype: torch.dtype,
-    prompts: int = 2,
-    warm_up: int = 1,
-    baseline: bool = False,
+    repeats: int = 3,
+    warm_up: int = 3,
+    baseline: int = 0,
     quick: bool = False,
     kernels: str = "auto",
     rows: Sequence[int] = ROWS,
     decoded: Mapping[str, Sequence[int]] = DECODED,
-    repeats: int = REPEATS,
+    part_repeats: int = REPEATS,
+    on_case: Callable[[str, dict[str, Any]], None] = lambda name, run: None,
 ) -> dict[str, Any]:
     """Run everything and return what the JSON file holds.
 
     Args:
         sizes, resolution, device, dtype: of the networks.
-        populations: N of each run.
-        prompts, warm_up: how many are timed, after how many that are not.
-        baseline: also run the published loop.
+        cases: how prompts are run, by name.
+        repeats, warm_up: how often each is timed, after how many times that it is not: a pass is recorded
+            when it is seen a second time. Many prompts together are timed once, after one.
+        baseline: prompts of the published loop, after one that is not timed where there are several.
         quick: leave out how rows depend on their batch, and the deterministic passes.
         kernels: of the engine's model (`engine.kernels`); the published loop always has plain ones.
-        rows, decoded, repeats: of the parts (`benchmarks/parts.py`).
+        rows, decoded, part_repeats: of the parts (`benchmarks/parts.py`).
+        on_case: told of each case when it is done.
     """
     name = str(dtype).removeprefix("torch.")
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
-    reward, extractor = random_reward(sizes, device=device), random_extractor(sizes, device=device)
-    jobs = {n: resolve(job(sizes.preset.name, resolution, n, name)) for n in populations}
-    # First of all, since fused kernels, once chosen, leave the decoder in another dtype.
-    model.set_execution(Execution(kernels="plain"))
-    official: dict[int, list[dict[str, Any]]] = {}
-    for n, resolved in jobs.items() if baseline else ():
-        loop = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=resolved.plan, run_seed=0)
-        official[n] = [_published(loop, row, n) for row in range(warm_up + prompts)]
-    runs = []
-    for n, resolved in jobs.items():
+    precisions = {case.precision for case in cases.values()} | {Precision.FLOAT32}
+    rewards = {each: random_reward(sizes, device=device, precision=each) for each in precisions}
+    extractors = {each: random_extractor(sizes, device=device, precision=each) for each in precisions}
+    reward, extractor = rewards[Precision.FLOAT32], extractors[Precision.FLOAT32]
+    official: list[dict[str, Any]] = []
+    if baseline:
+        # First of all, since fused kernels, once chosen, leave the decoder in another dtype.
+        model.set_execution(Execution(kernels="plain", cuda_graphs="never"))
+        plan = resolve(job(sizes.preset.name, resolution, name, Case())).plan
+        loop = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=plan, run_seed=0)
+        official = [_published(loop, row) for row in range(baseline)][min(baseline - 1, 1) :]
+    runs = {}
+    for title, case in cases.items():
+        resolved = resolve(job(sizes.preset.name, resolution, name, case))
         config, plan = resolved.config, resolved.plan
         stops = tuple(segment.last_scale for segment in plan.segments)
-        model.set_execution(Execution(kernels=kernels, stops=stops))
+        model.set_execution(Execution(kernels=kernels, cuda_graphs=case.cuda_graphs, stops=stops))
         engine = Engine(
             model=model,
-            reward=reward,
-            extractor=extractor,
+            reward=build_reward("constant") if case.n is None else rewards[case.precision],
+            extractor=extractors[case.precision],
             plan=plan,
             run_seed=0,
-            settings=EngineSettings(micro_batch_rows=config.engine.micro_batch_rows),
+            settings=EngineSettings(
+                micro_batch_rows=config.engine.micro_batch_rows,
+                selector_decode=case.selector_decode,
+                image_format="jpeg",
+                keep="best",
+                draw_threads=8,
+            ),
         )
         networks = job_networks(config, resolved.description, plan, on_gpu=device.type == "cuda")
-        planned = memory_plan(networks, plan, selector_decode="full")
-        timed = [_one_prompt(engine, row, n) for row in range(warm_up + prompts)][warm_up:]
+        planned = memory_plan(networks, plan, selector_decode=case.selector_decode)
+        many = case.together > 1
+        timed = [
+            _prompts(engine, case.together, first=turn * case.together)
+            for turn in range(2 if many else warm_up + repeats)
+        ][1 if many else warm_up :]
         peak = max(run["peak_bytes"] for run in timed)
-        runs.append(
-            {
-                "n": n,
-                "seconds_per_prompt": [round(run["seconds"], 4) for run in timed],
-                "prompts": len(timed),
-                "drawn_images": plan.survivors_after[-1] * len(timed),
-                "kept_images": sum(run["images"] for run in timed),
-                "peak_bytes": peak,
+        runs[title] = {
+            "seconds_per_prompt": [round(run["seconds"] / case.together, 4) for run in timed],
+            "prompts_together": case.together,
+            "micro_batch_rows": case.micro_batch_rows,
+            "drawn_images": plan.survivors_after[-1],
+            "kept_images": sum(run["images"] for run in timed) // (len(timed) * case.together),
+            "peak_bytes": peak,
+        }
+        if not many:
+            runs[title] |= {
                 "planned_peak_bytes": planned.peak_bytes,
                 "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,
-                "planned_weight_bytes": planned.weight_bytes,
-                "published_loop": official[n][warm_up:] if baseline else None,
             }
-        )
+        on_case(title, runs[title])
+        del engine
     # Before deterministic kernels are chosen, which stay chosen.
-    parts = measure_parts(model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=repeats)
+    parts = measure_parts(
+        model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=part_repeats
+    )
     extras = {}
     if not quick:
-        settings = job(sizes.preset.name, resolution, 1, name)
+        settings = job(sizes.preset.name, resolution, name, Case(precision=Precision.FLOAT32))
         extras = {
             "rows": row_dependence(model),
             "deterministic": deterministic(model, reward, extractor, settings),
@@ -160,6 +223,7 @@ def measure(
         "kernels": "fused" if uses_fused(kernels, device.type) else "plain",
         "hardware": hardware(device),
         "machine": record("torch", "numpy", "pillow", "transformers"),
+        "published_loop": official,
         "runs": runs,
         "parts": parts,
     } | extras
@@ -214,25 +278,31 @@ def deterministic(
     }
 
 
-def _one_prompt(engine: Engine, row: int, n: int) -> dict[str, Any]:
-    prompt = Prompt(row=row, prompt_id=f"{n}-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
-    cuda = torch.cuda.is_available() and engine.held_trajectories == 0
+def _prompts(engine: Engine, count: int, *, first: int) -> dict[str, Any]:
+    """Run prompts together; return seconds, most bytes and images of all."""
+    prompts = [
+        Prompt(row=row, prompt_id=f"p-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
+        for row in range(first, first + count)
+    ]
+    cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    (outcome,) = run_local(
-        [prompt], plan=engine.plan, engines=[engine], run_seed=0, settings=CoordinatorSettings()
-    )
+    settings = CoordinatorSettings()
+    outcomes = list(run_local(prompts, plan=engine.plan, engines=[engine], run_seed=0, settings=settings))
     seconds = time.perf_counter() - start
-    assert isinstance(outcome, PromptResult), outcome
-    peak = torch.cuda.max_memory_allocated() if cuda else 0
-    return {"seconds": seconds, "peak_bytes": peak, "images": len(outcome.images)}
+    assert all(isinstance(outcome, PromptResult) for outcome in outcomes), outcomes
+    return {
+        "seconds": seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0,
+        "images": sum(len(outcome.images) for outcome in outcomes if isinstance(outcome, PromptResult)),
+    }
 
 
-def _published(loop: PublishedLoop, row: int, n: int) -> dict[str, Any]:
-    """Return seconds of the published loop for a prompt that the engine was given, too."""
-    prompt = Prompt(row=row, prompt_id=f"{n}-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
+def _published(loop: PublishedLoop, row: int) -> dict[str, Any]:
+    """Return seconds of the published loop for a prompt that the engine is given, too."""
+    prompt = Prompt(row=row, prompt_id=f"p-{row}", ordinal=0, text=TEXTS[row % len(TEXTS)])
     start = time.perf_counter()
     drawn = loop.run(prompt)
     return {
@@ -326,8 +396,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Random weights at full size: speed, memory, rows.")
     parser.add_argument("--model", default="infinity-2b", help="a published Infinity")
     parser.add_argument("--resolution", default="1M", help="0.06M, 0.25M, 0.60M or 1M")
-    parser.add_argument("--n", type=int, nargs="+", default=[1, 2], help="N of TTS-VAR")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts that are timed, after a warm-up")
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="how to run")
     parser.add_argument("--baseline", action="store_true", help="also run the published loop")
     parser.add_argument("--quick", action="store_true", help="seconds and memory only")
     parser.add_argument("--kernels", choices=("auto", "plain", "fused"), default="auto")
@@ -339,13 +408,13 @@ def main() -> None:
     result = measure(
         NetworkSizes(preset=find_preset(arguments.model)),
         resolution=arguments.resolution,
-        populations=arguments.n,
+        cases={name: CASES[name] for name in arguments.cases},
         device=device,
         dtype=resolve_dtype(arguments.dtype, device),
-        prompts=arguments.prompts,
-        baseline=arguments.baseline,
+        baseline=3 if arguments.baseline else 0,
         quick=arguments.quick,
         kernels=arguments.kernels,
+        on_case=lambda name, run: print(name, json.dumps(run), flush=True),
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_infinity import TEXTS, hardware, job
+from benchmarks.gpu_infinity import TEXTS, Case, hardware, job
 from benchmarks.machine import record
 from benchmarks.parts import ROWS, scale_seconds, seconds_of
 from benchmarks.random_networks import NetworkSizes, random_model
@@ -76,7 +76,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return what the JSON file holds."""
     name = str(dtype).removeprefix("torch.")
-    resolved = resolve(job(sizes.preset.name, resolution, 1, name))
+    resolved = resolve(job(sizes.preset.name, resolution, name, Case()))
     networks = job_networks(
         resolved.config, resolved.description, resolved.plan, on_gpu=device.type == "cuda"
     )

@@ -1,9 +1,10 @@
-"""What float16 and bfloat16 change in rewards and features, on a CPU: scores, features, choices.
+"""What TF32, float16 and bfloat16 change in rewards and features: scores, features, choices.
 
     python -m benchmarks.precision --output benchmarks/results/precision.json
+    python -m benchmarks.precision --device cuda --populations 512 --output FILE.json
 
 The built-in reward is trained; it sees scenes in populations of eight, of which four show what the caption
-says. TF32 is arithmetic of GPUs: on a CPU it is float32.
+says. TF32 is arithmetic of GPUs: on a CPU it is float32, and is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ from ttsvar_ray.types import Precision
 POPULATIONS, POPULATION, SURVIVORS, SCENE_SIZE = 64, 8, 6, 64
 
 
-def measure(precision: Precision, populations: int = POPULATIONS) -> dict[str, Any]:
+def measure(precision: Precision, populations: int = POPULATIONS, *, device: str = "cpu") -> dict[str, Any]:
     """Compare a precision with float32."""
     description = describe_model("shapes")
     both = (Precision.FLOAT32, precision)
-    rewards = [build_reward("shapes", path=description.reward_path, dtype=each) for each in both]
-    extractors = [build_extractor("pca", backbone=description.backbone_path, dtype=each) for each in both]
+    rewards = [
+        build_reward("shapes", path=description.reward_path, device=device, dtype=each) for each in both
+    ]
+    extractors = [
+        build_extractor("pca", backbone=description.backbone_path, device=device, dtype=each) for each in both
+    ]
     rng = np.random.default_rng(0)
     scores: list[list[np.ndarray]] = [[], []]
     pairs = same_pairs = same_best = same_survivors = turned = 0
@@ -73,12 +78,20 @@ def main() -> None:
     """Measure and write the JSON file."""
     parser = argparse.ArgumentParser(description="What narrow numbers change in rewards and features.")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
-    output = parser.parse_args().output
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--populations", type=int, default=POPULATIONS, help="how many of eight scenes each")
+    options = parser.parse_args()
+    output = options.output
     torch.set_num_threads(1)
+    narrow = [Precision.FLOAT16, Precision.BFLOAT16]
+    if options.device != "cpu":
+        narrow.insert(0, Precision.TF32)
     result = {
         "machine": record("torch", "transformers", "numpy"),
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+        "populations": options.populations,
         "built-in reward and its vision tower (trained)": {
-            each.value: measure(each) for each in (Precision.FLOAT16, Precision.BFLOAT16)
+            each.value: measure(each, options.populations, device=options.device) for each in narrow
         },
     }
     output.parent.mkdir(parents=True, exist_ok=True)

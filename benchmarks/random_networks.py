@@ -32,7 +32,8 @@ from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, BlipRewardNetwork
 from ttsvar_ray.rewards.image_reward import ImageReward
 from ttsvar_ray.search.principal_component import ComponentSign
-from ttsvar_ray.types import Preprocessing
+from ttsvar_ray.types import Precision, Preprocessing
+from ttsvar_ray.vision.batches import torch_dtype
 
 WORDS = ("a", "two", "red", "green", "blue", "circle", "ring", "square", "above", "beside", "on", "grass")
 
@@ -104,24 +105,39 @@ def random_model(
     )
 
 
-def random_reward(sizes: NetworkSizes, *, device: torch.device, seed: int = 1) -> ImageReward:
+def random_reward(
+    sizes: NetworkSizes,
+    *,
+    device: torch.device,
+    seed: int = 1,
+    precision: Precision = Precision.FLOAT32,
+) -> ImageReward:
     """Return an ImageReward with random weights."""
     network = BlipRewardNetwork(sizes.reward)
     fill(network, torch.device("cpu"), seed=seed)
     vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
-    return ImageReward(
+    reward = ImageReward(
         config=sizes.reward,
         weights=network.state_dict(),
         tokenizer=BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}),
         device=str(device),
+        dtype=torch_dtype(precision),
     )
+    reward.tf32 = precision is Precision.TF32
+    return reward
 
 
-def random_extractor(sizes: NetworkSizes, *, device: torch.device, seed: int = 2) -> PatchFeatures:
+def random_extractor(
+    sizes: NetworkSizes,
+    *,
+    device: torch.device,
+    seed: int = 2,
+    precision: Precision = Precision.FLOAT32,
+) -> PatchFeatures:
     """Return DINOv2's `pca` with random weights."""
     network = Dinov2WithRegistersModel(sizes.extractor)
     fill(network, torch.device("cpu"), seed=seed)
-    backbone = dinov2_backbone(network, "random", str(device), Preprocessing.PUBLISHED)
+    backbone = dinov2_backbone(network, "random", str(device), Preprocessing.PUBLISHED, precision)
     return principal_component_features(backbone, ComponentSign.DETERMINISTIC)
 
 

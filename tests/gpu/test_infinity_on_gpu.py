@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Dinov2WithRegistersConfig, T5Config
 
-from benchmarks.gpu_infinity import measure
+from benchmarks.gpu_infinity import Case, measure
 from benchmarks.random_networks import NetworkSizes
 from tests.support.published_infinity import TINY
 from ttsvar_ray.models.infinity.presets import PRESETS
@@ -68,19 +68,20 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
     result = measure(
         MINIATURE,
         resolution="0.06M",
-        populations=[1],
+        cases={"one": Case(), "raw, two together": Case(n=None, together=2)},
         device=torch.device("cpu"),
         dtype=torch.float32,
-        prompts=1,
+        repeats=1,
         warm_up=0,
-        baseline=True,
+        baseline=1,
         rows=(1,),
         decoded={"full": (1,), "selector": (2,)},
-        repeats=1,
+        part_repeats=1,
     )
-    (run,) = result["runs"]
+    run, together = result["runs"].values()
     assert (run["kept_images"], run["drawn_images"]) == (1, 1)
-    (official,) = run["published_loop"]
+    assert (together["kept_images"], together["prompts_together"]) == (1, 2)
+    official = result["published_loop"][-1]
     assert official["decoded_images"] > 20, "every live trajectory is decoded at every selection"
     assert result["kernels"] == "plain"
     assert run["peak_bytes"] == 0, "a CPU has no account of allocated bytes"
@@ -102,10 +103,10 @@ def measured() -> dict[str, Any]:
     return measure(
         NetworkSizes(preset=PRESETS["infinity-2b"]),
         resolution="1M",
-        populations=[1, 2],
+        cases={"N=1": Case(), "N=2": Case(n=2)},
         device=torch.device("cuda"),
         dtype=torch.bfloat16,
-        prompts=1,
+        repeats=1,
     )
 
 
@@ -113,16 +114,15 @@ def measured() -> dict[str, Any]:
 @pytest.mark.gpu
 @pytest.mark.timeout(1800)
 def test_2b_runs_end_to_end_at_1m(measured: dict[str, Any]) -> None:
-    assert [(run["n"], run["kept_images"]) for run in measured["runs"]] == [(1, 1), (2, 1)], (
-        "the best is kept"
-    )
+    found = {name: (run["drawn_images"], run["kept_images"]) for name, run in measured["runs"].items()}
+    assert found == {"N=1": (1, 1), "N=2": (2, 1)}, "the best is kept"
 
 
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.timeout(1800)
 def test_peak_memory_is_what_the_plan_says(measured: dict[str, Any]) -> None:
-    for run in measured["runs"]:
+    for run in measured["runs"].values():
         assert run["peak_over_plan"] == pytest.approx(1.0, abs=0.05), run
 
 
