@@ -91,6 +91,7 @@ def network_line(
         return Line()
     rate = {Precision.FLOAT32: device.float32_flops, Precision.TF32: device.tf32_flops}
     each = network.image_flops / rate.get(precision, device.narrow_flops)
+    each = max(each, network.layers_each * device.layer_seconds)
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
     return Line(device.network_seconds, (PADDING if padded else 1.0) * each + resize)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import JobNetworks, ModelCost
+from ttsvar_ray.costs import JobNetworks, ModelCost, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
+from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.registry import family_entry
 from ttsvar_ray.models.sampling import per_scale
@@ -136,13 +137,21 @@ def _reward(config: JobConfig, description: ModelDescription) -> NetworkCost:
 
 
 def _one_reward(name: str, given: str | None, description: ModelDescription) -> NetworkCost:
-    if is_own(name):
-        # Nobody knows it; what such a network costs is left out of the plan.
+    own_code = is_own(name)
+    folder = Path(given).expanduser() if given is not None else None if own_code else description.reward_path
+    sizes = _read(folder)
+    shape = vision_language.PUBLISHED.get(name)
+    is_known = sizes is not None and sizes.get("model_type") in vision_language.FAMILIES
+    if sizes is not None and is_known and (shape is not None or name == VISION_LANGUAGE):
+        pixels = _read(folder, "preprocessor_config.json") or {}
+        shape = vision_language.VisionLanguageShape.of(sizes, pixels)
+    if shape is not None:
+        return shape.cost(description.image_height, description.image_width)
+    if own_code:
+        # Nobody knows it; the plan's note says that it is left out.
         return NO_COST
-    path = description.reward_path if given is None else Path(given).expanduser()
-    own = _read(path)
-    if own is not None and own.get("kind") == "blip-reward":
-        return blip_cost(own["vision"], own["text"], int(own["max_text_tokens"]))
+    if sizes is not None and sizes.get("kind") == "blip-reward":
+        return blip_cost(sizes["vision"], sizes["text"], int(sizes["max_text_tokens"]))
     return _published(REWARDS[name].weights if name in REWARDS else None, name, "reward.name")
 
 
@@ -171,9 +180,9 @@ def _published(weights: PublishedWeights | None, name: str, setting: str) -> Net
     return weights.cost
 
 
-def _read(folder: Path | None) -> dict[str, Any] | None:
+def _read(folder: Path | None, name: str = "config.json") -> dict[str, Any] | None:
     """Return a folder's config.json, None where there is none."""
-    if folder is None or not (folder / "config.json").is_file():
+    if folder is None or not (folder / name).is_file():
         return None
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = json.loads((folder / name).read_text(encoding="utf-8"))
     return values if isinstance(values, dict) else None

@@ -16,6 +16,9 @@ from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
 from ttsvar_ray.vision.published import PublishedWeights
 
+VISION_LANGUAGE = "ttsvar_ray.rewards.vision_language:VisionLanguage"
+"""Goes by an import path, for its options; yet its cost is known, by the sizes in its folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedPart:

@@ -19,6 +19,7 @@ from ttsvar_ray.coordination.workload import rows_by_segment
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, noting
 from ttsvar_ray.job.parts import (
+    VISION_LANGUAGE,
     NamedPart,
     combination,
     joint_component,
@@ -29,6 +30,7 @@ from ttsvar_ray.job.parts import (
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
 from ttsvar_ray.models.registry import check_top_k, confidences, describe_model
 from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.own_code import is_own
 from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import FinalChoice, Plan, selection_words
@@ -134,7 +136,8 @@ def resolve(
 
 def plan_note(job: ResolvedJob) -> str:
     """Return what somebody who reads the settings may not expect of the plan; or ""."""
-    return "; ".join(note for note in (_left_plan_note(job), _unread_features_note(job)) if note)
+    notes = (_left_plan_note(job), _unread_features_note(job), _unpriced_note(job))
+    return "; ".join(note for note in notes if note)
 
 
 def _left_plan_note(job: ResolvedJob) -> str:
@@ -184,6 +187,18 @@ def _unread_features_note(job: ResolvedJob) -> str:
     if not given:
         return ""
     return f"no selection of this plan reads features: {', '.join(given)} will not be read"
+
+
+def _unpriced_note(job: ResolvedJob) -> str:
+    """Return which parts have code of the user's, whose cost nobody knows; or ""."""
+    section = job.config.reward
+    named = [*(section.members or [section.name])]
+    if Signal.FEATURES in job.plan.reads:
+        named.append(job.config.features.extractor)
+    unknown = [name for name in named if is_own(name) and name != VISION_LANGUAGE]
+    return (
+        f"costs, memory and times are without {' and '.join(unknown)}, which nobody knows" if unknown else ""
+    )
 
 
 def model_choice(config: JobConfig) -> ModelChoice:

@@ -43,6 +43,13 @@ class RewardEntry:
 _CLIP = "openai/clip-vit-large-patch14"
 _CLIP_TOKENIZER = PublishedFiles(_CLIP, ("vocab.json", "merges.txt"))
 _SAVED = ("config.json", "model.safetensors")
+_QWEN_FILES = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
 _VIT_H_14 = NetworkCost(
     parameters=986_109_441,
     image_flops=334_589_163_520,
@@ -66,6 +73,19 @@ def _hps(name: str, file: str) -> RewardEntry:
             cost=_VIT_H_14,
             files=(PublishedFiles("xswu/HPSv2", (file,)), _CLIP_TOKENIZER),
             licence="Apache-2.0",
+        ),
+    )
+
+
+def _vision_language(name: str, source: str, weights: tuple[str, ...], licence: str) -> RewardEntry:
+    """Return an entry; its cost depends on the size of the images (`costs.vision_language`)."""
+    return RewardEntry(
+        name=name,
+        loader="ttsvar_ray.rewards.vision_language:load_vision_language",
+        weights=PublishedWeights(
+            cost=None,
+            files=(PublishedFiles(source, ("config.json", *weights, *_QWEN_FILES)),),
+            licence=licence,
         ),
     )
 
@@ -143,6 +163,22 @@ _ENTRIES = (
             ),
             licence="head Apache-2.0, encoder: see its model card",
         ),
+    ),
+    _vision_language(
+        "qwen3-vl-2b",
+        "Qwen/Qwen3-VL-2B-Instruct@89644892e4d85e24eaac8bacfd4f463576704203",
+        ("model.safetensors",),
+        "Apache-2.0",
+    ),
+    _vision_language(
+        "qwen2.5-vl-3b",
+        "Qwen/Qwen2.5-VL-3B-Instruct@66285546d2b821cf421d4f5eb2576359d3770cd3",
+        (
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+        ),
+        "Qwen Research License: not for commercial use",
     ),
     # The built-in model's own, in its directory; its config.json says its sizes.
     RewardEntry(

@@ -1,7 +1,10 @@
 """A vision-language model as a reward and a judge: the probability that it answers yes to a question.
 
+    reward: {name: qwen3-vl-2b, path: FOLDER}
     reward: {name: "ttsvar_ray.rewards.vision_language:VisionLanguage", path: FOLDER,
              options: {question: "Does this figure show \\"{prompt}\\"? Answer yes or no."}}
+
+The second is for any model of the family, and for a question of your own.
 
 The answer is read from the distribution of the next token; nothing is generated. Images go through the model
 one at a time: scores of this class of models depend on what else is in a padded batch, and here they cannot.
@@ -14,13 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, brief
 from ttsvar_ray.rewards.protocol import PlainReward
-from ttsvar_ray.types import Float32Array, UInt8Array
+from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
+
+if TYPE_CHECKING:
+    import torch
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 _YES = ("Yes", "yes", " Yes", " yes")
@@ -112,6 +119,9 @@ class VisionLanguage(PlainReward):
                 pixel_values=seen["pixel_values"].to(self._device, self._model.dtype),
                 image_grid_thw=seen["image_grid_thw"].to(self._device),
                 **{name: value.to(self._device) for name, value in marks.items()},
+                # Of 150,000 words at a thousand places only the last is read, and nothing follows it.
+                logits_to_keep=1,
+                use_cache=False,
             ).logits[0, -1]
         return float(logits.float().softmax(dim=-1)[self._yes].sum())
 
@@ -120,3 +130,22 @@ class VisionLanguage(PlainReward):
         ids = self._tokenizer(word, add_special_tokens=False)["input_ids"]
         unknown = self._tokenizer.unk_token_id
         return ids[0] if len(ids) == 1 and ids[0] != unknown else None
+
+
+def load_vision_language(
+    folder: Path, *, name: str, preprocessing: Preprocessing, device: str, dtype: torch.dtype
+) -> VisionLanguage:
+    """Load a published model by its name in the settings.
+
+    Raises:
+        ConfigurationError: another preprocessing than its own.
+        CheckpointError: a folder without such a model.
+    """
+    if preprocessing is not Preprocessing.PUBLISHED:
+        raise ConfigurationError(
+            f"reward.preprocessing: the reward {name!r} has its own image processor, got "
+            f"{preprocessing.value!r}; remove it"
+        )
+    reward = VisionLanguage(folder, device=device, dtype=str(dtype).removeprefix("torch."))
+    reward.name = name
+    return reward

@@ -35,12 +35,14 @@ class NetworkCost:
         image_flops: of one image.
         text_flops: of one text, needed once per prompt.
         activation_bytes: most bytes alive for one image, in float32.
+        layers_each: layers that are launched for every image by itself, of a network that takes no batches.
     """
 
     parameters: int
     image_flops: float
     text_flops: float = 0.0
     activation_bytes: int = 0
+    layers_each: int = 0
 
     def __add__(self, other: NetworkCost) -> NetworkCost:
         return NetworkCost(
@@ -48,6 +50,7 @@ class NetworkCost:
             image_flops=self.image_flops + other.image_flops,
             text_flops=self.text_flops + other.text_flops,
             activation_bytes=max(self.activation_bytes, other.activation_bytes),
+            layers_each=self.layers_each + other.layers_each,
         )
 
 
@@ -62,7 +65,7 @@ class PublishedFiles:
     """Files of one repository of the hub, or one file at a URL.
 
     Attributes:
-        source: "owner/name" of the hub, or the URL.
+        source: "owner/name" of the hub, "owner/name@commit" of just that state of it, or the URL.
         names: of the files, in the folder afterwards.
         folder: below the network's own; "" is that itself.
     """
@@ -76,7 +79,9 @@ class PublishedFiles:
         folder = f"{target}/{self.folder}".rstrip("/")
         if self.source.startswith("https://"):
             return f"curl -L --create-dirs -o '{folder}/{self.names[0]}' '{self.source}'"
-        return f"hf download {self.source} {' '.join(self.names)} --local-dir {folder}"
+        name, _, commit = self.source.partition("@")
+        at = f" --revision {commit}" if commit else ""
+        return f"hf download {name} {' '.join(self.names)}{at} --local-dir {folder}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

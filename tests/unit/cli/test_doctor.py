@@ -8,8 +8,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -26,13 +28,23 @@ from ttsvar_ray.cli.doctor.checks import (
     memory_limit,
     run_check,
 )
-from ttsvar_ray.cli.doctor.job import check_choice, check_device, check_model, check_prompts, needs_of
+from ttsvar_ray.cli.doctor.job import (
+    check_choice,
+    check_device,
+    check_model,
+    check_prompts,
+    check_scores,
+    needs_of,
+)
 from ttsvar_ray.cli.doctor.job import check_networks as check_networks_of_job
 from ttsvar_ray.cli.doctor.weights import check_models, check_networks
 from ttsvar_ray.config import load_config
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelChoice
-from ttsvar_ray.rewards.registry import REWARDS
+from ttsvar_ray.models.registry import describe_model
+from ttsvar_ray.rewards.protocol import PlainReward
+from ttsvar_ray.rewards.registry import REWARDS, build_reward
+from ttsvar_ray.types import Float32Array, UInt8Array
 
 
 def test_this_machine_can_run_the_built_in_model(tmp_path: Path) -> None:
@@ -286,3 +298,67 @@ def test_of_an_object_store_the_disk_that_matters_is_where_parts_are_made() -> N
     assert list(output_folder(config)) == ["parts before upload"]
     config = load_config(None, ["output.path=out"], needs_files=False)
     assert output_folder(config) == {"output": Path("out")}
+
+
+class Broken(PlainReward):
+    """Has no number for what is red."""
+
+    name = "broken"
+
+    def __init__(self, *, device: str) -> None: ...
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        return np.array([np.nan if " red " in text else len(text) for text in texts], np.float32)
+
+
+class Blind(Broken):
+    """Likes everything."""
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        return np.full(len(texts), 0.5, np.float32)
+
+
+class Bright(Broken):
+    """Looks at no caption."""
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        return images.mean(axis=(1, 2, 3), dtype=np.float32)
+
+
+class Contrary(Broken):
+    """Takes the wrong ones."""
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        return np.asarray(
+            -build_reward("shapes", path=describe_model("shapes").reward_path).score(images, texts)
+        )
+
+
+@pytest.mark.parametrize(
+    ("reward", "mark", "said"),
+    [
+        ("auto", Mark.OK, "prefers the right caption of 20 of 20 known pairs"),
+        ("Broken", Mark.MISSING, "8 of 40 scores of known pairs are not finite"),
+        ("Blind", Mark.WARN, "all 40 scores of known pairs are 0.5"),
+        ("Bright", Mark.OK, "scores of 20 known pictures differ, and do not depend on the caption"),
+        ("Contrary", Mark.WARN, "prefers the right caption of 0 of 20 known pairs, which is chance"),
+    ],
+)
+def test_a_jobs_reward_is_tried_on_known_pairs(
+    reward: str, mark: Mark, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    name = reward if reward == "auto" else f"{__name__}:{reward}"
+    needs = needs_of(load_config(None, [f"reward.name={name}", "model.device=cpu"], needs_files=False))
+    (finding,) = check_scores(needs)
+    assert (finding.mark, finding.text[: len(said)]) == (mark, said)
+    assert finding.name == f"scores {'shapes' if reward == 'auto' else name}"
+
+
+def test_a_reward_that_is_not_here_is_not_tried(job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert check_scores(needs_of(load_config(job_file, [], needs_files=False))) == []
+    shapes = load_config(None, ["model.device=cpu", "cluster.address=head:6379"], needs_files=False)
+    assert check_scores(needs_of(shapes)) == [], "its workers are elsewhere"
+    constant = load_config(None, ["model.device=cpu", "reward.name=constant"], needs_files=False)
+    assert check_scores(needs_of(constant)) == [], "the same for every image on purpose"

@@ -256,6 +256,10 @@ def test_every_policy_of_a_job_reaches_the_coordinator() -> None:
         ),
         (["features.extractor=pool"], "no selection of this plan reads features: features.extractor will"),
         (["features.extractor=pool", "strategy.plan=published"], ""),
+        (
+            ["reward.name=tests.support.tiny_model:TinyReward"],
+            "without tests.support.tiny_model:TinyReward, which",
+        ),
         (["features.backbone=nowhere", "strategy.name=raw"], "features.backbone will not be read"),
     ],
 )

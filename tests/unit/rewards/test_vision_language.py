@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -18,10 +19,16 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from typer.testing import CliRunner
 
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.costs import load_profile, vision_language
+from ttsvar_ray.costs.seconds import network_line
+from ttsvar_ray.costs.vision_language import VisionLanguageShape
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.rewards.registry import build_reward
+from ttsvar_ray.rewards.registry import REWARDS, build_reward
 from ttsvar_ray.rewards.vision_language import VisionLanguage
+from ttsvar_ray.types import Precision
 
 NAME = "ttsvar_ray.rewards.vision_language:VisionLanguage"
 MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -132,3 +139,65 @@ def test_what_is_no_such_model_is_refused(folder: Path, tmp_path: Path) -> None:
         VisionLanguage()
     with pytest.raises(ConfigurationError, match=r"expected \{prompt\} in it"):
         VisionLanguage(folder, question="Is it nice?")
+
+
+def test_its_price_is_what_its_modules_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = build_reward(NAME, path=folder)
+    assert isinstance(reward, VisionLanguage)
+    reward._model.set_attn_implementation("eager")
+    read: list[int] = []
+    inner = reward._model.forward
+    reward._model.forward = lambda **given: (read.append(given["input_ids"].shape[1]), inner(**given))[1]
+    with FlopCounterMode(display=False) as counter:
+        reward.score(images(1), ["red"])
+    config, pixels = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json")
+    )
+    shape = VisionLanguageShape.of(config, pixels)
+    monkeypatch.setattr(vision_language, "QUESTION_TOKENS", read[0] - shape.tokens(64, 80))
+    assert shape.cost(64, 80).image_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    parameters = sum(parameter.numel() for parameter in reward._model.parameters())
+    assert shape.parameters == pytest.approx(parameters, rel=0.05), (
+        "biases and norms, which are 0.1 % at size"
+    )
+
+
+def test_images_are_brought_to_the_size_that_the_processor_brings_them_to(folder: Path) -> None:
+    reward = VisionLanguage(folder)
+    pixels = json.loads((folder / "preprocessor_config.json").read_text())
+    shape = VisionLanguageShape.of(json.loads((folder / "config.json").read_text()), pixels)
+    for height, width in ((64, 80), (48, 48), (20, 20), (300, 200), (512, 512)):
+        image = np.zeros((height, width, 3), np.uint8)
+        grid = reward._pixels(images=image, return_tensors="pt")["image_grid_thw"]
+        assert shape.tokens(height, width) == int(grid.prod()) // 4, (height, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_bytes"), [("qwen3-vl-2b", 4_255_140_312), ("qwen2.5-vl-3b", 7.51e9)]
+)
+def test_a_published_one_has_a_pinned_state_and_is_priced_before_it_is_here(
+    name: str, weight_bytes: float, tmp_path: Path
+) -> None:
+    (files,) = REWARDS[name].weights.files
+    assert re.fullmatch(r"Qwen/[\w.-]+@[0-9a-f]{40}", files.source)
+    assert f" --revision {files.source.partition('@')[2]} " in files.command("here")
+    settings = ["--set", f"reward.name={name}", "--set", f"reward.path={tmp_path / 'absent'}"]
+    done = CliRunner().invoke(app, ["plan", "--model", "infinity-2b", *settings, "--json"])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert said["parameters"]["reward"] == pytest.approx(weight_bytes / 2, rel=0.005), "published in bfloat16"
+    plain = json.loads(CliRunner().invoke(app, ["plan", "--model", "infinity-2b", "--json"]).stdout)
+    assert said["flops"]["selectors"] > 10 * plain["flops"]["selectors"]
+    cost, device = vision_language.PUBLISHED[name].cost(1024, 1024), load_profile("h200")
+    line = network_line(cost, 1024**2, device, padded=True, precision=Precision.BFLOAT16)
+    assert line.per_row > 50 * device.layer_seconds, "one image at a time: every layer is launched for each"
+
+
+def test_a_published_one_goes_by_its_name(folder: Path) -> None:
+    reward = build_reward("qwen3-vl-2b", path=folder)
+    assert reward.name == "qwen3-vl-2b"
+    assert reward.score(images(1), ["red"]) == VisionLanguage(folder).score(images(1), ["red"])
+    with pytest.raises(
+        ConfigurationError, match=r"reward\.preprocessing: the reward 'qwen3-vl-2b' has its own"
+    ):
+        build_reward("qwen3-vl-2b", path=folder, preprocessing="tensor")

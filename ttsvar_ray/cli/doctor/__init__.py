@@ -29,6 +29,9 @@ def doctor(
     weights: Annotated[
         Path, typer.Option("--weights", help="Folder of fetched rewards and features, one folder each.")
     ] = WEIGHTS_FOLDER,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Load the job's rewards and score 20 known pairs.")
+    ] = True,
     as_json: options.AsJson = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
@@ -36,7 +39,8 @@ def doctor(
     """Say what of this machine is ready, and how to get what is not. Asks no network, starts no cluster.
 
     With a job or a model: exactly what that needs, where it looks for it, and the commands that put it there;
-    `ttsvar-ray doctor JOB.yaml && ttsvar-ray generate JOB.yaml`. Without: what is published.
+    `ttsvar-ray doctor JOB.yaml && ttsvar-ray generate JOB.yaml`. Its rewards, where their files are here,
+    are loaded and score twenty pictures with a right and a wrong caption. Without: what is published.
 
     Exit codes: 0 the job (or, without one, the built-in model) runs here; 1 it does not, and why; 2 settings
     that make no job.
@@ -55,7 +59,7 @@ def doctor(
             flags = {"model.name": model}
             chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
         console, findings = Console(), []
-        for finding in examine(chosen, weights):
+        for finding in examine(chosen, weights, scores=scores):
             findings.append(finding)
             if not as_json:
                 show(finding, console)
@@ -70,12 +74,13 @@ def doctor(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def examine(config: JobConfig | None, fetched: Path) -> Iterator[Finding]:
+def examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) -> Iterator[Finding]:
     """Yield everything that is found, each as soon as it is.
 
     Args:
         config: a job to look at, None for what is published.
         fetched: folder of fetched rewards and features.
+        scores: whether the job's rewards are loaded and tried.
 
     Raises:
         ConfigurationError, CheckpointError: settings that make no job.
@@ -95,6 +100,7 @@ def examine(config: JobConfig | None, fetched: Path) -> Iterator[Finding]:
             ("job", partial(of_job.check_networks, needs), Mark.MISSING),
             ("job", partial(of_job.check_choice, needs), Mark.WARN),
             ("job", partial(of_job.check_device, needs), Mark.WARN),
+            *([("job", partial(of_job.check_scores, needs), Mark.MISSING)] if scores else []),
         ]
     planned += [
         ("machine", checks.check_machine, Mark.WARN),

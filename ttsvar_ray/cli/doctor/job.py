@@ -19,8 +19,10 @@ from ttsvar_ray.job.preflight import check_memory, devices_here
 from ttsvar_ray.job.prepare import named_source, uses_this_machine
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.models.infinity.presets import PRESETS, TOKENIZERS, InfinityPreset
+from ttsvar_ray.models.registry import resolve_device
 from ttsvar_ray.models.weight_files import NESTINGS
 from ttsvar_ray.models.weight_source import HubRepository, WeightSource
+from ttsvar_ray.own_code import is_own
 from ttsvar_ray.prompts.files import prompt_files
 from ttsvar_ray.prompts.source import STANDARD_INPUT
 from ttsvar_ray.rewards.registry import REWARDS
@@ -28,6 +30,9 @@ from ttsvar_ray.search.operators.protocol import Signal
 
 NEED_FTFY = ("hps-v2.1", "hps-v2.0", "clip-score")
 """Rewards whose texts are mended by a package of its own."""
+
+LEAST_WINS = 15
+"""Of 20 known pairs: who guesses wins as many once in fifty times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +169,38 @@ def _network(needs: Needs, name: str, path: str, licence: str) -> Finding:
             command="\n".join(download_command(each) for each in missing) or None,
         )
     return Finding(name=name, mark=Mark.OK, text=f"{path}; licence: {licence}")
+
+
+def check_scores(needs: Needs) -> list[Finding]:
+    """Load each reward, on the job's device, and see what it makes of twenty known pairs.
+
+    Nothing is looked at where files are missing, or where the job runs on another machine than this.
+    """
+    config = needs.job.config
+    if not uses_this_machine(config, submitted=False):
+        return []
+    if any(finding.mark is Mark.MISSING for finding in (*check_networks(needs), *check_device(needs))):
+        return []
+    from ttsvar_ray.job.build import build_ensemble
+    from ttsvar_ray.rewards.known_pairs import score_known_pairs
+
+    findings = []
+    members = build_ensemble(needs.job, device=str(resolve_device(config.model.device))).members
+    for part, reward in zip(needs.job.rewards, members, strict=True):
+        if part.name == "constant":
+            continue
+        scores = score_known_pairs(reward)
+        mark, text = Mark.OK, f"prefers the right caption of {scores.wins} of 20 known pairs"
+        if scores.problem:
+            # One's own may look for something that those pictures have not.
+            mark = Mark.WARN if is_own(part.name) and scores.are_finite else Mark.MISSING
+            text = scores.problem
+        elif not scores.reads_texts:
+            text = "scores of 20 known pictures differ, and do not depend on the caption"
+        elif scores.wins < LEAST_WINS:
+            mark, text = Mark.WARN, f"{text}, which is chance: is it the right reward, with the right files?"
+        findings.append(Finding(name=f"scores {part.name}", mark=mark, text=text))
+    return findings
 
 
 def _is_in(folder: Path, place: Path) -> bool:
