@@ -6,6 +6,24 @@ rounding. Which is taken is one setting (`engine.kernels`), resolved by `uses_fu
 """
 
 from ttsvar_ray.kernels.choice import KERNELS, uses_fused
-from ttsvar_ray.kernels.operations import gated_sum, group_norm_silu, modulated_norm, unit_rotated
+from ttsvar_ray.kernels.operations import (
+    gated_sum,
+    group_norm_silu,
+    interleaved,
+    modulated_norm,
+    residual_sum,
+    unit_rotated,
+    weighted_norm,
+)
 
-__all__ = ["KERNELS", "gated_sum", "group_norm_silu", "modulated_norm", "unit_rotated", "uses_fused"]
+__all__ = [
+    "KERNELS",
+    "gated_sum",
+    "group_norm_silu",
+    "interleaved",
+    "modulated_norm",
+    "residual_sum",
+    "unit_rotated",
+    "uses_fused",
+    "weighted_norm",
+]

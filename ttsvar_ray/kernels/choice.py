@@ -9,7 +9,15 @@ import logging
 import torch
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.kernels.operations import gated_sum, group_norm_silu, modulated_norm, unit_rotated
+from ttsvar_ray.kernels.operations import (
+    gated_sum,
+    group_norm_silu,
+    interleaved,
+    modulated_norm,
+    residual_sum,
+    unit_rotated,
+    weighted_norm,
+)
 
 KERNELS = ("auto", "plain", "fused")
 """`auto` is fused on a CUDA device where Triton is installed and a trial agrees with the plain way."""
@@ -61,10 +69,14 @@ def trial(device: str) -> str | None:
     image, qkv = random(1, 64, 16, 16).bfloat16(), random(2, 4, 3, 2, 64).bfloat16()
     x, rope = random(2, 4, 128), torch.polar(torch.ones(4, 32), torch.ones(4, 32)).to(device)
     modulation, norm = random(2, 1, 3, 128).unbind(2), random(2, 64).bfloat16()
+    weights = random(2, 128)
 
     def results(*, fused: bool) -> list[torch.Tensor]:
         return [
-            group_norm_silu(image, norm[0], norm[1], groups=32, eps=1e-6, fused=fused),
+            group_norm_silu(image, norm[0], norm[1], groups=32, eps=1e-6, fused=fused, added=norm[0]),
+            interleaved(image, norm[0, :16], fused=fused),
+            weighted_norm(x, *weights, eps=1e-6, dtype=torch.bfloat16, fused=fused),
+            residual_sum(x, x.bfloat16(), weights[0], fused=fused),
             modulated_norm(x, *modulation[:2], eps=1e-6, dtype=torch.bfloat16, fused=fused),
             gated_sum(x, x.bfloat16(), modulation[2], fused=fused),
             *unit_rotated(qkv, torch.ones(2, device=device), rope, fused=fused),

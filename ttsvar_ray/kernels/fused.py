@@ -1,4 +1,4 @@
-"""The operations in Triton; imported where they are used, since Triton is on few machines.
+"""The transformers' operations in Triton; imported where they are used, since Triton is on few machines.
 
 Arithmetic is in float32 whatever the tensors' dtypes, and a row's numbers never depend on other rows.
 
@@ -14,115 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_CHUNK = 8192
-"""Numbers of one program of the group norm: enough programs for any GPU, few enough partial results."""
-
 
 @triton.jit
-def _chunk_addresses(row, chunk, groups, channels, pixels, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Return addresses and channels of one chunk of one group of one image, and which are inside."""
-    image = (row // groups).to(tl.int64)
-    group = row % groups
-    each = channels // groups
-    index = chunk * CHUNK + tl.arange(0, CHUNK)
-    inside = index < each * pixels
-    if CHANNELS_LAST:
-        channel = group * each + index % each
-        offset = (index // each) * channels + channel
-    else:
-        channel = group * each + index // pixels
-        offset = channel * pixels + index % pixels
-    return image * channels * pixels + offset, channel, inside
-
-
-@triton.jit
-def _chunk_moments(
-    x, means, squares, groups, channels, pixels, chunks, CHUNK: tl.constexpr, CHANNELS_LAST: tl.constexpr
+def _scaled_norm(
+    x, scale, shift, y, tokens, width, scale_stride, eps, WIDTH: tl.constexpr, AROUND_ONE: tl.constexpr
 ):
-    row, chunk = tl.program_id(0), tl.program_id(1)
-    address, _, inside = _chunk_addresses(row, chunk, groups, channels, pixels, CHUNK, CHANNELS_LAST)
-    values = tl.load(x + address, mask=inside, other=0.0).to(tl.float32)
-    count = tl.minimum((channels // groups) * pixels - chunk * CHUNK, CHUNK)
-    mean = tl.sum(values, axis=0) / count
-    apart = tl.where(inside, values - mean, 0.0)
-    tl.store(means + row * chunks + chunk, mean)
-    tl.store(squares + row * chunks + chunk, tl.sum(apart * apart, axis=0))
-
-
-@triton.jit
-def _group_moments(
-    means, squares, centers, spreads, total, chunks, eps, CHUNK: tl.constexpr, CHUNKS: tl.constexpr
-):
-    row = tl.program_id(0)
-    index = tl.arange(0, CHUNKS)
-    inside = index < chunks
-    counts = tl.where(inside, tl.minimum(total - index * CHUNK, CHUNK), 0).to(tl.float32)
-    mean = tl.load(means + row * chunks + index, mask=inside, other=0.0)
-    square = tl.load(squares + row * chunks + index, mask=inside, other=0.0)
-    center = tl.sum(counts * mean, axis=0) / total
-    # Moments around each chunk's own mean: sums of squares of large numbers would cancel.
-    variance = tl.sum(square + counts * (mean - center) * (mean - center), axis=0) / total
-    tl.store(centers + row, center)
-    tl.store(spreads + row, 1.0 / tl.sqrt(variance + eps))
-
-
-@triton.jit
-def _normalize_silu(
-    x,
-    y,
-    weight,
-    bias,
-    centers,
-    spreads,
-    groups,
-    channels,
-    pixels,
-    CHUNK: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-):
-    row, chunk = tl.program_id(0), tl.program_id(1)
-    address, channel, inside = _chunk_addresses(row, chunk, groups, channels, pixels, CHUNK, CHANNELS_LAST)
-    values = tl.load(x + address, mask=inside, other=0.0).to(tl.float32)
-    scale = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    values = (values - tl.load(centers + row)) * tl.load(spreads + row) * scale + shift
-    tl.store(y + address, (values * tl.sigmoid(values)).to(y.dtype.element_ty), mask=inside)
-
-
-def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float) -> Tensor:
-    """Return silu(group norm(x)); see `operations.group_norm_silu`."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    x = x if last else x.contiguous()
-    images, channels = x.shape[:2]
-    pixels = x[0, 0].numel()
-    total = channels // groups * pixels
-    rows, chunks = images * groups, triton.cdiv(total, _CHUNK)
-    partial = torch.empty((2, rows, chunks), device=x.device, dtype=torch.float32)
-    whole = torch.empty((2, rows), device=x.device, dtype=torch.float32)
-    y = torch.empty_like(x)
-    sizes = (groups, channels, pixels)
-    _chunk_moments[(rows, chunks)](
-        x, partial[0], partial[1], *sizes, chunks, CHUNK=_CHUNK, CHANNELS_LAST=last
-    )
-    _group_moments[(rows,)](
-        partial[0],
-        partial[1],
-        whole[0],
-        whole[1],
-        total,
-        chunks,
-        eps,
-        CHUNK=_CHUNK,
-        CHUNKS=triton.next_power_of_2(chunks),
-    )
-    _normalize_silu[(rows, chunks)](
-        x, y, weight, bias, whole[0], whole[1], *sizes, CHUNK=_CHUNK, CHANNELS_LAST=last
-    )
-    return y
-
-
-@triton.jit
-def _modulated_norm(x, scale, shift, y, tokens, width, scale_stride, eps, WIDTH: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     row = token // tokens
     index = tl.arange(0, WIDTH)
@@ -131,7 +27,9 @@ def _modulated_norm(x, scale, shift, y, tokens, width, scale_stride, eps, WIDTH:
     mean = tl.sum(values, axis=0) / width
     apart = tl.where(inside, values - mean, 0.0)
     spread = 1.0 / tl.sqrt(tl.sum(apart * apart, axis=0) / width + eps)
-    factor = 1.0 + tl.load(scale + row * scale_stride + index, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(scale + row * scale_stride + index, mask=inside, other=0.0).to(tl.float32)
+    if AROUND_ONE:
+        factor += 1.0
     offset = tl.load(shift + row * scale_stride + index, mask=inside, other=0.0).to(tl.float32)
     tl.store(
         y + token * width + index, (apart * spread * factor + offset).to(y.dtype.element_ty), mask=inside
@@ -144,8 +42,24 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float, dtype
     x = x.contiguous()
     scale, shift = _rows_of(scale, width), _rows_of(shift, width)
     y = torch.empty_like(x, dtype=dtype)
-    _modulated_norm[(rows * tokens,)](
-        x, scale, shift, y, tokens, width, scale.stride(0), eps, WIDTH=triton.next_power_of_2(width)
+    _scaled_norm[(rows * tokens,)](
+        *(x, scale, shift, y, tokens, width, scale.stride(0), eps),
+        WIDTH=triton.next_power_of_2(width),
+        AROUND_ONE=True,
+    )
+    return y
+
+
+def weighted_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype) -> Tensor:
+    """Return the normed x; see `operations.weighted_norm`."""
+    width = x.shape[-1]
+    x = x.contiguous()
+    tokens = x.numel() // width
+    y = torch.empty_like(x, dtype=dtype)
+    _scaled_norm[(tokens,)](
+        *(x, weight, bias, y, tokens, width, 0, eps),
+        WIDTH=triton.next_power_of_2(width),
+        AROUND_ONE=False,
     )
     return y
 
@@ -185,6 +99,34 @@ def gated_sum(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return y
 
 
+_SUMS = 4096
+"""Numbers of one program of a sum."""
+
+
+@triton.jit
+def _residual_sum(x, update, bias, y, total, width: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < total
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(update + place, mask=inside, other=0.0).to(tl.float32)
+    if ADDS:
+        values += tl.load(bias + place % width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + place, values.to(y.dtype.element_ty), mask=inside)
+
+
+def residual_sum(x: Tensor, update: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x + update + bias; see `operations.residual_sum`."""
+    x, update = x.contiguous(), update.contiguous()
+    y = torch.empty_like(x)
+    _residual_sum[(triton.cdiv(x.numel(), _SUMS),)](
+        *(x, update, x if bias is None else bias, y, x.numel(), x.shape[-1]),
+        BLOCK=_SUMS,
+        ADDS=bias is not None,
+        num_warps=8,
+    )
+    return y
+
+
 @triton.jit
 def _unit_rotated(
     qkv,
@@ -194,36 +136,37 @@ def _unit_rotated(
     keys,
     tokens,
     heads,
-    half,
+    width,
     HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    WIDTH: tl.constexpr,
     ROTATES: tl.constexpr,
 ):
+    HALF: tl.constexpr = WIDTH // 2
     place = tl.program_id(0).to(tl.int64)
     row, token = place // tokens, place % tokens
     head = tl.arange(0, HEADS)[:, None]
-    pair = tl.arange(0, HALF)[None, :]
-    inside = (head < heads) & (pair < half)
-    cosine, sine = 1.0, 0.0
-    if ROTATES:
-        cosine = tl.load(rope + (token * half + pair) * 2, mask=pair < half, other=0.0)
-        sine = tl.load(rope + (token * half + pair) * 2 + 1, mask=pair < half, other=0.0)
+    index = tl.arange(0, WIDTH)[None, :]
+    inside = (head < heads) & (index < width)
     factor = tl.load(scale + head, mask=head < heads, other=0.0)
+    if ROTATES:
+        # Whole rows, split in registers: loads of every other number reach a fraction of the bandwidth.
+        table = tl.load(rope + token * width + index, mask=index < width, other=0.0)
+        cosine, sine = tl.split(tl.reshape(table, (1, HALF, 2)))
     for part in tl.static_range(2):
-        start = qkv + ((place * 3 + part) * heads + head) * (2 * half) + 2 * pair
-        even = tl.load(start, mask=inside, other=0.0).to(tl.float32)
-        odd = tl.load(start + 1, mask=inside, other=0.0).to(tl.float32)
-        length = tl.sqrt(tl.sum(even * even + odd * odd, axis=1))[:, None]
-        length = tl.maximum(length, 1e-12)
-        even, odd = even / length, odd / length
-        turned, other = even * cosine - odd * sine, even * sine + odd * cosine
+        start = qkv + (place * 3 + part) * heads * width
+        values = tl.load(start + head * width + index, mask=inside, other=0.0).to(tl.float32)
+        length = tl.maximum(tl.sqrt(tl.sum(values * values, axis=1)), 1e-12)
+        values = values / length[:, None]
+        if ROTATES:
+            even, odd = tl.split(tl.reshape(values, (HEADS, HALF, 2)))
+            pairs = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
+            values = tl.reshape(pairs, (HEADS, WIDTH))
         out = keys
         if part == 0:
-            turned, other = turned * factor, other * factor
+            values = values * factor
             out = queries
-        target = out + ((row * heads + head) * tokens + token) * (2 * half) + 2 * pair
-        tl.store(target, turned.to(out.dtype.element_ty), mask=inside)
-        tl.store(target + 1, other.to(out.dtype.element_ty), mask=inside)
+        target = out + ((row * heads + head) * tokens + token) * width + index
+        tl.store(target, values.to(out.dtype.element_ty), mask=inside)
 
 
 def unit_rotated(qkv: Tensor, scale: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,9 +184,9 @@ def unit_rotated(qkv: Tensor, scale: Tensor, rope: Tensor | None) -> tuple[Tenso
         keys,
         tokens,
         heads,
-        width // 2,
+        width,
         HEADS=triton.next_power_of_2(heads),
-        HALF=triton.next_power_of_2(width // 2),
+        WIDTH=triton.next_power_of_2(width),
         ROTATES=rope is not None,
     )
     return queries, keys, qkv[:, :, 2].transpose(1, 2)

@@ -5,28 +5,77 @@ Legend: R rows, n tokens, C width, H heads, D head width; B images, c channels, 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, *, groups: int, eps: float, fused: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    fused: bool,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """Return silu(group norm(x)) of images [B, c, ...], in either memory order and in the dtype of x.
+    """Return silu(group norm(x + added)) of images [B, c, height, width] in the dtype of x.
 
     Args:
-        x: channels first or last in memory.
+        x: in any memory order; the fused result has its channels last.
         weight, bias: [c].
         groups: divides c.
         eps: under the root.
         fused: statistics in float32 whatever the dtype; one reading for them, one for the values.
+        added: [c], such as the bias of the convolution before; None adds nothing.
+    """
+    if fused:
+        from ttsvar_ray.kernels import fused_images as kernels
+
+        return kernels.group_norm_silu(x, weight, bias, added, groups=groups, eps=eps)
+    x = x if added is None else x + added[:, None, None]
+    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def interleaved(x: Tensor, bias: Tensor, *, fused: bool) -> Tensor:
+    """Return images [B, c, 2 H, 2 W], each of whose pixels comes from the part of its parity, plus a bias.
+
+    Args:
+        x: [B, 2 * 2 * c, H + 1, W + 1]: for rows of even and odd index, columns of even and odd index. The
+            parts for odd ones lie one cell further, as a 2 x 2 convolution under a padding of 1 leaves them.
+        bias: [c].
+        fused: in one pass, channels last.
+    """
+    if fused:
+        from ttsvar_ray.kernels import fused_images as kernels
+
+        return kernels.interleaved(x, bias)
+    parts = x.unflatten(1, (2, 2, -1))
+    height, width = x.shape[2] - 1, x.shape[3] - 1
+    y = x.new_empty(len(x), parts.shape[3], 2 * height, 2 * width)
+    for low, right in itertools.product((0, 1), repeat=2):
+        part = parts[:, low, right, :, low : low + height, right : right + width]
+        y[:, :, low::2, right::2] = part + bias[:, None, None]
+    return y
+
+
+def residual_sum(x: Tensor, update: Tensor, bias: Tensor | None = None, *, fused: bool) -> Tensor:
+    """Return x + update + bias of x [..., C] in the dtype of x, added in float32 and rounded once.
+
+    Args:
+        x: the residual stream, or images with channels last.
+        update: [..., C] in any dtype.
+        bias: [C]; None adds nothing.
+        fused: as said; the plain way rounds after each sum, to the wider dtype.
     """
     if fused:
         from ttsvar_ray.kernels import fused as kernels
 
-        return kernels.group_norm_silu(x, weight, bias, groups=groups, eps=eps)
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+        return kernels.residual_sum(x, update, bias)
+    return x + update if bias is None else x + update + bias
 
 
 def modulated_norm(
@@ -45,6 +94,24 @@ def modulated_norm(
 
         return kernels.modulated_norm(x, scale, shift, eps=eps, dtype=dtype)
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
+
+
+def weighted_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype, fused: bool
+) -> Tensor:
+    """Return layer norm(x) * weight + bias of x [..., C].
+
+    Args:
+        x: the residual stream.
+        weight, bias: [C], in any dtype.
+        eps: under the root.
+        dtype: of the fused result; the plain one is float32, and is rounded where it is used.
+    """
+    if fused:
+        from ttsvar_ray.kernels import fused as kernels
+
+        return kernels.weighted_norm(x, weight, bias, eps=eps, dtype=dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.float(), bias.float(), eps)
 
 
 def gated_sum(x: Tensor, update: Tensor, gate: Tensor, *, fused: bool) -> Tensor:

@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import group_norm_silu
+from ttsvar_ray.kernels import group_norm_silu, interleaved, residual_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +49,37 @@ class ConvolutionConfig:
         return nn.GroupNorm(32 if channels % 32 == 0 else 24, channels, eps=1e-6)
 
 
-def _activated(config: ConvolutionConfig, norm: nn.Module, x: Tensor, *, fused: bool) -> Tensor:
-    """Return the normed and activated x."""
+def _activated(
+    config: ConvolutionConfig, norm: nn.Module, x: Tensor, *, fused: bool, added: Tensor | None = None
+) -> Tensor:
+    """Return the normed and activated x + added [B, c, H, W]; added [c], None for nothing."""
     if isinstance(norm, nn.GroupNorm) and config.activate is F.silu:
-        return group_norm_silu(x, norm.weight, norm.bias, groups=norm.num_groups, eps=norm.eps, fused=fused)
-    return config.activate(norm(x))
+        how = {"groups": norm.num_groups, "eps": norm.eps, "fused": fused}
+        return group_norm_silu(x, norm.weight, norm.bias, added=added, **how)  # type: ignore[arg-type]
+    return config.activate(norm(x if added is None else x + added[:, None, None]))
+
+
+def upsampling_weight(weight: Tensor) -> Tensor:
+    """Return a convolution 3 x 3 of an image upsampled to double by nearest neighbours as one of the image.
+
+    Above and below each other lie equal pixels, so for every parity of the result's row two of the three
+    rows of weights meet the same one and are summed; columns likewise.
+
+    Args:
+        weight: [out, in, 3, 3].
+
+    Returns:
+        float32 [2 * 2 * out, in, 2, 2], for rows of even and odd index, columns of even and odd index;
+        `interleaved` makes the image of what it gives under a padding of 1.
+    """
+    rows = _parities(weight.float(), -2)
+    return _parities(rows, -1).transpose(0, 1).flatten(0, 2)
+
+
+def _parities(weight: Tensor, axis: int) -> Tensor:
+    """Return [2, ...], an axis of 3 summed to 2 as an even and an odd place meet it."""
+    first, middle, last = weight.split(1, dim=axis)
+    return torch.stack((torch.cat((first, middle + last), axis), torch.cat((first + middle, last), axis)))
 
 
 class _ResBlock(nn.Module):
@@ -71,8 +98,26 @@ class _ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(_activated(self.config, self.norm1, x, fused=self.fused))
-        return self.conv2(_activated(self.config, self.norm2, h, fused=self.fused)) + self.nin_shortcut(x)
+        if self.fused:
+            return self._fused(x)
+        h = self.conv1(_activated(self.config, self.norm1, x, fused=False))
+        return self.conv2(_activated(self.config, self.norm2, h, fused=False)) + self.nin_shortcut(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """Compute the same with every bias added by the kernel that reads the convolution's result.
+
+        Convolutions on a GPU add theirs in a pass of its own.
+        """
+        h = F.conv2d(_activated(self.config, self.norm1, x, fused=True), self.conv1.weight, padding=1)
+        h = _activated(self.config, self.norm2, h, fused=True, added=self.conv1.bias)
+        h = F.conv2d(h, self.conv2.weight, padding=1)
+        bias = self.conv2.bias
+        if isinstance(self.nin_shortcut, nn.Conv2d):
+            assert bias is not None
+            assert self.nin_shortcut.bias is not None
+            x, bias = F.conv2d(x, self.nin_shortcut.weight), bias + self.nin_shortcut.bias
+        x, h = (images.permute(0, 2, 3, 1) for images in (x, h))
+        return residual_sum(x, h, bias, fused=True).permute(0, 3, 1, 2)
 
 
 class _SpatialAttention(nn.Module):
@@ -104,11 +149,25 @@ class _Downscale(nn.Module):
 class _Upscale(nn.Module):
     """Double by nearest neighbours, then convolve."""
 
+    fused = False
+    folded: Tensor | None
+    """`upsampling_weight` of the convolution, made once."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.register_buffer("folded", None, persistent=False)
+
+    def fold(self) -> None:
+        """Make `folded`, while weights are as they were loaded: sums of rounded ones are rounded twice."""
+        if self.folded is None:
+            self.folded = upsampling_weight(self.conv.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            assert self.folded is not None
+            assert self.conv.bias is not None
+            return interleaved(F.conv2d(x, self.folded, padding=1), self.conv.bias, fused=True)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -201,8 +260,23 @@ class Decoder(nn.Module):
         self.norm_out = config.make_norm(channels)
         self.conv_out = nn.Conv2d(channels, 3 * config.pixel_shuffle**2, 3, padding=1)
 
+    def set_fused(self, fused: bool, dtype: torch.dtype) -> None:
+        """Choose fused kernels or plain ones.
+
+        Fused ones hold the weights in `dtype`, channels last in memory, as activations then are throughout;
+        weights stay so.
+        """
+        for module in self.modules():
+            if hasattr(module, "fused"):
+                module.fused = fused  # type: ignore[assignment]
+            if fused and isinstance(module, _Upscale):
+                module.fold()
+        if fused:
+            self.to(dtype=dtype)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def forward(self, features: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(features))
+        x = self.mid(self.conv_in(features.to(self.conv_in.weight.dtype)))
         for level in reversed(self.up):
             x = level(x)
             if hasattr(level, "upsample"):

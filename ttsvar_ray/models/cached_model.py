@@ -145,13 +145,10 @@ class CachedModel(ABC):
         fused = uses_fused(execution.kernels, self.device.type)
         self.record_passes(cuda_recorder(execution.cuda_graphs, self.device.type))
         self.execution = execution
-        for part in (self.transformer, self.tokenizer):
-            for module in part.modules():
-                if hasattr(module, "fused"):
-                    module.fused = fused
-        if fused and self.block_dtype != torch.float32:
-            # Nothing between its convolutions asks for float32 any more.
-            self.tokenizer.decoder.to(self.block_dtype)
+        for module in self.transformer.modules():
+            if hasattr(module, "fused"):
+                module.fused = fused
+        self.tokenizer.decoder.set_fused(fused, self.block_dtype)
 
     def record_passes(self, recorder: Recorder | None) -> None:
         """Have small passes recorded and played again from now on; None ends it, and forgets them."""
@@ -323,7 +320,9 @@ class CachedModel(ABC):
         if reduced != tuple(summed.shape[-2:]):
             # By area: the map is a sum of fine codes, and skipping cells would alias them.
             summed = F.interpolate(channels_first(summed), size=reduced, mode="area")
+        # Fused, the decoder is narrow itself: autocast would have it upsample in float32.
         narrow = self.device.type != "cpu" and self.block_dtype != torch.float32
+        narrow = narrow and not self.tokenizer.decoder.fused
         with autocast(self.device, dtype=self.block_dtype, enabled=narrow):
             if self.device.type == "cpu" and self._decode_rows(reduced) == 1:
                 # Always alone, an image is the same bytes in any batch without a second one beside it.

@@ -5,19 +5,33 @@ They are skipped where Triton is not installed. `TRITON_INTERPRET=1 pytest -m sl
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.tiny_infinity import tiny_model
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.kernels import choice, gated_sum, group_norm_silu, modulated_norm, unit_rotated, uses_fused
+from ttsvar_ray.kernels import (
+    choice,
+    gated_sum,
+    group_norm_silu,
+    interleaved,
+    modulated_norm,
+    residual_sum,
+    unit_rotated,
+    uses_fused,
+    weighted_norm,
+)
+from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder, upsampling_weight
 from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.config import TokenizerConfig
@@ -57,24 +71,89 @@ def close(fused: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
+@pytest.fixture
+def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have small images taken in parts of several tiles, as large ones are."""
+    from ttsvar_ray.kernels import fused_images
+
+    monkeypatch.setattr(fused_images, "_PARTS", 3)
+
+
+def last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 @interpreted
 @DTYPES
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", [(2, 48, 5, 7), (1, 64, 3, 3), (1, 32, 100, 101)])
-def test_group_norm_silu(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", [(2, 48, 5, 7), (1, 64, 3, 3), (1, 160, 1, 1), (1, 32, 31, 43)])
+def test_group_norm_silu(
+    shape: tuple[int, ...],
+    adds: bool,
+    channels_last: bool,
+    dtype: torch.dtype,
+    few_parts: None,
+) -> None:
     # A mean far from zero: sums of squares would cancel.
     x = (random(*shape) * 0.5 + 20).to(dtype)
-    weight, bias = random(shape[1], seed=1), random(shape[1], seed=2)
+    weight, bias, added = (random(shape[1], seed=seed) for seed in (1, 2, 3))
     if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = last(x)
     groups = 32 if shape[1] % 32 == 0 else 24
-    fused = group_norm_silu(x, weight, bias, groups=groups, eps=1e-6, fused=True)
+    how = {"groups": groups, "eps": 1e-6}
+    fused = group_norm_silu(x, weight, bias, fused=True, added=added if adds else None, **how)
     # torch's float32 norm of channels last is itself off by 0.01 here.
     exact = (x.double(), weight.double(), bias.double())
-    plain = group_norm_silu(*exact, groups=groups, eps=1e-6, fused=False)
-    assert fused.dtype == dtype and fused.stride() == x.stride()
+    plain = group_norm_silu(*exact, fused=False, added=added.double() if adds else None, **how)
+    assert fused.dtype == dtype and fused.is_contiguous(memory_format=torch.channels_last)
     tolerance = 1e-3 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(fused.double(), plain, atol=tolerance, rtol=tolerance)
+
+
+@interpreted
+def test_moments_of_an_image_that_changes_within_a_part(few_parts: None) -> None:
+    x = random(1, 32, 64, 40) + 3
+    # The first tile, around whose mean squares are taken, is unlike all others.
+    x[:, :, :3] += 1000
+    norm = torch.ones(32), torch.zeros(32)
+    fused = group_norm_silu(x, *norm, groups=8, eps=1e-6, fused=True)
+    exact = group_norm_silu(x.double(), *(w.double() for w in norm), groups=8, eps=1e-6, fused=False)
+    torch.testing.assert_close(fused.double(), exact, atol=2e-5, rtol=2e-5)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [3, 16])
+def test_interleaved(channels: int, channels_last: bool, dtype: torch.dtype) -> None:
+    x, bias = random(2, 4 * channels, 6, 8, dtype=dtype), random(channels, seed=1, dtype=dtype)
+    fused = interleaved(last(x) if channels_last else x, bias, fused=True)
+    assert fused.dtype == dtype and fused.is_contiguous(memory_format=torch.channels_last)
+    close(fused, interleaved(x, bias, fused=False), dtype)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 48), (1, 3, 7, 300)])
+def test_residual_sum(shape: tuple[int, ...], adds: bool, dtype: torch.dtype) -> None:
+    x, update, bias = random(*shape), random(*shape, seed=1, dtype=dtype), random(shape[-1], seed=2)
+    bias_or_none = bias if adds else None
+    for stream in (x, x.to(dtype)):
+        fused = residual_sum(stream, update, bias_or_none, fused=True)
+        assert fused.dtype == stream.dtype
+        close(fused, residual_sum(stream, update, bias_or_none, fused=False), stream.dtype)
+
+
+@interpreted
+@DTYPES
+@pytest.mark.parametrize("width", [32, 200])
+def test_weighted_norm(width: int, dtype: torch.dtype) -> None:
+    x, weight, bias = random(3, 5, width) * 2 + 1, random(width, seed=1), random(width, seed=2, dtype=dtype)
+    fused = weighted_norm(x, weight, bias, eps=1e-6, dtype=dtype, fused=True)
+    assert fused.dtype == dtype
+    close(fused, weighted_norm(x, weight, bias, eps=1e-6, dtype=dtype, fused=False), dtype)
 
 
 @interpreted
@@ -123,19 +202,49 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     whole = modulated_norm(x, *modulation.unbind(2), eps=1e-6, dtype=torch.float32, fused=True)
     part = modulated_norm(x[2:3], *modulation[2:3].unbind(2), eps=1e-6, dtype=torch.float32, fused=True)
     assert torch.equal(whole[2:3], part)
-    images = random(3, 32, 70, 50)
-    args = {"groups": 32, "eps": 1e-6, "fused": True}
+    images = random(3, 32, 21, 13)
+    args = {"groups": 32, "eps": 1e-6, "fused": True, "added": torch.ones(32)}
     norm = torch.ones(32), torch.zeros(32)
     assert torch.equal(
         group_norm_silu(images, *norm, **args)[1:2], group_norm_silu(images[1:2], *norm, **args)
     )
+    joined = interleaved(images, torch.ones(8), fused=True)
+    assert torch.equal(joined[1:2], interleaved(images[1:2], torch.ones(8), fused=True))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"attends": True}, torch.bfloat16),
+        ({"normalizes": False, "activate": torch.relu, "pixel_shuffle": 2}, torch.float32),
+    ],
+    ids=["plain", "attends", "without norms"],
+)
+def test_a_whole_decoder(kind: dict[str, Any], dtype: torch.dtype) -> None:
+    config = ConvolutionConfig(codebook_dim=8, base_channels=32, multipliers=(1, 3), num_res_blocks=1, **kind)
+    torch.manual_seed(0)
+    plain = Decoder(config).eval()
+    fused = copy.deepcopy(plain)
+    # Twice, as settings may be chosen again: weights are folded once.
+    for _ in range(2):
+        fused.set_fused(True, dtype)
+    features = random(1, 8, 4, 3)
+    with torch.inference_mode():
+        exact, image = plain(features), fused(features)
+    assert image.shape == exact.shape and image.dtype == dtype
+    assert image.is_contiguous(memory_format=torch.channels_last) or config.pixel_shuffle > 1
+    tolerance = 2e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(image.float(), exact, atol=tolerance * float(exact.abs().max()), rtol=0)
+    assert not torch.equal(image, exact.to(dtype)), "or the fused way was not taken"
 
 
 def fuse(model: CachedModel) -> None:
-    for part in (model.transformer, model.tokenizer):
-        for module in part.modules():
-            if hasattr(module, "fused"):
-                module.fused = True
+    for module in model.transformer.modules():
+        if hasattr(module, "fused"):
+            module.fused = True
+    model.tokenizer.decoder.set_fused(True, model.block_dtype)
 
 
 @interpreted
@@ -171,6 +280,17 @@ def test_whole_model() -> None:
     assert not torch.equal(images[1], images[0]), "or the fused way was not taken"
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7)])
+def test_upsampling_is_folded_into_the_convolution_behind_it(size: tuple[int, int]) -> None:
+    x, weight, bias = random(2, 6, *size), random(5, 6, 3, 3, seed=1) / 7, random(5, seed=2)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    folded = interleaved(F.conv2d(x, upsampling_weight(weight), padding=1), bias, fused=False)
+    torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-5)
+    assert upsampling_weight(weight.bfloat16()).dtype == torch.float32, (
+        "sums are rounded once, by whoever asks"
+    )
+
+
 def test_a_model_is_told_how_to_compute() -> None:
     model = tiny_model()
     model.set_execution(Execution(kernels="auto", stops=(2,)))
@@ -201,7 +321,14 @@ def test_a_trial_notices_what_raises_and_what_is_wrong(monkeypatch: pytest.Monke
     def wrong(*args: object, fused: bool, **more: object) -> Tensor:
         return torch.ones(2) * (2 if fused else 1)
 
-    names = ("group_norm_silu", "modulated_norm", "gated_sum")
+    names = (
+        "gated_sum",
+        "group_norm_silu",
+        "interleaved",
+        "modulated_norm",
+        "residual_sum",
+        "weighted_norm",
+    )
     for stand_in, said in ((broken, "raised RuntimeError: no such instruction"), (wrong, "was off by 1")):
         for name in names:
             monkeypatch.setattr(choice, name, stand_in)
