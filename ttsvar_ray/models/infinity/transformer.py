@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import gated_sum, modulated_norm
+from ttsvar_ray.kernels import gated_sum, modulated_norm, residual_sum, weighted_norm
 from ttsvar_ray.models.infinity.attention import (
     CrossAttention,
     TextPoolAttention,
@@ -78,9 +77,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """Apply the two parts after self-attention to x [R, n, C]."""
         _, gamma2, _, scale2, _, shift2 = modulation
-        norm = self.ca_norm
-        normed = F.layer_norm(x, x.shape[-1:], norm.weight.float(), norm.bias.float(), NORM_EPS)
-        x = x + self.ca(normed, texts)
+        norm, dtype = self.ca_norm, self.ffn.fc1.weight.dtype
+        normed = weighted_norm(x, norm.weight, norm.bias, eps=NORM_EPS, dtype=dtype, fused=self.fused)
+        x = residual_sum(x, self.ca(normed, texts), fused=self.fused)
         return gated_sum(x, self.ffn(self._modulated(x, scale2, shift2)), gamma2, fused=self.fused)
 
     def step(
