@@ -21,26 +21,18 @@ from transformers import T5Config
 from benchmarks.machine import cpu_name
 from benchmarks.random_networks import NetworkSizes, random_model
 from ttsvar_ray.models.infinity.model import InfinityModel
-from ttsvar_ray.models.infinity.presets import InfinityPreset, TokenizerPreset
+from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.infinity.resolutions import published_resolution
 
-PRESET = InfinityPreset(
+PUBLISHED = PRESETS["infinity-2b"]
+PRESET = dataclasses.replace(
+    PUBLISHED,
     name="infinity-8-blocks",
-    published_name="none",
     depth=8,
     embed_dim=512,
     num_heads=8,
     block_chunks=2,
-    tokenizer=TokenizerPreset(
-        name="32-channels",
-        file="none",
-        codebook_dim=32,
-        multipliers=(1, 1, 2, 2, 2),
-        base_channels=32,
-        num_res_blocks=2,
-    ),
-    size="1M",
-    weights="none",
+    tokenizer=dataclasses.replace(PUBLISHED.tokenizer, multipliers=(1, 1, 2, 2, 2), base_channels=32),
 )
 TEXT_ENCODER = T5Config(
     vocab_size=64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,45 +22,39 @@ from ttsvar_ray.models.infinity.presets import (
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 
-TINY = InfinityPreset(
-    name="infinity-tiny",
-    published_name="infinity_tiny",
-    depth=4,
-    embed_dim=64,
-    num_heads=4,
-    block_chunks=2,
-    tokenizer=TokenizerPreset(
-        name="tiny",
-        file="infinity_vae_tiny.pth",
-        codebook_dim=8,
-        multipliers=(1, 1, 1, 1, 1),
+SIZES = {"depth": 4, "embed_dim": 64, "num_heads": 4, "block_chunks": 2, "size": "0.06M"}
+
+
+def _tokenizer(preset: str, name: str, *, codebook_dim: int) -> TokenizerPreset:
+    published = PRESETS[preset].tokenizer
+    return dataclasses.replace(
+        published,
+        name=name,
+        file=f"infinity_vae_{name}.pth",
+        codebook_dim=codebook_dim,
+        multipliers=(1,) * len(published.multipliers),
         base_channels=32,
         num_res_blocks=1,
-    ),
-    size="0.06M",
+    )
+
+
+TINY = dataclasses.replace(
+    PRESETS["infinity-2b"],
+    name="infinity-tiny",
+    published_name="infinity_tiny",
+    tokenizer=_tokenizer("infinity-2b", "tiny", codebook_dim=8),
     weights="infinity_tiny.pth",
+    **SIZES,
 )
 """The layout of the 2B files: 16x tokenizer, one token a cell."""
 
-TINY_PATCHIFIED = InfinityPreset(
+TINY_PATCHIFIED = dataclasses.replace(
+    PRESETS["infinity-8b"],
     name="infinity-tiny-8",
     published_name="infinity_tiny_8",
-    depth=4,
-    embed_dim=64,
-    num_heads=4,
-    block_chunks=2,
-    tokenizer=TokenizerPreset(
-        name="tiny8",
-        file="infinity_vae_tiny8.pth",
-        codebook_dim=4,
-        multipliers=(1, 1, 1, 1),
-        spatial_patchify=True,
-        base_channels=32,
-        num_res_blocks=1,
-    ),
-    size="0.06M",
-    temperature=1.0,
+    tokenizer=_tokenizer("infinity-8b", "tiny8", codebook_dim=4),
     weights="infinity_tiny_8_weights",
+    **SIZES,
 )
 """The layout of the 8B files: 8x tokenizer, one token for 2x2 cells, weights in shards."""
 
