@@ -12,6 +12,7 @@ import argparse
 import functools
 from pathlib import Path
 
+from benchmarks.shapes_methods import REPLAYED, TWELVE
 from benchmarks.shapes_pieces import (
     Method,
     Share,
@@ -22,16 +23,8 @@ from benchmarks.shapes_pieces import (
     run_piece,
     run_pool,
 )
-from benchmarks.shapes_results import (
-    REPLAYED,
-    SHARES,
-    TUNING_SEED,
-    TWELVE,
-    markdown,
-    replayed_row,
-    run_all,
-    run_row,
-)
+from benchmarks.shapes_results import SHARES, TUNING_SEED, run_all
+from benchmarks.shapes_rows import markdown, replayed_row, run_row
 
 RUN = (
     Method(name="tuning: 12, cluster to 8 at 4, resample 6 and 9", strategy={"name": "tts-var", **TWELVE}),

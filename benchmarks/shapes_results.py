@@ -27,8 +27,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.shapes_methods import BEST_OF, POOL_METHOD, REPLAYED, RUN
 from benchmarks.shapes_pieces import (
     POOL_SCALES,
     POOL_SIZE,
@@ -51,292 +51,25 @@ from benchmarks.shapes_pieces import (
     run_piece,
     run_pool,
 )
-from benchmarks.statistics import interval
+from benchmarks.shapes_rows import (
+    BestOfCurve,
+    Row,
+    best_of_curve,
+    markdown,
+    over_prompts,
+    replayed_row,
+    run_row,
+)
 from ttsvar_ray.cli.calibrate import costs_of
-from ttsvar_ray.costs import image_costs
-from ttsvar_ray.job.footprint import job_networks
-from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.search.calibration import Pool, calibrate
-from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.replay import replay_plan, trajectories_needed
 
 SHARES = 4
 """Pieces that each method's prompts are cut into; a pool's are cut into four times as many."""
-BEST_OF = (8, 16)
-"""Sizes of the pool of best-of-k: the scored pool, or one of its own."""
 SIZES = (1, 2, 4, 8, 16)
 BUDGETS = (1.2, 1.5, 2.0, 3.0)
 ADAPTIVE_NAME = "adaptive, budget {:g}"
 SEED, TUNING_SEED = 1000, 11
-ORDERS = 8
-"""Orders of a prompt's trajectories that a plan is replayed in."""
-
-
-def staged(
-    name: str, survivors: Sequence[tuple[int, int, Any]], *, final: Mapping[str, Any] | None = None
-) -> Method:
-    """Return a search of named selections.
-
-    Args:
-        name: of its row.
-        survivors: (scale, population from there on, operator); the first one is the start, with no operator;
-            an operator is a name, or a name with its options.
-        final: how final images are ranked.
-    """
-    schedule = [[kept for scale, kept, _ in survivors if scale <= at][-1] for at in range(13)]
-    selections = [
-        {"scale": scale, **({"operator": operator} if isinstance(operator, str) else operator)}
-        for scale, _, operator in survivors[1:]
-    ]
-    strategy = {"name": "tts-var", "batch_schedule": schedule, "selections": selections}
-    return Method(name=name, strategy={**strategy, **(final or {})})
-
-
-def _resample(**options: Any) -> dict[str, Any]:
-    return {"operator": "resample", "options": options}
-
-
-TWELVE = {
-    "plan": "published",
-    "batch_schedule": [12] * 4 + [8] * 2 + [2] * 3 + [1] * 4,
-    "cluster_scales": [4],
-    "resample_scales": [6, 9],
-}
-"""What the model's own plan was before one cut (docs/shapes_model.md)."""
-
-RUN = (
-    staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
-    Method(name="TTS-VAR, 12 trajectories, N=1", strategy={"name": "tts-var", **TWELVE}),
-    Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published"}),
-    # Trajectories dropped before anything is known of them are trajectories not started.
-    staged(
-        "published plan without clustering: 4, resample 6 and 9",
-        [(0, 4, None), (6, 2, "resample"), (9, 1, "resample")],
-    ),
-    staged(
-        "12 trajectories without clustering: 8, resample 6 and 9",
-        [(0, 8, None), (6, 2, "resample"), (9, 1, "resample")],
-    ),
-    *(
-        Method(name=f"resampling alone, N={n}", strategy={"name": "resampling", "plan": "published", "n": n})
-        for n in (2, 4)
-    ),
-    Method(name="TTS-VAR, 12 trajectories, N=2", strategy={"name": "tts-var", **TWELVE, "n": 2}),
-    Method(name="TTS-VAR, published plan, N=2", strategy={"name": "tts-var", "plan": "published", "n": 2}),
-    Method(name="resampling alone, N=8", strategy={"name": "resampling", "plan": "published", "n": 8}),
-    Method(name="TTS-VAR, 12 trajectories, N=4", strategy={"name": "tts-var", **TWELVE, "n": 4}),
-    Method(name="TTS-VAR, published plan, N=4", strategy={"name": "tts-var", "plan": "published", "n": 4}),
-)
-POOL_METHOD = Method(name="pool", strategy={"name": "best-of-n", "n": BEST_OF[-1]})
-
-_CUT = [(6, 1, "top-k")]
-REPLAYED = (
-    staged("one cut: 4, the best at 6", [(0, 4, None), *_CUT]),
-    staged("one cut: 8, the best at 6", [(0, 8, None), *_CUT]),
-    staged("one cut: 8, the best at 5", [(0, 8, None), (5, 1, "top-k")]),
-    staged("one cut: 8, the best at 7", [(0, 8, None), (7, 1, "top-k")]),
-    staged(
-        "beam: 8, 4 at 5, 2 at 6, 1 at 9",
-        [(0, 8, None), *((s, k, "top-k") for s, k in ((5, 4), (6, 2), (9, 1)))],
-    ),
-    *(
-        staged(f"8, {name} to 4 at 4, the best at 6", [(0, 8, None), (4, 4, operator), *_CUT])
-        for name, operator in (
-            ("cluster", "cluster"),
-            ("best of each cluster", "cluster-best"),
-            ("farthest points", "farthest-point"),
-            ("DPP", "dpp"),
-            ("density", "density"),
-            ("density, half at random", {"operator": "density", "options": {"random_share": 0.5}}),
-            ("likelihood", "likelihood"),
-            ("diverse top-k", "diverse-top-k"),
-        )
-    ),
-    staged("8, density to 4 at 2, the best at 6", [(0, 8, None), (2, 4, "density"), *_CUT]),
-    staged("8, cluster to 4 at 2, the best at 6", [(0, 8, None), (2, 4, "cluster"), *_CUT]),
-    staged("8, one drawn at 6, lambda 10", [(0, 8, None), (6, 1, _resample())]),
-    staged(
-        "8, one drawn at 6, z-scores, lambda 3",
-        [(0, 8, None), (6, 1, _resample(normalise="z-score", **{"lambda": 3}))],
-    ),
-    staged("8, one drawn at 6, ranks, lambda 10", [(0, 8, None), (6, 1, _resample(normalise="rank"))]),
-    staged("8, 2 at 6, the better at the end", [(0, 8, None), (6, 2, "top-k")]),
-    staged(
-        "8, 2 at 6, the better by the mean of 8, 9 and 12",
-        [(0, 8, None), (6, 2, "top-k")],
-        final={"final_mean_of": [8, 9, 12]},
-    ),
-    Method(
-        name="best-of-8 by the mean of 8, 9 and 12",
-        strategy={"name": "best-of-n", "n": 8, "final_mean_of": [8, 9, 12]},
-    ),
-    staged("no reward: 8, density to 1 at 5", [(0, 8, None), (5, 1, "density")]),
-    staged("no reward: 8, likelihood to 1 at 6", [(0, 8, None), (6, 1, "likelihood")]),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Row:
-    """A method on the prompts that it has finished.
-
-    Attributes:
-        name, kind: of the method, and "run", "pool" or "replayed".
-        rows: int [prompts].
-        accuracy, cost, reward: float64 [prompts]; cost in images.
-        tokens: through the transformer, mean, over those of one image.
-        seconds: CPU seconds a prompt; NaN where they were not measured.
-        approximate: share of replays in which a trajectory was kept twice.
-    """
-
-    name: str
-    kind: str
-    rows: np.ndarray
-    accuracy: np.ndarray
-    cost: np.ndarray
-    reward: np.ndarray
-    tokens: float
-    seconds: float = math.nan
-    approximate: float = 0.0
-
-    def on(self, rows: np.ndarray) -> np.ndarray:
-        """Return the accuracy on some prompts, all of them its own."""
-        return np.asarray(self.accuracy[np.searchsorted(self.rows, rows)])
-
-
-def prompt_flops(resolved: ResolvedJob) -> float:
-    """Return the FLOPs of one prompt, everything counted, in images."""
-    text, *each = costs_by_segment(resolved)
-    counts = [segment.population for segment in resolved.plan.segments]
-    return float(text + np.dot(counts, each))
-
-
-def costs_by_segment(resolved: ResolvedJob) -> tuple[float, ...]:
-    """Return what a prompt costs in images: its text, then a trajectory of each segment of its plan."""
-    networks = job_networks(resolved.config, resolved.description, resolved.plan, on_gpu=False)
-    return image_costs(resolved.plan, networks, selector_decode="full")
-
-
-def tokens_by_segment(plan: Plan) -> np.ndarray:
-    """Return the tokens of one trajectory in each segment, over those of an image."""
-    tokens = np.array([height * width for height, width in plan.scale_schedule], dtype=np.float64)
-    sums = [tokens[one.first_scale : one.last_scale + 1].sum() for one in plan.segments]
-    return np.array(sums) / tokens.sum()
-
-
-def token_forwards(plan: Plan) -> float:
-    """Return the tokens that one prompt runs through the transformer, over those of one image."""
-    return float(tokens_by_segment(plan) @ [segment.population for segment in plan.segments])
-
-
-def best_of(correct: np.ndarray, rewards: np.ndarray, size: int) -> tuple[float, float]:
-    """Return (accuracy, reward) of best-of-`size`, the mean over all subsets of a pool.
-
-    The image of rank i, from 0, is the best of C(pool - 1 - i, size - 1) of the C(pool, size) subsets.
-    """
-    pool = len(rewards)
-    order = np.argsort(-rewards, kind="stable")
-    shares = np.array([math.comb(pool - 1 - rank, size - 1) for rank in range(pool)], dtype=np.float64)
-    shares /= math.comb(pool, size)
-    return float(shares @ correct[order]), float(shares @ rewards[order])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestOfCurve:
-    """Best-of-k of one pool.
-
-    Attributes:
-        flops: float64 [sizes], of k = 1 and up, over those of one image.
-        accuracy: float64 [sizes, prompts].
-        reward: float64 [sizes, prompts].
-    """
-
-    flops: np.ndarray
-    accuracy: np.ndarray
-    reward: np.ndarray
-
-    def at(self, flops: float) -> np.ndarray | None:
-        """Return each prompt's accuracy at a cost, linear between two k; None above the pool's."""
-        if not self.flops[0] <= flops <= self.flops[-1]:
-            return None
-        upper = int(np.searchsorted(self.flops, flops))
-        if self.flops[upper] == flops:
-            return np.asarray(self.accuracy[upper])
-        share = (flops - self.flops[upper - 1]) / (self.flops[upper] - self.flops[upper - 1])
-        return np.asarray((1 - share) * self.accuracy[upper - 1] + share * self.accuracy[upper])
-
-
-def best_of_curve(model: str, pool: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> BestOfCurve:
-    """Return best-of-k of a pool, in the order of its rows.
-
-    Args:
-        pool: (correct, rewards), each float64 [images], by row.
-    """
-    sizes = range(1, len(next(iter(pool.values()))[0]) + 1)
-    flops = [
-        prompt_flops(resolve(job(Method(name="", strategy={"name": "best-of-n", "n": n}), model, 0)))
-        for n in sizes
-    ]
-    scores = np.array(
-        [[best_of(correct, rewards, size) for size in sizes] for correct, rewards in pool.values()]
-    ).transpose(1, 0, 2)
-    return BestOfCurve(flops=np.array(flops), accuracy=scores[:, :, 0], reward=scores[:, :, 1])
-
-
-def run_row(method: Method, model: str, finished: Mapping[int, Any]) -> Row:
-    """Return the row of a search that ran."""
-    resolved = resolve(job(method, model, 0))
-    text, *each = costs_by_segment(resolved)
-    planned = [segment.population for segment in resolved.plan.segments]
-    counts = np.array([one.get("trajectories", planned) for one in finished.values()], dtype=np.float64)
-    return Row(
-        name=method.name,
-        kind="run",
-        rows=np.array(list(finished)),
-        accuracy=np.array([float(one["correct"][0]) for one in finished.values()]),
-        reward=np.array([one["rewards"][0] for one in finished.values()]),
-        cost=text + counts @ np.array(each),
-        tokens=float((counts @ tokens_by_segment(resolved.plan)).mean()),
-        seconds=float(np.mean([one.get("cpu_seconds", math.nan) for one in finished.values()])),
-    )
-
-
-def replayed_row(method: Method, model: str, pool: Sequence[PoolPrompt]) -> Row:
-    """Return the row of a plan on the prompts of a pool: the mean over orders of their trajectories."""
-    resolved = resolve(job(method, model, 0))
-    plan = resolved.plan
-    text, *each = costs_by_segment(resolved)
-    rng = np.random.default_rng(7)
-    orders = [np.arange(POOL_SIZE), *(rng.permutation(POOL_SIZE) for _ in range(ORDERS - 1))]
-    if trajectories_needed(plan) == POOL_SIZE and plan.rounds.most == 1 and not _draws(plan):
-        orders = orders[:1]  # every order begins with all of them, and nothing is left to chance
-    accuracy, cost, reward, counts, repeated = [], [], [], [], []
-    for prompt in pool:
-        found = [
-            replay_plan(plan, prompt.trajectories, prompt_key=prompt.key, order=order, run_seed=place)
-            for place, order in enumerate(orders)
-        ]
-        best = [one.best for one in found]
-        ran = np.array([one.trajectories for one in found], dtype=np.float64)
-        accuracy.append(prompt.correct[best].mean())
-        reward.append(prompt.trajectories.rewards[best, -1].mean())
-        cost.append(text + (ran @ np.array(each)).mean())
-        counts.append(ran.mean(axis=0))
-        repeated.append(np.mean([one.repeats > 0 for one in found]))
-    return Row(
-        name=method.name,
-        kind="replayed",
-        rows=np.array([prompt.row for prompt in pool]),
-        accuracy=np.array(accuracy),
-        reward=np.array(reward),
-        cost=np.array(cost),
-        tokens=float((np.array(counts) @ tokens_by_segment(plan)).mean()),
-        approximate=float(np.mean(repeated)),
-    )
-
-
-def _draws(plan: Plan) -> bool:
-    """Whether chance or the order of slots decides in a selection."""
-    return any(one.operator.name not in ("top-k", "likelihood", "keep") for one in plan.selections)
 
 
 def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> list[Method]:
@@ -462,46 +195,6 @@ def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[C
     return pieces
 
 
-def markdown(rows: Sequence[Row], curve: BestOfCurve | None) -> str:
-    """Return the table: rows of one kind after the other, by cost; differences from best-of-8 are paired."""
-    anchor = next((row for row in rows if row.name == "best-of-8"), None)
-    head = [
-        "method",
-        "how",
-        "prompts",
-        "cost",
-        "tokens",
-        "CPU s",
-        "accuracy",
-        "minus best-of-8",
-        "minus best-of-N at equal FLOPs",
-        "reward",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in rows:
-        common = row.rows if anchor is None else np.intersect1d(row.rows, anchor.rows)
-        minus = equal = ""
-        if anchor is not None and len(common):
-            minus = "" if row is anchor else f"{interval(row.on(common) - anchor.on(common)):+}"
-            reached = None if curve is None or row.kind == "pool" else curve.at(float(row.cost.mean()))
-            if reached is not None:
-                equal = f"{interval(row.on(common) - reached[np.searchsorted(anchor.rows, common)]):+}"
-        cells = [
-            row.name,
-            row.kind if not row.approximate else f"{row.kind}, {row.approximate:.0%} approximate",
-            str(len(row.rows)),
-            f"{row.cost.mean():.2f}",
-            f"{row.tokens:.2f}",
-            "" if math.isnan(row.seconds) else f"{row.seconds:.2f}",
-            str(interval(row.accuracy)),
-            minus,
-            equal,
-            "" if np.isnan(row.reward).any() else f"{row.reward.mean():.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def draw(rows: Sequence[Row], picture: Path) -> None:
     """Draw accuracy against cost."""
     import matplotlib as mpl
@@ -525,7 +218,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
         if not members:
             continue
         ordered = sorted(members, key=lambda row: float(row.cost.mean()))
-        shown = [interval(row.accuracy) for row in ordered]
+        shown = [over_prompts(row.accuracy) for row in ordered]
         mean = np.array([one.mean for one in shown])
         axis.errorbar(
             [float(row.cost.mean()) for row in ordered],
@@ -547,7 +240,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
 
 def numbers(row: Row) -> dict[str, Any]:
     """Return a row as results.json has it."""
-    shown = interval(row.accuracy)
+    shown = over_prompts(row.accuracy)
     return {
         "method": row.name,
         "how": row.kind,
@@ -633,7 +326,7 @@ def main() -> None:
     rows, curve = table_rows(options, searches)
     table = markdown(rows, curve)
     print(table)
-    (folder / "table.md").write_text(table + "\n")
+    (folder / "table.md").write_text(table)
     draw(rows, folder / "frontier.png")
     summary = {
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bench import MEASUREMENTS, table
+from benchmarks.shapes_methods import REPLAYED, RUN
 from benchmarks.shapes_pieces import (
     Method,
     Share,
@@ -22,17 +23,7 @@ from benchmarks.shapes_pieces import (
     run_piece,
     run_pool,
 )
-from benchmarks.shapes_results import (
-    REPLAYED,
-    RUN,
-    BestOfCurve,
-    best_of,
-    markdown,
-    prompt_flops,
-    replayed_row,
-    run_row,
-)
-from benchmarks.statistics import interval
+from benchmarks.shapes_rows import BestOfCurve, best_of, markdown, prompt_flops, replayed_row, run_row
 from ttsvar_ray.job.resolved import resolve
 
 MODULES = sorted(
@@ -87,14 +78,6 @@ def test_every_plan_that_is_replayed_keeps_no_trajectory_twice() -> None:
         plan = resolve(job(method, "shapes", 0)).plan
         drawn = [one for one in plan.selections if one.operator.repeats and one.survivors > 1]
         assert not drawn, method.name
-
-
-def test_the_interval_holds_the_mean_and_narrows() -> None:
-    values = np.random.default_rng(0).normal(size=400)
-    few, many = interval(values[:40]), interval(values)
-    assert few.low < few.mean < few.high
-    assert many.high - many.low < few.high - few.low
-    assert f"{interval(np.array([0.25, 0.25])):+}" == "+0.250 (+0.250, +0.250)"
 
 
 def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> None:

@@ -35,15 +35,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """The mean of paired differences with a bootstrap interval over prompts."""
+class Interval:
+    """A mean with a bootstrap interval over prompts."""
 
     mean: float
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+    def __format__(self, number: str) -> str:
+        """Return "0.712 [0.690, 0.733]", each number in the given format."""
+        return f"{self.mean:{number}} [{self.low:{number}}, {self.high:{number}}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +85,7 @@ class Line:
     seconds: float
     failed: int
     scores: Mapping[str, Estimate]
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, Interval]
     reward: Estimate
     published: Mapping[str, float] = field(default_factory=dict)
 
@@ -99,25 +100,26 @@ def grouped_mean(values: Float64Array, groups: Int64Array) -> Estimate:
     return Estimate(mean=float(np.mean(means)), standard_error=math.sqrt(sum(variances)) / len(means))
 
 
-def paired(values: Float64Array, control: Float64Array, groups: Int64Array, name: str) -> Difference:
-    """Return the mean difference with its bootstrap interval; prompts are drawn within their groups.
+def interval(
+    values: Float64Array, *, random: np.random.Generator, groups: Int64Array | None = None
+) -> Interval:
+    """Return the mean of the groups' means with its bootstrap interval, of prompts drawn within their groups.
 
     Args:
-        values, control: float64 [prompts], in one order.
-        groups: int64 [prompts].
-        name: of the random stream, so that a table is the same each time.
+        values: float64 [prompts]; of two variants, their paired differences.
+        random: draws the same prompts again, with repeats.
+        groups: int64 [prompts]; None: all are one.
     """
-    differences = values - control
-    random = stream(0, name, 0, 0, "bootstrap")
+    groups = np.zeros(len(values), dtype=np.int64) if groups is None else groups
     totals = np.zeros(RESAMPLES)
     kinds = np.unique(groups)
     for group in kinds:
-        own = differences[groups == group]
+        own = values[groups == group]
         drawn = random.integers(0, len(own), size=(RESAMPLES, len(own)))
         totals += own[drawn].mean(axis=1) / len(kinds)
     tail = (1 - COVERED) / 2
     low, high = np.quantile(totals, [tail, 1 - tail])
-    return Difference(mean=grouped_mean(differences, groups).mean, low=float(low), high=float(high))
+    return Interval(mean=grouped_mean(values, groups).mean, low=float(low), high=float(high))
 
 
 def compare(
@@ -146,7 +148,11 @@ def compare(
             differences={}
             if one is reference
             else {
-                name: paired(values, reference.scores[name], groups[name], f"{one.name}/{name}")
+                name: interval(
+                    values - reference.scores[name],
+                    random=stream(0, f"{one.name}/{name}", 0, 0, "bootstrap"),
+                    groups=groups[name],
+                )
                 for name, values in one.scores.items()
             },
             reward=grouped_mean(one.reward, np.zeros(len(one.reward), dtype=np.int64)),
@@ -169,7 +175,8 @@ def table(lines: Sequence[Line], *, control: str) -> tuple[list[str], list[list[
     for line in lines:
         cells = [line.name, _number(line.images, ".2f"), _number(line.seconds, ".0f")]
         for name in evaluators:
-            cells += [str(line.scores[name]), str(line.differences.get(name, ""))]
+            difference = line.differences.get(name)
+            cells += [str(line.scores[name]), "" if difference is None else f"{difference:+.4f}"]
             cells += [_number(line.published.get(name, math.nan), ".4f")] if has_published[name] else []
         cells += [str(line.reward), *([str(line.failed)] if "failed" in head else [])]
         rows.append(cells)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, markdown, paired, table
+from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
 from ttsvar_ray.job.sweep import Sweep, read_sweep, variants_of
 from ttsvar_ray.report.plot import Chart, Series
 
@@ -171,11 +171,15 @@ def test_estimates_are_those_of_groups_and_pairs() -> None:
     random = np.random.default_rng(0)
     control = random.random(400)
     better = control + 0.1 + 0.2 * random.standard_normal(400)
-    found = paired(better, control, np.zeros(400, dtype=np.int64), "x")
+    found = interval(better - control, random=np.random.default_rng(1))
     assert found.low < found.mean < found.high
     assert found.mean == pytest.approx((better - control).mean())
     width = found.high - found.low
     assert width == pytest.approx(2 * 1.96 * (better - control).std() / 20, rel=0.1)
+    few = interval((better - control)[:40], random=np.random.default_rng(1))
+    assert few.high - few.low > width
+    fixed = interval(np.array([0.25, 0.25]), random=np.random.default_rng(1))
+    assert f"{fixed:+.3f}" == "+0.250 [+0.250, +0.250]"
 
 
 def test_the_table_counts_failures_and_leaves_the_unknown_out() -> None:

@@ -1,0 +1,114 @@
+"""The searches of the table of docs/results.md: those that run, and those that are replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.shapes_pieces import Method
+
+BEST_OF = (8, 16)
+"""Sizes of the pool of best-of-k: the scored pool, or one of its own."""
+
+
+def staged(
+    name: str, survivors: Sequence[tuple[int, int, Any]], *, final: Mapping[str, Any] | None = None
+) -> Method:
+    """Return a search of named selections.
+
+    Args:
+        name: of its row.
+        survivors: (scale, population from there on, operator); the first one is the start, with no operator;
+            an operator is a name, or a name with its options.
+        final: how final images are ranked.
+    """
+    schedule = [[kept for scale, kept, _ in survivors if scale <= at][-1] for at in range(13)]
+    selections = [
+        {"scale": scale, **({"operator": operator} if isinstance(operator, str) else operator)}
+        for scale, _, operator in survivors[1:]
+    ]
+    strategy = {"name": "tts-var", "batch_schedule": schedule, "selections": selections}
+    return Method(name=name, strategy={**strategy, **(final or {})})
+
+
+def _resample(**options: Any) -> dict[str, Any]:
+    return {"operator": "resample", "options": options}
+
+
+TWELVE = {
+    "plan": "published",
+    "batch_schedule": [12] * 4 + [8] * 2 + [2] * 3 + [1] * 4,
+    "cluster_scales": [4],
+    "resample_scales": [6, 9],
+}
+"""What the model's own plan was before one cut (docs/shapes_model.md)."""
+
+RUN = (
+    staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
+    Method(name="TTS-VAR, 12 trajectories, N=1", strategy={"name": "tts-var", **TWELVE}),
+    Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published"}),
+    # Trajectories dropped before anything is known of them are trajectories not started.
+    staged(
+        "published plan without clustering: 4, resample 6 and 9",
+        [(0, 4, None), (6, 2, "resample"), (9, 1, "resample")],
+    ),
+    staged(
+        "12 trajectories without clustering: 8, resample 6 and 9",
+        [(0, 8, None), (6, 2, "resample"), (9, 1, "resample")],
+    ),
+    *(
+        Method(name=f"resampling alone, N={n}", strategy={"name": "resampling", "plan": "published", "n": n})
+        for n in (2, 4)
+    ),
+    Method(name="TTS-VAR, 12 trajectories, N=2", strategy={"name": "tts-var", **TWELVE, "n": 2}),
+    Method(name="TTS-VAR, published plan, N=2", strategy={"name": "tts-var", "plan": "published", "n": 2}),
+    Method(name="resampling alone, N=8", strategy={"name": "resampling", "plan": "published", "n": 8}),
+    Method(name="TTS-VAR, 12 trajectories, N=4", strategy={"name": "tts-var", **TWELVE, "n": 4}),
+    Method(name="TTS-VAR, published plan, N=4", strategy={"name": "tts-var", "plan": "published", "n": 4}),
+)
+POOL_METHOD = Method(name="pool", strategy={"name": "best-of-n", "n": BEST_OF[-1]})
+
+_CUT = [(6, 1, "top-k")]
+REPLAYED = (
+    staged("one cut: 4, the best at 6", [(0, 4, None), *_CUT]),
+    staged("one cut: 8, the best at 6", [(0, 8, None), *_CUT]),
+    staged("one cut: 8, the best at 5", [(0, 8, None), (5, 1, "top-k")]),
+    staged("one cut: 8, the best at 7", [(0, 8, None), (7, 1, "top-k")]),
+    staged(
+        "beam: 8, 4 at 5, 2 at 6, 1 at 9",
+        [(0, 8, None), *((s, k, "top-k") for s, k in ((5, 4), (6, 2), (9, 1)))],
+    ),
+    *(
+        staged(f"8, {name} to 4 at 4, the best at 6", [(0, 8, None), (4, 4, operator), *_CUT])
+        for name, operator in (
+            ("cluster", "cluster"),
+            ("best of each cluster", "cluster-best"),
+            ("farthest points", "farthest-point"),
+            ("DPP", "dpp"),
+            ("density", "density"),
+            ("density, half at random", {"operator": "density", "options": {"random_share": 0.5}}),
+            ("likelihood", "likelihood"),
+            ("diverse top-k", "diverse-top-k"),
+        )
+    ),
+    staged("8, density to 4 at 2, the best at 6", [(0, 8, None), (2, 4, "density"), *_CUT]),
+    staged("8, cluster to 4 at 2, the best at 6", [(0, 8, None), (2, 4, "cluster"), *_CUT]),
+    staged("8, one drawn at 6, lambda 10", [(0, 8, None), (6, 1, _resample())]),
+    staged(
+        "8, one drawn at 6, z-scores, lambda 3",
+        [(0, 8, None), (6, 1, _resample(normalise="z-score", **{"lambda": 3}))],
+    ),
+    staged("8, one drawn at 6, ranks, lambda 10", [(0, 8, None), (6, 1, _resample(normalise="rank"))]),
+    staged("8, 2 at 6, the better at the end", [(0, 8, None), (6, 2, "top-k")]),
+    staged(
+        "8, 2 at 6, the better by the mean of 8, 9 and 12",
+        [(0, 8, None), (6, 2, "top-k")],
+        final={"final_mean_of": [8, 9, 12]},
+    ),
+    Method(
+        name="best-of-8 by the mean of 8, 9 and 12",
+        strategy={"name": "best-of-n", "n": 8, "final_mean_of": [8, 9, 12]},
+    ),
+    staged("no reward: 8, density to 1 at 5", [(0, 8, None), (5, 1, "density")]),
+    staged("no reward: 8, likelihood to 1 at 6", [(0, 8, None), (6, 1, "likelihood")]),
+)
