@@ -131,6 +131,7 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
     Raises:
         ConfigurationError: scales that are none.
     """
+    from ttsvar_ray.config import recorded_config
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import model_choice
     from ttsvar_ray.models.registry import describe_model
@@ -150,7 +151,7 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
         "selections": [{"scale": scale, "operator": "keep"} for scale in scored],
     }
     changed["output"]["keep"] = "all"
-    return type(config).model_validate(changed)
+    return recorded_config(changed)
 
 
 def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:

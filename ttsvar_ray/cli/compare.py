@@ -59,17 +59,17 @@ def compare(
 
     with errors_for_people(debug=debug):
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.job.sweep import read_sweep, variants_of
+        from ttsvar_ray.job.sweep import read_sweep
 
-        asked = read_sweep(sweep)
         folder = output or Path("outputs") / sweep.stem
-        variants = variants_of(asked, folder, settings or ())
+        asked, variants = read_sweep(sweep, folder, settings or ())
         costs = _costs(asked, variants)
         if dry_run:
             typer.echo("\n".join(_plans(asked, variants, costs)))
             return
         if address is not None and workers is None:
             raise ConfigurationError("--address: add --workers, how many share the evaluation")
+        evaluators_of(variants[0].job, asked.evaluators, device=device)  # before hours are spent
     console = Console(stderr=True)
     for number, variant in enumerate(variants, start=1):
         console.print(f"{number} of {len(variants)}: {variant.name}", markup=False, highlight=False)
@@ -94,11 +94,26 @@ def _run(run: Any, config: JobConfig, *, console: Console, debug: bool) -> None:
 
 
 def _costs(sweep: Sweep, variants: tuple[Variant, ...]) -> dict[str, float]:
-    """Return what a prompt costs by variant, in raw images of the control's model."""
+    """Return what a prompt costs by variant, in raw images of the control's model.
+
+    Raises:
+        ConfigurationError: with the problems of every variant.
+    """
+    from ttsvar_ray.errors import ConfigurationError, noting
+
     control = next(variant.job for variant in variants if variant.name == sweep.control)
     raw = control.strategy.model_copy(update=dict.fromkeys(_SELECTING, None) | {"name": "raw", "n": 1})
     one_image = _flops(control.model_copy(update={"strategy": raw}))
-    return {variant.name: _flops(variant.job) / one_image for variant in variants}
+    problems: list[str] = []
+    costs: dict[str, float] = {}
+    for variant in variants:
+        own: list[str] = []
+        with noting(own):
+            costs[variant.name] = _flops(variant.job) / one_image
+        problems += [f"variant {variant.name!r}: {problem}" for problem in own]
+    if problems:
+        raise ConfigurationError(problems)
+    return costs
 
 
 def _flops(config: JobConfig) -> float:
@@ -161,23 +176,27 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[S
         ConfigurationError: with every problem.
     """
     from ttsvar_ray.cli.score import scorers_of
-    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.errors import ConfigurationError, noting
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.models.registry import resolve_device
     from ttsvar_ray.models.weight_source import fingerprint_path
 
-    specs = []
+    specs, problems = [], []
     for given in names:
         name, _, folders = given.partition("=")
         if name != _GENEVAL:
-            specs += scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
+            own: list[str] = []
+            with noting(own):
+                specs += scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
+            problems += [f"evaluators: {problem}" for problem in own]
             continue
         detector, _, clip = folders.partition(":")
         if not clip:
-            raise ConfigurationError(
+            problems.append(
                 "evaluators: expected geneval=DETECTOR:CLIP, the folders of the detector and of CLIP "
                 f"ViT-L/14, got {given!r}"
             )
+            continue
         prints = {
             part: fingerprint_path(Path(path)) for part, path in (("detector", detector), ("clip", clip))
         }
@@ -191,6 +210,8 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[S
                 fingerprints=prints,
             )
         )
+    if problems:
+        raise ConfigurationError(problems)
     return specs
 
 

@@ -124,7 +124,7 @@ def scorers_of(
     Raises:
         ConfigurationError: with every problem.
     """
-    from ttsvar_ray.config import RewardConfig
+    from ttsvar_ray.config import recorded_config
     from ttsvar_ray.errors import ConfigurationError, noting
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.job.parts import resolve_rewards
@@ -139,7 +139,7 @@ def scorers_of(
     for given in rewards:
         name, _, path = given.partition("=")
         with noting(problems):
-            section = RewardConfig.model_validate({"name": name, "path": path or None})
+            section = recorded_config({"reward": {"name": name, "path": path or None}}).reward
             (part,) = resolve_rewards(section, description)
             prints = {} if part.path is None else {"weights": fingerprint_path(part.path)}
             if part.source_digest is not None:

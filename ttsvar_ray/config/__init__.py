@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from ttsvar_ray.config.columns import ColumnChoice
-from ttsvar_ray.config.content import content_digest, flatten
-from ttsvar_ray.config.failure_budget import FailureBudget
-from ttsvar_ray.config.load import load_config, option_names, read_job_file, recorded_config
+from ttsvar_ray.config.explain import validated
+from ttsvar_ray.config.job import JobConfig, content_digest, flatten
+from ttsvar_ray.config.load import load_config, option_names, recorded_config
+from ttsvar_ray.config.running import ClusterConfig, EngineConfig, OutputConfig, SimulationConfig
 from ttsvar_ray.config.sections import (
-    ClusterConfig,
-    EngineConfig,
     FeaturesConfig,
-    JobConfig,
     ModelConfig,
-    OutputConfig,
     PromptsConfig,
     RewardConfig,
     SamplingConfig,
-    SimulationConfig,
     StrategyConfig,
 )
-from ttsvar_ray.config.shard import Shard
+from ttsvar_ray.config.values import ColumnChoice, FailureBudget, Shard
+from ttsvar_ray.config.yaml_file import read_job_file
 
 __all__ = [
     "ClusterConfig",
@@ -42,4 +38,5 @@ __all__ = [
     "option_names",
     "read_job_file",
     "recorded_config",
+    "validated",
 ]

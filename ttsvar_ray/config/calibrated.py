@@ -6,13 +6,48 @@ strategy: {name: adaptive, calibration: ..., stop_at: {quantile: 0.7}, reject_be
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.search.calibration_file import Calibration, read_calibration
+from ttsvar_ray.config.explain import validated
+from ttsvar_ray.errors import ConfigurationError, noting
+from ttsvar_ray.search.calibration_file import FORMAT, Calibration
 
 _THRESHOLDS = ("stop_at", "reject_below", "max_rounds")
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Read a calibration file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is none; with every problem.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise ConfigurationError(f"strategy.calibration: {path} cannot be read ({why}); {_WHICH}") from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ConfigurationError(
+            f"strategy.calibration: {path} is no calibration file of this version; {_WHICH}"
+        )
+    problems: list[str] = []
+    known = validated(Calibration, content, problems)
+    problems += [
+        f"quantiles: expected numbers of scales, got {scale!r}"
+        for scale in (known.quantiles if known is not None else ())
+        if not scale.isdecimal()
+    ]
+    if known is not None and not known.quantiles:
+        problems.append("quantiles: expected those of one scale or more, got none")
+    if known is None or problems:
+        raise ConfigurationError([f"strategy.calibration: {path}: {one}" for one in problems])
+    return known
+
+
+_WHICH = "name the file that `ttsvar-ray calibrate` wrote beside its plan"
 
 
 def with_thresholds(settings: dict[str, Any], problems: list[str]) -> None:
@@ -35,10 +70,10 @@ def with_thresholds(settings: dict[str, Any], problems: list[str]) -> None:
                 "`ttsvar-ray calibrate` as strategy.calibration"
             )
         return
-    try:
+    known = None
+    with noting(problems):
         known = read_calibration(path)
-    except ConfigurationError as error:
-        problems += error.problems
+    if known is None:
         return
     problems += _mismatches(settings, known)
     if budget is None:

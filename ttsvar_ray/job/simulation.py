@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.calibrated import read_calibration
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
@@ -18,7 +19,6 @@ from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
-from ttsvar_ray.search.calibration_file import read_calibration
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation import PayloadSizes, SimulationSettings
 

@@ -22,27 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from ttsvar_ray.config import JobConfig, read_job_file, recorded_config
+from ttsvar_ray.config import JobConfig, read_job_file, recorded_config, validated
+from ttsvar_ray.config.values import Count, Number, Section, Text
 from ttsvar_ray.errors import ConfigurationError, nearest, noting
 
-_Name = Annotated[str, Field(min_length=1)]
 
-
-class Sweep(BaseModel):
+class Sweep(Section):
     """What a sweep file says; see the module docstring."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: _Name
-    base: dict[str, Any] = {}
-    variants: dict[_Name, dict[str, Any]] = {}
-    grid: dict[_Name, list[Any]] = {}
-    control: _Name
-    evaluators: Annotated[list[_Name], Field(min_length=1)]
-    repetitions: Annotated[int, Field(ge=1)] = 1
-    published: dict[_Name, dict[_Name, float]] = {}
+    name: Text
+    base: dict[str, Any] = Field(default={})
+    variants: dict[Text, dict[str, Any]] = Field(default={})
+    grid: dict[Text, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+    control: Text
+    evaluators: Annotated[list[Text], Field(min_length=1)]
+    repetitions: Count = 1
+    published: dict[Text, dict[Text, Number]] = Field(default={})
     notes: str = ""
 
 
@@ -64,76 +61,84 @@ class Variant:
         return self.jobs[0]
 
 
-def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file.
+def read_sweep(path: Path, folder: Path, overrides: Sequence[str] = ()) -> tuple[Sweep, tuple[Variant, ...]]:
+    """Read a sweep file; return it with its variants.
+
+    Args:
+        path: the file.
+        folder: that the variants' own folders are below.
+        overrides: `section.key=value`, over every variant.
 
     Raises:
-        ConfigurationError: with every problem.
+        ConfigurationError: with every problem, of the file and of the jobs in it.
     """
     content = read_job_file(path)
-    try:
-        sweep = Sweep.model_validate(content)
-    except ValidationError as error:
-        raise ConfigurationError(
-            [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        ) from None
-    if not sweep.variants and not sweep.grid:
-        raise ConfigurationError(f"{path}: expected variants, a grid, or both, found neither")
-    return sweep
+    problems: list[str] = []
+    sweep = validated(Sweep, content, problems)
+    if sweep is None:
+        # What can be read of the jobs is, so that all problems are told at once.
+        readable = {"name": "-", "control": "-", "evaluators": ["-"]}
+        for name in ("base", "variants", "grid"):
+            if validated(Sweep, {**readable, name: content.get(name, {})}, []) is not None:
+                readable[name] = content.get(name, {})
+        variants_of(Sweep.model_validate(readable), folder, overrides, problems)
+        raise ConfigurationError([f"{path}: {problem}" for problem in problems])
+    variants = variants_of(sweep, folder, overrides, problems)
+    problems = problems or _unfit(sweep, variants)
+    if problems:
+        raise ConfigurationError([f"{path}: {problem}" for problem in problems])
+    return sweep, variants
 
 
-def variants_of(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
+def variants_of(
+    sweep: Sweep, folder: Path, overrides: Sequence[str], problems: list[str]
+) -> tuple[Variant, ...]:
     """Return the jobs of a sweep, each with a folder of its own.
 
     Args:
         sweep: the sweep.
         folder: that all of them are below.
         overrides: `section.key=value`, over every variant.
-
-    Raises:
-        ConfigurationError: with the problems of every variant.
+        problems: gets those of every variant that cannot be read, which is left out.
     """
-    problems: list[str] = []
     found: list[Variant] = []
     for name, settings in _named_settings(sweep).items():
-        jobs = []
         own: list[str] = []
         with noting(own):
-            for repetition in range(sweep.repetitions):
-                config = recorded_config(settings, overrides)
-                output = {"path": str(folder / _slug(name) / f"repetition-{repetition}")}
-                jobs.append(
-                    config.model_copy(
-                        update={
-                            "seed": config.seed + repetition,
-                            "output": config.output.model_copy(update=output),
-                        }
-                    )
-                )
+            config = recorded_config(settings, overrides)
+            jobs = [_repeated(config, folder / _slug(name), number) for number in range(sweep.repetitions)]
             found.append(Variant(name=name, jobs=tuple(jobs)))
         problems += [f"variant {name!r}: {problem}" for problem in own]
-    names = [variant.name for variant in found]
-    if not problems:
-        slugs = [_slug(name) for name in names]
-        problems += [
-            f"variants: {name!r} needs a name that differs in more than its signs"
-            for name, slug in zip(names, slugs, strict=True)
-            if slugs.count(slug) > 1
-        ]
-        if sweep.control not in names:
-            problems.append(
-                f"control: expected one of the variants {', '.join(names)}, got {sweep.control!r}"
-                f"{nearest(sweep.control, names)}"
-            )
-        problems += [
-            f"published: expected variants, got {name!r}{nearest(name, names)}"
-            for name in sweep.published
-            if name not in names
-        ]
-        problems += _unpaired(found)
-    if problems:
-        raise ConfigurationError(problems)
     return tuple(found)
+
+
+def _repeated(config: JobConfig, folder: Path, repetition: int) -> JobConfig:
+    output = config.output.model_copy(update={"path": str(folder / f"repetition-{repetition}")})
+    return config.model_copy(update={"seed": config.seed + repetition, "output": output})
+
+
+def _unfit(sweep: Sweep, variants: Sequence[Variant]) -> list[str]:
+    """Return what keeps readable variants from being compared."""
+    if not variants:
+        return ["expected variants, a grid, or both, found neither"]
+    names = [variant.name for variant in variants]
+    slugs = [_slug(name) for name in names]
+    problems = [
+        f"variants: {name!r} needs a name that differs in more than its signs"
+        for name, slug in zip(names, slugs, strict=True)
+        if slugs.count(slug) > 1
+    ]
+    if sweep.control not in names:
+        problems.append(
+            f"control: expected one of the variants {', '.join(names)}, got {sweep.control!r}"
+            f"{nearest(sweep.control, names)}"
+        )
+    problems += [
+        f"published: expected variants, got {name!r}{nearest(name, names)}"
+        for name in sweep.published
+        if name not in names
+    ]
+    return problems + _unpaired(variants)
 
 
 def _named_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:

@@ -11,12 +11,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.plan import Rounds
 
 FORMAT = "ttsvar-ray calibration 1"
@@ -36,6 +34,8 @@ class Policy:
         abandoned: share of the rounds that came to each of those scales and ended there.
         satisfied: share of the finished rounds that no further one follows.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     max_rounds: int
     reject_below: Mapping[str, float]
@@ -68,12 +68,14 @@ class Calibration:
         policies: the best of each budget that was tried, by ascending cost.
     """
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     model: str
     reward: str
     prompts: int
     trajectories: int
     quantiles: Mapping[str, Sequence[float]]
-    policies: Sequence[Policy] = ()
+    policies: tuple[Policy, ...] = ()
 
     @property
     def last_scale(self) -> int:
@@ -106,30 +108,6 @@ class Calibration:
 def quantiles(rewards: np.ndarray) -> list[float]:
     """Return every hundredth quantile of rewards."""
     return [round(float(one), 6) for one in np.quantile(rewards, np.linspace(0, 1, _STEPS))]
-
-
-def read_calibration(path: str | Path) -> Calibration:
-    """Read a calibration file.
-
-    Raises:
-        ConfigurationError: it cannot be read, or is none.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if found.pop("format", None) != FORMAT:
-            raise ValueError("it does not say so")
-        policies = tuple(Policy(**one) for one in found.pop("policies"))
-        return Calibration(policies=policies, **found)
-    except OSError as error:
-        raise ConfigurationError(
-            f"strategy.calibration: {path} cannot be read ({error.strerror}); name the file that `ttsvar-ray "
-            "calibrate` wrote beside its plan"
-        ) from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigurationError(
-            f"strategy.calibration: {path} is no calibration file of this version ({error}); name the one "
-            "that `ttsvar-ray calibrate` wrote beside its plan"
-        ) from None
 
 
 def _shares(known: Sequence[float]) -> np.ndarray:

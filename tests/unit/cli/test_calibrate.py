@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from ttsvar_ray.api.results import FoundImage, Result
 from ttsvar_ray.cli.calibrate import calibration_of, costs_of, plan_text, pool_config, read_pool
 from ttsvar_ray.cli.calibration_report import evidence
 from ttsvar_ray.config import load_config
+from ttsvar_ray.config.calibrated import read_calibration
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.simulation import simulated_plan
 from ttsvar_ray.search.calibration import calibrate, consistency
-from ttsvar_ray.search.calibration_file import read_calibration
 
 FILES = ["prompts.path=unread.txt", "output.path=unwritten", "model.device=cpu"]
 
@@ -116,6 +117,8 @@ def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
     assert simulated.rounds.stop_at == pytest.approx(1 - policy.satisfied)
     assert [least for _, least in simulated.rounds.reject_below] == list(policy.abandoned.values())
 
+    damaged = file.with_name("damaged.json")
+    damaged.write_text(re.sub(r'"cost": [\d.]+', '"cost": "much"', file.read_text()))
     for settings, message in (
         (["strategy.stop_at={quantile: 0.7}"], "only a calibration file says what that is"),
         ([*adaptive[3:], "strategy.budget=1.5", "strategy.stop_at=0"], "strategy.budget: chooses stop_at"),
@@ -128,7 +131,11 @@ def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
         ),
         ([*adaptive[3:], *by_share, "reward.name=clip"], "made for reward.name auto, and this job has clip"),
         (["strategy.name=adaptive", "strategy.calibration=nowhere.json"], "nowhere.json cannot be read"),
-        (["strategy.name=adaptive", f"strategy.calibration={__file__}"], "is no calibration file"),
+        (["strategy.name=adaptive", f"strategy.calibration={__file__}"], "cannot be read (it is not JSON)"),
+        (
+            ["strategy.name=adaptive", f"strategy.calibration={damaged}"],
+            "policies[0].cost: expected a",
+        ),
     ):
         with pytest.raises(ConfigurationError) as raised:
             load_config(None, [*FILES, *settings])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
-from ttsvar_ray.job.sweep import Sweep, read_sweep, variants_of
+from ttsvar_ray.job.sweep import read_sweep
 from ttsvar_ray.report.plot import Chart, Series
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,8 +34,8 @@ def test_every_shipped_sweep_is_understood(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
-    sweep = read_sweep(file)
-    names = [variant.name for variant in variants_of(sweep, tmp_path)]
+    sweep, variants = read_sweep(file, tmp_path)
+    names = [variant.name for variant in variants]
     assert sweep.control in names and len(names) > 2
     text = file.read_text()
     assert f"ttsvar-ray compare {file.relative_to(ROOT)}" in text
@@ -131,10 +131,27 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
         ("control: raw", "control: rwa", "control: expected one of the variants raw, best-of-2, got 'rwa'"),
         ("n: 2}", "n: 0}", "variant 'best-of-2': strategy.n"),
         ("published:\n  raw", "published:\n  row", "published: expected variants, got 'row'"),
-        ("repetitions: 2", "repetition: 2", "repetition: Extra inputs are not permitted"),
+        (
+            "repetitions: 2",
+            "repetition: 2",
+            "repetition: unknown key; did you mean 'repetitions'? known keys: name,",
+        ),
         ("n: 2}}", "n: 2}, seed: 9}", "variant 'best-of-2': seed: expected the same for all variants"),
-        ("variants:", "variant:", "Extra inputs are not permitted"),
-        ("evaluators: [shapes-checker, constant]", "evaluators: []", "evaluators: List should have"),
+        ("repetitions: 2", "repetitions: yes", "repetitions: expected a number, got true"),
+        ("variants:", "variant:", "variant: unknown key; did you mean 'variants'?"),
+        (
+            "evaluators: [shapes-checker, constant]",
+            "evaluators: []",
+            "at least 1 of them",
+        ),
+        ("evaluators: [shapes-checker, constant]", "evaluators: x", "expected a list, got 'x'"),
+        ("evaluators: [shapes-checker, constant]", "evaluators: [shape]", "reward.name: expected"),
+        ("0.75", "much", "published.raw.shapes-checker: expected a number, got 'much'"),
+        (
+            "{strategy: {name: raw}}",
+            "raw",
+            "variants.raw: expected a section with keys",
+        ),
     ],
 )
 def test_sweeps_that_mean_nothing_are_refused(
@@ -145,18 +162,33 @@ def test_sweeps_that_mean_nothing_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_all_that_is_wrong_with_a_sweep_is_told_at_once(tmp_path: Path) -> None:
+    text = SMALL.replace("control:", "kontrol:").replace("notes: Of no importance.", "notes: 3")
+    file = write_sweep(tmp_path, text.replace("n: 2}", "n: 0}").replace("name: raw}", "nam: raw}"))
+    told = call("compare", str(file), code=2)
+    assert "5 problems:" in told
+    for problem in (
+        "kontrol: unknown key; did you mean 'control'?",
+        "control: not given; add it",
+        "notes: expected text, got 3",
+        "variant 'raw': strategy.nam: unknown key; did you mean 'name'?",
+        "variant 'best-of-2': strategy.n: expected at least 1, got 0",
+    ):
+        assert f"{file}: {problem}" in told, told
+
+
+GRID = """
+name: grid
+base: {strategy: {name: resampling, plan: published}}
+grid: {strategy.n: [2, 4], strategy.lambda: [1, 10]}
+control: n=2, lambda=1
+evaluators: [constant]
+repetitions: 3
+"""
+
+
 def test_grids_are_all_combinations(tmp_path: Path) -> None:
-    sweep = Sweep.model_validate(
-        {
-            "name": "grid",
-            "base": {"strategy": {"name": "importance", "plan": "published"}},
-            "grid": {"strategy.n": [2, 4], "strategy.lambda": [1, 10]},
-            "control": "n=2, lambda=1",
-            "evaluators": ["constant"],
-            "repetitions": 3,
-        }
-    )
-    found = variants_of(sweep, tmp_path)
+    _, found = read_sweep(write_sweep(tmp_path, GRID), tmp_path)
     assert [one.name for one in found] == [f"n={n}, lambda={share}" for n in (2, 4) for share in (1, 10)]
     assert [job.seed for job in found[0].jobs] == [0, 1, 2]
     assert len({job.output.path for one in found for job in one.jobs}) == 12

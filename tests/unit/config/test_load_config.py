@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from ttsvar_ray.config import JobConfig, load_config, option_names
-from ttsvar_ray.config.content import NOT_CONTENT
+from ttsvar_ray.config import JobConfig, load_config, option_names, validated
+from ttsvar_ray.config.job import NOT_CONTENT
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.job.sweep import Sweep
+from ttsvar_ray.search.calibration_file import Calibration
 from ttsvar_ray.types import PotentialKind
 
 JOBS = sorted((Path(__file__).parents[3] / "jobs").glob("*.yaml"))
@@ -338,6 +342,21 @@ def test_an_aspect_ratio_is_text_not_a_number_in_base_sixty(tmp_path: Path) -> N
     path = job(tmp_path, "model: {aspect_ratio: 1:1}\nseed: 1_000\nsampling: {top_p: .5}\n")
     config = load_config(path, [], needs_files=False)
     assert (config.model.aspect_ratio, config.seed, config.sampling.top_p) == ("1:1", 1000, 0.5)
+
+
+WRONG = (None, True, "", "x", -1, 0, 2**70, 1e-9, float("nan"), [], [[]], [{}], {}, {"x": {}}, {7: [7]})
+
+
+@pytest.mark.parametrize("model", [JobConfig, Sweep, Calibration])
+def test_whatever_a_file_says_the_words_are_ours(model: type) -> None:
+    names = option_names() if model is JobConfig else list(model.__annotations__)
+    told: list[str] = []
+    for name, value in itertools.product([*names, "unknown"], WRONG):
+        section, _, key = name.partition(".")
+        validated(model, {section: {key: value} if key else value}, told)
+    assert len(told) > 40
+    foreign = re.compile(r"\b(Input|should|permitted|pydantic|[Uu]nable|valid|required)\b|\{\w+\}")
+    assert not [line for line in told if foreign.search(line.partition(", got ")[0])]
 
 
 def test_every_exception_from_the_digest_exists() -> None:
