@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, image_costs, load_profile, plan_cost
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
@@ -84,7 +84,9 @@ class JobReport:
                 f"and {history.scores} of the scored images are for those alone"
             )
         if self.counted is None:
-            return wrapped([*lines, "costs of this family of models are not counted"])
+            family = self.job.description.family
+            unknown = f"not counted: FLOPs, memory and seconds, because the family {family} has no `on_meta`"
+            return wrapped([*lines, f"{unknown}; a run is placed by engine.micro_batch_rows alone"])
         lines += [*_cost_lines(self.counted), *_rounds_lines(self), "", *_memory_lines(self.counted)]
         return wrapped([*lines, *self._seconds_lines()])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
+from ttsvar_ray.models.infinity import published
 
 TERA = 1e12
 
@@ -108,6 +110,13 @@ def test_an_ablation_of_one_list_says_what_else_it_changes() -> None:
     assert "selections (top-k at 6) are (cluster at 2, 5; resample at 6, 9)" in shown
     assert "note:" not in run("--model", "shapes")
     assert "note:" not in run("--model", "infinity-2b", "--set", "strategy.cluster_scales=[3]")
+
+
+def test_a_family_whose_costs_nobody_counts_is_planned_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "ENTRY", dataclasses.replace(published.ENTRY, on_meta=None))
+    told = " ".join(run("--model", "infinity-2b").split())
+    assert "cluster" in told and "TFLOP" not in told
+    assert "not counted: FLOPs, memory and seconds, because the family infinity has no `on_meta`" in told
 
 
 def test_an_unknown_device_is_refused() -> None:
