@@ -37,8 +37,7 @@ from ttsvar_ray.coordination.messages import (
     Tick,
     WorkerJoined,
 )
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.results import FinalImage, PromptResult
 from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.machine import cpu_name
 from ttsvar_ray.config import load_config
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve

@@ -33,8 +33,7 @@ from benchmarks.recording_engine import START_TIMEOUT_S, RecordingEngineBuilder
 from benchmarks.segment_profile import Timing, fit, mean_error, measure
 from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.runnable import JobParts

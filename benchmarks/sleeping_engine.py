@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.diary import DiaryWriter
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.results import FinalImage
 from ttsvar_ray.search.operators.protocol import Signal

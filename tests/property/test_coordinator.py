@@ -24,9 +24,8 @@ from tests.support.dummy_cluster import DummyCluster
 from tests.support.dummy_engine import Reference, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import FailureKind, ShardTask
-from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.coordination.workers import MemoryModel
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan, Selection

@@ -32,8 +32,7 @@ from ttsvar_ray.coordination.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.search.loop import Seen, search
 from ttsvar_ray.search.operators.protocol import Signal

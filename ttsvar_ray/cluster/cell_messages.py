@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ttsvar_ray.cluster.resources import WorkerLayout
 from ttsvar_ray.cluster.worker import EngineBuilder, WorkerInfo
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
 

@@ -47,7 +47,7 @@ from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.dataset import ChunkReport
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.job.preflight import Device

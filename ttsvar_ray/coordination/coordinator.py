@@ -38,6 +38,7 @@ from typing_extensions import assert_never
 from ttsvar_ray.coordination import assignment, failures, scheduling
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.decisions import Assign, Decision, Evict, View
+from ttsvar_ray.coordination.live_prompt import LivePrompt
 from ttsvar_ray.coordination.messages import (
     Action,
     BatchDone,
@@ -53,10 +54,9 @@ from ttsvar_ray.coordination.messages import (
     WorkerLost,
 )
 from ttsvar_ray.coordination.population import Restarted
-from ttsvar_ray.coordination.residency import LivePrompt, Residency
-from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.residency import Residency
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload, rows_by_segment
 from ttsvar_ray.coordination.workers import Worker, worker_of
-from ttsvar_ray.coordination.workload import Workload, rows_by_segment
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.rounds import Stop

@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttsvar_ray.coordination.messages import Abandon
-from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.coordination.workers import Batch, WorkerState, WorkersView, WorkerView
-from ttsvar_ray.coordination.workload import Workload
 
 SLOWEST_EMA_WEIGHT = 0.05
 """Part of the slowest ratio that is forgotten with one answer: half of it after 14."""

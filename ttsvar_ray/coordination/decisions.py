@@ -21,7 +21,7 @@ from ttsvar_ray.types import Prompt
 
 
 class PromptView(Protocol):
-    """A started prompt, as policies see it; attributes as `residency.LivePrompt` has them."""
+    """A started prompt, as policies see it; attributes as `live_prompt.LivePrompt` has them."""
 
     @property
     def key(self) -> str: ...

@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ttsvar_ray.coordination.settings import Spread
+from ttsvar_ray.coordination.settings import Spread, Workload
 from ttsvar_ray.coordination.workers import WorkerView
-from ttsvar_ray.coordination.workload import Workload
 from ttsvar_ray.search.plan import Plan
 
 

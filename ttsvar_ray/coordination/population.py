@@ -23,7 +23,7 @@ from ttsvar_ray.search.loop import ALONE, Past, Seen
 from ttsvar_ray.search.operators.protocol import Choice, Signal
 from ttsvar_ray.search.plan import Plan, Segment, Selection
 from ttsvar_ray.search.rounds import Begin, RoundEnd, Stop, StopReason, rejection, what_follows
-from ttsvar_ray.search.selection import Select, rank_final, select
+from ttsvar_ray.search.selection import Select, abandoned_record, rank_final, select, selection_record
 from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
 
@@ -177,7 +177,9 @@ class Population:
             return self._end_round(past)
         missed = None if self._finishes else rejection(self._plan, segment.last_scale, past.reward_history)
         if missed is not None:
-            record = abandoned_record(self.prompt.key, selection, past, missed, self._round_index)
+            record = abandoned_record(
+                self.prompt.key, selection, past.latest, missed=missed, round_index=self._round_index
+            )
             bits = self._bits_now()
             self.trace.append(self._with_bits(record, bits))
             best = RoundEnd.of(self._round_index, segment.last_scale, past.latest).slot
@@ -238,7 +240,9 @@ class Population:
                 round_index=self._round_index,
                 log_likelihood=past.log_likelihood,
             )
-        return selection_record(self.prompt.key, selection, choice, past, self._round_index)
+        return selection_record(
+            self.prompt.key, selection, past.latest, choice=choice, round_index=self._round_index
+        )
 
     def _end_round(self, past: Past) -> Restarted | Stop:
         """Note how this round ended; begin what follows, if anything does.
@@ -344,47 +348,3 @@ class Population:
         elif segment.is_last and len(report.images) != count:
             problem = f"{count} images, got {len(report.images)}"
         return None if problem is None else f"report of segment {segment.index}: expected {problem}"
-
-
-def abandoned_record(
-    prompt_key: str, selection: Selection, past: Past, missed: float, round_index: int
-) -> SelectionRecord:
-    """Return the row of the trace for a selection that was not made: its round was abandoned.
-
-    Args:
-        past: of the population.
-        missed: the reward that its best one did not reach.
-    """
-    rewards = tuple(past.latest.tolist())
-    return SelectionRecord(
-        prompt_key=prompt_key,
-        scale_index=selection.scale_index,
-        kind=selection.operator.name,
-        ancestor_index=(),
-        rewards=rewards,
-        reason=f"abandoned: the best reward, {max(rewards):.4g}, is below {missed:.4g}",
-        round_index=round_index,
-    )
-
-
-def selection_record(
-    prompt_key: str, selection: Selection, choice: Choice, past: Past, round_index: int = 0
-) -> SelectionRecord:
-    """Return the row of the trace for one selection; its placement is still open.
-
-    Args:
-        past: of the population that was selected from.
-    """
-    reads_rewards = Signal.REWARDS in selection.operator.reads
-    return SelectionRecord(
-        prompt_key=prompt_key,
-        scale_index=selection.scale_index,
-        kind=selection.operator.name,
-        ancestor_index=tuple(choice.ancestor_index.tolist()),
-        rewards=tuple(past.latest.tolist()) if reads_rewards else (),
-        numbers={
-            name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
-            for name, value in choice.numbers.items()
-        },
-        round_index=round_index,
-    )

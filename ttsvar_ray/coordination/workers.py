@@ -17,8 +17,7 @@ from typing import Protocol
 
 from ttsvar_ray.coordination.batching import Backlog, BacklogView
 from ttsvar_ray.coordination.messages import Refuse, ShardTask, WorkerJoined
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload, rows_by_segment
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload, rows_by_segment
 from ttsvar_ray.search.plan import Plan
 
 SLOWDOWN_EMA_WEIGHT = 0.3

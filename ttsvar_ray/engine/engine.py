@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
-from ttsvar_ray.coordination.workload import rows_by_segment
+from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.engine.device import describe, free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
 from ttsvar_ray.engine.rows import Row, form_micro_batches, rows_of

@@ -26,15 +26,14 @@ from ttsvar_ray.coordination.messages import (
     ShardTask,
     WorkerJoined,
 )
-from ttsvar_ray.coordination.population import abandoned_record, selection_record
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import CannotStartError, TtsVarError
 from ttsvar_ray.results import PackedBits, PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.search.loop import Found, Past, Round, Seen, search
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.rounds import rejection
+from ttsvar_ray.search.selection import abandoned_record, selection_record
 from ttsvar_ray.types import Int64Array, Prompt
 
 
@@ -211,12 +210,17 @@ def _records(
     round_index = one.end.round_index
     for segment, past, choice in zip(one.segments, one.pasts, one.choices, strict=False):
         assert segment.selection is not None
-        yield with_bits(selection_record(prompt_key, segment.selection, choice, past, round_index), past)
+        record = selection_record(
+            prompt_key, segment.selection, past.latest, choice=choice, round_index=round_index
+        )
+        yield with_bits(record, past)
     last = one.segments[-1]
     if last.selection is not None:
         missed = rejection(plan, last.last_scale, one.past.reward_history)
         assert missed is not None
-        record = abandoned_record(prompt_key, last.selection, one.past, missed, round_index)
+        record = abandoned_record(
+            prompt_key, last.selection, one.past.latest, missed=missed, round_index=round_index
+        )
         yield with_bits(record, one.past)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError, OutputError

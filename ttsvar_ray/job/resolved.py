@@ -14,8 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from ttsvar_ray.config import FeaturesConfig, JobConfig
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import rows_by_segment
+from ttsvar_ray.coordination.settings import CoordinatorSettings, rows_by_segment
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, noting
 from ttsvar_ray.job.parts import (

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.config.calibrated import read_calibration
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks

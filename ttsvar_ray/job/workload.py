@@ -1,11 +1,11 @@
-"""What the segments of a job cost a worker: `coordination.workload` filled from counted costs and rates."""
+"""What the segments of a job cost a worker: `coordination.settings` filled from counted costs and rates."""
 
 from __future__ import annotations
 
 import logging
 import math
 
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload, rows_by_segment
+from ttsvar_ray.coordination.settings import SegmentLoad, Workload, rows_by_segment
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost, load_profile
 from ttsvar_ray.costs.seconds import (
     Line,

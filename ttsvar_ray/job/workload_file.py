@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 
 FORMAT_VERSION = 1

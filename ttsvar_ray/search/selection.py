@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttsvar_ray.errors import RewardError, SelectionError, TtsVarError, brief
+from ttsvar_ray.results import SelectionRecord
 from ttsvar_ray.rng import selection_stream
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Signal
 from ttsvar_ray.search.plan import Plan, Selection
@@ -202,3 +203,40 @@ def rank_final(
         return rank_images(values)
     likeliest = np.argsort(-np.asarray(log_likelihood, dtype=np.float64), kind="stable")
     return likeliest[rank_images(values[likeliest])]
+
+
+def selection_record(
+    prompt_key: str, selection: Selection, rewards: Float64Array, *, choice: Choice, round_index: int = 0
+) -> SelectionRecord:
+    """Return the row of the trace for one selection; its placement is still open.
+
+    Args:
+        rewards: float64 [population], the latest of what was selected from; left out where nobody read them.
+    """
+    return SelectionRecord(
+        prompt_key=prompt_key,
+        scale_index=selection.scale_index,
+        kind=selection.operator.name,
+        ancestor_index=tuple(choice.ancestor_index.tolist()),
+        rewards=tuple(rewards.tolist()) if Signal.REWARDS in selection.operator.reads else (),
+        numbers={
+            name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
+            for name, value in choice.numbers.items()
+        },
+        round_index=round_index,
+    )
+
+
+def abandoned_record(
+    prompt_key: str, selection: Selection, rewards: Float64Array, *, missed: float, round_index: int
+) -> SelectionRecord:
+    """Return the row for a selection that was not made: its round's best reward did not reach `missed`."""
+    return SelectionRecord(
+        prompt_key=prompt_key,
+        scale_index=selection.scale_index,
+        kind=selection.operator.name,
+        ancestor_index=(),
+        rewards=tuple(rewards.tolist()),
+        reason=f"abandoned: the best reward, {rewards.max():.4g}, is below {missed:.4g}",
+        round_index=round_index,
+    )

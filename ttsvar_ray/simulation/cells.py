@@ -29,7 +29,7 @@ from ttsvar_ray.coordination.messages import (
     Tick,
     WorkerJoined,
 )
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.operators.protocol import Signal

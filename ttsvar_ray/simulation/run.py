@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import Tick, WorkerLost
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import Workload, rows_by_segment
+from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload, rows_by_segment
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.cells import SimulatedCell, Traffic, World

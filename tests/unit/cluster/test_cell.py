@@ -24,8 +24,7 @@ from ttsvar_ray.cluster import worker_pool as pool_module
 from ttsvar_ray.cluster.cell import Cell
 from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.resources import WorkerLayout
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.results import PackedBits, PromptFailure, PromptResult
 

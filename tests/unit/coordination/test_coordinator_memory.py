@@ -14,9 +14,8 @@ from tests.support.dummy_engine import FaultOf, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import FailureKind, RunBatch, ShardTask
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
 from ttsvar_ray.coordination.workers import MemoryModel
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.strategy import compile_plan
 

@@ -8,9 +8,8 @@ from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.coordination.placement import Assignment, CostModel
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
 from ttsvar_ray.coordination.workers import MemoryModel, Worker
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.strategy import compile_plan
 

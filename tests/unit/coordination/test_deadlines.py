@@ -8,9 +8,8 @@ from tests.support.dummy_cluster import DummyCluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.deadlines import Deadlines
 from ttsvar_ray.coordination.messages import Abandon, RunBatch, ShardTask
-from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.coordination.workers import Batch, MemoryModel, Worker, Workers
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.strategy import compile_plan

@@ -14,9 +14,8 @@ from ttsvar_ray.coordination.decisions import Decision, Restart, Send, Start, St
 from ttsvar_ray.coordination.messages import RunBatch
 from ttsvar_ray.coordination.placement import Assignment
 from ttsvar_ray.coordination.residency import Residency
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
 from ttsvar_ray.coordination.workers import MemoryModel, Worker
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan

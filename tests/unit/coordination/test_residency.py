@@ -9,12 +9,12 @@ import numpy as np
 from tests.support.dummy_engine import DummyEngine
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.decisions import Assign, Evict, Preempt, Requeue, Restart, Send, Start
+from ttsvar_ray.coordination.live_prompt import LivePrompt
 from ttsvar_ray.coordination.messages import Release, RunBatch, SegmentReport
 from ttsvar_ray.coordination.placement import Assignment
-from ttsvar_ray.coordination.residency import LivePrompt, Residency
-from ttsvar_ray.coordination.settings import CoordinatorSettings
+from ttsvar_ray.coordination.residency import Residency
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.coordination.workers import MemoryModel, Worker, WorkerState
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
 from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.strategy import compile_plan
 

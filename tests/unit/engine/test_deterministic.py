@@ -19,8 +19,7 @@ from ttsvar_ray.cli.plan_report import job_report
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import FailureKind, Refuse, ShardFailure, ShardTask, WorkerJoined
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
 from ttsvar_ray.costs import load_profile
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local

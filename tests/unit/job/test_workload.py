@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.coordination.workload import Workload
+from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs import load_profile
 from ttsvar_ray.costs.seconds import chord
 from ttsvar_ray.job.footprint import job_networks

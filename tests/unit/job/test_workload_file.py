@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.workload_file import read_workload, write_workload
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from ttsvar_ray.config import load_config
-from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.coordination.workload import SegmentLoad, Workload
+from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.search.plan import Plan
