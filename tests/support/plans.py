@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from tests.support.tiny_model import TINY_SCHEDULE
 from ttsvar_ray.search.operators.cluster import Cluster
+from ttsvar_ray.search.operators.protocol import Choice, Operator
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.plan import Plan, Selection
+from ttsvar_ray.search.selection import select
+from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 
 
 def tts_var_plan(n: int = 1) -> Plan:
@@ -31,4 +38,27 @@ def raw_plan(n: int = 1) -> Plan:
         scale_schedule=TINY_SCHEDULE,
         survivors_after=(n,) * 13,
         selections=(),
+    )
+
+
+SEVEN_SCALES = tuple((side, side) for side in range(1, 8))
+SCHEDULE = (6, 6, 6, 3, 3, 3, 3)
+
+
+def plan_with(operator: str | Operator, **options: Any) -> Plan:
+    setting = SelectionSetting(scale=3, operator=operator, options=options)
+    return compile_plan(scale_schedule=SEVEN_SCALES, batch_schedule=SCHEDULE, selections=[setting])
+
+
+def chosen(plan: Plan, rewards: list[float], features: np.ndarray | None = None, seed: int = 0) -> Choice:
+    scored = sum(scale <= 3 for scale in plan.scored_scales)
+    history = np.repeat(np.array(rewards)[:, None], scored, axis=1)
+    return select(
+        plan,
+        plan.selections[0],
+        features=features,
+        reward_history=history,
+        run_seed=seed,
+        prompt_key="a#0",
+        log_likelihood=np.array(rewards) - 100.0,
     )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ttsvar_ray.api.results import Result
-from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_manifest
+from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_run
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.registry import BUILT_IN
@@ -63,11 +63,8 @@ class SavedRun(Sequence[Result]):
         settings: Sequence[str] | None = None,
     ) -> None:
         """Read which prompts are there, not their pictures; see `load`."""
-        manifest = read_manifest(layout)
-        if manifest is None:
-            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        self._layout, manifest = read_run(layout)
         self.manifest: RunManifest = manifest
-        self._layout = layout
         self._settings = tuple(settings or ())
         is_built_in = manifest.content.get("model.name") == BUILT_IN
         self._draws = is_built_in if pictures is None else pictures

@@ -170,7 +170,7 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     for result in results:
         if not result.images:
             continue
-        if judge is not None and not is_caption(result.prompt):
+        if judge is not None and not _is_caption(result.prompt):
             unread += 1
             continue
         images = sorted(result.images, key=lambda image: image.lineage[-1])
@@ -205,7 +205,7 @@ def judge_of(job: ResolvedJob) -> Callable[[Any, str], float] | None:
     return lambda image, text: float(check(image, text).correct)
 
 
-def is_caption(text: str) -> bool:
+def _is_caption(text: str) -> bool:
     """Whether the built-in world's checker can read a text."""
     from ttsvar_ray.errors import InputError
     from ttsvar_ray.shapes.captions import parse_caption
@@ -288,9 +288,9 @@ def confirmed(job: ResolvedJob, found: Calibrated, summary: JobSummary) -> list[
     judge = judge_of(job)
     table = read_columns(OutputLayout(summary.uri), ["image_rank", "cost_images", "reward", "prompt"])
     rows = [row for row in table.to_pylist() if row["image_rank"] == 0]
-    rows = [row for row in rows if judge is None or is_caption(row["prompt"])]
+    rows = [row for row in rows if judge is None or _is_caption(row["prompt"])]
     results = [one for one in load(job.config.output.path) if one.images]
-    results = [one for one in results if judge is None or is_caption(one.prompt)]
+    results = [one for one in results if judge is None or _is_caption(one.prompt)]
     quality = [
         one.images[0].reward if judge is None else judge(np.asarray(one.images[0].image), one.prompt)
         for one in results

@@ -35,13 +35,8 @@ def compare(
         bool, typer.Option("--dry-run", help="Only list the variants, their plans and costs.")
     ] = False,
     device: Annotated[str, typer.Option("--device", help="Of the evaluators: cpu, cuda or auto.")] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Share the evaluation among so many workers on Ray.", min=1),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of the Ray cluster of the evaluation.")
-    ] = None,
+    workers: options.Workers = None,
+    address: options.Address = None,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
@@ -229,9 +224,8 @@ def _outcomes(
     import pyarrow.compute as pc
 
     from ttsvar_ray.cli.score import run_scorers
-    from ttsvar_ray.dataset import OutputLayout, read_manifest
+    from ttsvar_ray.dataset import read_run
     from ttsvar_ray.dataset.contents import read_columns
-    from ttsvar_ray.errors import OutputError
     from ttsvar_ray.evaluate.comparison import Outcomes
     from ttsvar_ray.evaluate.score_table import read_scores
 
@@ -239,10 +233,7 @@ def _outcomes(
     rows: list[dict[str, Any]] = []
     seconds, prompts = 0.0, 0
     for repetition, config in enumerate(variant.jobs):
-        layout = OutputLayout(config.output.path)
-        manifest = read_manifest(layout)
-        if manifest is None:
-            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        layout, manifest = read_run(config.output.path)
         prompts = manifest.prompt_count
         specs = evaluators_of(config, sweep.evaluators, device=device)
         run_scorers(layout, specs, workers=workers, address=address)

@@ -12,7 +12,7 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
 
 
-class StoredDtype(str, enum.Enum):
+class _StoredDtype(str, enum.Enum):
     """What the transformer's blocks are written as."""
 
     AS_STORED = "as-stored"
@@ -33,8 +33,8 @@ def convert(
         str, typer.Option("--preset", help="Which published model, for example infinity-2b.", metavar="NAME")
     ],
     dtype: Annotated[
-        StoredDtype, typer.Option("--dtype", help="Of the transformer's blocks; the rest is kept.")
-    ] = StoredDtype.AS_STORED,
+        _StoredDtype, typer.Option("--dtype", help="Of the transformer's blocks; the rest is kept.")
+    ] = _StoredDtype.AS_STORED,
     tokenizer: Annotated[
         Path | None, typer.Option("--tokenizer", help="The image tokenizer's .pth file.", metavar="FILE")
     ] = None,
@@ -79,7 +79,7 @@ def convert(
             transformer=file if is_file else None,
             tokenizer=tokenizer,
         )
-        dtypes = {StoredDtype.FLOAT32: torch.float32, StoredDtype.BFLOAT16: torch.bfloat16}
+        dtypes = {_StoredDtype.FLOAT32: torch.float32, _StoredDtype.BFLOAT16: torch.bfloat16}
         convert_infinity(
             description,
             to,

@@ -47,7 +47,7 @@ def geneval(
         Which | None,
         typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    device: options.Device = "auto",
     verdicts: Annotated[
         Path | None,
         typer.Option(

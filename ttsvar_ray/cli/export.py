@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
 
 
-class Layout(str, enum.Enum):
+class _Layout(str, enum.Enum):
     """Where the images go to."""
 
     WEBDATASET = "webdataset"
@@ -29,9 +28,9 @@ class Which(str, enum.Enum):
 
 
 def export(
-    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write to.", metavar="DIR")],
-    layout: Annotated[Layout, typer.Option("--layout", help="What reads it afterwards.")],
+    output: options.Output,
+    to: options.To,
+    layout: Annotated[_Layout, typer.Option("--layout", help="What reads it afterwards.")],
     images: Annotated[
         Which, typer.Option("--images", help="The best of each prompt, or all that were kept.")
     ] = Which.BEST,
@@ -51,17 +50,14 @@ def export(
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import OutputLayout, read_manifest
+        from ttsvar_ray.dataset import read_run
         from ttsvar_ray.dataset.export import LAYOUTS, claim, exported_images, to_webdataset
-        from ttsvar_ray.errors import ConfigurationError, OutputError
+        from ttsvar_ray.errors import ConfigurationError
 
-        if shard_size is not None and layout is not Layout.WEBDATASET:
+        if shard_size is not None and layout is not _Layout.WEBDATASET:
             raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
-        source = OutputLayout(output)
-        manifest = read_manifest(source)
-        if manifest is None:
-            raise OutputError(f"{source.root}: expected the output of a run, found no run.json")
-        size = (shard_size or 1000) if layout is Layout.WEBDATASET else None
+        source, manifest = read_run(output)
+        size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
         claim(to, source, {"layout": layout.value, "images": images.value, "shard_size": size})
         found = exported_images(source, manifest.column_types, best_only=images is Which.BEST)
         if size is not None:

@@ -52,6 +52,16 @@ Settings = Annotated[
         metavar="SECTION.KEY=VALUE",
     ),
 ]
+Output = Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")]
+To = Annotated[Path, typer.Option("--to", help="Folder to write to.", metavar="DIR")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Share the parts among so many workers on Ray.", min=1, metavar="K"),
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Of a Ray cluster; by default one on this machine.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what goes on.")]
 

@@ -53,7 +53,7 @@ def fact_lines(fact: Fact) -> list[str]:
             return [_line("prompts", f"{fact.count:,} in {fact.path}{bad}")]
         case PlanFact():
             note = [_line("", f"note: {fact.note}")] if fact.note else []
-            return [_line("plan", plan_words(fact.plan)), *note]
+            return [_line("plan", _plan_words(fact.plan)), *note]
         case WeightsFact():
             names = [name.removeprefix("weights.").replace("_", " ").replace(".", " ") for name in fact.parts]
             return [_line("weights", f"found: {', '.join(names)}")] if names else []
@@ -65,7 +65,7 @@ def fact_lines(fact: Fact) -> list[str]:
             assert_never(fact)
 
 
-def plan_words(plan: Plan) -> str:
+def _plan_words(plan: Plan) -> str:
     """Return a plan in one line: populations, scales, and which operator stands where."""
     from ttsvar_ray.search.plan import selection_words
 

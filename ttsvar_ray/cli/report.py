@@ -23,7 +23,7 @@ _FAILURES_SHOWN = 1000
 
 
 def report(
-    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
+    output: options.Output,
     to: Annotated[
         Path | None,
         typer.Option("--to", help="The page; by default OUTPUT/report.html.", metavar="FILE.html"),

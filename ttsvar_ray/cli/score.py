@@ -21,7 +21,7 @@ _HASHES, _DUPLICATES, _SAFETY = "difference_hash", "near_duplicate", "safety"
 
 
 def score(
-    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
+    output: options.Output,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,14 +53,9 @@ def score(
             metavar="K",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", help="Share the parts among so many workers on Ray.", min=1, metavar="K"),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster; by default one on this machine.")
-    ] = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    address: options.Address = None,
     debug: options.Debug = False,
 ) -> None:
     """Score a run's images by other rewards, into tables beside the data; the data stay as they are.
@@ -73,14 +68,11 @@ def score(
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.config import recorded_config
-        from ttsvar_ray.dataset import OutputLayout, read_manifest
-        from ttsvar_ray.errors import ConfigurationError, OutputError
+        from ttsvar_ray.dataset import read_run
+        from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.score_table import mark_near_duplicates
 
-        layout = OutputLayout(output)
-        manifest = read_manifest(layout)
-        if manifest is None:
-            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        layout, manifest = read_run(output)
         if unsafe and safety is None:
             raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
         if address is not None and workers is None:
@@ -244,8 +236,8 @@ def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str,
 
 
 def select(
-    output: Annotated[str, typer.Argument(help="Output of a run: a folder or URI.", metavar="OUTPUT")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write to.", metavar="DIR")],
+    output: options.Output,
+    to: options.To,
     where: Annotated[
         str,
         typer.Option(
@@ -271,15 +263,12 @@ def select(
     Example: ttsvar-ray select outputs/mine --to best --where "reward > 1.5"
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import OutputLayout, read_manifest
-        from ttsvar_ray.errors import ConfigurationError, OutputError
+        from ttsvar_ray.dataset import read_run
+        from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.filters import Selection
         from ttsvar_ray.evaluate.filters import select as write
 
-        layout = OutputLayout(output)
-        manifest = read_manifest(layout)
-        if manifest is None:
-            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        layout, manifest = read_run(output)
         if not where and not best_per_prompt:
             raise ConfigurationError(
                 "expected --where or --best-per-prompt, got neither: nothing is selected"

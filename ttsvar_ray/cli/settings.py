@@ -28,7 +28,7 @@ def settings(
 
         lines = [
             line
-            for name, default, about in known_settings(JobConfig())
+            for name, default, about in _known_settings(JobConfig())
             if word.lower() in f"{name} {about}".lower()
             for line in _lines(name, default, about)
         ]
@@ -51,7 +51,7 @@ def schema() -> None:
     typer.echo(json.dumps(JobConfig.model_json_schema(by_alias=True), indent=1))
 
 
-def known_settings(config: JobConfig) -> list[tuple[str, str, str]]:
+def _known_settings(config: JobConfig) -> list[tuple[str, str, str]]:
     """Return dotted name, default as a job file writes it, and description of every setting."""
     import json
 

@@ -95,7 +95,7 @@ def simulate(
                 return
             lines = result_lines(first)
             if part < asked:
-                lines = [*extrapolation_lines(first, asked), "", "the part that was simulated", *lines]
+                lines = [*_extrapolation_lines(first, asked), "", "the part that was simulated", *lines]
         typer.echo("\n".join(lines))
         if json_path is not None:
             _write_json(json_path, first, results, asked=asked)
@@ -201,7 +201,7 @@ def part_of(prompts: int, *, gpus: int) -> int:
     return prompts if prompts < 2 * part else part
 
 
-def extrapolated_seconds(result: SimulationResult, prompts: int) -> float:
+def _extrapolated_seconds(result: SimulationResult, prompts: int) -> float:
     """Return how long a run of more prompts takes: what was simulated, and the others at the steady rate."""
     return result.makespan_seconds + (prompts - result.prompts) / _steady_rate(result)
 
@@ -212,9 +212,9 @@ def _steady_rate(result: SimulationResult) -> float:
     return rate if rate > 0 else result.prompts_per_second
 
 
-def extrapolation_lines(result: SimulationResult, prompts: int) -> list[str]:
+def _extrapolation_lines(result: SimulationResult, prompts: int) -> list[str]:
     """Return the whole run as lines: its start and tail as simulated, the rest at the steady rate."""
-    rate, seconds = _steady_rate(result), extrapolated_seconds(result, prompts)
+    rate, seconds = _steady_rate(result), _extrapolated_seconds(result, prompts)
     images = result.images * prompts / result.prompts
     written = images * result.settings.payload.image_bytes
     return [
@@ -231,7 +231,7 @@ def _write_json(
 
     content: dict[str, Any] = first.to_json()
     if asked > first.prompts:
-        content["extrapolated"] = {"prompts": asked, "seconds": extrapolated_seconds(first, asked)}
+        content["extrapolated"] = {"prompts": asked, "seconds": _extrapolated_seconds(first, asked)}
     if results:
         content["variants"] = {name: result.to_json(timeline=False) for name, result in results.items()}
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -36,13 +36,13 @@ def status(
             typer.echo(json.dumps([_json(each) for each in found], indent=1))
             return
         for each in found:
-            typer.echo("\n".join(status_lines(each)))
+            typer.echo("\n".join(_status_lines(each)))
         if len(found) > 1:
             done, total = sum(one.prompts_done for one in found), sum(one.prompts_total for one in found)
             typer.echo(f"together  {done:,} of {total:,} prompts ({_percent(done, total)})")
 
 
-def status_lines(status: RunStatus) -> list[str]:
+def _status_lines(status: RunStatus) -> list[str]:
     """Return the status of one run as lines."""
     from ttsvar_ray.cli.show import cost_facts, duration
 

@@ -25,7 +25,7 @@ class Family(str, enum.Enum):
     """The rules of the benchmark."""
 
 
-class Dtype(str, enum.Enum):
+class _Dtype(str, enum.Enum):
     """What models compute in."""
 
     FLOAT32 = "float32"
@@ -43,10 +43,10 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(help="Folder of recorded tensors; for geneval a JSON file.", metavar="DIR")
     ],
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
+    device: options.Device = "cpu",
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="float32: absolute errors; bfloat16: relative errors.")
-    ] = Dtype.FLOAT32,
+        _Dtype, typer.Option("--dtype", help="float32: absolute errors; bfloat16: relative errors.")
+    ] = _Dtype.FLOAT32,
     debug: options.Debug = False,
 ) -> None:
     """Compare every recorded tensor with what this machine computes; the last line is the verdict.
@@ -62,7 +62,7 @@ def verify(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> ComparisonReport:
+def _compare(family: Family, folder: Path, *, device: str, dtype: _Dtype) -> ComparisonReport:
     from transformers.utils import logging as transformers_logging
 
     from ttsvar_ray.errors import ConfigurationError
@@ -72,7 +72,7 @@ def _compare(family: Family, folder: Path, *, device: str, dtype: Dtype) -> Comp
         from ttsvar_ray.models.infinity.verify import verify_directory
 
         return verify_directory(folder, device=device, dtype=dtype.value)
-    if dtype is not Dtype.FLOAT32:
+    if dtype is not _Dtype.FLOAT32:
         raise ConfigurationError(
             f"--dtype: only models are compared in another than float32, got {dtype.value!r}"
         )

@@ -289,7 +289,7 @@ def _hangups_ignored() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RayFacts:
+class _RayFacts:
     """Ray on this machine, as its environment describes it.
 
     Attributes:
@@ -307,7 +307,7 @@ class RayFacts:
     has_token_file: bool
 
 
-def inspect_ray() -> RayFacts:
+def inspect_ray() -> _RayFacts:
     """Read the environment, and try the address; takes two seconds at most."""
     import ray
 
@@ -316,7 +316,7 @@ def inspect_ray() -> RayFacts:
         _check_listening(address or "", INSPECTION_TIMEOUT_SECONDS)
     except OSError as error:
         problem = str(error)
-    return RayFacts(
+    return _RayFacts(
         version=ray.__version__,
         address=address,
         problem=problem,

@@ -66,7 +66,7 @@ class Sink:
             context: what all rows of the run have in common.
         """
         deadline = time.monotonic() + FETCH_TIMEOUT_SECONDS
-        absent = fetch_images(chunk)
+        absent = _fetch_images(chunk)
         if absent:
             return LostImages(chunk_index=chunk.chunk_index, rows=absent, reason="they did not arrive")
         try:
@@ -96,7 +96,7 @@ class Sink:
             seconds: longest wait for images.
         """
         deadline = time.monotonic() + seconds
-        absent = fetch_images(chunk, seconds)
+        absent = _fetch_images(chunk, seconds)
         there = [o for o in chunk.finished if o.prompt.row not in absent and _is_whole(o, deadline)]
         if there:
             write_partial(
@@ -118,7 +118,7 @@ def fetch(payload: Any, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> bytes
     return payload
 
 
-def fetch_images(chunk: WholeChunk, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> tuple[int, ...]:
+def _fetch_images(chunk: WholeChunk, timeout_seconds: float = FETCH_TIMEOUT_SECONDS) -> tuple[int, ...]:
     """Let all images of a chunk travel to this node at the same time; `fetch` then takes them one by one.
 
     Returns:

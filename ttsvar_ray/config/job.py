@@ -65,7 +65,7 @@ class JobConfig(Section):
         """
         # A GPU's kernels are chosen by shape, and that is what such a run holds fixed.
         counts = ("engine.micro_batch_rows",) if self.engine.deterministic else ()
-        return content_of(flatten(self.resolved()), counts=counts)
+        return _content_of(flatten(self.resolved()), counts=counts)
 
     def digest(self) -> str:
         """Return the sha256 of `content`, hexadecimal."""
@@ -99,7 +99,7 @@ NOT_CONTENT = (
     "output.trace",
     "max_failed",
 )
-"""Settings (or whole sections) that do not change what is generated; but see `content_of`."""
+"""Settings (or whole sections) that do not change what is generated; but see `_content_of`."""
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -114,7 +114,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def content_of(settings: Mapping[str, Any], *, counts: Sequence[str] = ()) -> dict[str, Any]:
+def _content_of(settings: Mapping[str, Any], *, counts: Sequence[str] = ()) -> dict[str, Any]:
     """Return those of flat settings that change what is generated.
 
     Args:

@@ -241,7 +241,7 @@ class Population:
                 log_likelihood=past.log_likelihood,
             )
         return selection_record(
-            self.prompt.key, selection, past.latest, choice=choice, round_index=self._round_index
+            self.prompt.key, selection, past.reward_history, choice=choice, round_index=self._round_index
         )
 
     def _end_round(self, past: Past) -> Restarted | Stop:

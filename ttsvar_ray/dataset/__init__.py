@@ -13,7 +13,7 @@ from ttsvar_ray.dataset.contents import (
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock, guarded
-from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest, read_run
 from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema
 from ttsvar_ray.dataset.sessions import SessionLog
@@ -47,6 +47,7 @@ __all__ = [
     "partial_rows",
     "read_cost",
     "read_manifest",
+    "read_run",
     "rows_without_outcome",
     "summarise_output",
     "trace_schema",

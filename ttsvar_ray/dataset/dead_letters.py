@@ -13,7 +13,7 @@ from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.storage import Location
 
 
-class UnusableLine(Protocol):
+class _UnusableLine(Protocol):
     """A line of the prompt file that holds no prompt."""
 
     @property
@@ -60,7 +60,7 @@ def read_letters(location: Location) -> list[dict[str, Any]]:
     return []
 
 
-def write_bad_lines(location: Location, lines: Iterable[UnusableLine]) -> None:
+def write_bad_lines(location: Location, lines: Iterable[_UnusableLine]) -> None:
     """Write all bad lines of the prompt file, whole or not at all."""
     _write(
         location,

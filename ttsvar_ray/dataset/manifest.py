@@ -12,6 +12,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ttsvar_ray.dataset.accounting import PlanRecord
@@ -160,3 +161,16 @@ def read_manifest(layout: OutputLayout) -> RunManifest | None:
         raise OutputError(
             f"{layout.run_file}: not a manifest this version can read ({error}); choose another output folder"
         ) from None
+
+
+def read_run(output: str | Path | OutputLayout) -> tuple[OutputLayout, RunManifest]:
+    """Return where a run wrote, and what it is.
+
+    Raises:
+        OutputError: there is no run, or none that this version can read.
+    """
+    layout = output if isinstance(output, OutputLayout) else OutputLayout(output)
+    manifest = read_manifest(layout)
+    if manifest is None:
+        raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+    return layout, manifest

@@ -96,7 +96,7 @@ class ChunkReport:
     part_bytes: int
 
 
-def payload_bytes(payload: Any) -> bytes:
+def _payload_bytes(payload: Any) -> bytes:
     """Return a payload that is bytes already."""
     if not isinstance(payload, bytes):
         raise TypeError(f"image payload: expected bytes, got {type(payload).__name__}")
@@ -111,7 +111,7 @@ def write_chunk(
     finished: Sequence[PromptResult],
     failed: Sequence[PromptFailure],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
 ) -> ChunkReport:
     """Write what became of the prompts of a chunk, with what was kept of it, or put it into its part.
 
@@ -176,7 +176,7 @@ def write_chunk(
         settle(layout, chunk_index)
         replace_letters(letters, failed, ran=ran)
     elif is_kept:
-        forget_partial(layout, chunk_index)
+        _forget_partial(layout, chunk_index)
     return ChunkReport(
         chunk_index=chunk_index,
         prompts=len(finished),
@@ -202,7 +202,7 @@ def write_partial(
     rows: range,
     finished: Sequence[PromptResult],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
 ) -> None:
     """Keep finished prompts of a chunk that is not whole, beside those that were kept before.
 
@@ -238,7 +238,7 @@ def partial_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, 
     found: dict[int, frozenset[int]] = {}
     for index, kept in layout.partial_parts().items():
         if index in committed:
-            forget_partial(layout, index)
+            _forget_partial(layout, index)
         else:
             found[index] = frozenset(rows_in(kept))
     for name in layout.partial_folder.names():
@@ -248,7 +248,7 @@ def partial_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, 
     return found
 
 
-def forget_partial(layout: OutputLayout, chunk_index: int) -> None:
+def _forget_partial(layout: OutputLayout, chunk_index: int) -> None:
     """Delete what was kept of a chunk."""
     for file in _partial_files(layout, chunk_index):
         file.delete()
@@ -264,7 +264,7 @@ def write_part(
     finished: Iterable[PromptResult],
     *,
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
 ) -> int:
     """Write one Parquet part to a local file, a row per kept image in the order given; return its rows.
 

@@ -211,7 +211,7 @@ def _records(
     for segment, past, choice in zip(one.segments, one.pasts, one.choices, strict=False):
         assert segment.selection is not None
         record = selection_record(
-            prompt_key, segment.selection, past.latest, choice=choice, round_index=round_index
+            prompt_key, segment.selection, past.reward_history, choice=choice, round_index=round_index
         )
         yield with_bits(record, past)
     last = one.segments[-1]

@@ -164,7 +164,7 @@ class Selection:
     by: str = "reward"
 
 
-def columns_of(layout: OutputLayout) -> pa.Schema:
+def _columns_of(layout: OutputLayout) -> pa.Schema:
     """Return the columns that an expression may name: the data's, without pictures, then the scores'.
 
     Raises:
@@ -189,7 +189,7 @@ def select(
         ConfigurationError: an expression that cannot be used.
         OutputError: damaged parts, or a folder with something else in it.
     """
-    schema = columns_of(layout)
+    schema = _columns_of(layout)
     if selection.by not in schema.names:
         raise ConfigurationError(
             f"--by: expected one of the columns {', '.join(schema.names)}, got {selection.by!r}"

@@ -35,14 +35,14 @@ KEYS = ("row", "prompt_id", "ordinal", "image_rank")
 """What names an image, in every table."""
 
 
-def score_folder(layout: OutputLayout, table: str) -> Location:
+def _score_folder(layout: OutputLayout, table: str) -> Location:
     """Return where the parts of a table are."""
     return layout.root / "scores" / table
 
 
-def score_part_file(layout: OutputLayout, table: str, chunk: int) -> Location:
+def _score_part_file(layout: OutputLayout, table: str, chunk: int) -> Location:
     """Return one part of a table."""
-    return score_folder(layout, table) / layout.data_part(chunk).name
+    return _score_folder(layout, table) / layout.data_part(chunk).name
 
 
 def tables(layout: OutputLayout) -> list[str]:
@@ -59,21 +59,22 @@ def missing_parts(layout: OutputLayout, table: str, basis: Mapping[str, Any]) ->
     """
     missing = []
     for chunk in layout.data_parts():
-        file = score_part_file(layout, table, chunk)
+        file = _score_part_file(layout, table, chunk)
         told = _told(file)
         if told is not None and told["basis"] != dict(basis):
             before = told["basis"]
             differ = [name for name in {**before, **basis} if before.get(name) != basis.get(name)]
             changes = "; ".join(f"{name}: {before.get(name)} there, {basis.get(name)} now" for name in differ)
             raise OutputError(
-                f"{file}: its scores rest on something else ({changes}); delete {score_folder(layout, table)}"
+                f"{file}: its scores rest on something else ({changes}); "
+                f"delete {_score_folder(layout, table)}"
             )
-        if told is None or told["data"] != data_digest(layout, chunk):
+        if told is None or told["data"] != _data_digest(layout, chunk):
             missing.append(chunk)
     return missing
 
 
-def data_digest(layout: OutputLayout, chunk: int) -> str:
+def _data_digest(layout: OutputLayout, chunk: int) -> str:
     """Return the sha256 of a data part, from its manifest where it has a settled one."""
     manifest = read_part_manifest(layout.manifest_part(chunk))
     if manifest is not None and manifest.is_settled:
@@ -90,7 +91,7 @@ def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, bas
     """
     keys: dict[str, list[Any]] = {name: [] for name in KEYS}
     found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
-    digest = data_digest(layout, chunk)
+    digest = _data_digest(layout, chunk)
     for rows in _image_rows(layout.data_part(chunk)):
         images = [_pixels(row) for row in rows]
         for name, values in scorer.score(images, rows).items():
@@ -99,11 +100,11 @@ def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, bas
             found[name] += values
         for name in KEYS:
             keys[name] += [row[name] for row in rows]
-    write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
+    _write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
     return len(keys["row"])
 
 
-def write_scores(
+def _write_scores(
     layout: OutputLayout,
     chunk: int,
     table: str,
@@ -125,7 +126,7 @@ def write_scores(
     written = pa.Table.from_arrays(arrays, names=names).replace_schema_metadata(
         {_KEY: json.dumps(dict(told), sort_keys=True).encode()}
     )
-    with score_part_file(layout, table, chunk).replacing() as staged:
+    with _score_part_file(layout, table, chunk).replacing() as staged:
         pq.write_table(written, staged, compression="zstd", write_page_checksum=True)
 
 
@@ -153,7 +154,7 @@ def read_scores(
     Raises:
         OutputError: it is not there, or is damaged.
     """
-    file = score_part_file(layout, table, chunk)
+    file = _score_part_file(layout, table, chunk)
     try:
         with file.open_arrow() as stream:
             return pq.read_table(stream, columns=columns, page_checksum_verification=True)
@@ -208,9 +209,9 @@ def mark_near_duplicates(layout: OutputLayout, hashes: str, table: str, *, bits:
             distances.append(None)
             for mask, band in zip(masks, seen, strict=True):
                 band.setdefault(value & mask, []).append((value, f"{row:08d}-{rank}"))
-        told = {"basis": {"hashes": hashes, "bits": bits}, "data": data_digest(layout, chunk)}
+        told = {"basis": {"hashes": hashes, "bits": bits}, "data": _data_digest(layout, chunk)}
         found: dict[str, list[Any]] = {f"{table}_of": first, f"{table}_bits": distances}
-        write_scores(layout, chunk, table, keys, found, columns, told)
+        _write_scores(layout, chunk, table, keys, found, columns, told)
     return count, total
 
 

@@ -103,10 +103,10 @@ class ScorerSpec:
             CheckpointError: weights that cannot be used.
         """
         if self.kind is ScorerKind.HASH:
-            return HashScorer(self.table)
+            return _HashScorer(self.table)
         if self.kind is ScorerKind.SAFETY:
             assert self.path is not None
-            return SafetyScorer(self.path, table=self.table, label=self.label, device=self.device)
+            return _SafetyScorer(self.path, table=self.table, label=self.label, device=self.device)
         if self.kind is ScorerKind.GENEVAL:
             return _geneval(self)
         from ttsvar_ray.rewards.registry import build_reward
@@ -119,7 +119,7 @@ class ScorerSpec:
             dtype=self.dtype,
             options=self.options,
         )
-        return RewardScorer(reward, table=self.table)
+        return _RewardScorer(reward, table=self.table)
 
 
 def column_name(name: str) -> str:
@@ -128,7 +128,7 @@ def column_name(name: str) -> str:
     return re.sub(r"\W", "_", own) or "score"
 
 
-class RewardScorer:
+class _RewardScorer:
     """The score of a reward."""
 
     def __init__(self, reward: Any, *, table: str) -> None:
@@ -149,7 +149,7 @@ class RewardScorer:
         return {self._table: scores.tolist()}
 
 
-class HashScorer:
+class _HashScorer:
     """A perceptual hash: whether each cell of a small grey picture is brighter than its left neighbour."""
 
     def __init__(self, table: str) -> None:
@@ -171,7 +171,7 @@ def difference_hash(image: UInt8Array) -> int:
     return int.from_bytes(bits.tobytes(), "big")
 
 
-class SafetyScorer:
+class _SafetyScorer:
     """An image classifier's verdict, as a tag: no row is dropped for it.
 
     Args:

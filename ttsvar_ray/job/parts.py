@@ -92,12 +92,12 @@ def _named_reward(
             f"{where}: the reward {name!r} needs the directory of its weights, got nothing; set it "
             "(`ttsvar-ray doctor JOB.yaml` says how to get them)"
         )
-    if path is not None and files is not None and (absent := absent_files(entry.weights, files)):
+    if path is not None and files is not None and (absent := _absent_files(entry.weights, files)):
         raise ConfigurationError(f"{where}: expected {' and '.join(absent)} in {files}, found none")
     return NamedPart(name=name, path=files)
 
 
-def absent_files(weights: PublishedWeights, folder: Path) -> list[str]:
+def _absent_files(weights: PublishedWeights, folder: Path) -> list[str]:
     """Return which published files are not in a folder; none of a reward directory in our own format."""
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

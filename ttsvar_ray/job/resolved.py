@@ -38,9 +38,9 @@ from ttsvar_ray.search.strategy import (
     SelectionSetting,
     Strategy,
     compile_plan,
-    require_a_final_choice,
     settings_read_by,
 )
+from ttsvar_ray.search.validation import require_a_final_choice
 from ttsvar_ray.types import PotentialKind
 
 _MODEL_PLAN = (

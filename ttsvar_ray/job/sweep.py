@@ -81,16 +81,16 @@ def read_sweep(path: Path, folder: Path, overrides: Sequence[str] = ()) -> tuple
         for name in ("base", "variants", "grid"):
             if validated(Sweep, {**readable, name: content.get(name, {})}, []) is not None:
                 readable[name] = content.get(name, {})
-        variants_of(Sweep.model_validate(readable), folder, overrides, problems)
+        _variants_of(Sweep.model_validate(readable), folder, overrides, problems)
         raise ConfigurationError([f"{path}: {problem}" for problem in problems])
-    variants = variants_of(sweep, folder, overrides, problems)
+    variants = _variants_of(sweep, folder, overrides, problems)
     problems = problems or _unfit(sweep, variants)
     if problems:
         raise ConfigurationError([f"{path}: {problem}" for problem in problems])
     return sweep, variants
 
 
-def variants_of(
+def _variants_of(
     sweep: Sweep, folder: Path, overrides: Sequence[str], problems: list[str]
 ) -> tuple[Variant, ...]:
     """Return the jobs of a sweep, each with a folder of its own.

@@ -112,7 +112,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
     return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")
 
 
-def files_per_trajectory(job: ResolvedJob) -> float:
+def _files_per_trajectory(job: ResolvedJob) -> float:
     """Return how many image files a worker writes of each trajectory that reaches the end.
 
     Where one reward decides and the best is kept, a shard writes one; a prompt is taken to be one shard.
@@ -193,7 +193,7 @@ def _files(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile, *, r
     image_format, quality, png_level = image_settings(job.config)
     pixels = networks.model.decodes["full"].pixels
     one = encode_file_seconds(image_format, pixels, profile, quality=quality, png_level=png_level)
-    each = files_per_trajectory(job) * one / ENCODE_THREADS
+    each = _files_per_trajectory(job) * one / ENCODE_THREADS
     return chord(lambda count: max(one, count * each), rows)
 
 

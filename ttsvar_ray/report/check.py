@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import OutputLayout, RunManifest, carried_columns, data_schema, read_manifest
+from ttsvar_ray.dataset import OutputLayout, RunManifest, carried_columns, data_schema, read_run
 from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters
 from ttsvar_ray.dataset.part_manifest import FileSum, read_part_manifest, sha256_of
@@ -106,10 +106,7 @@ def check_folder(
         OutputError: there is no run, or none that this version can read.
         StorageError: the storage fails.
     """
-    manifest = read_manifest(layout)
-    if manifest is None:
-        raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
-    return _Check(layout, manifest, on_problem).run()
+    return _Check(*read_run(layout), on_problem).run()
 
 
 class _Check:

@@ -206,19 +206,20 @@ def rank_final(
 
 
 def selection_record(
-    prompt_key: str, selection: Selection, rewards: Float64Array, *, choice: Choice, round_index: int = 0
+    prompt_key: str, selection: Selection, reward_history: Float64Array, *, choice: Choice, round_index: int
 ) -> SelectionRecord:
     """Return the row of the trace for one selection; its placement is still open.
 
     Args:
-        rewards: float64 [population], the latest of what was selected from; left out where nobody read them.
+        reward_history: float64 [population, scored scales so far], of what was selected from; the latest
+            rewards are kept where the operator reads any.
     """
     return SelectionRecord(
         prompt_key=prompt_key,
         scale_index=selection.scale_index,
         kind=selection.operator.name,
         ancestor_index=tuple(choice.ancestor_index.tolist()),
-        rewards=tuple(rewards.tolist()) if Signal.REWARDS in selection.operator.reads else (),
+        rewards=tuple(reward_history[:, -1].tolist()) if Signal.REWARDS in selection.operator.reads else (),
         numbers={
             name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())
             for name, value in choice.numbers.items()

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError, brief, noting
+from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
@@ -27,8 +27,12 @@ from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
     WantedSelection,
     batch_schedule_problems,
+    check_answers,
+    final_problems,
     is_whole_number,
+    require_a_final_choice,
     rounds_problems,
+    scale_schedule_problems,
     selection_scale_problems,
 )
 from ttsvar_ray.types import PotentialKind, ResamplingScheme, ScaleSchedule
@@ -157,7 +161,7 @@ def compile_plan(
     Differs: the published code checks nothing here, and fails after the work where a schedule falls
         at a scale without a selection.
     """
-    problems = _scale_schedule_problems(scale_schedule)
+    problems = scale_schedule_problems(scale_schedule)
     try:
         name = Strategy(strategy)
     except ValueError:
@@ -198,7 +202,7 @@ def compile_plan(
         problems += rounds_problems(
             num_scales, max_rounds=max_rounds, growth=growth, reject_below=reject_below, stop_at=stop_at
         )
-    problems += _final_problems(num_scales, final or FinalChoice())
+    problems += final_problems(num_scales, final or FinalChoice())
     if batch_schedule is not None and name.has_schedule:
         problems += batch_schedule_problems(num_scales, batch_schedule, wanted)
     operators = {} if problems else _make_operators(wanted, shared, problems)
@@ -229,27 +233,6 @@ def compile_plan(
         require_a_final_choice(plan)
     reads_features = Signal.FEATURES in plan.reads
     return replace(plan, joint_component=joint_component) if reads_features else plan
-
-
-def require_a_final_choice(plan: Plan) -> None:
-    """Refuse a setting of the final choice where there is none.
-
-    Raises:
-        ConfigurationError: the plan ends with one image.
-    """
-    if plan.survivors_after[-1] == plan.rounds.most == 1:
-        raise ConfigurationError(
-            "final_mean_of, final_reward and final_ties: this plan ends with one image a prompt, so that "
-            "nothing is left to choose; remove them, or keep more trajectories to the end."
-        )
-
-
-def _final_problems(num_scales: int, final: FinalChoice) -> list[str]:
-    return [
-        f"final_mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
-        for scale in final.mean_of
-        if scale >= num_scales
-    ]
 
 
 def _rounds(
@@ -371,40 +354,9 @@ def _make_operators(
             if isinstance(operator, type):
                 given = {**_shared_options(operator.name, shared), **one.options}
                 operator = make_operator(operator, given, setting=one.where)
-            _check_answers(operator, int(one.scale), setting=one.where)
+            check_answers(operator, int(one.scale), setting=one.where)
             operators[int(one.scale)] = operator
     return operators
-
-
-def _check_answers(operator: Operator, scale: int, *, setting: str) -> None:
-    """Refuse an operator whose `scored_scales` or `describe` cannot be used.
-
-    Raises:
-        ConfigurationError: says which, and what was expected.
-    """
-    where = f"{setting}: operator {operator.name}"
-    try:
-        described, scored = operator.describe(), operator.scored_scales(scale)
-    except Exception as error:
-        raise ConfigurationError(f"{where}: fails before anything is selected ({brief(error)})") from error
-    if not isinstance(described, str):
-        raise ConfigurationError(f"{where}: describe: expected a text, got {described!r}")
-    needed = Signal.REWARDS in operator.reads
-    is_usable = isinstance(scored, Sequence) and bool(scored) == needed
-    if not is_usable or not all(is_whole_number(one) and 0 <= one <= scale for one in scored):
-        expected = f"scales from 0 to {scale}" if needed else "none, because it reads no rewards"
-        raise ConfigurationError(f"{where}: scored_scales: expected {expected}, got {scored!r}")
-
-
-def _scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
-    if not scale_schedule:
-        return ["scale_schedule: expected at least one scale, got none; check the model's configuration."]
-    return [
-        f"scale_schedule[{scale}]: expected a (height, width) of at least 1 x 1 tokens, got {tuple(grid)}; "
-        f"check the model's configuration."
-        for scale, grid in enumerate(scale_schedule)
-        if len(grid) != 2 or not all(is_whole_number(side) and side >= 1 for side in grid)
-    ]
 
 
 def _missing_selections(strategy: Strategy, num_scales: int, n: int, has_selections: bool) -> list[str]:

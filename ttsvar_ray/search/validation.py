@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ttsvar_ray.errors import ConfigurationError, brief
 from ttsvar_ray.search.operators.keep import Keep
-from ttsvar_ray.search.operators.protocol import Operator
+from ttsvar_ray.search.operators.protocol import Operator, Signal
+from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.types import ScaleSchedule
 
 _NOUNS = {"cluster": "clustering", "resample": "resampling"}
 
@@ -193,3 +196,57 @@ def rounds_problems(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
+    """Return what is wrong with a model's scales."""
+    if not scale_schedule:
+        return ["scale_schedule: expected at least one scale, got none; check the model's configuration."]
+    return [
+        f"scale_schedule[{scale}]: expected a (height, width) of at least 1 x 1 tokens, got {tuple(grid)}; "
+        f"check the model's configuration."
+        for scale, grid in enumerate(scale_schedule)
+        if len(grid) != 2 or not all(is_whole_number(side) and side >= 1 for side in grid)
+    ]
+
+
+def final_problems(num_scales: int, final: FinalChoice) -> list[str]:
+    """Return what is wrong with the scales that final images are ranked by."""
+    return [
+        f"final_mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
+        for scale in final.mean_of
+        if scale >= num_scales
+    ]
+
+
+def require_a_final_choice(plan: Plan) -> None:
+    """Refuse a setting of the final choice where there is none.
+
+    Raises:
+        ConfigurationError: the plan ends with one image.
+    """
+    if plan.survivors_after[-1] == plan.rounds.most == 1:
+        raise ConfigurationError(
+            "final_mean_of, final_reward and final_ties: this plan ends with one image a prompt, so that "
+            "nothing is left to choose; remove them, or keep more trajectories to the end."
+        )
+
+
+def check_answers(operator: Operator, scale: int, *, setting: str) -> None:
+    """Refuse an operator whose `scored_scales` or `describe` cannot be used.
+
+    Raises:
+        ConfigurationError: says which, and what was expected.
+    """
+    where = f"{setting}: operator {operator.name}"
+    try:
+        described, scored = operator.describe(), operator.scored_scales(scale)
+    except Exception as error:
+        raise ConfigurationError(f"{where}: fails before anything is selected ({brief(error)})") from error
+    if not isinstance(described, str):
+        raise ConfigurationError(f"{where}: describe: expected a text, got {described!r}")
+    needed = Signal.REWARDS in operator.reads
+    is_usable = isinstance(scored, Sequence) and bool(scored) == needed
+    if not is_usable or not all(is_whole_number(one) and 0 <= one <= scale for one in scored):
+        expected = f"scales from 0 to {scale}" if needed else "none, because it reads no rewards"
+        raise ConfigurationError(f"{where}: scored_scales: expected {expected}, got {scored!r}")

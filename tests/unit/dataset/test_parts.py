@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import hashlib
 import io
 import json
 import math
-import sys
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from outcome_samples import CONTEXT, encoded, failure, pixels, result
@@ -24,7 +19,6 @@ from PIL import Image
 from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import (
-    CarriedColumn,
     OutputLayout,
     RowContext,
     carried_columns,
@@ -37,12 +31,9 @@ from ttsvar_ray.dataset import (
     writer,
 )
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
-from ttsvar_ray.dataset.export import exported_images
-from ttsvar_ray.dataset.part_manifest import read_part_manifest
-from ttsvar_ray.errors import DamagedImageError, LostRowsError, OutputError
-from ttsvar_ray.prompts import BadLine, PromptSource, read_prompts, scan_prompts
-from ttsvar_ray.results import PromptFailure
-from ttsvar_ray.storage import locate, location
+from ttsvar_ray.errors import LostRowsError
+from ttsvar_ray.prompts import BadLine
+from ttsvar_ray.storage import locate
 
 CARRIED = carried_columns(
     {
@@ -317,175 +308,9 @@ def test_payloads_are_resolved_one_at_a_time(tmp_path: Path) -> None:
     assert len(pictures) == 3
 
 
-def test_a_carried_column_with_an_output_name_is_prefixed_until_it_is_free() -> None:
-    (column,) = carried_columns({"reward": ColumnType.FLOAT64})
-    assert column == CarriedColumn(source="reward", name="input_reward", type=ColumnType.FLOAT64)
-    again = carried_columns({"reward": ColumnType.FLOAT64, "input_reward": ColumnType.FLOAT64})
-    assert [each.name for each in again] == ["input_input_reward", "input_reward"], "a part as prompt file"
-
-
-TIME = datetime.datetime(2026, 11, 26, tzinfo=datetime.timezone.utc)
-ARROW_VALUES: dict[str, tuple[pa.DataType, list[Any]]] = {
-    "raw": (pa.binary(), [b"\xff\x00", None]),
-    "small": (pa.int8(), [-1, None]),
-    "unsigned": (pa.uint64(), [2**64 - 1, None]),
-    "half": (pa.float32(), [0.1, None]),
-    "price": (pa.decimal128(10, 2), [Decimal("1.20"), None]),
-    "when": (pa.timestamp("us", tz="UTC"), [TIME, None]),
-    "far": (pa.timestamp("s"), [10**12, None]),
-    "exact": (pa.timestamp("ns"), [1_700_000_000_123_456_789, None]),
-    "day": (pa.date32(), [datetime.date(2026, 11, 26), None]),
-    "took": (pa.duration("ms"), [datetime.timedelta(seconds=1), None]),
-    "clock": (pa.time64("ns"), [1_000_000_001, None]),
-    "tags": (pa.list_(pa.string()), [["a", None], None]),
-    "times": (pa.list_(pa.timestamp("ns")), [[1, None], None]),
-    "picture": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), [{"bytes": b"\x89P"}, None]),
-    "large": (pa.large_string(), ["x", None]),
-}
-
-
-def test_the_callers_columns_keep_their_arrow_types_and_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    columns = {name: pa.array(values, type=kind) for name, (kind, values) in ARROW_VALUES.items()}
-    given = pa.table({"prompt": ["one", "two"], **columns})
-    pq.write_table(given, tmp_path / "p.parquet")
-    given = pq.read_table(tmp_path / "p.parquet")
-    source = PromptSource(path=str(tmp_path / "p.parquet"))
-    scan = scan_prompts(source)
-    context = RowContext(
-        model="m", strategy="raw", seed=0, reward_name="r", carried=carried_columns(scan.column_types)
-    )
-    layout = OutputLayout(tmp_path / "out")
-    first, second = (
-        dataclasses.replace(result(prompt.row), prompt=prompt) for prompt in read_prompts(source, scan=scan)
-    )
-    lost = PromptFailure(prompt=second.prompt, attempts=1, errors=("no",))
-    write_chunk(layout, 0, rows=range(2), finished=[first], failed=[lost], context=context)
-    assert write_chunk(layout, 0, rows=range(2), finished=[second], failed=[], context=context).images == 2
-    written = pq.read_table(str(layout.data_part(0)))
-    assert written.select(list(columns)).equals(given.select(list(columns)))
-    monkeypatch.delitem(sys.modules, "pandas")
-    rows = datasets.load_dataset(
-        "parquet", data_dir=str(layout.data_folder), split="train", cache_dir=str(tmp_path / "c")
-    )
-    exported = list(exported_images(layout, {}, best_only=True))
-    assert exported[0].metadata["exact"] == "2023-11-14 22:13:20.123456789"
-    assert rows.features["when"].dtype == "timestamp[us, tz=UTC]"
-    (first, _) = rows.select_columns(["picture"])
-    assert first["picture"] == {"bytes": b"\x89P", "path": None}, "no picture, because nobody said so"
-
-
 def test_a_table_without_rows_has_no_row_group(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path)
     finished = dataclasses.replace(result(0), trace=())
     write_chunk(layout, 0, rows=range(1), finished=[finished], failed=[], context=CONTEXT)
     assert pq.read_metadata(str(layout.trace_part(0))).num_row_groups == 0
     assert pq.read_table(str(layout.trace_part(0))).schema.equals(trace_schema())
-
-
-def test_all_empty_columns_keep_their_type(tmp_path: Path) -> None:
-    carried = carried_columns({"note": ColumnType.FLOAT64})
-    context = RowContext(model="m", strategy="raw", seed=0, reward_name="r", carried=carried)
-    path = tmp_path / "part.parquet"
-    writer.write_part(path, [result(0, note=None)], context=context)
-    assert pq.read_schema(path).field("note").type == pa.float64()
-
-
-def flip(file: Path, marker: bytes) -> None:
-    """Change one bit of a file, behind the first place where `marker` stands."""
-    content = bytearray(file.read_bytes())
-    content[content.index(marker) + len(marker)] ^= 1
-    file.write_bytes(bytes(content))
-
-
-def test_pages_of_parts_have_checksums(tmp_path: Path) -> None:
-    layout = OutputLayout(tmp_path)
-    write_chunk(layout, 0, rows=range(2), finished=[result(0), result(1)], failed=[], context=CONTEXT)
-    part, trace = (tmp_path / f"{folder}/part-00000.parquet" for folder in ("data", "trace"))
-    flip(part, encoded(1).payload[:60])
-    with pq.ParquetFile(part, page_checksum_verification=True) as file, pytest.raises(OSError, match="CRC"):
-        file.read()
-    # The first page of the trace lies behind the magic number and the header of the page.
-    content = bytearray(trace.read_bytes())
-    content[60] ^= 1
-    trace.write_bytes(bytes(content))
-    with pytest.raises(OSError, match=r"CRC|Corrupt|Thrift"):
-        pq.read_table(trace, page_checksum_verification=True)
-
-
-def test_flipped_bits_are_not_copied_into_a_new_part(tmp_path: Path) -> None:
-    layout = OutputLayout(tmp_path)
-    write_chunk(layout, 0, rows=range(2), finished=[result(0)], failed=[failure(1)], context=CONTEXT)
-    part = tmp_path / "data/part-00000.parquet"
-    flip(part, encoded(0).payload[:60])
-    before = part.read_bytes()
-    with pytest.raises(OutputError, match=r"part-00000\.parquet: not a whole Parquet file .*CRC"):
-        write_chunk(layout, 0, rows=range(2), finished=[result(1)], failed=[], context=CONTEXT)
-    assert part.read_bytes() == before
-    assert [letter["row"] for letter in read_letters(layout.failed_part(0))] == [1]
-
-
-def test_an_image_that_changed_on_its_way_is_refused(tmp_path: Path) -> None:
-    layout = OutputLayout(tmp_path)
-    outcome = result(0)
-    kept = outcome.images[0]
-    damaged = bytearray(kept.image.payload)
-    damaged[30] ^= 4
-    image = dataclasses.replace(kept.image, payload=bytes(damaged))
-    outcome = dataclasses.replace(outcome, images=(dataclasses.replace(kept, image=image),))
-    with pytest.raises(DamagedImageError, match="image 0 of prompt id0#0"):
-        write_chunk(layout, 0, rows=range(1), finished=[outcome], failed=[], context=CONTEXT)
-    assert layout.data_parts() == {}
-
-
-def test_the_manifest_of_a_part_has_the_digests_of_its_files(tmp_path: Path) -> None:
-    layout = OutputLayout(tmp_path)
-    write_chunk(
-        layout, 3, rows=range(9, 12), finished=[result(9), result(10)], failed=[failure(11)], context=CONTEXT
-    )
-
-    def expected(rows: int) -> dict[str, Any]:
-        return {
-            name: {
-                "rows": rows,
-                "bytes": (tmp_path / name / "part-00003.parquet").stat().st_size,
-                "sha256": hashlib.sha256((tmp_path / name / "part-00003.parquet").read_bytes()).hexdigest(),
-            }
-            for name in ("data", "trace")
-        }
-
-    manifest = tmp_path / "manifest/part-00003.json"
-    assert json.loads(manifest.read_text()) == expected(2)
-    write_chunk(layout, 3, rows=range(9, 12), finished=[result(11)], failed=[], context=CONTEXT)
-    assert json.loads(manifest.read_text()) == expected(3)
-
-
-def test_a_part_that_is_replaced_is_what_its_manifest_says_at_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layout = OutputLayout(tmp_path)
-    write_chunk(layout, 0, rows=range(2), finished=[result(0)], failed=[failure(1)], context=CONTEXT)
-    steps: list[int] = []
-
-    def look() -> None:
-        manifest = read_part_manifest(layout.manifest_part(0))
-        assert manifest is not None
-        data, trace = (
-            hashlib.sha256((tmp_path / name / "part-00000.parquet").read_bytes()).hexdigest()
-            for name in ("data", "trace")
-        )
-        assert data in {each.sha256 for each in (manifest.data, *manifest.data_before)}
-        assert trace in {each.sha256 for each in (manifest.trace, *manifest.trace_before)}
-        steps.append(1 + len(manifest.data_before) + len(manifest.trace_before))
-
-    def rename(source: Path, target: Path) -> None:
-        look()
-        source.replace(target)
-        look()
-
-    monkeypatch.setattr(location, "_rename", rename)
-    write_chunk(layout, 0, rows=range(2), finished=[result(1)], failed=[], context=CONTEXT)
-    look()
-    assert steps == [1, 3, 3, 3, 3, 3, 3, 1, 1]
