@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from typing_extensions import assert_never
 
-from tests.support.dummy_engine import DummyEngine, FaultOf
+from tests.support.dummy_engine import DummyEngine, FaultOf, reference_outcome
+from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (
     Abandon,
@@ -36,6 +38,7 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select
+from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Prompt
 
 
@@ -288,3 +291,46 @@ class DummyCluster:
     def _live_limit(self, worker: DummyWorker) -> int:
         usual = (self.settings.batches_in_flight + 2) * worker.rows
         return max(self.settings.live_rows or usual, self.plan.widest.segments[0].population)
+
+
+FOUR_SCALES = compile_plan(
+    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
+    strategy="tts-var",
+    batch_schedule=[8, 6, 2, 2],
+    cluster_scales=[1],
+    resample_scales=[2],
+    cluster_restarts=1,
+)
+
+
+def make_cluster(
+    prompts: int,
+    workers: Sequence[int] = (),
+    *,
+    memory: Sequence[int | None] = (),
+    workload: Workload | None = None,
+    fault_of: FaultOf = lambda task: None,
+    **settings: Any,
+) -> DummyCluster:
+    """Return a cluster of the plan of four scales with one worker per entry of `workers`, its rows."""
+    cluster = DummyCluster(
+        plan=FOUR_SCALES,
+        run_seed=0,
+        settings=CoordinatorSettings(**{"spread": 1, "keep": "all", **settings}),
+        prompts=make_prompts(prompts),
+        fault_of=fault_of,
+        workload=workload,
+    )
+    for index, rows in enumerate(workers):
+        cluster.join(f"w{index}", rows, memory[index] if memory else None)
+    return cluster
+
+
+def check_all_correct(cluster: DummyCluster) -> None:
+    """Every prompt has the images of the sequential search, and all memory is accounted for."""
+    cluster.check_accounts()
+    cluster.check_finished()
+    for key, outcome in cluster.outcomes.items():
+        assert isinstance(outcome, PromptResult), outcome
+        found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
+        assert found == [image[:5] for image in reference_outcome(FOUR_SCALES, 0, key).images]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from tests.support.dummy_cluster import DummyCluster
-from tests.support.dummy_engine import FaultOf, reference_outcome
+from tests.support.dummy_cluster import DummyCluster, check_all_correct, make_cluster
+from tests.support.dummy_engine import FaultOf
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import (
     BatchDone,
@@ -16,46 +16,7 @@ from ttsvar_ray.coordination.messages import (
     SegmentReport,
     ShardTask,
 )
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
-from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.search.strategy import compile_plan
-
-PLAN = compile_plan(
-    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
-    strategy="tts-var",
-    batch_schedule=[8, 6, 2, 2],
-    cluster_scales=[1],
-    resample_scales=[2],
-    cluster_restarts=1,
-)
-
-
-def make_cluster(
-    *,
-    prompts: int,
-    workers: Sequence[int],
-    spread: Spread = 1,
-    max_attempts: int = 3,
-    batches_in_flight: int = 2,
-    live_rows: int | None = None,
-    fault_of: FaultOf = lambda task: None,
-) -> DummyCluster:
-    cluster = DummyCluster(
-        plan=PLAN,
-        run_seed=0,
-        settings=CoordinatorSettings(
-            spread=spread,
-            max_attempts=max_attempts,
-            batches_in_flight=batches_in_flight,
-            live_rows=live_rows,
-            keep="all",
-        ),
-        prompts=make_prompts(prompts),
-        fault_of=fault_of,
-    )
-    for index, rows in enumerate(workers):
-        cluster.join(f"w{index}", rows)
-    return cluster
+from ttsvar_ray.results import PromptFailure
 
 
 def fail_first(count: int, kind: FailureKind, *, segment_index: int) -> FaultOf:
@@ -86,14 +47,6 @@ def run_until(cluster: DummyCluster, condition: Callable[[], bool]) -> None:
         else:
             cluster.work(next(name for name, worker in cluster.workers.items() if worker.queue))
     raise AssertionError("the condition was never met")
-
-
-def check_all_correct(cluster: DummyCluster) -> None:
-    cluster.check_finished()
-    for key, outcome in cluster.outcomes.items():
-        assert isinstance(outcome, PromptResult), outcome
-        found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
-        assert found == [image[:5] for image in reference_outcome(PLAN, 0, key).images]
 
 
 def test_lost_shards_run_elsewhere_from_the_bits_of_the_last_selection() -> None:

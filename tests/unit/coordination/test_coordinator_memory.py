@@ -6,27 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from tests.support.dummy_cluster import DummyCluster
-from tests.support.dummy_engine import FaultOf, reference_outcome
-from tests.support.prompts import make_prompts
+from tests.support.dummy_cluster import FOUR_SCALES, DummyCluster, check_all_correct, make_cluster
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import FailureKind, RunBatch, ShardTask
 from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
 from ttsvar_ray.coordination.workers import MemoryModel
-from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.search.strategy import compile_plan
-
-PLAN = compile_plan(
-    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
-    strategy="tts-var",
-    batch_schedule=[8, 6, 2, 2],
-    cluster_scales=[1],
-    resample_scales=[2],
-    cluster_restarts=1,
-)
+from ttsvar_ray.results import PromptFailure
 
 
 def load(tokens: int, held_bytes: int, running_bytes: int) -> SegmentLoad:
@@ -45,27 +34,11 @@ WORKLOAD = Workload(source="a test", segments=(load(5, 2, 4), load(9, 10, 20), l
 LEAST = MemoryModel.in_bytes(WORKLOAD).least
 
 
-def make_cluster(
-    prompts: int,
-    memory: Sequence[int | None],
-    *,
-    rows: int = 32,
-    spread: Spread = 1,
-    batch_tokens: int | None = None,
-    fault_of: FaultOf = lambda task: None,
+def cluster_of(
+    prompts: int, memory: Sequence[int | None], *, rows: int = 32, **settings: Any
 ) -> DummyCluster:
     """Return a cluster with one worker per entry of `memory`."""
-    cluster = DummyCluster(
-        plan=PLAN,
-        run_seed=0,
-        settings=CoordinatorSettings(spread=spread, batch_tokens=batch_tokens, keep="all"),
-        prompts=make_prompts(prompts),
-        fault_of=fault_of,
-        workload=WORKLOAD,
-    )
-    for index, memory_bytes in enumerate(memory):
-        cluster.join(f"w{index}", rows, memory_bytes)
-    return cluster
+    return make_cluster(prompts, [rows] * len(memory), memory=memory, workload=WORKLOAD, **settings)
 
 
 def rows_of_batches(cluster: DummyCluster, segment_index: int) -> list[int]:
@@ -74,17 +47,8 @@ def rows_of_batches(cluster: DummyCluster, segment_index: int) -> list[int]:
     return [sum(len(task.slots) for task in batch.tasks) for batch in of_segment]
 
 
-def check_all_correct(cluster: DummyCluster) -> None:
-    cluster.check_accounts()
-    cluster.check_finished()
-    for key, outcome in cluster.outcomes.items():
-        assert isinstance(outcome, PromptResult), outcome
-        found = [(i.image.payload, i.reward, i.reward_history, i.lineage, i.bits) for i in outcome.images]
-        assert found == [image[:5] for image in reference_outcome(PLAN, 0, key).images]
-
-
 def test_many_are_early_and_few_are_late() -> None:
-    cluster = make_cluster(40, [1_000])
+    cluster = cluster_of(40, [1_000])
     cluster.settle()
     check_all_correct(cluster)
     assert max(rows_of_batches(cluster, 0)) == 32
@@ -93,7 +57,7 @@ def test_many_are_early_and_few_are_late() -> None:
 
 
 def test_memory_that_is_not_told_leaves_the_limits_of_rows() -> None:
-    cluster = make_cluster(40, [None])
+    cluster = cluster_of(40, [None])
     cluster.settle()
     check_all_correct(cluster)
     assert max(rows_of_batches(cluster, 2)) > 4
@@ -101,7 +65,7 @@ def test_memory_that_is_not_told_leaves_the_limits_of_rows() -> None:
 
 def test_a_worker_that_just_fits_one_trajectory_runs_whole_prompts_in_chunks() -> None:
     assert LEAST == 2 + 10 + 100
-    cluster = make_cluster(5, [LEAST])
+    cluster = cluster_of(5, [LEAST])
     cluster.settle()
     check_all_correct(cluster)
     assert set(rows_of_batches(cluster, 1)) == {1}
@@ -112,7 +76,7 @@ def test_a_worker_that_just_fits_one_trajectory_runs_whole_prompts_in_chunks() -
 
 @pytest.mark.parametrize("spread", [1, 2, "auto"])
 def test_small_and_large_workers_share_a_run(spread: Spread) -> None:
-    cluster = make_cluster(12, [LEAST, LEAST + 9, 5_000, None], spread=spread)
+    cluster = cluster_of(12, [LEAST, LEAST + 9, 5_000, None], spread=spread)
     cluster.settle()
     check_all_correct(cluster)
     used = {action.worker_id for action in cluster.actions if isinstance(action, RunBatch)}
@@ -120,7 +84,7 @@ def test_small_and_large_workers_share_a_run(spread: Spread) -> None:
 
 
 def test_a_chunked_prompt_survives_its_worker() -> None:
-    cluster = make_cluster(3, [LEAST])
+    cluster = cluster_of(3, [LEAST])
     for _ in range(3):
         for _ in range(9):
             if cluster.lease_requests:
@@ -138,7 +102,7 @@ def test_a_chunked_prompt_survives_its_worker() -> None:
 
 
 def test_a_worker_that_cannot_fit_one_trajectory_is_refused_with_the_numbers() -> None:
-    cluster = make_cluster(2, [LEAST - 1, LEAST])
+    cluster = cluster_of(2, [LEAST - 1, LEAST])
     assert set(cluster.workers) == {"w1"}
     reason = cluster.refused["w0"]
     assert "1.11e-07 GB" in reason
@@ -149,13 +113,13 @@ def test_a_worker_that_cannot_fit_one_trajectory_is_refused_with_the_numbers() -
 
 
 def test_a_token_budget_bounds_batches_but_one_trajectory_always_runs() -> None:
-    cluster = make_cluster(20, [100_000], batch_tokens=40)
+    cluster = cluster_of(20, [100_000], batch_tokens=40)
     cluster.settle()
     check_all_correct(cluster)
     assert max(rows_of_batches(cluster, 0)) == 8
     assert max(rows_of_batches(cluster, 1)) == 4
     assert max(rows_of_batches(cluster, 2)) == 2
-    tight = make_cluster(2, [100_000], batch_tokens=1)
+    tight = cluster_of(2, [100_000], batch_tokens=1)
     tight.settle()
     check_all_correct(tight)
     assert {rows for segment in range(3) for rows in rows_of_batches(tight, segment)} == {1}
@@ -170,7 +134,7 @@ def test_out_of_memory_lowers_the_batches_of_one_segment() -> None:
         failed.append(task)
         return FailureKind.MEMORY
 
-    cluster = make_cluster(30, [100_000], fault_of=fault)
+    cluster = cluster_of(30, [100_000], fault_of=fault)
     cluster.settle()
     check_all_correct(cluster)
     failing, in_flight, *later = rows_of_batches(cluster, 1)
@@ -188,7 +152,7 @@ def test_one_trajectory_that_finds_no_memory_makes_its_worker_hold_less_before_i
         failed.append(task)
         return FailureKind.MEMORY
 
-    cluster = make_cluster(6, [2_000], rows=1, fault_of=fault)
+    cluster = cluster_of(6, [2_000], rows=1, fault_of=fault)
     cluster.settle()
     check_all_correct(cluster)
     assert failed
@@ -199,7 +163,7 @@ def test_one_trajectory_that_never_fits_is_given_up() -> None:
     def fault(task: ShardTask) -> FailureKind | None:
         return FailureKind.MEMORY if task.prompt.row == 0 and task.segment_index == 2 else None
 
-    cluster = make_cluster(3, [2_000, 2_000], fault_of=fault)
+    cluster = cluster_of(3, [2_000, 2_000], fault_of=fault)
     cluster.settle()
     cluster.check_finished()
     failures = [outcome for outcome in cluster.outcomes.values() if isinstance(outcome, PromptFailure)]
@@ -209,4 +173,4 @@ def test_one_trajectory_that_never_fits_is_given_up() -> None:
 def test_a_workload_for_another_plan_is_refused() -> None:
     workload = Workload(source="a test", segments=WORKLOAD.segments[:2])
     with pytest.raises(ValueError, match="3 segments, got 2"):
-        Coordinator(plan=PLAN, run_seed=0, settings=CoordinatorSettings(), workload=workload)
+        Coordinator(plan=FOUR_SCALES, run_seed=0, settings=CoordinatorSettings(), workload=workload)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
-from tests.support.dummy_cluster import DummyCluster
+from tests.support.dummy_cluster import FOUR_SCALES, DummyCluster, make_cluster
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (
@@ -17,41 +15,9 @@ from ttsvar_ray.coordination.messages import (
     RunBatch,
     WorkerJoined,
 )
-from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
+from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.search.strategy import compile_plan
-
-PLAN = compile_plan(
-    scale_schedule=((1, 1), (2, 2), (3, 3), (4, 4)),
-    strategy="tts-var",
-    batch_schedule=[8, 6, 2, 2],
-    cluster_scales=[1],
-    resample_scales=[2],
-    cluster_restarts=1,
-)
-
-
-def make_cluster(
-    *,
-    prompts: int,
-    workers: Sequence[int] = (),
-    spread: Spread = 1,
-    batches_in_flight: int = 2,
-    live_rows: int | None = None,
-) -> DummyCluster:
-    """Return a cluster with one worker per entry of `workers`, its rows."""
-    cluster = DummyCluster(
-        plan=PLAN,
-        run_seed=0,
-        settings=CoordinatorSettings(
-            spread=spread, batches_in_flight=batches_in_flight, live_rows=live_rows, keep="all"
-        ),
-        prompts=make_prompts(prompts),
-    )
-    for index, rows in enumerate(workers):
-        cluster.join(f"w{index}", rows)
-    return cluster
 
 
 def batches(cluster: DummyCluster, worker_id: str | None = None) -> list[RunBatch]:
@@ -63,7 +29,7 @@ def batches(cluster: DummyCluster, worker_id: str | None = None) -> list[RunBatc
 
 
 def test_nothing_is_leased_without_workers() -> None:
-    coordinator = Coordinator(plan=PLAN, run_seed=0, settings=CoordinatorSettings())
+    coordinator = Coordinator(plan=FOUR_SCALES, run_seed=0, settings=CoordinatorSettings())
     assert not coordinator.is_done
     [lease] = coordinator.handle(WorkerJoined(worker_id="w0", rows=8))
     assert lease == LeasePrompts(count=2)
@@ -94,7 +60,7 @@ def test_leases_are_bounded_and_follow_the_workers() -> None:
 
 @pytest.mark.parametrize("prompts", [(), tuple(make_prompts(1)) * 2])
 def test_leases_that_break_the_protocol_are_refused(prompts: tuple[object, ...]) -> None:
-    coordinator = Coordinator(plan=PLAN, run_seed=0, settings=CoordinatorSettings())
+    coordinator = Coordinator(plan=FOUR_SCALES, run_seed=0, settings=CoordinatorSettings())
     with pytest.raises(ValueError, match="PromptsLeased"):
         coordinator.handle(PromptsLeased(prompts=prompts, is_last=False))  # type: ignore[arg-type]
 
