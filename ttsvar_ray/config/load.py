@@ -38,7 +38,7 @@ def load_config(
     problems: list[str] = []
     settings = read_job_file(Path(path)) if path is not None else {}
     if plan is not None:
-        chosen = read_job_file(Path(plan))
+        chosen = read_job_file(Path(plan), "plan file")
         if set(chosen) != {"strategy"}:
             found = ", ".join(map(str, chosen)) or "none"
             problems.append(f"{plan}: expected one section, strategy, in a plan file, got {found}")

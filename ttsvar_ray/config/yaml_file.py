@@ -90,8 +90,12 @@ def _values_in(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     return known[node]
 
 
-def read_job_file(path: Path) -> dict[str, Any]:
+def read_job_file(path: Path, kind: str = "job file") -> dict[str, Any]:
     """Return the content of a YAML file of sections.
+
+    Args:
+        path: the file.
+        kind: what it should be, for messages.
 
     Raises:
         ConfigurationError: no such file, or not such a content.
@@ -99,11 +103,11 @@ def read_job_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such job file") from None
+        raise ConfigurationError(f"{path}: no such {kind}") from None
     except IsADirectoryError:
-        raise ConfigurationError(f"{path}: expected a YAML job file, got a folder") from None
+        raise ConfigurationError(f"{path}: expected a YAML {kind}, got a folder") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: expected a YAML job file in UTF-8, got other bytes") from None
+        raise ConfigurationError(f"{path}: expected a YAML {kind} in UTF-8, got other bytes") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     try:
@@ -113,10 +117,10 @@ def read_job_file(path: Path) -> dict[str, Any]:
     if settings is None:
         return {}
     if not isinstance(settings, dict):
+        keys = {"plan file": "'strategy:'", "sweep file": "'base:' and 'variants:'"}
+        names = keys.get(kind, "'model:' and 'prompts:'")
         found = type(settings).__name__
-        raise ConfigurationError(
-            f"{path}: expected sections such as 'model:' and 'prompts:', got one {found}"
-        )
+        raise ConfigurationError(f"{path}: expected sections such as {names}, got one {found}")
     return settings
 
 

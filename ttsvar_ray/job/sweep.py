@@ -72,7 +72,7 @@ def read_sweep(path: Path, folder: Path, overrides: Sequence[str] = ()) -> tuple
     Raises:
         ConfigurationError: with every problem, of the file and of the jobs in it.
     """
-    content = read_job_file(path)
+    content = read_job_file(path, "sweep file")
     problems: list[str] = []
     sweep = validated(Sweep, content, problems)
     if sweep is None:

@@ -177,6 +177,12 @@ def test_all_that_is_wrong_with_a_sweep_is_told_at_once(tmp_path: Path) -> None:
         assert f"{file}: {problem}" in told, told
 
 
+def test_a_sweep_that_is_no_file_of_sections_is_told_as_one(tmp_path: Path) -> None:
+    assert "nowhere.yaml: no such sweep file" in call("compare", str(tmp_path / "nowhere.yaml"), code=2)
+    told = call("compare", str(write_sweep(tmp_path, "[1]")), code=2)
+    assert "expected sections such as 'base:' and 'variants:', got one list" in told
+
+
 GRID = """
 name: grid
 base: {strategy: {name: resampling, plan: published}}

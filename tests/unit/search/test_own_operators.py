@@ -267,7 +267,7 @@ def test_an_object_that_is_no_operator_is_refused() -> None:
 def test_sources_of_own_operators_are_digested_and_those_of_the_package_are_not() -> None:
     assert own_sources([TopK(), Resample(), DiverseTopK()]) == {}
     (name,) = own_sources([Unruly(returns=None), TopK()])
-    assert name.endswith("test_operators:Unruly")
+    assert name.endswith("test_own_operators:Unruly")
     assert operator_class("top-k", setting="here") is TopK
 
 
