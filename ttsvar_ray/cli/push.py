@@ -58,16 +58,13 @@ def push(
     Example: ttsvar-ray push outputs/mine me/rings --licence cc-by-4.0
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import OutputLayout, read_manifest
+        from ttsvar_ray.dataset import read_run
         from ttsvar_ray.dataset.card import card_text, is_ours
-        from ttsvar_ray.errors import ConfigurationError, InterruptedRunError, OutputError
+        from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
 
         if not _REPOSITORY.fullmatch(repository):
             raise ConfigurationError(f"OWNER/NAME: expected a data set such as me/rings, got {repository!r}")
-        layout = OutputLayout(output)
-        manifest = read_manifest(layout)
-        if manifest is None:
-            raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        layout, manifest = read_run(output)
         if not card_only:
             _require_whole(output)
         publication = published(

@@ -125,7 +125,7 @@ def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
         except (pa.ArrowException, OSError, StorageError) as error:
             raise damaged(part, error) from None
 
-    tables = list(_map_files(read, layout.data_parts().values()))
+    tables = list(map_files(read, layout.data_parts().values()))
     if not tables:
         raise OutputError(f"{layout.root}: expected images, found no part in data/")
     return pa.concat_tables(tables)
@@ -209,7 +209,7 @@ def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, t
             write_letters(letters_file, still)
         return tuple(letter["row"] for letter in still if letter.get("retry", True))
 
-    found = zip(parts, _map_files(look, parts.values()), strict=True)
+    found = zip(parts, map_files(look, parts.values()), strict=True)
     return {index: rows for index, rows in found if rows}
 
 
@@ -233,11 +233,11 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
     parts, letters = layout.data_parts(), layout.failed_parts()
     totals = PartTotals()
     accounted: dict[int, int] = {}
-    for index, each in zip(parts, _map_files(_read_totals, parts.values()), strict=True):
+    for index, each in zip(parts, map_files(_read_totals, parts.values()), strict=True):
         totals.add(each)
         accounted[index] = each.prompts
     failed = 0
-    for index, count in zip(letters, _map_files(count_lines, letters.values()), strict=True):
+    for index, count in zip(letters, map_files(count_lines, letters.values()), strict=True):
         failed += count
         accounted[index] = accounted.get(index, 0) + count
     wrong = {index: rows for index, rows in (chunks or {}).items() if accounted.get(index, 0) != len(rows)}
@@ -274,7 +274,7 @@ def read_cost(layout: OutputLayout, manifest: RunManifest) -> RunCost | None:
 
     manifests = [layout.manifest_part(index) for index in layout.data_parts()]
     seconds = [session.device_seconds for session in read_sessions(layout)]
-    return run_cost(manifest.plan, list(_map_files(told, manifests)), device_seconds=seconds)
+    return run_cost(manifest.plan, list(map_files(told, manifests)), device_seconds=seconds)
 
 
 def _lost(layout: OutputLayout, wrong: Mapping[int, range]) -> str:
@@ -306,7 +306,7 @@ def _shown(rows: Sequence[int]) -> str:
     return f"row{'s' * (len(rows) != 1)} {', '.join(map(str, rows[:_ROWS_SHOWN]))}{more}"
 
 
-def _map_files(read: Callable[[Location], _Result], files: Iterable[Location]) -> Iterator[_Result]:
+def map_files(read: Callable[[Location], _Result], files: Iterable[Location]) -> Iterator[_Result]:
     """Read many small files, several at a time; results come in order and are not kept."""
     waiting = iter(files)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="output-reader") as pool:
