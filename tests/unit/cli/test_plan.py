@@ -65,7 +65,7 @@ def test_the_screen() -> None:
     ]
     assert any(line.split()[:3] == ["12", "64x64", "4096"] for line in lines)
     text = " ".join(line.strip() for line in lines)
-    for words in ("2.205 B", "one decoded image: 1024 x 1024 pixels, 9.848 TFLOP", "141 GB", "rates of h200"):
+    for words in ("2.205 B", "one decoded image: 1024 x 1024 pixels, 9.85 TFLOP", "141 GB", "rates of h200"):
         assert words in text
     assert lines[-1].endswith("not a measurement")
 
