@@ -36,9 +36,9 @@ def _part_moments(
     means,
     squares,
     pixels,
-    steps,
     groups: tl.constexpr,
     each: tl.constexpr,
+    STEPS: tl.constexpr,
     PIXELS: tl.constexpr,
     GROUPS: tl.constexpr,
     EACH: tl.constexpr,
@@ -50,19 +50,19 @@ def _part_moments(
     shift = tl.zeros((1, GROUPS, EACH), tl.float32)
     if ADDS:
         shift = tl.load(added + channel, mask=real, other=0.0).to(tl.float32)
-    first = part.to(tl.int64) * steps * PIXELS
-    end = tl.minimum(first + steps * PIXELS, pixels)
+    first = part.to(tl.int64) * STEPS * PIXELS
+    end = tl.minimum(first + STEPS * PIXELS, pixels)
     pixel = first + tl.arange(0, PIXELS)[:, None, None]
     start = x + image * pixels * channels + channel
     inside = (pixel < end) & real
     values = tl.where(inside, tl.load(start + pixel * channels, mask=inside, other=0.0).to(tl.float32), 0.0)
     values = tl.where(inside, values + shift, 0.0)
-    # Squares around the mean of the part's first tile: at most `steps` times those around its own mean.
+    # Squares around the mean of the part's first tile: at most `STEPS` times those around its own mean.
     near = tl.sum(tl.sum(values, axis=0), axis=1) / (tl.minimum(end - first, PIXELS) * each)
     near = near[None, :, None]
     apart = tl.where(inside, values - near, 0.0)
     total, square = apart, apart * apart
-    for step in range(1, steps):
+    for step in range(1, STEPS):
         pixel = first + step * PIXELS + tl.arange(0, PIXELS)[:, None, None]
         inside = (pixel < end) & real
         values = tl.load(start + pixel * channels, mask=inside, other=0.0).to(tl.float32)
@@ -151,9 +151,10 @@ def group_norm_silu(
     y = torch.empty_like(x)
     first, adds = (x, False) if added is None else (added, True)
     _part_moments[(images, parts)](
-        *(x, first, partial[0], partial[1], pixels, steps),
+        *(x, first, partial[0], partial[1], pixels),
         **sizes,
         **group_sizes,
+        STEPS=steps,
         PIXELS=step,
         ADDS=adds,
         num_warps=8,
