@@ -144,8 +144,9 @@ def measure(
             when it is seen a second time. Many prompts together are timed once, after one.
         baseline: prompts of the published loop, after one that is not timed where there are several.
         quick: leave out how rows depend on their batch, and the deterministic passes.
+        part_repeats: how often each part is timed; 0 leaves them out.
         kernels: of the engine's model (`engine.kernels`); the published loop always has plain ones.
-        rows, decoded, part_repeats: of the parts (`benchmarks/parts.py`).
+        rows, decoded: of the parts (`benchmarks/parts.py`).
         on_case: told of each case when it is done.
     """
     name = str(dtype).removeprefix("torch.")
@@ -205,16 +206,15 @@ def measure(
         on_case(title, runs[title])
         del engine
     # Before deterministic kernels are chosen, which stay chosen.
-    parts = measure_parts(
-        model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=part_repeats
-    )
-    extras = {}
+    extras: dict[str, Any] = {}
+    if part_repeats:
+        extras["parts"] = measure_parts(
+            model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=part_repeats
+        )
     if not quick:
         settings = job(sizes.preset.name, resolution, name, Case(precision=Precision.FLOAT32))
-        extras = {
-            "rows": row_dependence(model),
-            "deterministic": deterministic(model, reward, extractor, settings),
-        }
+        extras["rows"] = row_dependence(model)
+        extras["deterministic"] = deterministic(model, reward, extractor, settings)
     return {
         "what": "random weights: speed and memory, not quality",
         "model": sizes.preset.name,
@@ -225,7 +225,6 @@ def measure(
         "machine": record("torch", "numpy", "pillow", "transformers"),
         "published_loop": official,
         "runs": runs,
-        "parts": parts,
     } | extras
 
 
@@ -399,6 +398,9 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES), help="how to run")
     parser.add_argument("--baseline", action="store_true", help="also run the published loop")
     parser.add_argument("--quick", action="store_true", help="seconds and memory only")
+    parser.add_argument(
+        "--parts", type=int, default=REPEATS, help="how often each part is timed; 0: not at all"
+    )
     parser.add_argument("--kernels", choices=("auto", "plain", "fused"), default="auto")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script")
     parser.add_argument("--dtype", default="auto", help="of the blocks")
@@ -414,6 +416,7 @@ def main() -> None:
         baseline=3 if arguments.baseline else 0,
         quick=arguments.quick,
         kernels=arguments.kernels,
+        part_repeats=arguments.parts,
         on_case=lambda name, run: print(name, json.dumps(run), flush=True),
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

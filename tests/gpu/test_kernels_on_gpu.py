@@ -66,7 +66,7 @@ def test_group_norm_silu(channels: int, side: int, channels_last: bool, dtype: t
 
 
 @DTYPES
-@pytest.mark.parametrize(("channels", "side"), [(512, 64), (512, 256), (256, 512)])
+@pytest.mark.parametrize(("channels", "side"), [(512, 64), (512, 256), (256, 512), (64, 1024)])
 def test_sums_between_convolutions(channels: int, side: int, dtype: torch.dtype) -> None:
     parts = random(1, 4 * channels, side + 1, side + 1, dtype=dtype)
     parts = parts.contiguous(memory_format=torch.channels_last)
@@ -94,7 +94,6 @@ def test_the_whole_decoder(images: int, side: int) -> None:
         with torch.autocast("cuda", torch.bfloat16):
             narrow = plain(features)
         exact, image = plain(features), fused(features)
-    assert image.is_contiguous(memory_format=torch.channels_last)
     rounding = (narrow - exact).square().mean().sqrt()
     assert (image - exact).square().mean().sqrt() < 1.5 * rounding, "as near as autocast is"
 

@@ -122,7 +122,8 @@ def _group_scales(
 def _scaled_silu(
     x, y, scales, offsets, pixels, channels: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    image, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    # Tiles first: of other axes a GPU has 65,535 at most.
+    tile, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, CHANNELS)[None, :]
     scale = tl.load(scales + image * channels + channel, mask=channel < channels, other=0.0)
     offset = tl.load(offsets + image * channels + channel, mask=channel < channels, other=0.0)
@@ -167,7 +168,7 @@ def group_norm_silu(
         ADDS=adds,
     )
     step = max(1, 2 * _TILE // size)
-    _scaled_silu[(images, triton.cdiv(pixels, step))](
+    _scaled_silu[(triton.cdiv(pixels, step), images)](
         *(x, y, lines[0], lines[1], pixels), channels=channels, PIXELS=step, CHANNELS=size, num_warps=8
     )
     return y
@@ -175,8 +176,8 @@ def group_norm_silu(
 
 @triton.jit
 def _interleaved(x, bias, y, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    image = tl.program_id(0).to(tl.int64)
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[:, None]
+    image = tl.program_id(1).to(tl.int64)
     channel = tl.arange(0, CHANNELS)[None, :]
     inside = (pixel < 4 * height * width) & (channel < channels)
     row, column = pixel // (2 * width), pixel % (2 * width)
@@ -203,7 +204,7 @@ def interleaved(x: Tensor, bias: Tensor) -> Tensor:
         dtype=x.dtype,
         memory_format=torch.channels_last,
     )
-    _interleaved[(images, triton.cdiv(4 * height * width, step))](
+    _interleaved[(triton.cdiv(4 * height * width, step), images)](
         *(x, bias, y, height, width, channels), PIXELS=step, CHANNELS=size, num_warps=8
     )
     return y

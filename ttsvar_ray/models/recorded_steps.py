@@ -49,7 +49,8 @@ class CudaRecorder:
     """Records CUDA graphs; they share the memory of their intermediate results, since one runs at a time."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        # The first graph: shared memory lasts as long as some graph that was recorded with it.
+        self._first: Any = None
 
     def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
         stream = torch.cuda.Stream()
@@ -60,9 +61,10 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads (image files, random numbers) may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        pool = None if self._first is None else self._first.pool()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = call()
-        self._pool = graph.pool() if self._pool is None else self._pool
+        self._first = graph if self._first is None else self._first
 
         def play() -> Tensor:
             graph.replay()
