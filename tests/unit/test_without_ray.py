@@ -34,7 +34,7 @@ def test_a_whole_search_runs_without_ray() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["48", "3"]
+    assert done.stdout.split() == ["48", "1"]
 
 
 WHOLE_JOB = """
