@@ -18,6 +18,8 @@ class _Layout(str, enum.Enum):
     FOLDER = "folder"
     GENEVAL = "geneval"
     T2I_COMPBENCH = "t2i-compbench"
+    ONEIG = "oneig"
+    HPS = "hps"
 
 
 class Which(str, enum.Enum):
@@ -42,7 +44,7 @@ def export(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Write a run's images as WebDataset shards, an image folder, or as GenEval and T2I-CompBench read them.
+    """Write a run's images as WebDataset shards, an image folder, or as a benchmark reads them.
 
     The same command goes on after a stop. Exit codes: 0 done; 2 no run at OUTPUT, one that the layout cannot
     hold, or another export in DIR.

@@ -1,11 +1,13 @@
-"""A run's images in the layouts of others: WebDataset shards, a folder with metadata, GenEval, T2I-CompBench.
+"""A run's images in the layouts of others: WebDataset shards, a folder with metadata, benchmarks.
 
 Comes in: the parts of a run, read a few rows at a time. Goes out: files in a local folder, each whole or not
 there; exporting again goes on after the files that are there. Names never come from prompts unescaped.
 
 Sources: webdataset's tar format (files of one sample share the name up to its first dot); `datasets`'
 ImageFolder (metadata.jsonl with `file_name`); GenEval (djghosh13/geneval, generation/diffusers_generate.py);
-T2I-CompBench (Karine-Huang/T2I-CompBench, names "prompt_000000.png").
+T2I-CompBench (Karine-Huang/T2I-CompBench, names "prompt_000000.png"); OneIG-Bench
+(OneIG-Bench/OneIG-Benchmark, README.md and scripts/utils); HPS v2 (tgxs002/HPSv2, README.md and
+hpsv2/evaluation.py).
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import io
 import itertools
 import json
 import math
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,10 +214,96 @@ def to_t2i_compbench(images: Iterator[ExportedImage], folder: Path) -> int:
     return total
 
 
+def to_oneig(images: Iterator[ExportedImage], folder: Path) -> int:
+    """Write `anime/MODEL/000.webp`: of each prompt one picture, its image or four of them as a grid of 2 x 2.
+
+    Prompts have the columns `category` and `id` of OneIG-Bench.csv; images of one prompt stand together.
+    Grids are WebP without loss. A prompt without an image has no file, and the benchmark passes it over.
+
+    Raises:
+        OutputError: a prompt without these columns, or that has neither one image nor four, or other than the
+            prompts before it.
+    """
+    total, count = 0, 0
+    seen: set[str] = set()
+    for name, group in itertools.groupby(images, key=_oneig_name):
+        own = list(group)
+        count = count or len(own)
+        if name in seen or len(own) != count or count not in (1, 4):
+            raise OutputError(
+                f"row {own[0].metadata['row']}: expected one image of every OneIG-Bench prompt, or four "
+                f"beside each other (--images all), got {len(own)} of {name}"
+            )
+        seen.add(name)
+        _write(folder / f"{name}.webp", _grid(own))
+        total += len(own)
+    return total
+
+
+_ONEIG_FOLDERS = {
+    "anime_stylization": "anime",
+    "portrait": "human",
+    "general_object": "object",
+    "text_rendering": "text",
+    "knowledge_reasoning": "reasoning",
+    "multilingualism": "multilingualism",
+}
+_ID = re.compile(r"[\w-]+")
+
+
+def _oneig_name(image: ExportedImage) -> str:
+    """Return the name of a prompt's file without its ending."""
+    category, number = (image.metadata.get(name) for name in ("category", "id"))
+    place = _ONEIG_FOLDERS.get(str(category).lower())
+    # Tables of prompts may have been read with numbers for "000".
+    name = f"{number:03d}" if isinstance(number, int) else str(number)
+    if place is None or number is None or not _ID.fullmatch(name):
+        raise OutputError(
+            f"row {image.metadata['row']}: expected the columns category ({', '.join(_ONEIG_FOLDERS)}) and "
+            f"id of OneIG-Bench.csv, got {category!r} and {number!r}"
+        )
+    return f"{place}/{_model(image)}/{name}"
+
+
+def to_hps(images: Iterator[ExportedImage], folder: Path) -> int:
+    """Write `MODEL/anime/00000.jpg`: a folder a style, its images numbered as the prompts of the style are.
+
+    Prompts have a column `style`, and the order of the benchmark, or its numbers in a column `index`. Images
+    that are no JPEG become one of quality 95 without subsampling: the benchmark names no quality.
+
+    Raises:
+        OutputError: a prompt without a style, with two images, or with one that is missing before it, so that
+            numbers would be those of other prompts.
+    """
+    total = 0
+    numbers: dict[str, int] = {}
+    for image in images:
+        told = image.metadata
+        style, row = str(told.get("style") or ""), told["row"]
+        if not _ID.fullmatch(style) or told["image_rank"]:
+            raise OutputError(
+                f"row {row}: expected one image (--images best) and a column style (anime, concept-art, "
+                f"paintings or photo), got image {told['image_rank']} and {told.get('style')!r}"
+            )
+        if told.get("index") is None and row != total:
+            raise OutputError(
+                f"row {total}: has no image, and HPS numbers images by the order of their prompts; make it "
+                "(--retry-failed), or give the prompts a column index"
+            )
+        # Of a CSV file it is text.
+        number = numbers.get(style, 0) if told.get("index") is None else int(told["index"])
+        numbers[style] = number + 1
+        _write(folder / _model(image) / style / f"{number:05d}.jpg", _jpeg(image))
+        total += 1
+    return total
+
+
 LAYOUTS: dict[str, Callable[[Iterator[ExportedImage], Path], int]] = {
     "folder": to_folder,
     "geneval": to_geneval,
     "t2i-compbench": to_t2i_compbench,
+    "oneig": to_oneig,
+    "hps": to_hps,
 }
 """Layouts without settings of their own, by name; WebDataset is the other."""
 
@@ -228,6 +317,35 @@ def _png(image: ExportedImage) -> bytes:
     file = io.BytesIO()
     Image.open(io.BytesIO(image.encoded)).convert("RGB").save(file, format="PNG")
     return file.getvalue()
+
+
+def _jpeg(image: ExportedImage) -> bytes:
+    if image.suffix == ".jpg":
+        return image.encoded
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.open(io.BytesIO(image.encoded)).convert("RGB").save(file, format="JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def _grid(images: Sequence[ExportedImage]) -> bytes:
+    """Return images of equal size as one WebP, row by row."""
+    from PIL import Image
+
+    pictures = [Image.open(io.BytesIO(image.encoded)).convert("RGB") for image in images]
+    side, (width, height) = math.isqrt(len(pictures)), pictures[0].size
+    page = Image.new("RGB", (side * width, side * height))
+    for place, picture in enumerate(pictures):
+        page.paste(picture, (place % side * width, place // side * height))
+    file = io.BytesIO()
+    page.save(file, format="WEBP", lossless=True)
+    return file.getvalue()
+
+
+def _model(image: ExportedImage) -> str:
+    """Return the name of the model as a folder."""
+    return re.sub(r"[^\w.-]+", "-", Path(image.metadata["model"]).name) or "model"
 
 
 def _json(value: Any) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from ttsvar_ray.dataset.export import (
     exported_images,
     to_folder,
     to_geneval,
+    to_hps,
+    to_oneig,
     to_t2i_compbench,
     to_webdataset,
 )
@@ -168,6 +171,83 @@ def test_t2i_compbench_reads_prompts_off_names(layout: OutputLayout, tmp_path: P
         "prompt number 1_000001.png",
         "prompt number 2_000002.png",
     ]
+
+
+def with_columns(given: Iterator[ExportedImage], *columns: dict[str, Any]) -> Iterator[ExportedImage]:
+    """Give the images of each row the columns at its place."""
+    for image in given:
+        yield replace(image, metadata={**image.metadata, **columns[image.metadata["row"]]})
+
+
+ONEIG = ({"category": "Portrait", "id": "007"}, {"category": "Anime_Stylization", "id": 12})
+
+
+def oneig(layout: OutputLayout, per_prompt: int) -> Iterator[ExportedImage]:
+    """Yield two prompts with so many images each."""
+    for row in range(2):
+        image = next(one for one in images(layout) if one.metadata["row"] == row)
+        for rank in range(per_prompt):
+            told = {**image.metadata, **ONEIG[row], "image_rank": rank, "model": "weights/mine"}
+            yield replace(image, encoded=encoded(row, rank).payload, metadata=told)
+
+
+@pytest.mark.parametrize("per_prompt", [1, 4])
+def test_oneig_gets_one_picture_a_prompt(layout: OutputLayout, tmp_path: Path, per_prompt: int) -> None:
+    folder = tmp_path / "oneig"
+    assert to_oneig(oneig(layout, per_prompt), folder) == 2 * per_prompt
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    assert names == ["anime/mine/012.webp", "human/mine/007.webp"], "as the benchmark's README draws them"
+    page = np.asarray(Image.open(folder / names[0]))
+    side = 2 if per_prompt == 4 else 1
+    assert page.shape == (side * 6, side * 8, 3)
+    for rank in range(per_prompt):
+        top, left = 6 * (rank // side), 8 * (rank % side)
+        np.testing.assert_array_equal(page[top : top + 6, left : left + 8], pixels(1, rank))
+
+
+def test_what_oneig_cannot_read_is_refused(layout: OutputLayout, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"row 0: expected one image .*, got 3 of human/mine/007"):
+        to_oneig(oneig(layout, 3), tmp_path / "three")
+    uneven = [*oneig(layout, 4)][:5]
+    with pytest.raises(OutputError, match=r"row 1: .*, got 1 of anime/mine/012"):
+        to_oneig(iter(uneven), tmp_path / "uneven")
+    one = [*oneig(layout, 1)]
+    with pytest.raises(OutputError, match=r"row 0: .*, got 1 of human"):
+        to_oneig(iter([*one, one[0]]), tmp_path / "apart")
+    with pytest.raises(OutputError, match=r"row 0: expected the columns category .* got None and None"):
+        to_oneig(images(layout), tmp_path / "none")
+
+
+STYLES = ({"style": "photo"}, {"style": "anime"}, {"style": "photo"})
+
+
+def test_hps_gets_a_folder_a_style_numbered_by_the_prompts(layout: OutputLayout, tmp_path: Path) -> None:
+    folder = tmp_path / "hps"
+    assert to_hps(with_columns(images(layout, best_only=True), *STYLES), folder) == 3
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    assert names == ["shapes/anime/00000.jpg", "shapes/photo/00000.jpg", "shapes/photo/00001.jpg"]
+    written = Image.open(folder / names[2])
+    assert written.format == "JPEG"
+    assert np.abs(np.asarray(written).astype(int) - pixels(2)).max() <= 2
+
+
+def test_what_hps_would_number_otherwise_is_refused(layout: OutputLayout, tmp_path: Path) -> None:
+    def best() -> Iterator[ExportedImage]:
+        return with_columns(images(layout, best_only=True), *STYLES)
+
+    gap = [image for image in best() if image.metadata["row"] != 1]
+    with pytest.raises(OutputError, match="row 1: has no image, and HPS numbers images by the order"):
+        to_hps(iter(gap), tmp_path / "gap")
+    numbered = [
+        replace(image, metadata={**image.metadata, "index": (41, "42")[at]}) for at, image in enumerate(gap)
+    ]
+    to_hps(iter(numbered), tmp_path / "numbered")
+    photos = sorted(path.name for path in (tmp_path / "numbered/shapes/photo").iterdir())
+    assert photos == ["00041.jpg", "00042.jpg"]
+    with pytest.raises(OutputError, match=r"row 0: expected one image .* got image 1 and 'photo'"):
+        to_hps(with_columns(images(layout), *STYLES), tmp_path / "two")
+    with pytest.raises(OutputError, match=r"row 0: expected one image .* got image 0 and None"):
+        to_hps(images(layout), tmp_path / "none")
 
 
 @pytest.mark.parametrize("prompt", ["a and/or b", "../../up", "x" * 300])
