@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ttsvar_ray.results import RunCost
 
 _FAILURES_SHOWN = 1000
+_PICTURED = 50
+"""A tree with pictures takes a CPU a second or two, one with dots some thousandths."""
 
 
 def report(
@@ -32,11 +34,13 @@ def report(
         int | None, typer.Option("--limit", help="Only the first so many prompts.", min=1, metavar="K")
     ] = None,
     pictures: Annotated[
-        bool | None,
+        int | None,
         typer.Option(
-            "--pictures/--no-pictures",
-            help="Draw the trajectories in the trees, where the trace has their bits (output.trace); needs "
-            "the model. By default only with the built-in one.",
+            "--pictures",
+            help="Draw the trajectories in the trees of the first K prompts, where the trace has their bits "
+            f"(output.trace); needs the model. By default {_PICTURED} with the built-in one, else 0.",
+            min=0,
+            metavar="K",
         ),
     ] = None,
     settings: options.Settings = None,
@@ -61,7 +65,10 @@ def report(
             raise ConfigurationError(
                 f"--to: expected where the page goes, {output} being a URI; add --to FILE"
             )
-        run = load(output, pictures=pictures, settings=settings)
+        page = Path(output) / "report.html" if to is None else to
+        run = load(output, pictures=None if pictures is None else pictures > 0, settings=settings)
+        # Where it cannot be written, that is told before everything is drawn.
+        page.parent.mkdir(parents=True, exist_ok=True)
         layout = OutputLayout(output)
         totals = summarise_output(layout)
         letters = (one for part in layout.failed_parts().values() for one in read_letters(part))
@@ -77,8 +84,8 @@ def report(
             failures=failures,
             prompts=count,
         )
-        page = Path(output) / "report.html" if to is None else to
-        files = write_page(page, summary, _entries(run, count))
+        drawn = _PICTURED if pictures is None else pictures
+        files = write_page(page, summary, _entries(run, count, drawn))
     beside = f", and {len(files) - 1} files of pictures beside it" if len(files) > 1 else ""
     typer.echo(f"{page}: {count} prompts{beside}")
 
@@ -102,16 +109,21 @@ def _facts(run: SavedRun, totals: OutputSummary, cost: RunCost | None) -> list[t
     ]
 
 
-def _entries(run: SavedRun, count: int) -> Iterator[Entry]:
+def _entries(run: SavedRun, count: int, pictures: int) -> Iterator[Entry]:
+    import dataclasses
+
     from ttsvar_ray.report.page import Entry
 
-    for result in itertools.islice(run, count):
+    for place, result in enumerate(itertools.islice(run, count)):
+        tree = result.tree
+        if tree is not None and place >= pictures:
+            tree = dataclasses.replace(tree, painter=None)
         yield Entry(
             prompt_id=result.prompt_id,
             prompt=result.prompt,
             rewards=[image.reward for image in result.images],
             histories=[image.reward_history for image in result.images],
             images=[image.encoded for image in result.images],
-            tree="" if result.tree is None else result.tree.svg(),
+            tree="" if tree is None else tree.svg(),
             columns=result.columns,
         )

@@ -13,7 +13,9 @@ import importlib.resources
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ INLINE_PROMPTS = 300
 _PROMPTS_PER_SCRIPT = 60
 _PIXELS = 256
 _QUALITY = 82
+_EFFORT = 2
+"""Of WebP: a third of the time of its usual 4, and 4 % more bytes."""
+_MOST_THREADS = 16
 _BINS = 24
 
 
@@ -73,7 +78,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
     Args:
         path: of the HTML file; scripts go to a folder of its name with "_files".
         summary: of the run.
-        entries: in the order of the prompt set; one script's worth is in memory at a time.
+        entries: in the order of the prompt set; two scripts' worth are in memory at a time.
 
     Returns:
         The files written.
@@ -84,7 +89,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
     scripts: list[str] = []
     rows: list[list[Any]] = []
     best: list[float] = []
-    for number, some in enumerate(_batches(entries)):
+    for number, (some, thumbnails) in enumerate(_drawn(entries)):
         rows += [
             [
                 entry.prompt_id,
@@ -95,7 +100,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
             for entry in some
         ]
         best += [entry.rewards[0] for entry in some if math.isfinite(entry.rewards[0])]
-        script = f"ttsvarScript({number},{_json([_details(entry) for entry in some])});"
+        script = f"ttsvarScript({number},{_json(list(map(_details, some, thumbnails)))});"
         if is_inline:
             scripts.append(f"<script>{script}</script>")
         else:
@@ -162,9 +167,32 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _details(entry: Entry) -> dict[str, Any]:
+def _drawn(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], list[list[str]]]]:
+    """Yield batches with their thumbnails, which threads draw while the next batch is read."""
+    before: tuple[list[Entry], list[list[Future[str]]]] | None = None
+    with ThreadPoolExecutor(_threads(), thread_name_prefix="report") as pool:
+
+        def finished(
+            batch: list[Entry], futures: list[list[Future[str]]]
+        ) -> tuple[list[Entry], list[list[str]]]:
+            return batch, [[one.result() for one in each] for each in futures]
+
+        for batch in _batches(entries):
+            futures = [[pool.submit(_thumbnail, image) for image in entry.images] for entry in batch]
+            if before is not None:
+                yield finished(*before)
+            before = (batch, futures)
+        if before is not None:
+            yield finished(*before)
+
+
+def _threads() -> int:
+    return min(os.cpu_count() or 1, _MOST_THREADS)
+
+
+def _details(entry: Entry, thumbnails: list[str]) -> dict[str, Any]:
     return {
-        "images": [_thumbnail(image) for image in entry.images],
+        "images": thumbnails,
         "rewards": [_finite(reward) for reward in entry.rewards],
         "histories": [[_finite(reward) for reward in history] for history in entry.histories],
         "tree": entry.tree,
@@ -174,10 +202,11 @@ def _details(entry: Entry) -> dict[str, Any]:
 def _thumbnail(encoded: bytes) -> str:
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    picture: Image.Image = Image.open(io.BytesIO(encoded))
+    # Reduced before anything else: a JPEG is then not even decoded whole.
     picture.thumbnail((_PIXELS, _PIXELS))
     file = io.BytesIO()
-    picture.save(file, format="WEBP", quality=_QUALITY)
+    picture.convert("RGB").save(file, format="WEBP", quality=_QUALITY, method=_EFFORT)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -197,8 +197,9 @@ def test_an_ordinary_run_shows_what_it_dropped(searched: Path, tmp_path: Path) -
 
 
 def test_the_report_draws_the_trees_of_the_trace(searched: Path, tmp_path: Path) -> None:
-    for option, images in (("--pictures", 8 + 6 + 4 + 2 + 1), ("--no-pictures", 0)):
-        page = tmp_path / "page.html"
-        done = CliRunner().invoke(app, ["report", str(searched), "--to", str(page), option])
+    for pictures, images in (("1", 8 + 6 + 4 + 2 + 1), ("0", 0)):
+        page = tmp_path / "new" / "page.html"
+        arguments = ["report", str(searched), "--to", str(page), "--pictures", pictures]
+        done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
         assert page.read_text(encoding="utf-8").count("\\u003cimage ") == images
