@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
     from ttsvar_ray.dataset import OutputLayout, RunManifest
     from ttsvar_ray.evaluate.scorers import ScorerSpec
-    from ttsvar_ray.types import Float64Array
+    from ttsvar_ray.types import Float32Array, Float64Array
 
-_HASHES, _DUPLICATES, _SAFETY = "difference_hash", "near_duplicate", "safety"
+_HASHES, _DUPLICATES, _SAFETY, _SIMILAR = "difference_hash", "near_duplicate", "safety", "similar"
 
 
 def score(
@@ -53,6 +53,19 @@ def score(
             metavar="K",
         ),
     ] = None,
+    similar: Annotated[
+        str | None,
+        typer.Option(
+            "--similar",
+            help="Also mark images whose features are like those of one before; an extractor such as pool, "
+            "with the folder of its network.",
+            metavar="NAME[=DIR]",
+        ),
+    ] = None,
+    similarity: Annotated[
+        float,
+        typer.Option("--similarity", help="Cosine of features that are alike.", min=0.0, max=1.0),
+    ] = 0.95,
     device: options.Device = "auto",
     workers: options.Workers = None,
     address: options.Address = None,
@@ -70,7 +83,7 @@ def score(
         from ttsvar_ray.config import recorded_config
         from ttsvar_ray.dataset import read_run
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.score_table import mark_near_duplicates
+        from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar
 
         layout, manifest = read_run(output)
         if unsafe and safety is None:
@@ -81,13 +94,20 @@ def score(
         specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
         if near_duplicates is not None:
             specs.append(_hash_spec())
+        if similar is not None:
+            specs.append(_similar_spec(config, similar, device=device))
         if not specs:
-            raise ConfigurationError("expected --reward, --safety or --near-duplicates, got none of them")
+            raise ConfigurationError(
+                "expected --reward, --safety, --near-duplicates or --similar, got none of them"
+            )
         run_scorers(layout, specs, workers=workers, address=address)
         lines = summary_lines(layout, manifest, specs)
         if near_duplicates is not None:
             found, total = mark_near_duplicates(layout, _HASHES, _DUPLICATES, bits=near_duplicates)
             lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
+        if similar is not None:
+            found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
+            lines += _similar_lines(found, total, cosines)
     typer.echo("\n".join(lines))
 
 
@@ -95,6 +115,63 @@ def _hash_spec() -> ScorerSpec:
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
 
     return ScorerSpec(kind=ScorerKind.HASH, name=_HASHES)
+
+
+def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
+    """Return what gives images the features of `--similar`.
+
+    Args:
+        config: of the run, whose model may bring the network.
+        given: NAME or NAME=DIR.
+        device: of it.
+
+    Raises:
+        ConfigurationError: no such extractor, or no network for it.
+    """
+    from ttsvar_ray.errors import ConfigurationError, nearest
+    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
+    from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
+    from ttsvar_ray.job.resolved import model_choice
+    from ttsvar_ray.models.registry import describe_model, resolve_device
+    from ttsvar_ray.models.weight_source import fingerprint_path
+    from ttsvar_ray.own_code import is_own
+
+    name, _, folder = given.partition("=")
+    path = Path(folder).expanduser() if folder else None
+    prints = {}
+    if is_own(name):
+        prints["code"] = find_own_extractor(name, backbone=path).source_digest
+    elif name not in EXTRACTORS:
+        known = ", ".join(EXTRACTORS)
+        raise ConfigurationError(
+            f"--similar: expected one of {known}, got {name!r}{nearest(name, [*EXTRACTORS])}"
+        )
+    elif path is None:
+        entry = EXTRACTORS[name]
+        brought = describe_model(model_choice(config)).backbone_path
+        path = brought if entry.takes_any_backbone else None
+        if path is None:
+            raise ConfigurationError(f"--similar: add {entry.expected}, as --similar {name}=DIR")
+    if path is not None:
+        prints["weights"] = fingerprint_path(path)
+    return ScorerSpec(
+        kind=ScorerKind.EMBEDDING,
+        name=name,
+        path=path,
+        device=str(resolve_device(device)),
+        fingerprints=prints,
+    )
+
+
+def _similar_lines(found: int, total: int, cosines: Float32Array) -> list[str]:
+    """Return how many images are like an earlier one, and how near images are to those before them."""
+    import numpy as np
+
+    lines = [f"{found} of {total} images have features like those of an earlier one (column similar_of)"]
+    if total > 1:
+        low, middle, high = np.quantile(cosines[1:], [0.05, 0.5, 0.95])
+        lines.append(f"cosine with the nearest before: 5% {low:.3f}, 50% {middle:.3f}, 95% {high:.3f}")
+    return lines
 
 
 def scorers_of(
@@ -204,7 +281,8 @@ def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[Score
 
     from ttsvar_ray.evaluate.scorers import ScorerKind
 
-    shown = shown_scores(layout, [spec.table for spec in specs if spec.kind is not ScorerKind.HASH])
+    no_scores = (ScorerKind.HASH, ScorerKind.EMBEDDING)
+    shown = shown_scores(layout, [spec.table for spec in specs if spec.kind not in no_scores])
     width = max(len(name) for name, _ in shown)
     head = f"{'best image of each prompt':<{width}} {'prompts':>7} {'mean':>8} {'+-':>7}"
     lines = [f"{head} {'5%':>8} {'50%':>8} {'95%':>8}"]

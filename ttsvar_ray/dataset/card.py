@@ -329,7 +329,7 @@ def _limits(manifest: RunManifest, publication: Publication) -> list[str]:
     ]
     if "safety" not in tables:
         limits.append("No classifier has looked at whether images are safe, and none was removed.")
-    if not tables & {"near_duplicate", "near_duplicate_embedding"}:
+    if not tables & {"near_duplicate", "similar"}:
         limits.append("Images that nearly repeat others were not looked for.")
     if missing := totals.failed + manifest.bad_lines:
         limits.append(

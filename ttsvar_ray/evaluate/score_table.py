@@ -69,12 +69,12 @@ def missing_parts(layout: OutputLayout, table: str, basis: Mapping[str, Any]) ->
                 f"{file}: its scores rest on something else ({changes}); "
                 f"delete {_score_folder(layout, table)}"
             )
-        if told is None or told["data"] != _data_digest(layout, chunk):
+        if told is None or told["data"] != data_digest(layout, chunk):
             missing.append(chunk)
     return missing
 
 
-def _data_digest(layout: OutputLayout, chunk: int) -> str:
+def data_digest(layout: OutputLayout, chunk: int) -> str:
     """Return the sha256 of a data part, from its manifest where it has a settled one."""
     manifest = read_part_manifest(layout.manifest_part(chunk))
     if manifest is not None and manifest.is_settled:
@@ -91,7 +91,7 @@ def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, bas
     """
     keys: dict[str, list[Any]] = {name: [] for name in KEYS}
     found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
-    digest = _data_digest(layout, chunk)
+    digest = data_digest(layout, chunk)
     for rows in _image_rows(layout.data_part(chunk)):
         images = [_pixels(row) for row in rows]
         for name, values in scorer.score(images, rows).items():
@@ -100,11 +100,11 @@ def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, bas
             found[name] += values
         for name in KEYS:
             keys[name] += [row[name] for row in rows]
-    _write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
+    write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
     return len(keys["row"])
 
 
-def _write_scores(
+def write_scores(
     layout: OutputLayout,
     chunk: int,
     table: str,
@@ -174,48 +174,6 @@ def best_scores(layout: OutputLayout, table: str) -> Float64Array:
         ranks = part["image_rank"].to_numpy()
         parts.append(part[table].to_numpy().astype(np.float64)[ranks == 0])
     return np.concatenate(parts) if parts else np.empty(0)
-
-
-def mark_near_duplicates(layout: OutputLayout, hashes: str, table: str, *, bits: int) -> tuple[int, int]:
-    """Write which images nearly repeat an earlier one, from a table of hashes; return (such images, images).
-
-    Args:
-        layout: the run.
-        hashes: name of the table of hashes.
-        table: name of the table to write: `TABLE_of`, the first image like it as "row-rank", or null.
-        bits: hashes that differ in at most so many bits are alike.
-    """
-    # Of bits + 1 bands, hashes that differ in at most `bits` bits share one: only those are compared.
-    bands = np.array_split(np.arange(HASH_BITS), bits + 1)
-    masks = [sum(1 << int(bit) for bit in band) for band in bands]
-    seen: list[dict[int, list[tuple[int, str]]]] = [{} for _ in bands]
-    count = total = 0
-    columns = pa.schema([(f"{table}_of", pa.string()), (f"{table}_bits", pa.int32())])
-    for chunk in layout.data_parts():
-        part = read_scores(layout, hashes, chunk)
-        keys = {name: part[name].to_pylist() for name in KEYS}
-        first: list[str | None] = []
-        distances: list[int | None] = []
-        for value, row, rank in zip(part[hashes].to_pylist(), keys["row"], keys["image_rank"], strict=True):
-            near = [one for mask, band in zip(masks, seen, strict=True) for one in band.get(value & mask, ())]
-            best = min(((value ^ other).bit_count(), key) for other, key in near) if near else None
-            total += 1
-            if best is not None and best[0] <= bits:
-                first.append(best[1])
-                distances.append(best[0])
-                count += 1
-                continue
-            first.append(None)
-            distances.append(None)
-            for mask, band in zip(masks, seen, strict=True):
-                band.setdefault(value & mask, []).append((value, f"{row:08d}-{rank}"))
-        told = {"basis": {"hashes": hashes, "bits": bits}, "data": _data_digest(layout, chunk)}
-        found: dict[str, list[Any]] = {f"{table}_of": first, f"{table}_bits": distances}
-        _write_scores(layout, chunk, table, keys, found, columns, told)
-    return count, total
-
-
-HASH_BITS = 64
 
 
 def _image_rows(part: Location) -> Iterator[list[dict[str, Any]]]:

@@ -30,6 +30,7 @@ class ScorerKind(str, enum.Enum):
 
     REWARD = "reward"
     HASH = "hash"
+    EMBEDDING = "embedding"
     SAFETY = "safety"
     GENEVAL = "geneval"
 
@@ -56,7 +57,7 @@ class ScorerSpec:
 
     Attributes:
         kind: how it looks.
-        name: of a reward, or of the table where it is the only one of its kind.
+        name: of a reward or a feature extractor, or of the table where it is the only one of its kind.
         path: files of its weights.
         clip: of GenEval, the folder of CLIP.
         device: torch device name.
@@ -80,7 +81,7 @@ class ScorerSpec:
     @property
     def table(self) -> str:
         """Name of its table and of its main column."""
-        return column_name(self.name)
+        return column_name(f"features_{self.name}" if self.kind is ScorerKind.EMBEDDING else self.name)
 
     @property
     def basis(self) -> dict[str, Any]:
@@ -109,6 +110,17 @@ class ScorerSpec:
             return _SafetyScorer(self.path, table=self.table, label=self.label, device=self.device)
         if self.kind is ScorerKind.GENEVAL:
             return _geneval(self)
+        if self.kind is ScorerKind.EMBEDDING:
+            from ttsvar_ray.features.registry import build_extractor
+
+            extractor = build_extractor(
+                self.name,
+                backbone=self.path,
+                device=self.device,
+                preprocessing=self.preprocessing,
+                dtype=self.dtype,
+            )
+            return _EmbeddingScorer(extractor, table=self.table)
         from ttsvar_ray.rewards.registry import build_reward
 
         reward = build_reward(
@@ -140,13 +152,38 @@ class _RewardScorer:
     ) -> Mapping[str, Sequence[Any]]:
         """Return float32 scores of the images against their prompts."""
         scores = np.empty(len(images), dtype=np.float32)
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(images):
-            shapes.setdefault(image.shape, []).append(place)
-        for places in shapes.values():
+        for places in _by_shape(images):
             texts = [str(rows[place]["prompt"]) for place in places]
             scores[places] = self._reward.score(np.stack([images[place] for place in places]), texts)
         return {self._table: scores.tolist()}
+
+
+class _EmbeddingScorer:
+    """The features of an extractor; of patches, their mean."""
+
+    def __init__(self, extractor: Any, *, table: str) -> None:
+        self._extractor, self._table = extractor, table
+        self.columns = pa.schema([(table, pa.list_(pa.float32()))])
+
+    def score(
+        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """Return float32 features an image."""
+        found: list[Any] = [None] * len(images)
+        for places in _by_shape(images):
+            features = self._extractor.extract(np.stack([images[place] for place in places]))
+            features = features.mean(axis=1) if features.ndim == 3 else features
+            for place, own in zip(places, features, strict=True):
+                found[place] = own
+        return {self._table: found}
+
+
+def _by_shape(images: Sequence[UInt8Array]) -> list[list[int]]:
+    """Return the places of images that are equally large, together."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        shapes.setdefault(image.shape, []).append(place)
+    return list(shapes.values())
 
 
 class _HashScorer:

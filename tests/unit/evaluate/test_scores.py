@@ -18,12 +18,14 @@ from tests.support.manifests import manifest
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, write_chunk
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.evaluate import near_duplicates
 from ttsvar_ray.evaluate.filters import parse_filter
-from ttsvar_ray.evaluate.score_table import percentiles
+from ttsvar_ray.evaluate.score_table import percentiles, write_scores
 from ttsvar_ray.evaluate.scorers import column_name, difference_hash
 from ttsvar_ray.results import FinalImage, PromptResult, ResultImage
 from ttsvar_ray.types import Prompt
 
+IMAGES = ((0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (3, 0))
 COLOURS = {0: (250, 20, 20), 1: (20, 250, 20), 2: (20, 20, 250), 3: (250, 250, 250)}
 OWN = """
 import numpy as np
@@ -35,6 +37,14 @@ class Red(PlainReward):
         pass
     def score(self, images, texts):
         return images[:, 0, 0, 0].astype(np.float32)
+
+class Colours:
+    name = "colours"
+    def __init__(self, device="cpu"):
+        pass
+    def extract(self, images):
+        patches = images.reshape(len(images), -1, 3).astype(np.float32)
+        return patches if images[0, 0, 0, 0] > 200 else patches.mean(axis=1)
 """
 
 
@@ -145,7 +155,10 @@ def test_it_goes_on_where_it_was_and_follows_the_data(output: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "expected --reward, --safety or --near-duplicates"),
+        ([], "expected --reward, --safety, --near-duplicates or --similar"),
+        (["--similar", "pol"], "did you mean 'pool'"),
+        (["--similar", "inception"], "--similar: add the file inception_v3_google"),
+        (["--similar", "mine_scores:Red"], "extract"),
         (["--reward", "shape"], "did you mean 'shapes'"),
         (["--reward", "hps-v2.1"], "needs the directory of its weights"),
         (["--reward", "shapes", "--reward", "shapes"], "--reward: 'shapes' is given twice"),
@@ -206,6 +219,53 @@ def test_near_duplicates_point_to_the_first_of_them(output: Path) -> None:
     assert second["near_duplicate_bits"] == (hashes[0] ^ hashes[1]).bit_count() <= 8
     count = sum(r["near_duplicate_of"] is not None for r in found)
     assert f"{count} of 6 images nearly repeat an earlier one" in told
+
+
+def test_similar_images_point_to_the_first_of_them(output: Path) -> None:
+    told = score(output, "--similar", "mine_scores:Colours", "--similarity", "0.99")
+    found = rows(output / "scores" / "similar")
+    means = [np.asarray(Image.open(io.BytesIO(picture(row, rank)))).mean(axis=(0, 1)) for row, rank in IMAGES]
+    unit = np.array([mean / np.linalg.norm(mean) for mean in means])
+    assert [row["similar_of"] for row in found] == [None, "00000000-0", None, None, "00000002-0", None]
+    assert found[4]["similar_cosine"] == pytest.approx(unit[3] @ unit[4], abs=1e-5)
+    assert "2 of 6 images have features like those of an earlier one (column similar_of)" in told
+    assert "cosine with the nearest before: 5% 0." in told
+    again = score(output, "--similar", "mine_scores:Colours", "--similarity", "0.4")
+    assert "5 of 6 images have features" in again, "features are kept, and compared anew"
+    told = call("select", str(output), "--where", "similar_of is None", "--to", str(output.parent / "some"))
+    assert told.endswith("1 of 6 images, of 1 prompts\n")
+
+
+def test_every_pair_of_features_is_compared_a_block_at_a_time(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(1)
+    centres = random.normal(size=(5, 8))
+    vectors = (centres[random.integers(0, 5, 40)] + 0.4 * random.normal(size=(40, 8))).astype(np.float32)
+    layout = OutputLayout(output)
+    for chunk, own in enumerate(np.split(vectors, [13])):
+        keys: dict[str, list[Any]] = {
+            "row": [chunk * 100 + place for place in range(len(own))],
+            "prompt_id": [""] * len(own),
+            "ordinal": [0] * len(own),
+            "image_rank": [0] * len(own),
+        }
+        columns = pa.schema([("f", pa.list_(pa.float32()))])
+        write_scores(layout, chunk, "f", keys, {"f": list(own)}, columns, {"basis": {}, "data": ""})
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected: list[str | None] = []
+    for place in range(40):
+        firsts = [before for before in range(place) if expected[before] is None]
+        best = max(firsts, key=lambda before: unit[place] @ unit[before], default=None)
+        is_like = best is not None and unit[place] @ unit[best] >= 0.8
+        name = None if best is None else f"{best if best < 13 else best - 13 + 100:08d}-0"
+        expected.append(name if is_like else None)
+    assert 5 < sum(one is not None for one in expected) < 35
+    for rows_at_a_time in (7, 1000):
+        monkeypatch.setattr(near_duplicates, "_ROWS_AT_A_TIME", rows_at_a_time)
+        count, total, _ = near_duplicates.mark_similar(layout, "f", "like", least=0.8)
+        assert [row["like_of"] for row in rows(output / "scores" / "like")] == expected
+        assert (count, total) == (sum(one is not None for one in expected), 40)
 
 
 def test_hashes_hold_out_noise_and_tell_pictures_apart() -> None:
