@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import huggingface_hub
 import pytest
 import yaml
@@ -133,6 +134,21 @@ def test_what_the_output_no_longer_has_is_removed(output: Path, hub: WritableHub
     sent(output, hub)
     assert "failed/part-00003.jsonl" not in files
     assert "notes.md" in files
+
+
+def test_an_output_in_an_object_store_is_sent_through_copies(output: Path, hub: WritableHub) -> None:
+    root = f"memory://{output.name}-pushed"
+    layout = OutputLayout(root)
+    for path in sorted(output.rglob("*")):
+        if path.is_file():
+            fsspec.filesystem("memory").pipe(
+                f"{layout.root.path}/{path.relative_to(output)}", path.read_bytes()
+            )
+    manifest = read_manifest(layout)
+    assert manifest is not None
+    push(layout, manifest, NAME, api=HfApi(endpoint=hub.endpoint, token=TOKEN), own=[])
+    assert hub.repositories[NAME].files == files_of(output)
+    assert len(hub.uploads) == 12
 
 
 def test_a_data_set_of_something_else_is_refused(output: Path, hub: WritableHub) -> None:
