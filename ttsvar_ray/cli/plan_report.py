@@ -326,6 +326,7 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
     if misfits:
         misfits.append(
             "  what helps: a smaller --resolution or --n, engine.selector_decode=selector, --dtype bfloat16"
+            + (", engine.cuda_graphs=never" if memory.recorded else "")
         )
     peak = (
         f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} with all its trajectories at "
@@ -335,6 +336,11 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
         f"weights ({precision} blocks): {bytes_text(memory.weight_bytes)} = {weights}",
         "",
         *table_lines(("memory beside the weights", "all at once", "one at a time", "kept"), stages, texts=0),
+        *(
+            [f"and for recorded passes (engine.cuda_graphs) {bytes_text(memory.recorded)}, whatever runs"]
+            if memory.recorded
+            else []
+        ),
         "",
         peak,
         "",

@@ -252,9 +252,9 @@ class RewardConfig(Section):
         default={}, description="keywords of a reward of your own; only such a one has them"
     )
     dtype: Precision = Field(
-        default=Precision.FLOAT32,
-        description="of the reward's networks: float32 is as published; others are faster on a GPU and move "
-        "scores (docs/rewards.md)",
+        default=Precision.TF32,
+        description="of the reward's networks: tf32 is float32 with rounded factors on a GPU; float32 is as "
+        "published; others are faster and move scores (docs/rewards.md)",
     )
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
@@ -303,8 +303,9 @@ class FeaturesConfig(Section):
     )
     backbone: Weights = Field(default=None, description="file or directory of the extractor's weights")
     dtype: Precision = Field(
-        default=Precision.FLOAT32,
-        description="of the network: float32 is as published; others are faster on a GPU and move features",
+        default=Precision.TF32,
+        description="of the network: tf32 is float32 with rounded factors on a GPU; float32 is as published; "
+        "others are faster and move features",
     )
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,

@@ -124,6 +124,7 @@ class JobNetworks:
         text_encoder_bytes: its weights in memory.
         reward, extractor: of the job; the extractor costs nothing where the plan does not cluster.
         reward_precision, extractor_precision: what their networks compute in.
+        recorded_bytes: that a GPU keeps for passes recorded as CUDA graphs, whatever runs.
     """
 
     model: ModelCost
@@ -134,6 +135,7 @@ class JobNetworks:
     extractor: NetworkCost
     reward_precision: Precision = Precision.FLOAT32
     extractor_precision: Precision = Precision.FLOAT32
+    recorded_bytes: int = 0
 
     @property
     def text_share(self) -> float:

@@ -32,7 +32,7 @@ from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
+from ttsvar_ray.models.protocol import KeepsMemory, NextScaleModel, ScoringModel
 from ttsvar_ray.results import FinalImage, PackedBits
 from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.search.operators.protocol import Signal
@@ -240,7 +240,7 @@ class Engine:
             return
         # Only here is the traceback gone, and with it the tensors of the failed pass.
         if out_of_memory and self.settings.deterministic:
-            free_device_memory()
+            self._free_memory()
             for index in {row.task_index for row in rows}:
                 shards[index].failure = _failure(
                     shards[index].task,
@@ -254,7 +254,7 @@ class Engine:
             self._run_singly(segment, rows, shards, failure)
 
     def _run_in_halves(self, segment: Segment, rows: list[Row], shards: list[_Shard], failure: str) -> None:
-        free_device_memory()
+        self._free_memory()
         if len(rows) == 1:
             shard = shards[rows[0].task_index]
             shard.failure = _failure(shard.task, FailureKind.MEMORY, failure)
@@ -265,6 +265,11 @@ class Engine:
             shards[index].counters["micro_batches_halved"] += 1
         for part in (rows[:half], rows[half:]):
             self._run_micro_batch(segment, part, shards)
+
+    def _free_memory(self) -> None:
+        if isinstance(self.model, KeepsMemory):
+            self.model.free_memory()
+        free_device_memory()
 
     def _run_singly(self, segment: Segment, rows: list[Row], shards: list[_Shard], failure: str) -> None:
         by_task: dict[int, list[Row]] = {}

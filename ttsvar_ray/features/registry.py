@@ -201,7 +201,7 @@ def find_own_extractor(
         given["backbone"] = Path(backbone)
     if preprocessing != Preprocessing.PUBLISHED:
         given["preprocessing"] = preprocessing
-    if dtype != Precision.FLOAT32:
+    if Precision(dtype) not in (Precision.FLOAT32, Precision.TF32):
         given["dtype"] = Precision(dtype).value
     return load_own_class(
         name,

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.costs import JobNetworks, ModelCost, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.execution import RECORDED_TOKENS
 from ttsvar_ray.models.registry import family_entry
-from ttsvar_ray.models.sampling import per_scale
+from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
@@ -68,7 +70,32 @@ def job_networks(
         extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NO_COST,
         reward_precision=config.reward.dtype,
         extractor_precision=config.features.dtype,
+        recorded_bytes=_recorded_bytes(config, description, plan, model) if on_gpu else 0,
     )
+
+
+def _recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan, model: ModelCost) -> int:
+    """Return what recorded passes keep (`models.recorded_steps`): the largest cache that one of them grows,
+    and the texts of a pass where all are padded to the longest."""
+    most = rows_by_segment(config.engine.micro_batch_rows, plan)
+    texts = max(most) * model.text.held_bytes if config.engine.deterministic else 0
+    if config.engine.cuda_graphs == "never":
+        return texts
+    streams, caches = _sampling(config, description).streams_at(0), [0]
+    for segment, rows in zip(plan.segments, most, strict=True):
+        for scale in range(segment.first_scale, segment.last_scale + 1):
+            cost = model.scales[min(scale, len(model.scales) - 2)]
+            fitting = min(rows, RECORDED_TOKENS // (streams * model.scales[scale].tokens))
+            caches.append(fitting * cost.kv_bytes)
+    return max(caches) + texts
+
+
+def _sampling(config: JobConfig, description: ModelDescription) -> SamplingSettings:
+    """Return how bits are drawn, with the guidance of the job."""
+    if config.sampling.guidance is None:
+        return description.sampling
+    guidance = per_scale("guidance", config.sampling.guidance, description.num_scales)
+    return dataclasses.replace(description.sampling, guidance=guidance)
 
 
 def _count(config: JobConfig, description: ModelDescription, dtype: str) -> ModelCost:
@@ -78,10 +105,7 @@ def _count(config: JobConfig, description: ModelDescription, dtype: str) -> Mode
             f"model {description.name!r}: the family {description.family!r} has no `on_meta`, from which "
             "costs are counted"
         )
-    sampling, sizes = description.sampling, description.transformer
-    if config.sampling.guidance is not None:
-        guidance = per_scale("guidance", config.sampling.guidance, description.num_scales)
-        sampling = dataclasses.replace(sampling, guidance=guidance)
+    sampling, sizes = _sampling(config, description), description.transformer
     decisive = (description.family, description.scale_schedule, sizes, description.tokenizer, sampling, dtype)
     key = repr(decisive)
     if key not in _counted:

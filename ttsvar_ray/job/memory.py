@@ -32,7 +32,8 @@ def trajectory_bytes(
     if not str(device).startswith("cuda"):
         return available_bytes(device, memory_gb=memory_gb)
     networks = job_networks(config, description, plan, on_gpu=True)
-    return available_bytes(device, memory_gb=memory_gb, workspace=workspace_bytes(networks))
+    workspace = workspace_bytes(networks) + networks.recorded_bytes
+    return available_bytes(device, memory_gb=memory_gb, workspace=workspace)
 
 
 def workspace_bytes(networks: JobNetworks) -> int:

@@ -40,11 +40,13 @@ class MemoryPlan:
         stages: in the order of a prompt's life, the decoding of images included; then decoding and judging
             on their own.
         workspace: bytes for what is no trajectory's.
+        recorded: bytes that a GPU keeps for recorded passes.
     """
 
     weights: Mapping[str, int]
     stages: tuple[Stage, ...]
     workspace: int
+    recorded: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -54,17 +56,17 @@ class MemoryPlan:
     @property
     def peak_bytes(self) -> int:
         """The most bytes of one prompt alone whose trajectories all run at once, weights included."""
-        return self.weight_bytes + max(stage.taken for stage in self.stages)
+        return self.weight_bytes + self.recorded + max(stage.taken for stage in self.stages)
 
     @property
     def least_bytes(self) -> int:
         """The most bytes of one prompt alone whose trajectories run one at a time, weights included."""
-        return self.weight_bytes + max(stage.least for stage in self.stages)
+        return self.weight_bytes + self.recorded + max(stage.least for stage in self.stages)
 
     def room(self, device_bytes: float) -> int:
         """Return the bytes of a device that are left to trajectories; negative where weights do not fit."""
         reserved = RESERVED_SHARE * device_bytes + CONTEXT_BYTES
-        return int(device_bytes - reserved - self.weight_bytes - self.workspace)
+        return int(device_bytes - reserved - self.weight_bytes - self.workspace - self.recorded)
 
     def prompts_under_way(self, device_bytes: float) -> int:
         """Return how many prompts may be under way on a device while one trajectory at a time computes.
@@ -137,6 +139,7 @@ def memory_plan(
         weights=networks.weight_bytes,
         stages=tuple(stages),
         workspace=workspace_bytes(networks),
+        recorded=networks.recorded_bytes,
     )
 
 

@@ -154,6 +154,11 @@ class CachedModel(ABC):
         """Have small passes recorded and played again from now on; None ends it, and forgets them."""
         self.recorded = None if recorder is None else RecordedSteps(recorder)
 
+    def free_memory(self) -> None:
+        """Let go of what only makes passes faster: recordings and the memory that belongs to them."""
+        if self.recorded is not None:
+            self.recorded.forget()
+
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> tuple[Any, ...]:
         """Encode [prompts] texts once; each entry serves all trajectories of its prompt."""

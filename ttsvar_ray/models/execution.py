@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RECORDED_TOKENS = 4096
+"""Most tokens of a recorded pass, all rows together. Larger ones keep a GPU busy for longer than a host needs
+to start their kernels, and would take memory of their own size."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:

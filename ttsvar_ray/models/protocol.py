@@ -116,3 +116,12 @@ class CutsTexts(Protocol):
     def cuts_text(self, text: str) -> bool:
         """Whether a prompt is longer than what is read of it."""
         ...
+
+
+@runtime_checkable
+class KeepsMemory(Protocol):
+    """A model that keeps memory it could do without."""
+
+    def free_memory(self) -> None:
+        """Let go of it; called when a device is out of memory."""
+        ...

@@ -21,17 +21,40 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.models.execution import RECORDED_TOKENS
 from ttsvar_ray.models.layers import Extend, extending_layers
 from ttsvar_ray.models.state import FreshTokens, KVCache, Memory
 
 MOST_RECORDED = 192
 """Passes that are kept; the one that was played longest ago is forgotten first."""
 
-RECORDED_TOKENS = 5120
-"""Most tokens of a recorded pass, all rows together. Larger ones keep a GPU busy for longer than a host needs
-to start their kernels, and would take memory of their own size."""
-
 _ALIGNMENT = 256
+
+
+def is_small(rows: int, tokens: int) -> bool:
+    """Whether a pass of so many rows, of so many tokens each, is recorded."""
+    return rows * tokens <= RECORDED_TOKENS
+
+
+def recorded_capacity(
+    token_counts: Sequence[int], scale_index: int, *, rows: int, capacity: int | None
+) -> int | None:
+    """Return the tokens to make room for where passes are recorded: no further than that goes on.
+
+    Args:
+        token_counts: n of every scale.
+        scale_index: the scale that runs.
+        rows: R.
+        capacity: what the cache would have room for otherwise; None keeps nothing.
+    """
+    if capacity is None:
+        return None
+    total = sum(token_counts[: scale_index + 1])
+    for tokens in token_counts[scale_index + 1 :]:
+        if total + tokens > capacity or not is_small(rows, tokens):
+            break
+        total += tokens
+    return total
 
 
 class Recorder(Protocol):
@@ -202,6 +225,11 @@ class RecordedSteps:
     def nbytes(self) -> int:
         """Bytes of the memory in which caches live for recorded passes."""
         return self._arena.nbytes
+
+    def forget(self) -> None:
+        """Drop all recordings and the memory for caches; caches that are in use keep theirs."""
+        self._known.clear()
+        self._arena, self._generation = CacheArena(), 0
 
     def run(
         self,

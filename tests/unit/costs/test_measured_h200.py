@@ -21,7 +21,13 @@ H200 = load_profile("h200")
 
 
 def networks_of(*settings: str, rows: int = 8) -> tuple[ResolvedJob, JobNetworks]:
-    given = ["model.name=infinity-2b", "model.resolution=1M", f"engine.micro_batch_rows={rows}", *settings]
+    # As it was measured: float32 judges, no recorded passes.
+    measured = ("engine.cuda_graphs=never", "reward.dtype=float32", "features.dtype=float32")
+    given = [
+        *("model.name=infinity-2b", "model.resolution=1M", f"engine.micro_batch_rows={rows}"),
+        *measured,
+        *settings,
+    ]
     job = resolve(load_config(None, given, needs_files=False))
     return job, job_networks(job.config, job.description, job.plan, on_gpu=True)
 

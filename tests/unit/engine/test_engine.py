@@ -269,6 +269,18 @@ def test_a_failing_prompt_costs_its_own_shards_only(expected: dict[str, list[Seg
         assert result.bits == expected[prompt.key][0].bits
 
 
+def test_out_of_memory_has_the_model_let_go_of_what_it_can_do_without() -> None:
+    class Keeping(TinyModel):
+        freed = 0
+
+        def free_memory(self) -> None:
+            self.freed += 1
+
+    model = Keeping(memory_rows=5)
+    reports_of(make_engine(16, model=model).run_segment([shard(make_prompts(1)[0], 0, range(8))]))
+    assert model.freed == 1
+
+
 def test_out_of_memory_halves_the_micro_batch(expected: dict[str, list[SegmentReport]]) -> None:
     model = TinyModel(memory_rows=5)
     engine = make_engine(16, model=model)

@@ -126,3 +126,16 @@ def test_a_reward_whose_costs_are_unknown_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("ttsvar_ray.job.footprint.REWARDS", others)
     with pytest.raises(ValueError, match=r"reward\.name: costs are known for hps-v2\.1, .*, or from"):
         workload(job())
+
+
+def test_recorded_passes_are_counted_on_a_gpu() -> None:
+    def recorded(*settings: str, on_gpu: bool = True) -> int:
+        config = load_config(None, ["model.name=infinity-2b", *settings], needs_files=False)
+        job = resolve(config)
+        return job_networks(job.config, job.description, job.plan, on_gpu=on_gpu).recorded_bytes
+
+    # Scale 10 of one trajectory: 4,121 tokens of two sequences, 32 blocks, keys and values of 2048 numbers.
+    assert recorded() == pytest.approx(2 * 4121 * 32 * 2 * 2048 * 2, rel=0.25)
+    assert recorded("engine.micro_batch_rows=1") <= recorded()
+    assert recorded("engine.cuda_graphs=never") == recorded(on_gpu=False) == 0
+    assert recorded("engine.cuda_graphs=never", "engine.deterministic=true") > 1e9, "texts of full length"

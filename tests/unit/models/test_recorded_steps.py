@@ -16,7 +16,14 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models import recorded_steps
 from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.execution import Execution
-from ttsvar_ray.models.recorded_steps import Arena, CacheArena, PlainRecorder, RecordedSteps, cuda_recorder
+from ttsvar_ray.models.recorded_steps import (
+    Arena,
+    CacheArena,
+    PlainRecorder,
+    RecordedSteps,
+    cuda_recorder,
+    recorded_capacity,
+)
 from ttsvar_ray.models.state import FreshTokens, KVCache, ScaleState
 from ttsvar_ray.rng import bit_uniforms
 
@@ -119,13 +126,47 @@ def test_only_so_many_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert played[2] * 4 < played[192], "by the time most passes come again they are forgotten"
 
 
+def test_memory_can_be_freed_at_any_time() -> None:
+    model, recorder = make("infinity"), CountingRecorder()
+    model.record_passes(recorder)
+    expected = play(model, TEXTS["infinity"])
+    found = play(model, TEXTS["infinity"])
+    recorded = recorder.recorded
+    assert model.recorded.nbytes > 0
+    model.free_memory()
+    assert model.recorded.nbytes == 0
+    again = play(model, TEXTS["infinity"])
+    for states in (found, again):
+        for mine, theirs in zip(states, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine.bits, theirs.bits, strict=True))
+            torch.testing.assert_close(mine.cache.tensor, theirs.cache.tensor)
+    assert recorder.recorded > recorded, "they are recorded anew"
+
+
 def test_large_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttsvar_ray.models.infinity.transformer.RECORDED_TOKENS", 0)
+    monkeypatch.setattr(recorded_steps, "RECORDED_TOKENS", 0)
     model, recorder = make("infinity"), CountingRecorder()
     model.record_passes(recorder)
     for _ in range(3):
         play(model, TEXTS["infinity"])
     assert recorder.recorded == 0
+
+
+def test_a_cache_has_room_for_the_recorded_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (1, 4, 16, 64)
+    monkeypatch.setattr(recorded_steps, "RECORDED_TOKENS", 32)
+    found = [recorded_capacity(counts, 0, rows=rows, capacity=85) for rows in (1, 2, 3, 8, 9)]
+    assert found == [21, 21, 5, 5, 1]
+    assert recorded_capacity(counts, 1, rows=1, capacity=5) == 5, "the segment ends there"
+    assert recorded_capacity(counts, 3, rows=1, capacity=None) is None
+    # Whoever goes on past that room gets memory of its own, and the tokens with it.
+    model = make("infinity")
+    model.record_passes(PlainRecorder())
+    expected = play(make("infinity"), TEXTS["infinity"])
+    for _ in range(2):
+        found_states = play(model, TEXTS["infinity"])
+    for mine, theirs in zip(found_states, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.bits, theirs.bits, strict=True))
 
 
 def fresh(rows: int, streams: int = 1) -> FreshTokens:

@@ -31,7 +31,7 @@ from ttsvar_ray.models.layers import (
     extending,
     fresh_tokens,
 )
-from ttsvar_ray.models.recorded_steps import RECORDED_TOKENS, RecordedSteps
+from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
@@ -272,12 +272,11 @@ class InfinityTransformer(nn.Module):
         def run(inputs: tuple[Tensor, ...], extend: Callable[[int], Extend]) -> Tensor:
             return self._pass(inputs[0] if inputs else None, scale_index, texts, extend, observe)
 
-        if (
-            recorded is not None
-            and isinstance(texts, PackedTexts)
-            and texts.num_rows * fresh.tokens <= RECORDED_TOKENS
-        ):
-            raw, kept = recorded.run((scale_index, texts.address), run, inputs, cache, fresh, capacity=room)
+        rows = texts.num_rows
+        if recorded is not None and isinstance(texts, PackedTexts) and is_small(rows, fresh.tokens):
+            name = (scale_index, texts.address)
+            room = recorded_capacity(self.token_counts, scale_index, rows=rows, capacity=room)
+            raw, kept = recorded.run(name, run, inputs, cache, fresh, capacity=room)
         else:
             kept, extend = extending(cache, fresh, capacity=room)
             raw = run(inputs, extend)

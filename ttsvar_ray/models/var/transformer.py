@@ -9,6 +9,7 @@ n tokens of a scale, C width, V vocabulary. The residual stream is float32 in an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ from ttsvar_ray.models.layers import (
     extending,
     fresh_tokens,
 )
-from ttsvar_ray.models.recorded_steps import RECORDED_TOKENS, RecordedSteps
+from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import KVCache
 from ttsvar_ray.models.var.config import VarConfig
@@ -159,7 +160,10 @@ class VarTransformer(nn.Module):
         def run(inputs: tuple[Tensor, ...], extend: Callable[[int], Extend]) -> Tensor:
             return self._pass(*inputs, scale_index=scale_index, extend=extend, streams=streams)
 
-        if recorded is not None and condition.shape[0] * tokens <= RECORDED_TOKENS:
+        rows = condition.shape[0]
+        if recorded is not None and is_small(rows, tokens):
+            counts = [stop - start for start, stop in itertools.pairwise(self.starts)]
+            room = recorded_capacity(counts, scale_index, rows=rows, capacity=room)
             raw, kept = recorded.run((scale_index, streams), run, inputs, cache, fresh, capacity=room)
         else:
             kept, extend = extending(cache, fresh, capacity=room)
