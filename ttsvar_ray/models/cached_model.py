@@ -143,16 +143,20 @@ class CachedModel(ABC):
             ConfigurationError: fused kernels or CUDA graphs where there are none.
         """
         fused = uses_fused(execution.kernels, self.device.type)
-        self.record_passes(cuda_recorder(execution.cuda_graphs, self.device.type))
+        recorder = cuda_recorder(execution.cuda_graphs, self.device.type)
+        self.record_passes(recorder, must_record=execution.cuda_graphs == "always")
         self.execution = execution
         for module in self.transformer.modules():
             if hasattr(module, "fused"):
                 module.fused = fused
         self.tokenizer.decoder.set_fused(fused, self.block_dtype)
 
-    def record_passes(self, recorder: Recorder | None) -> None:
-        """Have small passes recorded and played again from now on; None ends it, and forgets them."""
-        self.recorded = None if recorder is None else RecordedSteps(recorder)
+    def record_passes(self, recorder: Recorder | None, *, must_record: bool = True) -> None:
+        """Have small passes recorded and played again from now on; None ends it, and forgets them.
+
+        `must_record`: see `RecordedSteps`.
+        """
+        self.recorded = None if recorder is None else RecordedSteps(recorder, must_record=must_record)
 
     def free_memory(self) -> None:
         """Let go of what only makes passes faster: recordings and the memory that belongs to them."""

@@ -11,6 +11,7 @@ What is computed does not change: the same kernels run on the same numbers.
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections import OrderedDict
@@ -29,6 +30,8 @@ MOST_RECORDED = 192
 """Passes that are kept; the one that was played longest ago is forgotten first."""
 
 _ALIGNMENT = 256
+
+_log = logging.getLogger(__name__)
 
 
 def is_small(rows: int, tokens: int) -> bool:
@@ -209,10 +212,13 @@ class RecordedSteps:
 
     Args:
         recorder: how passes are made repeatable.
+        must_record: whether a recording that fails is an error; else passes go on without, and the log says
+            so once.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, *, must_record: bool = True) -> None:
+        self._recorder: Recorder | None = recorder
+        self._must_record = must_record
         self._arena = CacheArena()
         self._generation = 0
         self._known: OrderedDict[Hashable, tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None] = (
@@ -264,23 +270,38 @@ class RecordedSteps:
         assert kept.memory is not None
         assert placed.memory is kept.memory, "the arena has room"
         key = (name, capacity is None, cache.num_tokens, tuple(kept.memory.tensor.shape), _shapes(inputs))
-        if key not in self._known:
-            # The first time is not worth a recording: it may be the last.
-            self._remember(key, None)
-            return call(tuple(inputs), extending_layers(kept, keeps=capacity is not None)), kept
-        recorded = self._known[key]
-        if recorded is None:
+        recorded = self._known.get(key)
+        if recorded is None and key in self._known:
             # Under a memory object of its own, which nobody moves away when the cache has to go.
             fixed = KVCache(Memory(kept.memory.tensor, kept.num_tokens), kept.num_tokens)
             static = tuple(tensor.clone() for tensor in inputs)
             extend = extending_layers(fixed, keeps=capacity is not None)
-            recorded = static, self._recorder.record(lambda: call(static, extend))
+            play = self._record(lambda: call(static, extend))
+            recorded = None if play is None else (static, play)
+        # The first time is not worth a recording: it may be the last.
         self._remember(key, recorded)
+        if recorded is None:
+            return call(tuple(inputs), extending_layers(kept, keeps=capacity is not None)), kept
         static, play = recorded
         for mine, given in zip(static, inputs, strict=True):
             mine.copy_(given)
         self.played += 1
         return play().clone(), kept
+
+    def _record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
+        if self._recorder is None:
+            return None
+        try:
+            return self._recorder.record(call)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if self._must_record:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            _log.warning("engine.cuda_graphs: a recording failed, passes go on without: %s", reason)
+            self._recorder = None
+            return None
 
     def _remember(
         self, key: Hashable, recorded: tuple[tuple[Tensor, ...], Callable[[], Tensor]] | None

@@ -143,6 +143,30 @@ def test_memory_can_be_freed_at_any_time() -> None:
     assert recorder.recorded > recorded, "they are recorded anew"
 
 
+def test_where_a_recording_fails_passes_go_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        tried = 0
+
+        def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            self.tried += 1
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    expected = play(make("infinity"), TEXTS["infinity"])
+    model, recorder = make("infinity"), Failing()
+    model.record_passes(recorder, must_record=False)
+    for _ in range(2):
+        found = play(model, TEXTS["infinity"])
+        for mine, theirs in zip(found, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine.bits, theirs.bits, strict=True))
+    assert recorder.tried == 1
+    (said,) = (record.message for record in caplog.records)
+    assert said.startswith("engine.cuda_graphs: a recording failed, passes go on without: operation not perm")
+    model.record_passes(Failing())
+    with pytest.raises(RuntimeError, match="capturing"):
+        play(model, TEXTS["infinity"])
+    assert model.recorded.played == 0
+
+
 def test_large_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_steps, "RECORDED_TOKENS", 0)
     model, recorder = make("infinity"), CountingRecorder()
