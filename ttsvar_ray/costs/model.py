@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ttsvar_ray.costs.encoder import EncoderShape
 from ttsvar_ray.types import Precision
@@ -111,6 +115,28 @@ class ModelCost:
     def text_tokens(self) -> int:
         """Tokens that every text is padded to; 0 for models that read no texts."""
         return self.scales[0].text_tokens
+
+
+@functools.cache
+def recorded_costs() -> Mapping[str, ModelCost]:
+    """Return the costs in `counted.json`, by the digest of all that decides them.
+
+    Counting takes seconds, and torch: those of the built-in model and of the published ones at their usual
+    size are in the package (`python -m tools.counted_costs` writes them, a test counts them again).
+    """
+    text = importlib.resources.files("ttsvar_ray").joinpath("costs/counted.json").read_text(encoding="utf-8")
+    return {digest: _model_cost(**values) for digest, values in json.loads(text).items()}
+
+
+def _model_cost(
+    *, scales: list[dict[str, Any]], text: dict[str, Any], decodes: dict[str, dict[str, Any]], **values: Any
+) -> ModelCost:
+    return ModelCost(
+        scales=tuple(ScaleCost(**scale) for scale in scales),
+        text=TextCost(**text),
+        decodes={size: DecodeCost(**decode) for size, decode in decodes.items()},
+        **values,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import rows_by_segment
-from ttsvar_ray.costs import JobNetworks, ModelCost, vision_language
+from ttsvar_ray.costs import JobNetworks, ModelCost, recorded_costs, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 TYPICAL_TEXT_TOKENS = 32
 
 _counted: dict[str, ModelCost] = {}
-"""By all that decides them: counting takes a second or two."""
+"""By the digest of all that decides them."""
 
 
 def has_counted_costs(description: ModelDescription) -> bool:
@@ -99,27 +100,48 @@ def _sampling(config: JobConfig, description: ModelDescription) -> SamplingSetti
 
 
 def _count(config: JobConfig, description: ModelDescription, dtype: str) -> ModelCost:
-    on_meta = family_entry(description.family).on_meta
-    if on_meta is None:
+    if family_entry(description.family).on_meta is None:
         raise ConfigurationError(
             f"model {description.name!r}: the family {description.family!r} has no `on_meta`, from which "
             "costs are counted"
         )
-    sampling, sizes = _sampling(config, description), description.transformer
-    decisive = (description.family, description.scale_schedule, sizes, description.tokenizer, sampling, dtype)
-    key = repr(decisive)
-    if key not in _counted:
-        # torch, which not every plan needs.
-        import torch
+    description = dataclasses.replace(description, sampling=_sampling(config, description))
+    digest = cost_digest(description, dtype)
+    if digest in recorded_costs():
+        return recorded_costs()[digest]
+    if digest not in _counted:
+        _counted[digest] = count_costs(description, dtype)
+    return _counted[digest]
 
-        from ttsvar_ray.costs.count import count_model
 
-        def make(depth: int) -> CachedModel:
-            own = dataclasses.replace(description, transformer={**sizes, "depth": depth})
-            return on_meta(own, dtype=getattr(torch, dtype), sampling=sampling)
+def cost_digest(description: ModelDescription, dtype: str) -> str:
+    """Return a digest of all that decides what a model costs: its sizes, how it draws, its number format."""
+    sizes = (description.scale_schedule, description.transformer, description.tokenizer)
+    decisive = (description.family, *sizes, description.sampling, dtype)
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()[:16]
 
-        _counted[key] = count_model(make, int(sizes["depth"]))
-    return _counted[key]
+
+def count_costs(description: ModelDescription, dtype: str) -> ModelCost:
+    """Return what a model of a family with `on_meta` costs; takes seconds.
+
+    Args:
+        description: of the model.
+        dtype: of its blocks, by torch's name.
+    """
+    # torch, which not every plan needs.
+    import torch
+
+    from ttsvar_ray.costs.count import count_model
+
+    on_meta = family_entry(description.family).on_meta
+    assert on_meta is not None, "the caller has asked"
+
+    def make(depth: int) -> CachedModel:
+        own = dataclasses.replace(description, transformer={**description.transformer, "depth": depth})
+        made: CachedModel = on_meta(own, dtype=getattr(torch, dtype), sampling=description.sampling)
+        return made
+
+    return count_model(make, int(description.transformer["depth"]))
 
 
 def _text_encoder(description: ModelDescription) -> EncoderShape:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -24,6 +26,20 @@ def run(*arguments: str) -> str:
 def report(*arguments: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(run("--model", "infinity-2b", "--json", *arguments))
     return content
+
+
+def test_the_plan_of_a_published_model_needs_no_torch() -> None:
+    program = """
+import sys
+from ttsvar_ray.cli.app import app
+app(["plan", "jobs/infinity_2b.yaml", "--profile", "h200"], standalone_mode=False)
+sys.exit("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "141 GB" in done.stdout
 
 
 @pytest.mark.parametrize(

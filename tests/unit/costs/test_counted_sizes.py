@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.costs.count import count_scales, tracing
 from ttsvar_ray.costs.encoder import T5_XL, EncoderShape, blip_cost
-from ttsvar_ray.costs.model import ScaleCost
+from ttsvar_ray.costs.model import ModelCost, ScaleCost, recorded_costs
 from ttsvar_ray.features.registry import EXTRACTORS
+from ttsvar_ray.job.footprint import cost_digest, count_costs
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import describe_model, family_entry
@@ -75,6 +77,22 @@ def test_a_plan_says_what_was_recorded(record: dict[str, Any]) -> None:
 
 def near(said: dict[str, Any], recorded: dict[str, Any]) -> None:
     assert {key: said[key] for key in recorded} == pytest.approx(recorded, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("shapes", "float32"), ("infinity-2b", "bfloat16")])
+def test_recorded_costs_are_those_that_are_counted(name: str, dtype: str) -> None:
+    description = describe_model(name)
+    recorded, counted = recorded_costs()[cost_digest(description, dtype)], count_costs(description, dtype)
+    # What is alive at a peak hangs on when garbage is collected, in the fifth digit.
+    expected = [pytest.approx(value, rel=1e-4) for value in numbers(counted)]
+    assert list(numbers(recorded)) == expected, "python -m tools.counted_costs writes them anew"
+
+
+def numbers(cost: ModelCost) -> Iterator[float]:
+    parts = [cost.text, *cost.scales, *cost.decodes.values()]
+    for values in (cost.parameters, cost.weight_bytes, *map(asdict, parts)):
+        yield from values.values()
+    yield from (cost.depth, cost.element_bytes, cost.block_bytes)
 
 
 @pytest.mark.parametrize(
