@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -93,9 +93,13 @@ class Cell:
     def __repr__(self) -> str:
         return self._spec.cell_id
 
-    async def start(self) -> CellInfo:
-        """Start all workers; work begins with the first that is up."""
-        self._pool.start_all()
+    async def start(self, first_workers: Mapping[int, Any]) -> CellInfo:
+        """Wait for all workers; work begins with the first that is up.
+
+        Args:
+            first_workers: by number; those that were started together with this cell.
+        """
+        self._pool.start_all(first_workers)
         self._spawn(self._tick())
         self._spawn(self._watch_draining())
         return CellInfo(cell_id=self._spec.cell_id, node_ip=ray.util.get_node_ip_address(), pid=os.getpid())

@@ -24,6 +24,7 @@ from ttsvar_ray.cluster.cell import CellActor
 from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.failures import GiveUp, Restart, RestartPolicy
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
+from ttsvar_ray.cluster.worker_pool import first_workers
 from ttsvar_ray.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -67,17 +68,24 @@ class _Incarnation:
     Attributes:
         update: its next update.
         asked_at, patience_seconds: when that was asked for, and how long it may take.
+        first_workers: those that were started with it, and end with it.
         calls: calls whose answers nobody needs, but whose errors somebody must see.
     """
 
     cell_id: str
     actor: Any
+    first_workers: list[Any]
     update: Any
     asked_at: float
     patience_seconds: float
     started: Any
     calls: list[Any] = field(default_factory=list)
     workers: int = 0
+
+    def kill(self) -> None:
+        """End it, and the workers that are this process's."""
+        for actor in (self.actor, *self.first_workers):
+            ray.kill(actor)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,8 +198,8 @@ class Cells:
         """End all cells.
 
         Args:
-            in_order: ask them to kill their workers first, which frees their resources at once; else the
-                workers follow their owners when Ray sees to it.
+            in_order: ask them to kill their workers first, which frees their resources at once; else those
+                that they started themselves follow when Ray sees to it.
         """
         lives = self._live()
         if in_order:
@@ -199,7 +207,7 @@ class Cells:
             with contextlib.suppress(RayError):
                 ray.wait(stops, num_returns=len(stops), timeout=STOP_TIMEOUT_SECONDS) if stops else None
         for live in lives:
-            ray.kill(live.actor)
+            live.kill()
         for cell in self._cells:
             cell.now, cell.state = None, CellState.GIVEN_UP
 
@@ -213,10 +221,13 @@ class Cells:
             scheduling_strategy=self._scheduling, name=f"{spec.actor_prefix}{spec.cell_id}"
         )
         actor: Any = options.remote(spec)
-        started = actor.start.remote()
+        # A worker takes longer to start than a cell does: neither waits for the other.
+        workers = first_workers(spec)
+        started = actor.start.remote(workers)
         return _Incarnation(
             cell_id=spec.cell_id,
             actor=actor,
+            first_workers=list(workers.values()),
             started=started,
             update=actor.next_update.remote(POLL_SECONDS),
             asked_at=now,
@@ -262,7 +273,7 @@ class Cells:
                 get(call, seconds=GET_TIMEOUT_SECONDS, awaited=f"an answer of {live.cell_id}")
 
     def _end(self, cell: _Cell, live: _Incarnation, reason: str, now: float) -> CellLost:
-        ray.kill(live.actor)
+        live.kill()
         cell.now, cell.reason = None, reason
         decision = cell.restarts.failed(reason)
         match decision:

@@ -43,7 +43,7 @@ STOP_WAIT_DEFAULT_SECONDS = 3.0
 
 
 class ClusterConnectionError(TtsVarError):
-    """No Ray cluster answers at the address."""
+    """No Ray cluster answers at the address, or none could be started here."""
 
 
 def is_connected() -> bool:
@@ -70,7 +70,7 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
         run_name: told to the cluster, whose lists of jobs show it.
 
     Raises:
-        ClusterConnectionError: nothing answers at the address.
+        ClusterConnectionError: nothing answers at the address, or Ray does not start here.
     """
     import ray
 
@@ -150,17 +150,25 @@ def _start_local(cpus: float | None, run_name: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    available = os.cpu_count() or 1
-    with _hangups_ignored():
-        ray.init(
-            address="local",
-            _temp_dir=ray_folder(),
-            num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            job_config=_job_config(run_name),
-        )
+    available, folder = os.cpu_count() or 1, ray_folder()
+    try:
+        with _hangups_ignored():
+            ray.init(
+                address="local",
+                _temp_dir=folder,
+                num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                job_config=_job_config(run_name),
+            )
+    except Exception as error:
+        # Of no kind of its own: that its processes are not up in time is told as a plain Exception.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ClusterConnectionError(
+            f"Ray did not start on this machine ({reason}); it may be too busy, or short of memory: run again "
+            "later, or without Ray (--in-process)"
+        ) from error
 
 
 def ray_folder() -> str | None:

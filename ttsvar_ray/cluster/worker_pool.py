@@ -12,7 +12,7 @@ long as the run goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,29 @@ class _Number:
     start_failures: int = 0
 
 
+def first_workers(spec: CellSpec) -> dict[int, Any]:
+    """Ask Ray for the first worker of each number, so that they start while their cell does.
+
+    They belong to this process: when the cell is over, they must be killed here.
+    """
+    return {number: _ask_for(spec, _worker_id(spec, number, 0)) for number in spec.worker_numbers}
+
+
+def _ask_for(spec: CellSpec, worker_id: str) -> Any:
+    layout = spec.layout
+    options = WorkerActor.options(
+        num_cpus=layout.cpus, num_gpus=layout.gpus, name=f"{spec.actor_prefix}{worker_id}"
+    )
+    return options.remote(worker_id, spec.build_engine)
+
+
+def _worker_id(spec: CellSpec, number: int, incarnation: int) -> str:
+    if spec.incarnation == incarnation == 0:
+        return f"worker-{number}"
+    of_cell = "" if spec.incarnation == 0 else f".{spec.incarnation}"
+    return f"worker-{number}{of_cell}.{incarnation}"
+
+
 class WorkerPool:
     """Starts workers; see the module docstring. Lives in the event loop of its cell."""
 
@@ -134,22 +157,22 @@ class WorkerPool:
         tried = all(number.start_failures >= STUCK_AFTER for number in self._numbers.values())
         return self._last_error if tried else None
 
-    def start_all(self) -> None:
-        """Ask Ray for all workers."""
+    def start_all(self, first: Mapping[int, Any]) -> None:
+        """Wait for all workers.
+
+        Args:
+            first: those of `first_workers`, which somebody has asked Ray for already.
+        """
         for number in self._numbers:
-            self.start_worker(number)
+            self.start_worker(number, first.get(number))
         self._spawn(self._tell_who_waits())
 
-    def start_worker(self, number: int) -> None:
-        """Ask Ray for the next incarnation of a worker."""
-        worker_id = self._next_id(number)
-        layout = self._spec.layout
-        options = WorkerActor.options(
-            num_cpus=layout.cpus, num_gpus=layout.gpus, name=f"{self._spec.actor_prefix}{worker_id}"
-        )
-        actor = options.remote(worker_id, self._spec.build_engine)
-        self._starting[worker_id] = actor
-        self._spawn(self._bring_up(worker_id, number, actor))
+    def start_worker(self, number: int, actor: Any = None) -> None:
+        """Ask Ray for the next incarnation of a worker, unless somebody has."""
+        worker_id = _worker_id(self._spec, number, self._numbers[number].incarnations)
+        self._numbers[number].incarnations += 1
+        self._starting[worker_id] = actor if actor is not None else _ask_for(self._spec, worker_id)
+        self._spawn(self._bring_up(worker_id, number, self._starting[worker_id]))
 
     def restart_worker(self, number: int, reason: str) -> float:
         """Start the next incarnation after a pause that grows with the failures since one of them answered.
@@ -170,13 +193,6 @@ class WorkerPool:
         """Take note that a worker of this kind can never run the plan."""
         ray.kill(worker.actor)
         self._fail_to_start(worker.worker_id, worker.number, reason, is_unusable=True)
-
-    def _next_id(self, number: int) -> str:
-        cell, own = self._spec.incarnation, self._numbers[number].incarnations
-        self._numbers[number].incarnations += 1
-        if cell == own == 0:
-            return f"worker-{number}"
-        return f"worker-{number}.{own}" if cell == 0 else f"worker-{number}.{cell}.{own}"
 
     async def _bring_up(self, worker_id: str, number: int, actor: Any) -> None:
         try:

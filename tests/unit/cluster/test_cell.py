@@ -81,7 +81,7 @@ class Scene:
 
     async def start(self) -> Cell:
         cell = Cell(self.spec)
-        await cell.start()
+        await cell.start(pool_module.first_workers(self.spec))
         return cell
 
     async def run(self, meanwhile: Callable[[], None] = lambda: None) -> Outcomes:

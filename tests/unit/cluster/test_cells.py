@@ -45,7 +45,8 @@ class FakeCell:
         self.call_answer: Any = "done"
         self.is_killed = False
         info = CellInfo(cell_id=spec.cell_id, node_ip="127.0.0.1", pid=1)
-        self.start = SimpleNamespace(remote=lambda: FakeRef(info))
+        self.first_workers: dict[int, Any] = {}
+        self.start = SimpleNamespace(remote=lambda workers: self._start(workers, info))
         self.next_update = SimpleNamespace(remote=self._next_update)
         self.lease = SimpleNamespace(remote=lambda *args: self._call("lease", *args))
         self.withdraw = SimpleNamespace(remote=lambda *args: self._call("withdraw", *args))
@@ -54,6 +55,10 @@ class FakeCell:
     def says(self, update: CellUpdate | Exception) -> None:
         """Answer what was asked last."""
         self.updates[-1].answer = update
+
+    def _start(self, workers: dict[int, Any], info: CellInfo) -> FakeRef:
+        self.first_workers = workers
+        return FakeRef(info)
 
     def _next_update(self, _seconds: float) -> FakeRef:
         self.updates.append(FakeRef())
@@ -92,6 +97,7 @@ class Scene:
             actor.is_killed = True
 
         monkeypatch.setattr(cells_module, "CellActor", Actor)
+        monkeypatch.setattr(cells_module, "first_workers", self._workers)
         monkeypatch.setattr(cells_module, "get", get)
         monkeypatch.setattr(cells_module, "timeout_message", lambda seconds, awaited: f"no {awaited}")
         monkeypatch.setattr(cells_module, "ray", SimpleNamespace(wait=wait, kill=kill))
@@ -103,6 +109,10 @@ class Scene:
     def _begin(self, spec: CellSpec) -> FakeCell:
         self.begun.append(FakeCell(spec))
         return self.begun[-1]
+
+    @staticmethod
+    def _workers(spec: CellSpec) -> dict[int, Any]:
+        return {number: SimpleNamespace(is_killed=False) for number in spec.worker_numbers}
 
     @staticmethod
     def _spec(index: int, incarnation: int) -> CellSpec:
@@ -150,6 +160,8 @@ def test_a_dead_cell_is_started_anew_under_another_name_after_a_pause(
     ((cell_id, lost),) = scene.news(10.0)
     assert cell_id == "cell-0.0" and isinstance(lost, CellLost) and lost.comes_back
     assert scene.begun[0].is_killed
+    assert [worker.is_killed for worker in scene.begun[0].first_workers.values()] == [True, True]
+    assert not any(worker.is_killed for worker in scene.begun[1].first_workers.values())
     scene.cells.start_due(10.5)
     assert len(scene.begun) == 2
     scene.cells.start_due(11.0)

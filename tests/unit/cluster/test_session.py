@@ -98,7 +98,7 @@ def test_ray_on_this_machine_alone_always_asks_for_a_token_of_its_own(
     monkeypatch.setattr(session, "_refresh_authentication", lambda: None)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     for _ in range(2):
-        with contextlib.suppress(RuntimeError), ray_session("local", cpus=1):
+        with contextlib.suppress(ClusterConnectionError), ray_session("local", cpus=1):
             pass
     assert [one["RAY_AUTH_MODE"] for one in seen] == ["token", "token"]
     tokens = {one["RAY_AUTH_TOKEN"] for one in seen}
@@ -107,6 +107,19 @@ def test_ray_on_this_machine_alone_always_asks_for_a_token_of_its_own(
     assert {name: os.environ.get(name) for name in session._AUTHENTICATION} == {
         name: before.get(name) for name in session._AUTHENTICATION
     }
+
+
+def test_a_ray_that_does_not_start_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(ClusterConnectionError, match=r"timed out during startup.*--in-process"),
+        ray_session("local", cpus=None),
+    ):
+        pass
 
 
 def test_signals_are_acknowledged_at_once_and_a_second_interrupt_interrupts(
