@@ -1,0 +1,89 @@
+"""Runs whose terminal is closed, by the real command on a terminal of its own."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A terminal with one program on it."""
+
+    def __init__(self, folder: Path, *command: str) -> None:
+        self._master, program_end = pty.openpty()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ON_TERMINAL, *command],
+            cwd=folder,
+            env=environment,
+            stdin=program_end,
+            stdout=program_end,
+            stderr=program_end,
+        )
+        os.close(program_end)
+
+    def close(self) -> None:
+        """Go away, as a window that is shut does: the program is sent SIGHUP."""
+        os.close(self._master)
+
+    def read_until(self, what: str) -> str:
+        """Return what is shown up to some text."""
+        # A program that hangs is killed, which ends the reading.
+        guard = threading.Timer(300, self.process.kill)
+        guard.start()
+        shown = b""
+        try:
+            while what.encode() not in shown:
+                shown += os.read(self._master, 4096)
+        except OSError as error:
+            raise AssertionError(f"{what!r} was never shown: {shown.decode()[-500:]}") from error
+        finally:
+            guard.cancel()
+        return shown.decode()
+
+
+def generate(folder: Path, prompts: int) -> list[str]:
+    lines = [f"a red circle number {row}\n" for row in range(prompts)]
+    (folder / "prompts.txt").write_text("".join(lines))
+    command = [sys.executable, "-m", "ttsvar_ray", "generate", "--in-process", "--prompts", "prompts.txt"]
+    return [*command, "--output", "out", "--strategy", "raw", "--set", "output.rows_per_part=3"]
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "out" / "run.log").read_text()
+
+
+def test_a_closed_terminal_stops_a_run_in_good_order(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, *generate(tmp_path, prompts=400))
+    terminal.read_until("workers 1/1")
+    terminal.close()
+    assert terminal.process.wait(timeout=200) == 75
+    assert "Traceback" not in log_of(tmp_path)
+    assert "SIGHUP" in log_of(tmp_path)
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "nohup", *generate(tmp_path, prompts=2))
+    terminal.read_until("nohup.out")
+    terminal.close()
+    assert terminal.process.wait(timeout=300) == 0
+    assert "images       2" in (tmp_path / "nohup.out").read_text()
