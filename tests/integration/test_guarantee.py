@@ -86,18 +86,21 @@ def _job(
     return run_job(config, progress=progress)
 
 
-def _content(output: Path) -> list[dict[str, Any]]:
-    """Return all images, then all selections with the bits of their populations, without what workers did."""
+def _content(output: Path) -> list[dict[str, str]]:
+    """Return all images, then all selections with the bits of their populations, without what workers did.
+
+    Values are written out, as NaN equals nothing.
+    """
     rows: list[dict[str, Any]] = pq.read_table(output / "data").to_pylist()
     trace = pq.read_table(output / "trace").drop_columns(["placement", "moved", "reason"])
     assert all(trace["bits"].to_pylist())
-    return rows + trace.to_pylist()
+    return [{name: repr(value) for name, value in row.items()} for row in rows + trace.to_pylist()]
 
 
 @pytest.fixture(scope="module")
 def expected(
     ray_cluster: Cluster, prompts: Path, strategy: str, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+) -> list[dict[str, str]]:
     output = tmp_path_factory.mktemp("expected") / "out"
     _job(prompts, output, strategy, workers=1, spread=1, rows=32)
     content = _content(output)
@@ -117,7 +120,7 @@ def test_the_square_has_every_pair() -> None:
 
 @pytest.mark.parametrize(("workers", "spread", "rows"), SQUARE)
 def test_workers_spread_and_micro_batch_change_nothing(
-    expected: list[dict[str, Any]],
+    expected: list[dict[str, str]],
     prompts: Path,
     strategy: str,
     tmp_path: Path,
@@ -130,7 +133,7 @@ def test_workers_spread_and_micro_batch_change_nothing(
 
 
 def test_kills_change_nothing(
-    ray_cluster: Cluster, expected: list[dict[str, Any]], prompts: Path, strategy: str, tmp_path: Path
+    ray_cluster: Cluster, expected: list[dict[str, str]], prompts: Path, strategy: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
@@ -150,7 +153,7 @@ def test_kills_change_nothing(
 
 
 def test_stopping_and_resuming_changes_nothing(
-    expected: list[dict[str, Any]], prompts: Path, strategy: str, tmp_path: Path
+    expected: list[dict[str, str]], prompts: Path, strategy: str, tmp_path: Path
 ) -> None:
     def stop_after_a_part(state: JobProgress) -> None:
         if any((tmp_path / "out" / "data").glob("part-*")):
