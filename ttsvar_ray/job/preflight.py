@@ -189,13 +189,15 @@ def images_kept(config: JobConfig, plan: Plan) -> int:
 
 
 def free_bytes(root: Location) -> int | None:
-    """Return the free bytes that this user has where a folder is, or will be; None of an object store."""
+    """Return the free bytes that this user has where a folder is, or will be; None where nobody counts them:
+    in an object store, and in file systems of no size, such as /proc."""
     if root.local_path is None:
         return None
     folder = root.local_path
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else None
 
 
 def check_space(fact: OutputFact) -> None:

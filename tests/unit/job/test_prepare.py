@@ -21,12 +21,14 @@ from ttsvar_ray.job.preflight import (
     TimeFact,
     check_memory,
     device_named,
+    free_bytes,
     profile_of,
     trace_bytes,
     with_trace,
 )
 from ttsvar_ray.job.prepare import prepared
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.storage import locate
 
 
 @pytest.fixture
@@ -76,6 +78,12 @@ def test_what_needs_no_torch_is_said_before_it_is_imported(config: JobConfig, tm
     said = dict(line.split() for line in done.stdout.splitlines())
     assert said["OutputFact"] == "False"
     assert list(said)[-1] == "TimeFact"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux' file system of no size")
+def test_nobody_counts_the_space_of_a_file_system_without_any(tmp_path: Path) -> None:
+    assert free_bytes(locate("/proc/x")) is None
+    assert free_bytes(locate(str(tmp_path / "new"))) is not None
 
 
 def test_a_reward_without_its_directory_is_refused_at_once(config: JobConfig) -> None:
