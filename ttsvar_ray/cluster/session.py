@@ -166,7 +166,7 @@ def _start_local(cpus: float | None, run_name: str) -> None:
         # Of no kind of its own: that its processes are not up in time is told as a plain Exception.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ClusterConnectionError(
-            f"Ray did not start on this machine ({reason}); it may be too busy, or short of memory: run again "
+            f"Ray did not start on this machine ({reason}); it may be busy, or short of memory: run again "
             "later, or without Ray (--in-process)"
         ) from error
 

@@ -107,7 +107,9 @@ def test_a_disk_that_is_too_small_is_refused_and_a_tight_one_is_said(
 ) -> None:
     # Four images of 3456 bytes are expected, and half of that at least.
     for free, outcome in ((6_000, "refused"), (8_000, "said"), (20_000, "fine")):
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(
+            preflight.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(total=10**12, free=free)
+        )
         if outcome == "refused":
             with pytest.raises(OutputError, match=r"4 images take about .* GB are free"):
                 facts_of(config)
