@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsvar_ray.api.tree import Painter, SearchTree
+from ttsvar_ray.dataset.contents import picture_of
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.results import ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt, UInt8Array
@@ -68,9 +69,7 @@ class FoundImage:
     @property
     def image(self) -> Image.Image:
         """The picture, decoded."""
-        from PIL import Image
-
-        return Image.open(io.BytesIO(self.encoded)).convert("RGB")
+        return picture_of(self.encoded)
 
     @property
     def pixels(self) -> UInt8Array:

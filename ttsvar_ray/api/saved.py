@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ttsvar_ray.api.results import Result
 from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_run
+from ttsvar_ray.dataset.contents import damaged, image_rows
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.registry import BUILT_IN
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _PARTS_KEPT = 2
 """Parts in memory: going through the results in order reads each part once."""
+_ROWS_AT_A_TIME = 256
 _OWN = frozenset(data_schema((), bits=True, rounds=True, rewritten=True).names)
 
 
@@ -120,12 +122,16 @@ class SavedRun(Sequence[Result]):
     def _read_part(self, chunk: int) -> dict[int, Result]:
         """Return the results of a chunk by row of the prompt file."""
         images: dict[int, list[dict[str, Any]]] = {}
-        for row in _read(self._layout.data_part(chunk)).to_pylist():
-            images.setdefault(row["row"], []).append(row)
+        part, trace = self._layout.data_part(chunk), self._layout.trace_part(chunk)
+        for batch in image_rows(part, _ROWS_AT_A_TIME):
+            for row in batch.to_pylist():
+                images.setdefault(row["row"], []).append(row)
         try:
-            records = selection_records(_read(self._layout.trace_part(chunk)))
+            records = selection_records(_read(trace))
         except FileNotFoundError:  # deleted by hand: the tree has only its ends
             records = {}
+        else:
+            _check_searches(part, trace, images, records)
         painter = self._paint if self._draws else None
         return {
             number: _result(rows, records.get(number, ()), painter=painter) for number, rows in images.items()
@@ -158,6 +164,23 @@ class SavedRun(Sequence[Result]):
         return self.replayer.latest(text, population)
 
 
+def _check_searches(
+    part: Location,
+    trace: Location,
+    images: Mapping[int, Sequence[Mapping[str, Any]]],
+    records: Mapping[int, Sequence[SelectionRecord]],
+) -> None:
+    """Raise `OutputError` unless every image has passed the selections that its trace has."""
+    for row, of_prompt in images.items():
+        for image in of_prompt:
+            found = [one for one in records.get(row, ()) if one.round_index == (image.get("round") or 0)]
+            if len(image["lineage"]) != len(found) + 1:
+                raise OutputError(
+                    f"{part}: an image of row {row} has passed {len(image['lineage']) - 1} selections, and "
+                    f"{trace} has {len(found)}: one of both is another run's; `ttsvar-ray check` says which"
+                )
+
+
 def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
     try:
         with part.open_arrow() as file:
@@ -165,7 +188,7 @@ def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise OutputError(f"{part}: expected a whole Parquet file ({error})") from None
+        raise damaged(part, error) from None
 
 
 def _result(

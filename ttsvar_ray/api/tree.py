@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ttsvar_ray.dataset.contents import picture_of
 from ttsvar_ray.results import PackedBits, ResultImage, SelectionRecord
 from ttsvar_ray.types import UInt8Array
 
@@ -123,7 +124,8 @@ class SearchTree:
                 pictures=tuple(files.get(slot, b"") for slot in range(population)),
             )
         )
-        return cls(levels=tuple(levels), winner=tuple(best.lineage))
+        # Without a trace, which may have been deleted, only the ends are known.
+        return cls(levels=tuple(levels), winner=tuple(best.lineage[-len(levels) :]))
 
     def __str__(self) -> str:
         lines = []
@@ -221,9 +223,7 @@ def _thumbnail(image: UInt8Array) -> bytes:
 
 
 def _reduced(file: bytes) -> bytes:
-    from PIL import Image
-
-    return _encoded(Image.open(io.BytesIO(file)).convert("RGB")) if file else b""
+    return _encoded(picture_of(file)) if file else b""
 
 
 def _encoded(picture: Image.Image) -> bytes:

@@ -109,19 +109,16 @@ def shown_images(output: str | Path) -> list[ShownImage]:
 
 def best_images(layout: OutputLayout) -> Iterator[tuple[str, UInt8Array, float]]:
     """Yield prompt, pixels and reward of the best image of each prompt."""
-    import io
-
     import numpy as np
-    import pyarrow.parquet as pq
-    from PIL import Image
+
+    from ttsvar_ray.dataset.contents import image_rows, picture_of
 
     for part in layout.data_parts().values():
-        with part.open_arrow() as stream, pq.ParquetFile(stream) as file:
-            for batch in file.iter_batches(64, columns=["prompt", "image", "image_rank", "reward"]):
-                for row in batch.to_pylist():
-                    if row["image_rank"] == 0:
-                        picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-                        yield row["prompt"], np.asarray(picture), row["reward"]
+        for batch in image_rows(part, 64, ["prompt", "image", "image_rank", "reward"]):
+            for row in batch.to_pylist():
+                if row["image_rank"] == 0:
+                    pixels = np.asarray(picture_of(row["image"]["bytes"]))
+                    yield row["prompt"] or "", pixels, row["reward"]
 
 
 def save_sheet(images: list[ShownImage], path: Path, *, title: str) -> None:

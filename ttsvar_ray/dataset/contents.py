@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections import Counter
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,12 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, settle
 from ttsvar_ray.dataset.sessions import read_sessions
-from ttsvar_ray.errors import LostRowsError, OutputError, StorageError
+from ttsvar_ray.errors import LostRowsError, OutputError, StorageError, brief
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage import Location
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _KEY = b"ttsvar_ray.totals"
 """Totals of a part in its own footer: a summary of a run reads no rows."""
@@ -37,6 +41,9 @@ _READERS = 16
 """Small files read at a time: an object store answers slowly, but many at once."""
 
 _BATCH = 1024
+
+_OF_IMAGES = ("row", "prompt_id", "ordinal", "prompt", "image", "image_rank", "reward", "lineage")
+"""What all that look at images need of a part."""
 
 _CHUNKS_SHOWN = 5
 _ROWS_SHOWN = 10
@@ -100,15 +107,15 @@ def _read_totals(part: Location) -> PartTotals:
             if _KEY in metadata:
                 return PartTotals(**json.loads(metadata[_KEY]))
             table = parquet.read(columns=["image_rank", "reward", "text_truncated"])
+        best = table.filter(pc.equal(table["image_rank"], 0))
+        return PartTotals(
+            prompts=len(best),
+            images=table.num_rows,
+            reward_sum=pc.sum(best["reward"]).as_py() or 0.0,
+            cut=pc.sum(best["text_truncated"]).as_py() or 0,
+        )
     except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
         raise damaged(part, error) from None
-    best = table.filter(pc.equal(table["image_rank"], 0))
-    return PartTotals(
-        prompts=len(best),
-        images=table.num_rows,
-        reward_sum=pc.sum(best["reward"]).as_py() or 0.0,
-        cut=pc.sum(best["text_truncated"]).as_py() or 0,
-    )
 
 
 def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
@@ -320,3 +327,51 @@ def damaged(part: Location | Path, reason: object) -> OutputError:
         f"{part}: not a whole Parquet file ({str(reason).splitlines()[0]}); "
         "delete it to have its prompts generated again"
     )
+
+
+def image_rows(part: Location, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a part, so many at a time.
+
+    Args:
+        part: of `data/`.
+        rows: of a batch.
+        columns: those that are wanted, which must be there; None is all, with those of every image.
+
+    Raises:
+        OutputError: the part is damaged, or another program's.
+    """
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            absent = set(columns or _OF_IMAGES).difference(parquet.schema_arrow.names)
+            if absent:
+                raise OutputError(
+                    f"{part}: expected the images of a run, found no column {min(absent)!r}; "
+                    "`ttsvar-ray check` says which files are not what was written"
+                )
+            yield from parquet.iter_batches(batch_size=rows, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(part, error) from None
+
+
+def picture_of(encoded: bytes, *, within: int | None = None) -> Image.Image:
+    """Return an image of a run, decoded, as RGB.
+
+    Args:
+        encoded: the file.
+        within: most pixels of a side; None is all that there are.
+
+    Raises:
+        OutputError: its bytes are no image.
+    """
+    from PIL import Image
+
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(encoded))
+        if within is not None:
+            # Before anything else: of a JPEG not even all is decoded then.
+            picture.thumbnail((within, within))
+        return picture.convert("RGB")
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead them to
+        raise OutputError(
+            f"an image does not decode ({brief(error)}); `ttsvar-ray check` says which"
+        ) from None

@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ttsvar_ray.columns import held
-from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.schema import data_schema
 from ttsvar_ray.errors import OutputError
@@ -71,26 +70,20 @@ def exported_images(
     """
     texts_of_json = {name for name, kind in column_types.items() if kind == "json"}
     for _, part in sorted(layout.data_parts().items()):
-        try:
-            with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-                for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                    for row in _readable(batch).to_pylist():
-                        if best_only and row["image_rank"] > 0:
-                            continue
-                        metadata = {
-                            name: _finite(value) for name, value in row.items() if name not in _PICTURE
-                        }
-                        for name in texts_of_json & metadata.keys():
-                            if isinstance(metadata[name], str):
-                                metadata[name] = json.loads(metadata[name])
-                        yield ExportedImage(
-                            key=f"{row['row']:08d}-{row['image_rank']:02d}",
-                            encoded=row["image"]["bytes"],
-                            suffix=Path(row["image"]["path"]).suffix,
-                            metadata=metadata,
-                        )
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(part, error) from None
+        for batch in image_rows(part, _ROWS_AT_A_TIME):
+            for row in _readable(batch).to_pylist():
+                if best_only and row["image_rank"] > 0:
+                    continue
+                metadata = {name: _finite(value) for name, value in row.items() if name not in _PICTURE}
+                for name in texts_of_json & metadata.keys():
+                    if isinstance(metadata[name], str):
+                        metadata[name] = json.loads(metadata[name])
+                yield ExportedImage(
+                    key=f"{row['row']:08d}-{row['image_rank']:02d}",
+                    encoded=row["image"]["bytes"],
+                    suffix=Path(row["image"]["path"]).suffix,
+                    metadata=metadata,
+                )
 
 
 def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ttsvar_ray.columns import held
 from ttsvar_ray.dataset import OutputLayout
-from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
 from ttsvar_ray.errors import OutputError, brief
 from ttsvar_ray.evaluate.scorers import Scorer
@@ -178,13 +178,9 @@ def best_scores(layout: OutputLayout, table: str) -> Float64Array:
 
 def _image_rows(part: Location) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of a part, a few at a time."""
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            for batch in parquet.iter_batches(batch_size=_IMAGES_AT_A_TIME):
-                arrays = [held(array, array.type) for array in batch.columns]
-                yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(part, error) from None
+    for batch in image_rows(part, _IMAGES_AT_A_TIME):
+        arrays = [held(array, array.type) for array in batch.columns]
+        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
 
 
 def _pixels(row: Mapping[str, Any]) -> UInt8Array:

@@ -260,7 +260,7 @@ class _Check:
                 name = (row["prompt_id"], row["ordinal"])
                 if prompts.setdefault(number, name) != name:
                     self._add(part, f"row {number}: its images have different ids")
-                if not self._has_own_ids and prompt_id_of(row["prompt"]) != row["prompt_id"]:
+                if not self._has_own_ids and prompt_id_of(row["prompt"] or "") != row["prompt_id"]:
                     self._add(part, f"row {number}: its id is not that of its prompt")
 
     def _check_selections(self, trace: Location, parquet: pq.ParquetFile, rows: range) -> None:

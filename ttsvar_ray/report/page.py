@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttsvar_ray.dataset.contents import picture_of
+
 INLINE_PROMPTS = 300
 """Up to as many prompts the page holds everything itself."""
 _PROMPTS_PER_SCRIPT = 60
@@ -200,13 +202,8 @@ def _details(entry: Entry, thumbnails: list[str]) -> dict[str, Any]:
 
 
 def _thumbnail(encoded: bytes) -> str:
-    from PIL import Image
-
-    picture: Image.Image = Image.open(io.BytesIO(encoded))
-    # Reduced before anything else: a JPEG is then not even decoded whole.
-    picture.thumbnail((_PIXELS, _PIXELS))
     file = io.BytesIO()
-    picture.convert("RGB").save(file, format="WEBP", quality=_QUALITY, method=_EFFORT)
+    picture_of(encoded, within=_PIXELS).save(file, format="WEBP", quality=_QUALITY, method=_EFFORT)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -203,3 +206,69 @@ def test_the_report_draws_the_trees_of_the_trace(searched: Path, tmp_path: Path)
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
         assert page.read_text(encoding="utf-8").count("\\u003cimage ") == images
+
+
+def without_trace(root: Path) -> None:
+    (root / "trace" / "part-00000.parquet").unlink()
+
+
+def of_another_run(root: Path) -> None:
+    part = root / "data" / "part-00000.parquet"
+    table = pq.read_table(part)
+    lineage = pa.array([[0]] * table.num_rows, table.schema.field("lineage").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("lineage"), "lineage", lineage), part)
+
+
+def of_another_program(root: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), root / "data" / "part-00000.parquet")
+
+
+def without_pictures(root: Path) -> None:
+    part = root / "data" / "part-00000.parquet"
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("image")
+    images = [{**image, "bytes": b"no picture"} for image in table["image"].to_pylist()]
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(images, field.type)), part)
+
+
+def with_texts_for_rewards(root: Path) -> None:
+    part = root / "data" / "part-00000.parquet"
+    table = pq.read_table(part)
+    place = table.schema.get_field_index("reward")
+    pq.write_table(table.set_column(place, "reward", pa.array(["high"] * table.num_rows)), part)
+
+
+@pytest.mark.parametrize(
+    ("damage", "refused"),
+    [
+        (without_trace, {}),
+        (
+            of_another_run,
+            {"report": "one of both is another run's", "replay": "one of both is another run's"},
+        ),
+        (of_another_program, dict.fromkeys(("report", "replay", "sheet", "export"), "part-00000.parquet: ")),
+        (
+            without_pictures,
+            {"report": "does not decode", "replay": "does not decode", "sheet": "does not decode"},
+        ),
+        (with_texts_for_rewards, {"report": "part-00000.parquet: "}),
+    ],
+)
+def test_an_output_that_was_changed_by_hand_is_told(
+    searched: Path, tmp_path: Path, damage: Callable[[Path], None], refused: dict[str, str]
+) -> None:
+    root = tmp_path / "out"
+    shutil.copytree(searched, root)
+    damage(root)
+    commands = {
+        "report": ["--to", str(tmp_path / "page.html"), "--no-pictures"],
+        "replay": [TEXT, "--to", str(tmp_path / "strip.png")],
+        "sheet": ["--to", str(tmp_path / "sheet.png")],
+        "export": ["--to", str(tmp_path / "folder"), "--layout", "folder"],
+    }
+    for command, arguments in commands.items():
+        done = CliRunner().invoke(app, [command, str(root), *arguments])
+        assert "unexpected" not in done.output, done.output
+        if command in refused:
+            assert done.exit_code == 2 and refused[command] in done.output, (command, done.output)
