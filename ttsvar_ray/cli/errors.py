@@ -54,13 +54,22 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         _end(error, ExitCode.FAILED, debug=debug)
     except TtsVarError as error:
         _end(error, ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS, debug=debug)
+    except OSError as error:
+        # Of a file: what the system refuses is no defect of ours.
+        is_told = error.filename is not None
+        message = f"{error.filename}: {error.strerror}" if is_told else _unexpected(error)
+        code = ExitCode.BAD_SETTINGS if is_told and not has_started() else ExitCode.FAILED
+        _end(error, code, debug=debug, message=message)
     except KeyboardInterrupt as error:
         started = has_started()
         message = "interrupted; committed parts stay, the same command goes on" if started else "interrupted"
         _end(error, ExitCode.RESUMABLE if started else ExitCode.INTERRUPTED, debug=debug, message=message)
     except Exception as error:  # noqa: BLE001 - the outermost place of a command
-        message = f"unexpected {type(error).__name__}: {error}\nRun again with --debug to see where."
-        _end(error, ExitCode.FAILED, debug=debug, message=message)
+        _end(error, ExitCode.FAILED, debug=debug, message=_unexpected(error))
+
+
+def _unexpected(error: Exception) -> str:
+    return f"unexpected {type(error).__name__}: {error}\nRun again with --debug to see where."
 
 
 def _end(error: BaseException, code: ExitCode, *, debug: bool, message: str | None = None) -> None:

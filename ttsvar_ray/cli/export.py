@@ -60,6 +60,7 @@ def export(
             raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
         source, manifest = read_run(output)
         size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
+        options.folder_to_write(to, "--to")
         claim(to, source, {"layout": layout.value, "images": images.value, "shard_size": size})
         found = exported_images(source, manifest.column_types, best_only=images is Which.BEST)
         if size is not None:

@@ -66,6 +66,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what goes on.")]
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""Suffixes of pictures that commands write."""
+
+
 def overrides(flags: Mapping[str, object], settings: Sequence[str] | None) -> list[str]:
     """Return flags and `--set` entries as overrides; `--set` comes last and wins.
 
@@ -75,6 +79,54 @@ def overrides(flags: Mapping[str, object], settings: Sequence[str] | None) -> li
     """
     given = [f"{name}={_as_yaml(value)}" for name, value in flags.items() if value is not None]
     return given + list(settings or ())
+
+
+def file_to_write(file: Path, option: str, *, picture: bool = False) -> Path:
+    """Return a file that a command will write at its end, whose folder is made if it is not there.
+
+    Args:
+        file: as given.
+        option: that it was given by.
+        picture: whether its suffix says the format.
+
+    Raises:
+        ConfigurationError: it cannot be written, which is better known before the work than after it.
+    """
+    from ttsvar_ray.errors import ConfigurationError
+
+    if picture and file.suffix.lower() not in PICTURES:
+        raise ConfigurationError(f"{option}: expected a name that ends in {', '.join(PICTURES)}, got {file}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not file.exists()
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option}: expected a file that can be written, got {file} ({error.strerror})"
+        ) from None
+    return file
+
+
+def folder_to_write(folder: Path, option: str) -> Path:
+    """Return a folder that a command can make or write to; only its parents are made.
+
+    Raises:
+        ConfigurationError: it cannot be made.
+    """
+    from ttsvar_ray.errors import ConfigurationError
+
+    try:
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            folder.rmdir()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option}: expected a folder that can be written to, got {folder} ({error.strerror})"
+        ) from None
+    return folder
 
 
 def _as_yaml(value: object) -> str:

@@ -61,6 +61,7 @@ def replay(
             raise InputError(
                 f"{output}: expected a finished prompt with the id or text {prompt_id!r}, found none"
             )
+        options.file_to_write(to, "--to", picture=True)
         result = found[0]
         if rank >= len(result.images):
             raise InputError(f"--rank: expected 0 to {len(result.images) - 1}, the images kept, got {rank}")

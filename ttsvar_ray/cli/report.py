@@ -65,10 +65,9 @@ def report(
             raise ConfigurationError(
                 f"--to: expected where the page goes, {output} being a URI; add --to FILE"
             )
-        page = Path(output) / "report.html" if to is None else to
         run = load(output, pictures=None if pictures is None else pictures > 0, settings=settings)
         # Where it cannot be written, that is told before everything is drawn.
-        page.parent.mkdir(parents=True, exist_ok=True)
+        page = options.file_to_write(Path(output) / "report.html" if to is None else to, "--to")
         layout = OutputLayout(output)
         totals = summarise_output(layout)
         letters = (one for part in layout.failed_parts().values() for one in read_letters(part))

@@ -354,5 +354,6 @@ def select(
         if by != "reward" and not best_per_prompt:
             raise ConfigurationError(f"--by: {by!r} is read by --best-per-prompt alone; add it")
         wanted = Selection(where=where, best_per_prompt=best_per_prompt, by=by)
+        options.folder_to_write(to, "--to")
         images, prompts, total = write(layout, manifest, wanted, to)
     typer.echo(f"{to}: {images} of {total} images, of {prompts} prompts")

@@ -67,10 +67,10 @@ def sheet(
     from ttsvar_ray.storage import is_uri
 
     with errors_for_people(debug=debug):
-        runs = {output: shown_images(output) for output in outputs}
         if to is None and is_uri(outputs[0]):
             raise InputError(f"{outputs[0]}: expected --to FILE.png, where the sheet of such an output goes")
-        path = to or Path(outputs[0]) / SHEET_NAME
+        runs = {output: shown_images(output) for output in outputs}
+        path = options.file_to_write(to or Path(outputs[0]) / SHEET_NAME, "--to", picture=True)
         first = runs[outputs[0]]
         if len(runs) == 1:
             save_sheet(first, path, title=f"{Path(outputs[0]).name}: {summary_words(first)}")

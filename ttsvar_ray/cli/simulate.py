@@ -66,6 +66,8 @@ def simulate(
         if plot is not None:
             from ttsvar_ray.cli.simulation_plot import require_matplotlib
 
+            options.file_to_write(plot, "--plot", picture=True)
+
             require_matplotlib()
         flags = {"simulation.gpus": gpus, "simulation.prompts": prompts}
         config = load_config(job, options.overrides(flags, settings), needs_files=False)

@@ -135,7 +135,13 @@ def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
     tables = list(map_files(read, layout.data_parts().values()))
     if not tables:
         raise OutputError(f"{layout.root}: expected images, found no part in data/")
-    return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException:
+        raise OutputError(
+            f"{layout.root}: expected one kind of columns in all parts, got several; `ttsvar-ray check` says "
+            "which files are not what was written"
+        ) from None
 
 
 def rows_in(part: Location) -> set[int]:

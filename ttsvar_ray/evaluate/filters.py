@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ttsvar_ray.dataset import OutputLayout, RunManifest
-from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.dataset.contents import damaged, image_rows
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
 from ttsvar_ray.storage import locate
@@ -195,6 +195,9 @@ def select(
             f"--by: expected one of the columns {', '.join(schema.names)}, got {selection.by!r}"
             f"{nearest(selection.by, schema.names)}"
         )
+    kind = schema.field(selection.by).type
+    if selection.best_per_prompt and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ConfigurationError(f"--by: expected a column of numbers, got {selection.by!r} of {kind}")
     condition = parse_filter(selection.where, schema.names) if selection.where else None
     _taken(_light(layout, min(layout.data_parts())).slice(0, 0), condition, selection)
     _claim(folder, layout, manifest, selection)
@@ -262,26 +265,21 @@ def _taken(light: pa.Table, condition: Any, selection: Selection) -> list[int]:
 
 def _write(layout: OutputLayout, chunk: int, light: pa.Table, taken: Sequence[int], file: Path) -> None:
     part = layout.data_part(chunk)
-    scores = [name for name in light.column_names if name not in _names_of(part)]
-    with part.open_arrow() as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
-        schema = parquet.schema_arrow
-        for name in scores:
-            schema = schema.append(light.schema.field(name))
-        wanted, start = np.array(taken, dtype=np.int64), 0
-        with locate(file).replacing() as staged, pq.ParquetWriter(staged, schema) as writer:
-            for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME):
-                own = wanted[(wanted >= start) & (wanted < start + len(batch))]
-                if len(own):
-                    rows = pa.Table.from_batches([batch]).take(pa.array(own - start))
-                    for name in scores:
-                        rows = rows.append_column(light.schema.field(name), light[name].take(pa.array(own)))
-                    writer.write_table(rows.cast(schema))
-                start += len(batch)
-
-
-def _names_of(part: Any) -> list[str]:
     with part.open_arrow() as stream:
-        return list(pq.read_schema(stream).names)
+        schema = pq.read_schema(stream)
+    scores = [name for name in light.column_names if name not in schema.names]
+    for name in scores:
+        schema = schema.append(light.schema.field(name))
+    wanted, start = np.array(taken, dtype=np.int64), 0
+    with locate(file).replacing() as staged, pq.ParquetWriter(staged, schema) as writer:
+        for batch in image_rows(part, _ROWS_AT_A_TIME):
+            own = wanted[(wanted >= start) & (wanted < start + len(batch))]
+            if len(own):
+                rows = pa.Table.from_batches([batch]).take(pa.array(own - start))
+                for name in scores:
+                    rows = rows.append_column(light.schema.field(name), light[name].take(pa.array(own)))
+                writer.write_table(rows.cast(schema))
+            start += len(batch)
 
 
 def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection: Selection) -> None:

@@ -45,13 +45,10 @@ def prompt_files(source: PromptSource) -> list[PromptFile]:
                 f"prompts.{name}: read of a data set of the hub only (hf://datasets/OWNER/NAME); the prompts "
                 f"are {source.name}; remove it"
             )
-    files = [
-        PromptFile(location, source.format or format_of(location))
-        for path in source.paths
-        for location in _locations(path, source)
-    ]
-    for file in files:
-        check_readable(file.location)
+    locations = [location for path in source.paths for location in _locations(path, source)]
+    for location in locations:
+        check_readable(location)
+    files = [PromptFile(location, source.format or format_of(location)) for location in locations]
     formats = sorted({file.format.value for file in files})
     if len(formats) > 1:
         raise InputError(

@@ -276,8 +276,13 @@ class Location:
 
     def _info(self) -> Any:
         self._forget_listings()
-        with self._named_errors():
-            return self.filesystem.get_file_info(self._place)
+        try:
+            with self._named_errors():
+                return self.filesystem.get_file_info(self._place)
+        except OSError as error:
+            # What the system does not even look at: a name that is too long, a folder that is another user's.
+            reason = str(error) if error.errno is None else os.strerror(error.errno)
+            raise StorageError(f"{self}: cannot be looked at ({reason})") from error
 
     def _forget_listings(self) -> None:
         """Other processes write, too: listings that fsspec has kept are old."""

@@ -314,6 +314,10 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         (["--where", "reward > 'a'"], "cannot be asked of these columns"),
         (["--where", "row in prompt"], "got 'prompt'"),
         (["--best-per-prompt", "--by", "Rde"], "--by: expected one of the columns"),
+        (
+            ["--best-per-prompt", "--by", "prompt"],
+            "--by: expected a column of numbers, got 'prompt'",
+        ),
         (["--by", "row", "--where", "row > 0"], "--by: 'row' is read by --best-per-prompt alone"),
         ([], "expected --where or --best-per-prompt"),
     ],
