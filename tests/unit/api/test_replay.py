@@ -262,7 +262,7 @@ def test_an_output_that_was_changed_by_hand_is_told(
     shutil.copytree(searched, root)
     damage(root)
     commands = {
-        "report": ["--to", str(tmp_path / "page.html"), "--no-pictures"],
+        "report": ["--to", str(tmp_path / "page.html"), "--pictures", "0"],
         "replay": [TEXT, "--to", str(tmp_path / "strip.png")],
         "sheet": ["--to", str(tmp_path / "sheet.png")],
         "export": ["--to", str(tmp_path / "folder"), "--layout", "folder"],
