@@ -16,7 +16,7 @@ from ttsvar_ray.engine.rows import unpack_rows
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job.build import build_model
 from ttsvar_ray.job.resolved import ResolvedJob, image_settings
-from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.models.protocol import DrawsBits, NextScaleModel
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.types import UInt8Array
 
@@ -53,9 +53,13 @@ class Replayer:
         Raises:
             OutputError: bits of another model.
         """
+        unpacked = self._unpacked([bits])
+        if isinstance(self.model, DrawsBits):
+            states = (self.model.drawn(unpacked[: end + 1]) for end in range(len(unpacked)))
+            return [self.model.decode(state)[0] for state in states]
         images = []
         state = self._start(text, 1)
-        for scale in self._unpacked([bits]):
+        for scale in unpacked:
             state = self.model.replay(state, [scale])
             images.append(self.model.decode(state)[0])
         return images
@@ -73,7 +77,11 @@ class Replayer:
         images: list[UInt8Array] = []
         for first in range(0, len(population), _ROWS):
             some = population[first : first + _ROWS]
-            state = self.model.replay(self._start(text, len(some)), self._unpacked(some))
+            bits = self._unpacked(some)
+            if isinstance(self.model, DrawsBits):
+                state = self.model.drawn(bits)
+            else:
+                state = self.model.replay(self._start(text, len(some)), bits)
             images.extend(self.model.decode(state))
         return images
 

@@ -282,19 +282,41 @@ class CachedModel(ABC):
             ValueError: another shape, or bits that name nothing.
         """
         for scale_bits in bits:
-            expected = (state.num_rows, self._tokens(state), self.bits_per_token)
-            if scale_bits.shape != expected:
-                raise ValueError(
-                    f"bits: expected {expected} at scale {state.scale_index}, got {scale_bits.shape}"
-                )
-            given = torch.from_numpy(np.array(scale_bits, dtype=np.uint8)).to(self.device)
-            self.check_given(given, state.scale_index)
+            given = self._given_bits(state, scale_bits)
             if state.scale_index == self.num_scales - 1:
                 # Nothing reads the last scale's keys: its bits alone complete the feature map.
                 state = self._extend(state, given, state.cache)
             else:
                 state = self.advance_with(state, functools.partial(_given, given))
         return state
+
+    @torch.inference_mode()
+    def drawn(self, bits: Sequence[np.ndarray]) -> ScaleState:
+        """Return the state to decode that `replay` from the beginning gives, without its cache.
+
+        Args:
+            bits: uint8 [rows, n, bits_per_token] of the first scales, at least one.
+
+        Raises:
+            ValueError: another shape, or bits that name nothing.
+        """
+        rows = len(bits[0])
+        summed = torch.zeros((rows, self.tokenizer.config.codebook_dim, *self._map_size), device=self.device)
+        state = ScaleState(texts=(), text_rows=(0,) * rows, summed=summed, cache=KVCache())
+        for scale_bits in bits:
+            state = self._extend(state, self._given_bits(state, scale_bits), state.cache)
+        return state
+
+    def _given_bits(self, state: ScaleState, scale_bits: np.ndarray) -> Tensor:
+        """Return given bits of a state's next scale on the model's device."""
+        expected = (state.num_rows, self._tokens(state), self.bits_per_token)
+        if scale_bits.shape != expected:
+            raise ValueError(
+                f"bits: expected {expected} at scale {state.scale_index}, got {scale_bits.shape}"
+            )
+        given = torch.from_numpy(np.array(scale_bits, dtype=np.uint8)).to(self.device)
+        self.check_given(given, state.scale_index)
+        return given
 
     @torch.inference_mode()
     def gather(self, state: ScaleState, rows: Sequence[int]) -> ScaleState:

@@ -125,3 +125,16 @@ class KeepsMemory(Protocol):
     def free_memory(self) -> None:
         """Let go of it; called when a device is out of memory."""
         ...
+
+
+@runtime_checkable
+class DrawsBits(Protocol):
+    """A model whose pictures follow from bits alone, without its transformer."""
+
+    def drawn(self, bits: Sequence[UInt8Array]) -> Any:
+        """Return a state to decode, as `replay` from the beginning gives; it cannot be gone on from.
+
+        Args:
+            bits: uint8 [rows, n, bits_per_token] of the first scales, at least one.
+        """
+        ...

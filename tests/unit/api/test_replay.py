@@ -272,3 +272,29 @@ def test_an_output_that_was_changed_by_hand_is_told(
         assert "unexpected" not in done.output, done.output
         if command in refused:
             assert done.exit_code == 2 and refused[command] in done.output, (command, done.output)
+
+
+def test_pictures_need_no_transformer(
+    job: ResolvedJob, outcome: PromptResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Replayer.of(job).model
+    bits = outcome.images[0].bits
+
+    class Protocolled:
+        """The same model without its way from bits to pictures."""
+
+        scale_schedule, bits_per_token = model.scale_schedule, model.bits_per_token
+        start, encode_text, replay, decode = model.start, model.encode_text, model.replay, model.decode
+
+    through_the_transformer = Replayer(Protocolled()).scales(TEXT, bits)  # type: ignore[arg-type]
+
+    def never(*args: object, **more: object) -> None:
+        raise AssertionError("the transformer is not asked")
+
+    monkeypatch.setattr(model, "next_logits", never)
+    monkeypatch.setattr(model, "encode_text", never)
+    assert all(map(np.array_equal, Replayer(model).scales(TEXT, bits), through_the_transformer))
+    both = [tuple(image.bits[:4]) for image in outcome.images[:2]]
+    drawn = Replayer(model).latest(TEXT, both)
+    assert np.array_equal(drawn[0], through_the_transformer[3])
+    assert not np.array_equal(drawn[0], drawn[1])

@@ -55,6 +55,8 @@ def test_replay_gather_and_concatenate_go_on_as_if_nothing_had_happened(model) -
     straight = _run(model, labels, [0, 1, 2, 3], 3)
     replayed = model.replay(model.start(tuple(labels), [0, 1, 2, 3]), model.bits(straight))
     assert same_state(replayed, straight)
+    drawn = model.drawn(model.bits(straight))
+    assert np.array_equal(model.decode(drawn), model.decode(straight))
     parts = model.concatenate([model.gather(straight, [0, 1]), model.gather(replayed, [2, 3])])
     assert same_state(parts, straight)
     uniforms = _uniforms(model, 4, 3)
