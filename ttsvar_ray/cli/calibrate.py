@@ -89,9 +89,16 @@ def calibrate(
     flags = {"model.name": model, "prompts.path": prompts, "output.path": output}
     with errors_for_people(debug=debug):
         from ttsvar_ray.config import load_config
+        from ttsvar_ray.job.prepare import named_source
         from ttsvar_ray.job.resolved import resolve
+        from ttsvar_ray.prompts.files import prompt_files
+        from ttsvar_ray.prompts.source import PromptSource
 
         given = load_config(job, options.overrides(flags, settings))
+        # What comes after the pool, which may take hours, is looked at before it.
+        options.file_to_write(plan, "--plan")
+        if confirm is not None:
+            prompt_files(PromptSource(path=confirm, format=named_source(given).format))
         config = pool_config(given, trajectories, scales)
         resolved = resolve(config, needs_parts=True)
     run(config, console=Console(stderr=True), debug=debug)

@@ -64,3 +64,22 @@ def test_what_the_system_refuses_is_not_unexpected(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2, done.output
     assert complaint in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--confirm", "absent.txt"], "absent.txt: no such prompt file"),
+        (["--plan", "file/plan.yaml"], "--plan: expected a file that can be written"),
+    ],
+)
+def test_calibrate_looks_at_what_comes_after_the_pool_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    done = CliRunner().invoke(app, ["calibrate", "--prompts", "p.txt", "--output", "pool", *arguments])
+    assert done.exit_code == 2, done.output
+    assert complaint in done.output
+    assert not (tmp_path / "pool").exists()
