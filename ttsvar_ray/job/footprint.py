@@ -16,7 +16,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.models.execution import RECORDED_TOKENS
+from ttsvar_ray.models.execution import PACKED_BYTES, RECORDED_TOKENS
 from ttsvar_ray.models.registry import family_entry
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.own_code import is_own
@@ -79,7 +79,8 @@ def _recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan
     """Return what recorded passes keep (`models.recorded_steps`): the largest cache that one of them grows,
     and the texts of a pass where all are padded to the longest."""
     most = rows_by_segment(config.engine.micro_batch_rows, plan)
-    texts = max(most) * model.text.held_bytes if config.engine.deterministic else 0
+    packed = [rows * model.text.held_bytes for rows in most if config.engine.deterministic]
+    texts = max((each for each in packed if each <= PACKED_BYTES), default=0)
     if config.engine.cuda_graphs == "never":
         return texts
     streams, caches = _sampling(config, description).streams_at(0), [0]

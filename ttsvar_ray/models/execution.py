@@ -9,6 +9,11 @@ RECORDED_TOKENS = 4096
 to start their kernels, and would take memory of their own size."""
 
 
+PACKED_BYTES = 3_000_000_000
+"""Most bytes of the texts of a pass of fixed shapes that are packed (`models.infinity.text.TextMemory`); more
+are gathered layer by layer, and such passes are not recorded."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """How a model computes.

@@ -323,3 +323,29 @@ def test_a_terminal_gets_a_bar_that_is_closed() -> None:
 )
 def test_durations_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_that_was_closed_ends_nothing(is_terminal: bool) -> None:
+    class Closed(io.StringIO):
+        is_open = True
+
+        def write(self, text: str) -> int:
+            if not self.is_open:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+        def flush(self) -> None:
+            self.write("")
+
+    file, clock = Closed(), [0.0]
+    console = Console(file=file, force_terminal=is_terminal, width=80)
+    with ProgressReporter(console, now=lambda: clock[0]) as reporter:
+        reporter(JobProgress(**STATE))
+        shown = file.getvalue()
+        assert shown
+        file.is_open = False
+        for done in (2, 3):
+            clock[0] += 60.0
+            reporter(JobProgress(**{**STATE, "prompts_done": done}))
+    assert file.getvalue() == shown

@@ -138,4 +138,6 @@ def test_recorded_passes_are_counted_on_a_gpu() -> None:
     assert recorded() == pytest.approx(2 * 4121 * 32 * 2 * 2048 * 2, rel=0.25)
     assert recorded("engine.micro_batch_rows=1") <= recorded()
     assert recorded("engine.cuda_graphs=never") == recorded(on_gpu=False) == 0
-    assert recorded("engine.cuda_graphs=never", "engine.deterministic=true") > 1e9, "texts of full length"
+    fixed = ("engine.cuda_graphs=never", "engine.deterministic=true")
+    assert recorded(*fixed, "engine.micro_batch_rows=8") > 1e9, "texts of full length are packed"
+    assert recorded(*fixed, "engine.micro_batch_rows=64") == 0, "too many of them are not"

@@ -269,3 +269,17 @@ def test_nothing_is_recorded_that_was_seen_once() -> None:
         result, cache = steps.run("sum", call, [torch.full((2, 4), value)], KVCache(), fresh(1), capacity=2)
         results.append((float(result), recorder.recorded, recorder.played, cache.num_tokens))
     assert results == [(8.0, 0, 0, 2), (16.0, 1, 1, 2), (24.0, 1, 2, 2)]
+
+
+def test_long_texts_of_many_rows_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recorder = make("infinity"), CountingRecorder()
+    model.execution = Execution(fixed_shapes=True, stops=(1, 4, model.num_scales - 1))
+    model.record_passes(recorder)
+    expected = play(model, TEXTS["infinity"])
+    play(model, TEXTS["infinity"])
+    assert recorder.played > 0
+    monkeypatch.setattr("ttsvar_ray.models.infinity.model.PACKED_BYTES", 0)
+    before = recorder.played
+    for mine, theirs in zip(play(model, TEXTS["infinity"]), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.bits, theirs.bits, strict=True))
+    assert recorder.played == before

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
+from ttsvar_ray.models.execution import PACKED_BYTES
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.text import (
     BatchTexts,
@@ -121,9 +122,17 @@ class InfinityModel(CachedModel):
         """Return what a state's trajectories need of their texts at the next scale."""
         streams = self.sampling.streams_at(state.scale_index)
         longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
-        if self.device.type == "cuda" or self.recorded is not None:
+        packs = self.device.type == "cuda" or self.recorded is not None
+        if longest is not None and streams * state.num_rows * self._text_row_bytes(longest) > PACKED_BYTES:
+            packs = False
+        if packs:
             return self._text_memory.packed(state.texts, state.text_rows, streams=streams, length=longest)
         return BatchTexts(state.texts, state.text_rows, streams=streams, length=longest)
+
+    def _text_row_bytes(self, length: int) -> int:
+        """Return the bytes of the keys and values of all layers for one text of a length."""
+        config = self.transformer.config
+        return 2 * config.depth * config.embed_dim * length * self.block_dtype.itemsize
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return bits uint8 [B, n, D], each drawn by a number of its own."""
