@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ttsvar_ray.models.infinity.batch_texts import TextKeys
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import Conditioning, TextKeys
+from ttsvar_ray.models.infinity.text import Conditioning
 from ttsvar_ray.models.infinity.transformer import Block, InfinityTransformer
 from ttsvar_ray.models.layers import plain_norm
 from ttsvar_ray.types import ScaleSchedule

@@ -300,9 +300,7 @@ class CachedModel(ABC):
         Raises:
             ValueError: another shape, or bits that name nothing.
         """
-        rows = len(bits[0])
-        summed = torch.zeros((rows, self.tokenizer.config.codebook_dim, *self._map_size), device=self.device)
-        state = ScaleState(texts=(), text_rows=(0,) * rows, summed=summed, cache=KVCache())
+        state = self.start((None,), [0] * len(bits[0]))
         for scale_bits in bits:
             state = self._extend(state, self._given_bits(state, scale_bits), state.cache)
         return state

@@ -3,8 +3,8 @@
 A pass over the coarse scales is hundreds of kernels of a few microseconds; a host needs ten times as long to
 start them one by one. A CUDA graph starts all of them at once, and always reads and writes the memory that it
 was recorded with. So what such a pass reads is copied to memory of a fixed address first, and the cache that
-it grows is moved to such memory: `Arena` lends it to one owner at a time, `CacheArena` to one cache, whose
-tokens are saved elsewhere before another one moves in.
+it grows is copied there, too (`Arena`, `CacheArena`). One cache at a time has that memory: its tokens are
+copied elsewhere before another one gets it.
 
 What is computed does not change: the same kernels run on the same numbers.
 """
@@ -124,7 +124,7 @@ class PlainRecorder:
 
 
 class Arena:
-    """Memory of a fixed address for whoever holds it last; it grows when somebody needs more.
+    """Memory of a fixed address; it is replaced by a larger piece when somebody needs more.
 
     Attributes:
         generation: rises with each new piece of memory; what was recorded with an earlier one is void.
@@ -157,11 +157,11 @@ class Arena:
 
 
 class CacheArena:
-    """An arena in which the keys and values of one cache live at a time."""
+    """An arena with the keys and values of one cache at a time."""
 
     def __init__(self) -> None:
         self._arena = Arena()
-        self._tenant: weakref.ref[Memory] | None = None
+        self._owner: weakref.ref[Memory] | None = None
 
     @property
     def generation(self) -> int:
@@ -173,33 +173,33 @@ class CacheArena:
         return self._arena.nbytes
 
     def moved(self, cache: KVCache, fresh: FreshTokens, *, capacity: int) -> KVCache:
-        """Return a cache of the same tokens that lives here.
+        """Return a cache of the same tokens in this memory.
 
         Args:
             cache: as it is.
             fresh: the tokens that it will take up; not yet taken up here.
             capacity: tokens to make room for, at least.
         """
-        tenant = None if self._tenant is None else self._tenant()
+        owner = None if self._owner is None else self._owner()
         memory = cache.memory
         capacity = max(capacity, cache.num_tokens)
         if (
             memory is not None
-            and memory is tenant
+            and memory is owner
             and memory.taken == cache.num_tokens
             and memory.tensor.shape[-2] >= capacity
             and memory.tensor.shape[2] == fresh.streams
         ):
             return cache
-        if tenant is not None:
+        if owner is not None:
             # Whoever still has a cache here keeps its tokens.
-            tenant.tensor = tenant.tensor[..., : tenant.taken, :].clone()
+            owner.tensor = owner.tensor[..., : owner.taken, :].clone()
         shape = (fresh.layers, 2, fresh.streams, fresh.rows, fresh.heads, capacity, fresh.width)
         (tensor,) = self._arena.tensors([(shape, fresh.dtype)], fresh.device)
         if memory is not None:
             tensor[..., : cache.num_tokens, :] = cache.tensor[:, :, : fresh.streams]
         moved = Memory(tensor, cache.num_tokens)
-        self._tenant = weakref.ref(moved)
+        self._owner = weakref.ref(moved)
         return KVCache(moved, cache.num_tokens)
 
 
@@ -229,7 +229,7 @@ class RecordedSteps:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the memory in which caches live for recorded passes."""
+        """Bytes of the memory for the caches of recorded passes."""
         return self._arena.nbytes
 
     def forget(self) -> None:

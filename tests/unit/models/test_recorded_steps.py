@@ -1,4 +1,4 @@
-"""Recorded passes on a CPU, where a recording calls again: memory, tenants and keys are those of a GPU."""
+"""Recorded passes on a CPU, where a recording calls again: memory, its owners and keys are those of a GPU."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttsvar_ray.models.infinity.batch_texts import TextKeys
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import TextKeys
 from ttsvar_ray.models.row_stability import StableLinear, stable_linear
 
 ROPE_BASE = 10000.0

@@ -20,8 +20,9 @@ from ttsvar_ray.models.infinity.attention import (
     TextPoolAttention,
     rope_table,
 )
+from ttsvar_ray.models.infinity.batch_texts import BatchTexts, PackedTexts, TextKeys
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.infinity.text import BatchTexts, Conditioning, PackedTexts, TextKeys
+from ttsvar_ray.models.infinity.text import Conditioning
 from ttsvar_ray.models.layers import (
     NORM_EPS,
     AdaptiveNorm,
