@@ -108,6 +108,7 @@ class Search:
         resolved = resolve(
             config,
             needs_parts=not objects,
+            here=True,
             selections=None
             if selections is None
             else [SelectionSetting(scale=scale, operator=one) for scale, one in sorted(selections.items())],

@@ -51,7 +51,7 @@ from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.dataset import ChunkReport
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.job.preflight import Device
-from ttsvar_ray.job.resolved import coordinator_settings
+from ttsvar_ray.job.resolved import check_execution, coordinator_settings
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.leasing.policy import LeasePolicy
 from ttsvar_ray.results import PromptFailure, PromptResult
@@ -108,6 +108,8 @@ class Driver(Session):
                 threads=self.config.engine.threads,
             )
             device = device_of(layout, resources)
+            if device.profile == "cpu":
+                check_execution(self.config, "cpu")
             self.tell_device(device)
             with demanded(layout, resources):
                 self._start_actors(layout, self.parts.expect(device.profile))

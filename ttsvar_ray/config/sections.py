@@ -21,6 +21,7 @@ from ttsvar_ray.config.values import (
     ColumnChoice,
     Confidence,
     Count,
+    DeviceName,
     NonNegative,
     Number,
     Positive,
@@ -63,7 +64,9 @@ class ModelConfig(Section):
     positive_prompt: bool = Field(
         default=False, description="the published addition to prompts that speak of people"
     )
-    device: Text = Field(default="auto", description='"auto" (a GPU where there is one), "cpu", "cuda", ...')
+    device: DeviceName = Field(
+        default="auto", description='"auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N"'
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 

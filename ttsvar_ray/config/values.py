@@ -28,6 +28,15 @@ Confidence = Annotated[Number, Field(gt=0.5, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+def _device_name(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        return value
+    raise ValueError(f'expected "auto", "cpu", "cuda" or "cuda:N", got {value!r}')
+
+
+DeviceName = Annotated[str, BeforeValidator(_device_name)]
+
+
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
     """Marks a setting that says where weights are.

@@ -11,7 +11,7 @@ from ttsvar_ray.errors import ConfigurationError, nearest, noting
 from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.own_code import is_own
-from ttsvar_ray.rewards.registry import REWARDS, find_own_reward
+from ttsvar_ray.rewards.registry import REWARDS, find_own_reward, refuse_unread
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
 from ttsvar_ray.vision.published import PublishedWeights
@@ -87,6 +87,7 @@ def _named_reward(
     own_path = description.reward_path if name == description.reward_name else None
     files = _existing(where, path, own_path)
     entry = REWARDS[name]
+    refuse_unread(entry, path=path, preprocessing=section.preprocessing, dtype=section.dtype)
     if files is None and entry.has_folder:
         raise ConfigurationError(
             f"{where}: the reward {name!r} needs the directory of its weights, got nothing; set it "

@@ -230,6 +230,8 @@ def prepared(
         StorageError: a path or URI that cannot be opened, a storage that fails.
     """
     tell(job_fact(config))
+    is_local = uses_this_machine(config, submitted=submitted) and not connected
+    here = is_local or bool(config.cluster.in_process)
     named = named_source(config)
     if named.path != STANDARD_INPUT:
         # A name that is mistyped is told at once.
@@ -238,7 +240,7 @@ def prepared(
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
         if parts is None:
-            resolved = resolve(config, needs_parts=True)
+            resolved = resolve(config, needs_parts=True, here=here)
             config = with_trace(config, resolved.description, resolved.plan)
             parts = job_parts(dataclasses.replace(resolved, config=config))
         else:
@@ -262,8 +264,7 @@ def prepared(
         check_staging(layout.root, config.output.rows_per_part, parts.image_bytes)
         # From here on torch is imported, which takes seconds.
         manifest = dataclasses.replace(manifest, cpu_kernels=_cpu_kernels())
-        is_local = uses_this_machine(config, submitted=submitted) and not connected
-        device = _device(config) if is_local or config.cluster.in_process else None
+        device = _device(config) if here else None
         in_process = device is not None and _runs_in_process(config, parts.plan, output, device)
         if device is not None and in_process:
             device = dataclasses.replace(device, count=1)

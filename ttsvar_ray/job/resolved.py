@@ -24,7 +24,7 @@ from ttsvar_ray.job.parts import (
 )
 from ttsvar_ray.job.plan import build_plan, check_rows
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
-from ttsvar_ray.models.registry import check_top_k, confidences, describe_model
+from ttsvar_ray.models.registry import check_top_k, confidences, describe_model, resolve_device
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.prompts.rewrite import rewriter_of
@@ -85,7 +85,11 @@ class ResolvedJob:
 
 
 def resolve(
-    config: JobConfig, *, needs_parts: bool = False, selections: Sequence[SelectionSetting] | None = None
+    config: JobConfig,
+    *,
+    needs_parts: bool = False,
+    here: bool = False,
+    selections: Sequence[SelectionSetting] | None = None,
 ) -> ResolvedJob:
     """Understand a job's settings.
 
@@ -93,6 +97,7 @@ def resolve(
         config: the settings.
         needs_parts: also find what is wrong with the reward, the features and the sampling, and whether
             their files are there; not for looking at plans.
+        here: with them, whether the job runs on this machine, so that it can be asked for a GPU.
         selections: of the plan, in place of `strategy.selections`: operators may be objects here.
 
     Raises:
@@ -110,6 +115,7 @@ def resolve(
             rewriter_of(config.prompts.rewrite)
     if needs_parts:
         _check_parts(config, description, plan, problems)
+        _check_device(config, problems, here=here)
     if problems or plan is None:
         raise ConfigurationError(problems)
     return ResolvedJob(config=config, description=description, plan=plan)
@@ -249,3 +255,45 @@ def _check_parts(
             "cluster.batch_tokens: expected none with engine.deterministic, whose passes are always full, "
             f"got {config.cluster.batch_tokens}; remove it and lower engine.micro_batch_rows"
         )
+
+
+def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None:
+    """Find what asks for a GPU where there is none; torch is imported only where something does."""
+    device = "cpu" if config.cluster.gpus_per_worker == 0 else config.model.device
+    if here and (device.startswith("cuda") or (device == "auto" and asks_for_gpu(config))):
+        with noting(problems):
+            check_execution(config, resolve_device(device).type)
+    elif device == "cpu":
+        with noting(problems):
+            check_execution(config, device)
+
+
+def asks_for_gpu(config: JobConfig) -> bool:
+    """Whether a job's engine settings are for GPUs only."""
+    return config.engine.cuda_graphs == "always" or config.engine.kernels == "fused"
+
+
+def check_execution(config: JobConfig, device: str) -> None:
+    """Refuse ways to compute that a device does not have.
+
+    Args:
+        config: the job.
+        device: "cpu" or "cuda", of this machine.
+
+    Raises:
+        ConfigurationError: with all of them.
+    """
+    if not asks_for_gpu(config):
+        return
+    # torch, which few settings need before a model is loaded.
+    from ttsvar_ray.kernels import uses_fused
+    from ttsvar_ray.models.recorded_steps import cuda_recorder
+
+    problems: list[str] = []
+    with noting(problems):
+        cuda_recorder(config.engine.cuda_graphs, device)
+    if config.engine.kernels == "fused":
+        with noting(problems):
+            uses_fused("fused", device)
+    if problems:
+        raise ConfigurationError(problems)

@@ -31,6 +31,7 @@ class RewardEntry:
         settings: of the loader, as published.
         weights: what they cost, where they come from.
         has_folder: whether it reads files at all.
+        own_pixels: whether its own image processor makes the pixels, whatever the preprocessing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class RewardEntry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     weights: PublishedWeights
     has_folder: bool = True
+    own_pixels: bool = False
 
 
 _CLIP = "openai/clip-vit-large-patch14"
@@ -87,6 +89,7 @@ def _vision_language(name: str, source: str, weights: tuple[str, ...], licence: 
             files=(PublishedFiles(source, ("config.json", *weights, *_QWEN_FILES)),),
             licence=licence,
         ),
+        own_pixels=True,
     )
 
 
@@ -236,14 +239,9 @@ def build_reward(
     if name not in REWARDS:
         raise ConfigurationError(f"reward.name: expected one of {', '.join(REWARDS)}, got {name!r}")
     entry = REWARDS[name]
+    refuse_unread(entry, path=path, preprocessing=preprocessing, dtype=precision)
     load = named_object(entry.loader)
     if not entry.has_folder:
-        given = {} if path is None else {"path": str(path)}
-        for setting, value in {**given, **_changed(preprocessing, precision)}.items():
-            raise ConfigurationError(
-                f"reward.{setting}: the {name} reward reads no files and looks at no pixels, got {value!r}; "
-                "remove it"
-            )
         constant: Reward = load(**entry.settings)
         return constant
     if path is None:
@@ -265,6 +263,32 @@ def build_reward(
     reward.tf32 = precision is Precision.TF32
     network: Reward = reward
     return network
+
+
+def refuse_unread(
+    entry: RewardEntry, *, path: str | Path | None, preprocessing: str, dtype: Precision | str
+) -> None:
+    """Refuse settings that a reward would not read.
+
+    Raises:
+        ConfigurationError: with all of them.
+    """
+    given = _changed(preprocessing, dtype)
+    reason = "has its own image processor"
+    if not entry.has_folder:
+        reason = "reads no files and looks at no pixels"
+        given |= {} if path is None else {"path": str(path)}
+    elif entry.own_pixels:
+        given.pop("dtype", None)
+    else:
+        return
+    if given:
+        raise ConfigurationError(
+            [
+                f"reward.{setting}: the reward {entry.name!r} {reason}, got {value!r}; remove it"
+                for setting, value in given.items()
+            ]
+        )
 
 
 def find_own_reward(
@@ -295,6 +319,6 @@ def find_own_reward(
 
 def _changed(preprocessing: str, dtype: Precision | str) -> dict[str, str]:
     """Return the settings that ask for anything but published pixels and float32 numbers."""
-    given = {"preprocessing": preprocessing, "dtype": Precision(dtype).value}
+    given = {"preprocessing": Preprocessing(preprocessing).value, "dtype": Precision(dtype).value}
     usual = {Preprocessing.PUBLISHED.value, Precision.FLOAT32.value, Precision.TF32.value}
     return {name: value for name, value in given.items() if value not in usual}

@@ -137,15 +137,13 @@ def load_vision_language(
 ) -> VisionLanguage:
     """Load a published model by its name in the settings.
 
+    Args:
+        folder, name, device, dtype: as the settings have them.
+        preprocessing: its own, whatever this says; the registry refuses another.
+
     Raises:
-        ConfigurationError: another preprocessing than its own.
         CheckpointError: a folder without such a model.
     """
-    if preprocessing is not Preprocessing.PUBLISHED:
-        raise ConfigurationError(
-            f"reward.preprocessing: the reward {name!r} has its own image processor, got "
-            f"{preprocessing.value!r}; remove it"
-        )
     reward = VisionLanguage(folder, device=device, dtype=str(dtype).removeprefix("torch."))
     reward.name = name
     return reward

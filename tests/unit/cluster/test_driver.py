@@ -14,7 +14,7 @@ from ttsvar_ray.cluster import stats as stats_module
 from ttsvar_ray.cluster.driver import Driver
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout
-from ttsvar_ray.errors import InputError, RunFailedError, StorageError
+from ttsvar_ray.errors import ConfigurationError, InputError, RunFailedError, StorageError
 from ttsvar_ray.job.preflight import Device
 
 
@@ -85,3 +85,10 @@ def test_an_output_that_cannot_be_read_hides_no_reason(driver: Any, monkeypatch:
     monkeypatch.setattr(stats_module, "committed_chunks", fail)
     with pytest.raises(RunFailedError, match=r"prompts.txt: .* \(timeout\)\. Of its 3 parts .* \(503\)\)"):
         driver.run()
+
+
+def test_a_cluster_without_gpus_is_no_place_for_recorded_passes(driver: Any) -> None:
+    driver.run.__self__.config = JobConfig.model_validate({"engine": {"cuda_graphs": "always"}})
+    with pytest.raises(ConfigurationError, match=r"engine\.cuda_graphs: 'always' needs a CUDA device"):
+        driver.run()
+    assert driver.calls == [], "refused before a worker is started"

@@ -323,3 +323,50 @@ def test_a_models_own_plan_may_have_any_operators(tmp_path: Path) -> None:
     wrong = {"selections": [{"scale": 6, "operator": "topk"}]}
     with pytest.raises(ConfigurationError, match=r"selections\[0\].operator: expected cluster"):
         resolve(config_for(model_directory(tmp_path, plan=wrong)))
+
+
+GPU_ONLY = {"cuda_graphs": "always", "kernels": "fused"}
+
+
+def test_what_only_a_gpu_can_do_is_refused_on_a_cpu_with_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(model_directory(tmp_path), engine=GPU_ONLY, sampling={"top_k": 3})
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(config, needs_parts=True)
+    found = [problem.partition(":")[0] for problem in refused.value.problems]
+    assert {"sampling.top_k", "engine.cuda_graphs", "engine.kernels"} <= set(found)
+    # Looking at plans needs no GPU.
+    resolve(config)
+
+
+def test_whether_there_is_a_gpu_is_asked_only_where_the_job_runs_here() -> None:
+    config = JobConfig.model_validate({"engine": GPU_ONLY})
+    resolve(config, needs_parts=True)
+    without = JobConfig.model_validate({"engine": GPU_ONLY, "cluster": {"gpus_per_worker": 0}})
+    for refused, here in ((config, True), (without, False)):
+        with pytest.raises(ConfigurationError, match=r"engine\.kernels: 'fused' needs a CUDA device"):
+            resolve(refused, needs_parts=True, here=here)
+
+
+def test_a_gpu_that_is_not_here_is_refused_with_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = JobConfig.model_validate({"model": {"device": "cuda:1"}, "sampling": {"top_k": 3}})
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(config, needs_parts=True, here=True)
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == [
+        "sampling.top_k",
+        "model.device",
+    ]
+    with pytest.raises(ConfigurationError, match=r"model\.device: expected .*\"cuda:N\", got 'tpu'"):
+        load_config(None, ["model.device=tpu"], needs_files=False)
+
+
+def test_settings_that_a_reward_would_not_read_are_refused_before_it_is_built(tmp_path: Path) -> None:
+    section = {"name": "constant", "preprocessing": "tensor", "dtype": "bfloat16"}
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(config_for(model_directory(tmp_path), reward=section), needs_parts=True)
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == [
+        "reward.preprocessing",
+        "reward.dtype",
+    ]
