@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ON_TERMINAL = """
 import fcntl, os, signal, sys, termios
 # As a shell starts it, also where the tests themselves run under nohup.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop(1)))
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execvp(sys.argv[1], sys.argv[1:])
@@ -28,11 +28,11 @@ os.execvp(sys.argv[1], sys.argv[1:])
 class Terminal:
     """A terminal with one program on it."""
 
-    def __init__(self, folder: Path, *command: str) -> None:
+    def __init__(self, folder: Path, *command: str, hangup: str = "SIG_DFL") -> None:
         self._master, program_end = pty.openpty()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, *command],
+            [sys.executable, "-c", ON_TERMINAL, hangup, *command],
             cwd=folder,
             env=environment,
             stdin=program_end,
@@ -89,3 +89,27 @@ def test_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     terminal.close()
     assert terminal.process.wait(timeout=300) == 0
     assert "images       2" in (tmp_path / "nohup.out").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_ignores_hangups_ends_well_without_its_terminal(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, *generate(tmp_path, prompts=2), hangup="SIG_IGN")
+    terminal.read_until("weights")
+    terminal.close()
+    assert terminal.process.wait(timeout=300) == 0
+    assert (tmp_path / "out" / "data" / "part-00000.parquet").is_file()
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_lines_nobody_reads_any_more_ends_well(tmp_path: Path) -> None:
+    command = generate(tmp_path, prompts=2)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"job ")
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0
+    assert (tmp_path / "out" / "data" / "part-00000.parquet").is_file()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -27,6 +31,9 @@ from ttsvar_ray.cli.sheet import sheet
 from ttsvar_ray.cli.simulate import simulate
 from ttsvar_ray.cli.status import status
 from ttsvar_ray.cli.verify import verify
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 app = typer.Typer(
     name="ttsvar-ray",
@@ -78,6 +85,37 @@ def _root(
     """Test-time scaling for visual autoregressive models (TTS-VAR) on Ray."""
 
 
+class _Outlived(io.FileIO):
+    """Standard output or error, whose reader may go: what a closed terminal or pipe does not take is dropped.
+
+    The exit code of a command says what it did, not who listened to the end.
+    """
+
+    def write(self, data: Buffer, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
+
+
+def _outlived(stream: TextIO) -> TextIO:
+    if not isinstance(stream, io.TextIOWrapper):  # None of a process that was started without.
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Outlived(stream.fileno(), "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
 def main() -> None:
     """Run the command line."""
+    sys.stdout, sys.stderr = _outlived(sys.stdout), _outlived(sys.stderr)
     app()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ttsvar_ray.api.results import Result
     from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import ResolvedJob
     from ttsvar_ray.results import JobSummary
     from ttsvar_ray.search.calibration import Calibrated, ImageCosts, Pool
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_PROMPTS = 20
 """Below this no half of the prompts says anything."""
+
+_UNREAD = "prompts are no captions of the built-in world, which its exact checker could judge"
 
 BUDGETS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Whose best thresholds the calibration file has, beside those of the budget that was asked for."""
@@ -101,6 +104,7 @@ def calibrate(
             prompt_files(PromptSource(path=confirm, format=named_source(given).format))
         config = pool_config(given, trajectories, scales)
         resolved = resolve(config, needs_parts=True)
+        check_prompts(resolved)
     run(config, console=Console(stderr=True), debug=debug)
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
@@ -161,6 +165,39 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
     return recorded_config(changed)
 
 
+def check_prompts(job: ResolvedJob) -> None:
+    """Refuse a prompt file that is too short; standard input can be read only once, so its pool is drawn.
+
+    Raises:
+        ConfigurationError: fewer prompts than can be chosen on and measured.
+        InputError: prompts that cannot be used.
+    """
+    from ttsvar_ray.job.prepare import named_source
+    from ttsvar_ray.prompts.read import read_prompts
+    from ttsvar_ray.prompts.source import STANDARD_INPUT
+
+    source, judge = named_source(job.config), judge_of(job)
+    if source.path == STANDARD_INPUT:
+        return
+    usable = unread = 0
+    for prompt in read_prompts(source):
+        is_usable = judge is None or _is_caption(prompt.text)
+        usable, unread = usable + is_usable, unread + (not is_usable)
+        if usable >= FEWEST_PROMPTS:
+            return
+    raise _too_few(usable, unread)
+
+
+def _too_few(usable: int, unread: int) -> ConfigurationError:
+    from ttsvar_ray.errors import ConfigurationError
+
+    others = f" ({unread} {_UNREAD})" if unread else ""
+    return ConfigurationError(
+        f"prompts.path: expected at least {FEWEST_PROMPTS} prompts with images to choose thresholds on, "
+        f"got {usable}{others}; 100 or more make a choice that holds"
+    )
+
+
 def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     """Return the rewards of a pool's trajectories, and a judge's verdict where the model has one.
 
@@ -169,7 +206,6 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     """
     import numpy as np
 
-    from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.search.calibration import Pool
 
     judge = judge_of(job)
@@ -188,14 +224,10 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
                 for image in images
             ]
         )
-    others = f"{unread} prompts are no captions of the built-in world, which its exact checker could judge"
     if len(rewards) < FEWEST_PROMPTS:
-        raise ConfigurationError(
-            f"prompts.path: expected at least {FEWEST_PROMPTS} prompts with images to choose thresholds on, "
-            f"got {len(rewards)}{f' ({others})' if unread else ''}; 100 or more make a choice that holds"
-        )
+        raise _too_few(len(rewards), unread)
     if unread:
-        logger.warning("%s: they are left out", others)
+        logger.warning("%d %s: they are left out", unread, _UNREAD)
     return Pool(
         scales=job.plan.scored_scales,
         rewards=np.array(rewards, dtype=np.float64),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -38,7 +37,6 @@ class ProgressReporter:
         self._shown = ""
         self._said_over = False
         self._live: Live | None = None
-        self._is_gone = False
         self.has_started = False
 
     def __enter__(self) -> ProgressReporter:
@@ -46,22 +44,15 @@ class ProgressReporter:
 
     def __exit__(self, *details: object) -> None:
         if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
+            self._live.stop()
 
     def __call__(self, state: JobProgress) -> None:
         """Show a state."""
         self.has_started = True
-        if self._is_gone:
-            return
-        try:
-            if self._console.is_terminal:
-                self._show_bar(state)
-            else:
-                self._show_line(state)
-        except OSError:
-            # A terminal that was closed: what ends the run in good order is its SIGHUP, which may come later.
-            self._is_gone = True
+        if self._console.is_terminal:
+            self._show_bar(state)
+        else:
+            self._show_line(state)
 
     def _show_line(self, state: JobProgress) -> None:
         line = progress_line(state)

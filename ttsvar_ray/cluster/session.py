@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -268,19 +267,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _tell(text: str) -> None:
-    """Write a line to standard error from a handler, past all buffers and locks.
-
-    A terminal that was closed takes nothing more: what is printed later then goes nowhere, and ends nothing.
-    """
-    try:
+    """Write to standard error from a handler, past all buffers and locks; a closed terminal takes nothing."""
+    with contextlib.suppress(OSError):
         os.write(2, f"\nttsvar-ray: {text}\n".encode())
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            with contextlib.suppress(OSError):
-                if stream == 2 or stat.S_ISCHR(os.fstat(stream).st_mode):
-                    os.dup2(nowhere, stream)
-        os.close(nowhere)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
+import pty
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,27 +329,27 @@ def test_durations_for_people(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_terminal_that_was_closed_ends_nothing(is_terminal: bool) -> None:
-    class Closed(io.StringIO):
-        is_open = True
+ENDS_WITH = """
+import sys
+from ttsvar_ray.cli.app import app, main
 
-        def write(self, text: str) -> int:
-            if not self.is_open:
-                raise OSError(5, "Input/output error")
-            return super().write(text)
+@app.command()
+def many_lines(code: int) -> None:
+    for row in range(100_000):
+        print(row, file=sys.stderr if row % 2 else sys.stdout)
+    raise SystemExit(code)
 
-        def flush(self) -> None:
-            self.write("")
+main()
+"""
 
-    file, clock = Closed(), [0.0]
-    console = Console(file=file, force_terminal=is_terminal, width=80)
-    with ProgressReporter(console, now=lambda: clock[0]) as reporter:
-        reporter(JobProgress(**STATE))
-        shown = file.getvalue()
-        assert shown
-        file.is_open = False
-        for done in (2, 3):
-            clock[0] += 60.0
-            reporter(JobProgress(**{**STATE, "prompts_done": done}))
-    assert file.getvalue() == shown
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_a_reader_that_has_gone_changes_no_exit_code(kind: str, code: int) -> None:
+    reader, writer = os.pipe() if kind == "pipe" else pty.openpty()
+    command = [sys.executable, "-c", ENDS_WITH, "many-lines", str(code)]
+    process = subprocess.Popen(command, stdout=writer, stderr=writer)
+    os.close(writer)
+    assert os.read(reader, 4)
+    os.close(reader)
+    assert process.wait(timeout=120) == code

@@ -83,3 +83,25 @@ def test_calibrate_looks_at_what_comes_after_the_pool_before_it(
     assert done.exit_code == 2, done.output
     assert complaint in done.output
     assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "complaint"),
+    [
+        (
+            ["a photo of a ring"] * 19,
+            "expected at least 20 prompts with images to choose thresholds on, got 19;",
+        ),
+        (["a cat"] * 20 + ["a photo of a ring"] * 3, "got 3 (20 prompts are no captions"),
+    ],
+    ids=["few", "few-that-are-captions"],
+)
+def test_calibrate_refuses_too_few_prompts_before_the_pool_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    done = CliRunner().invoke(app, ["calibrate", "--prompts", "p.txt", "--output", "pool"])
+    assert done.exit_code == 2, done.output
+    assert complaint in done.output
+    assert not (tmp_path / "pool").exists()
