@@ -91,7 +91,7 @@ class _Outlived(io.FileIO):
     The exit code of a command says what it did, not who listened to the end.
     """
 
-    def write(self, data: Buffer, /) -> int | None:
+    def write(self, data: Buffer, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
