@@ -363,21 +363,12 @@ def _output_fact(
 
 
 def _device(config: JobConfig) -> Device:
-    """Return the devices of this machine, as many of them as the job has workers; a CPU with its rates.
-
-    Raises:
-        ConfigurationError: there is no such device, or the engine's settings ask more than it can do.
-    """
+    """Return the devices of this machine, as many of them as the job has workers; a CPU with its rates."""
     cluster, engine = config.cluster, config.engine
     device = devices_here("cpu" if cluster.gpus_per_worker == 0 else config.model.device, engine.threads)
     if device.profile == "cpu":
         from ttsvar_ray.costs.probe import measured_cpu
-        from ttsvar_ray.kernels.choice import uses_fused
-        from ttsvar_ray.models.recorded_steps import cuda_recorder
 
-        # What only a GPU can do is refused here, as it would be where the model is built.
-        uses_fused(engine.kernels, "cpu")
-        cuda_recorder(engine.cuda_graphs, "cpu")
         rates = measured_cpu(load_profile("cpu"), threads=engine.threads)
         device = dataclasses.replace(device, rates=rates)
     return device if cluster.workers is None else dataclasses.replace(device, count=cluster.workers)

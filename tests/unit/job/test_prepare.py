@@ -102,15 +102,6 @@ def test_a_reward_without_one_of_its_files_is_refused_at_once(config: JobConfig,
         facts_of(config.model_copy(update={"reward": reward}))
 
 
-@pytest.mark.parametrize("setting", ["kernels=fused", "cuda_graphs=always"])
-def test_what_only_a_gpu_can_do_is_refused_at_once(setting: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
-    files = [f"prompts.path={tmp_path / 'prompts.txt'}", f"output.path={tmp_path / 'out'}"]
-    config = load_config(None, [*files, "model.device=cpu", f"engine.{setting}"])
-    with pytest.raises(ConfigurationError, match=setting.partition("=")[0]), prepared(config):
-        pytest.fail("it must not be prepared")
-
-
 def test_a_disk_that_is_too_small_is_refused_and_a_tight_one_is_said(
     config: JobConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
