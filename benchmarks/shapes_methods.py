@@ -12,7 +12,11 @@ BEST_OF = (8, 16)
 
 
 def staged(
-    name: str, survivors: Sequence[tuple[int, int, Any]], *, final: Mapping[str, Any] | None = None
+    name: str,
+    survivors: Sequence[tuple[int, int, Any]],
+    *,
+    final: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Method:
     """Return a search of named selections.
 
@@ -21,6 +25,7 @@ def staged(
         survivors: (scale, population from there on, operator); the first one is the start, with no operator;
             an operator is a name, or a name with its options.
         final: how final images are ranked.
+        sampling: of the job, where it is not the model's own.
     """
     schedule = [[kept for scale, kept, _ in survivors if scale <= at][-1] for at in range(13)]
     selections = [
@@ -28,7 +33,7 @@ def staged(
         for scale, _, operator in survivors[1:]
     ]
     strategy = {"name": "tts-var", "batch_schedule": schedule, "selections": selections}
-    return Method(name=name, strategy={**strategy, **(final or {})})
+    return Method(name=name, strategy={**strategy, **(final or {})}, sampling=sampling)
 
 
 def _resample(**options: Any) -> dict[str, Any]:
@@ -42,6 +47,29 @@ TWELVE = {
     "resample_scales": [6, 9],
 }
 """What the model's own plan was before one cut (docs/shapes_model.md)."""
+
+
+def _guided(first: int, last: int = 12) -> dict[str, Any]:
+    """Return the settings that guide the scales from `first` to `last` alone."""
+    return {"guidance": [3.5 if first <= scale <= last else 1.0 for scale in range(13)]}
+
+
+def _softened(confidence: float) -> dict[str, Any]:
+    """Return the settings that bound how sure bits are, up to the scale of the cut."""
+    return {"confidence": [confidence] * 7 + [None] * 6}
+
+
+_CUT = [(6, 1, "top-k")]
+IDEAS = (
+    staged("guided from 7 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(7)),
+    staged("guided from 5 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(5)),
+    staged("guided from 7 on: 16, the best at 6", [(0, 16, None), *_CUT], sampling=_guided(7)),
+    staged("guided up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(0, 6)),
+    staged("guided up to 9: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(0, 9)),
+    staged("confidence 0.85 up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_softened(0.85)),
+    staged("confidence 0.8 up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_softened(0.8)),
+)
+"""The field's ideas that a replay cannot answer, since other trajectories are drawn: each beside one cut."""
 
 RUN = (
     staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
@@ -65,10 +93,10 @@ RUN = (
     Method(name="resampling alone, N=8", strategy={"name": "resampling", "plan": "published", "n": 8}),
     Method(name="TTS-VAR, 12 trajectories, N=4", strategy={"name": "tts-var", **TWELVE, "n": 4}),
     Method(name="TTS-VAR, published plan, N=4", strategy={"name": "tts-var", "plan": "published", "n": 4}),
+    *IDEAS,
 )
 POOL_METHOD = Method(name="pool", strategy={"name": "best-of-n", "n": BEST_OF[-1]})
 
-_CUT = [(6, 1, "top-k")]
 REPLAYED = (
     staged("one cut: 4, the best at 6", [(0, 4, None), *_CUT]),
     staged("one cut: 8, the best at 6", [(0, 8, None), *_CUT]),

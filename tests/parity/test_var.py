@@ -34,7 +34,7 @@ def test_forced_generation_computes_what_the_public_code_computes(name: str) -> 
             None if scale_index == 0 else case.next_features(state),
             scale_index,
             state.cache,
-            model.transformer.condition(tensors["labels"], guidance=True),
+            model.transformer.condition(tensors["labels"], streams=range(2)),
             streams=streams,
         )
         expected = tensors[f"raw_logits.{scale_index}"].unflatten(0, (streams, -1))
@@ -110,7 +110,7 @@ def test_a_damaged_weight_is_seen() -> None:
         None,
         0,
         case.model.start((0,), [0]).cache,
-        case.model.transformer.condition(labels, guidance=True),
+        case.model.transformer.condition(labels, streams=range(2)),
         streams=2,
     )
     difference = (raw - case.tensors["raw_logits.0"].unflatten(0, (2, -1))).abs().max()

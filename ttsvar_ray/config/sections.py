@@ -215,8 +215,8 @@ class SamplingConfig(Section):
 
     guidance: NonNegative | tuple[NonNegative, ...] | None = Field(
         default=None,
-        description="guidance scale, one number or one per scale; 1 is none, and 1 at the last scales halves "
-        "them",
+        description="guidance scale, one number or one per scale; 1 is none, and 1 at the first or the last "
+        "scales halves them",
     )
     temperature: Positive | tuple[Positive, ...] | None = Field(
         default=None, description="of the logits, one number or one per scale"

@@ -219,6 +219,7 @@ def count_scales(model: CachedModel) -> tuple[ScaleCost, ...]:
                 kv_bytes=state.cache.nbytes * cumulative // cached if cached else 0,
                 state_bytes=_bytes(state),
                 running_bytes=held + trace.peak_bytes,
+                passes=1 + index if model.sampling.begins_unconditional(index) else 1,
             )
         )
     return tuple(scales)

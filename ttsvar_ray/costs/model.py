@@ -27,6 +27,7 @@ class ScaleCost:
         kv_bytes: keys and values of all tokens so far, the last scale's included, which are never kept.
         state_bytes: of the trajectory after the scale: keys and values kept, map, bits.
         running_bytes: most alive while the scale runs, the state before and after included.
+        passes: through the blocks; more than one where the unconditional stream catches up on earlier scales.
     """
 
     tokens: int
@@ -38,6 +39,7 @@ class ScaleCost:
     kv_bytes: int
     state_bytes: int
     running_bytes: int
+    passes: int = 1
 
     def flops(self, text_share: float = 1.0) -> float:
         """Return all FLOPs, where `text_share` of the padded text is real."""

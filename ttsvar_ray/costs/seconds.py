@@ -58,11 +58,13 @@ def scale_line(model: ModelCost, cost: ScaleCost, device: DeviceProfile, rows: i
     attention = (cost.attention_flops + cost.text_attention_flops) / device.attention_flops
     # A token leaves a key and a value in every channel of every block and sequence.
     channels = cost.kv_bytes // (2 * model.element_bytes * cost.cumulative_tokens)
-    moved = cost.tokens * channels * ELEMENTWISE_BYTES
+    missed = cost.cumulative_tokens - cost.tokens if cost.passes > 1 else 0
+    moved = (cost.tokens + missed / 2) * channels * ELEMENTWISE_BYTES
     # The cache is written anew at every scale: read, written, and read by the attention.
     moved += 3 * cost.kv_bytes
     each = matmuls + attention + moved / device.memory_bytes_per_second
     floor = max(model.depth * device.layer_seconds, model.block_bytes / device.memory_bytes_per_second)
+    floor *= cost.passes
     return chord(lambda count: max(floor, count * each), rows)
 
 

@@ -83,11 +83,12 @@ def _recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan
     texts = max((each for each in packed if each <= PACKED_BYTES), default=0)
     if config.engine.cuda_graphs == "never":
         return texts
-    streams, caches = _sampling(config, description).streams_at(0), [0]
+    sampling, caches = _sampling(config, description), [0]
     for segment, rows in zip(plan.segments, most, strict=True):
         for scale in range(segment.first_scale, segment.last_scale + 1):
             cost = model.scales[min(scale, len(model.scales) - 2)]
-            fitting = min(rows, RECORDED_TOKENS // (streams * model.scales[scale].tokens))
+            tokens = sampling.streams_at(scale) * model.scales[scale].tokens
+            fitting = min(rows, RECORDED_TOKENS // tokens)
             caches.append(fitting * cost.kv_bytes)
     return max(caches) + texts
 

@@ -6,6 +6,7 @@ bits add to the feature map; everything that `NextScaleModel` promises of states
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -81,6 +82,9 @@ def to_uint8(image: Tensor) -> Tensor:
     """Turn [B, 3, H, W] in [-1, 1] into uint8 RGB [B, H, W, 3]; truncates, as published."""
     return ((image.float() + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
+
+CONDITIONAL, UNCONDITIONAL = range(1), range(1, 2)
+"""One of the two streams of guidance alone; both are `range(2)`."""
 
 ChooseBits = Callable[[Tensor], Tensor]
 """From a family's logits (temperature and guidance applied) to bits uint8 [B, n, D]."""
@@ -168,8 +172,17 @@ class CachedModel(ABC):
         """Encode [prompts] texts once; each entry serves all trajectories of its prompt."""
 
     @abstractmethod
-    def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
-        """Return the logits of the next scale, temperature and guidance applied, and the extended cache."""
+    def run_scale(self, state: ScaleState, streams: range) -> tuple[Tensor, KVCache]:
+        """Return raw logits [S, B, n, ...] of some streams at the next scale, and the extended cache.
+
+        Args:
+            state: its cache holds these streams, or more of which these are the first.
+            streams: `range(2)`, or one of them alone.
+        """
+
+    @abstractmethod
+    def mixed(self, raw: Tensor, scale_index: int, guidance: float) -> Tensor:
+        """Return logits [B, n, ...] of raw ones: temperature and guidance applied."""
 
     @abstractmethod
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -206,7 +219,7 @@ class CachedModel(ABC):
     @property
     def num_streams(self) -> int:
         """Most sequences of each trajectory: conditional, and with guidance unconditional."""
-        return self.sampling.streams_at(0)
+        return max(map(self.sampling.streams_at, range(self.num_scales)))
 
     def cache_capacity(self, scale_index: int) -> int:
         """Return the tokens that a cache made at a scale has room for: up to where the execution stops."""
@@ -258,10 +271,30 @@ class CachedModel(ABC):
     def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:
         """Run the next scale and let `choose` turn its logits into bits."""
         tokens = self._tokens(state)
+        if self.sampling.begins_unconditional(state.scale_index):
+            state = self._caught_up(state)
         logits, cache = self.next_logits(state)
         bits = choose(logits)
         assert bits.shape == (state.num_rows, tokens, self.bits_per_token), bits.shape
         return self._extend(state, bits, cache)
+
+    def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
+        """Return the logits of the next scale, temperature and guidance applied, and the extended cache."""
+        scale_index = state.scale_index
+        raw, cache = self.run_scale(state, range(self.sampling.streams_at(scale_index)))
+        return self.mixed(raw, scale_index, self.sampling.guidance[scale_index]), cache
+
+    def _caught_up(self, state: ScaleState) -> ScaleState:
+        """Return a state of the conditional stream with the other one beside it, replayed from its bits.
+
+        The keys and values are those that it would have, had it run all along.
+        """
+        blank = torch.zeros_like(state.summed)
+        other = dataclasses.replace(state, summed=blank, cache=KVCache(), bits=())
+        for bits in state.bits:
+            _, cache = self.run_scale(other, UNCONDITIONAL)
+            other = self._extend(other, bits, cache)
+        return dataclasses.replace(state, cache=state.cache.with_stream(other.cache))
 
     def _extend(self, state: ScaleState, bits: Tensor, cache: KVCache) -> ScaleState:
         return ScaleState(

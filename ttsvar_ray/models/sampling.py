@@ -28,7 +28,7 @@ class SamplingSettings:
     """How bits are drawn at each scale.
 
     Attributes:
-        guidance: classifier-free guidance scale per scale; see `streams_at` for what 1 leaves out.
+        guidance: classifier-free guidance scale per scale; 1 is none. See `streams_at` for what 1 leaves out.
         temperature: divides the logits, per scale; greater than 0.
         top_p: in (0, 1]; the least likely values that together have probability <= 1 - top_p are not drawn.
         top_k: entries of a codebook that may be drawn, the most likely ones; None is all of them. Models
@@ -71,10 +71,20 @@ class SamplingSettings:
     def streams_at(self, scale_index: int) -> int:
         """Return how many sequences of each trajectory run at a scale: conditional, and unconditional (2).
 
-        The unconditional one runs as long as this scale or a later one has guidance: what a later scale
-        attends to has to be computed. From the scale on behind which guidance is 1 to the end it is left.
+        The unconditional one runs from the first scale that has guidance to the last: what a later scale
+        attends to has to be computed. What it has missed before is caught up on at the first
+        (`begins_unconditional`), by whoever is left then. To catch up on the first scale alone, a token or
+        so, would be a pass for nothing: VAR's guidance, 1 there by its formula, has both from the beginning.
         """
-        return 2 if any(value != 1 for value in self.guidance[scale_index:]) else 1
+        guided = [scale for scale, value in enumerate(self.guidance) if value != 1]
+        if not guided:
+            return 1
+        first = guided[0] if guided[0] > 1 else 0
+        return 2 if first <= scale_index <= guided[-1] else 1
+
+    def begins_unconditional(self, scale_index: int) -> bool:
+        """Whether the unconditional stream begins at a scale that others were run before without it."""
+        return scale_index > 0 and self.streams_at(scale_index) > self.streams_at(scale_index - 1)
 
 
 def per_scale(name: str, value: float | Sequence[float], num_scales: int) -> tuple[float, ...]:

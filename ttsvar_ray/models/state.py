@@ -127,6 +127,10 @@ class KVCache:
         """Select and repeat trajectories; `rows` is int64 [B'] on the cache's device."""
         return self if self.memory is None else _whole(self.tensor.index_select(3, rows))
 
+    def with_stream(self, other: KVCache) -> KVCache:
+        """Return a cache of these streams and then another cache's, of the same tokens and rows."""
+        return _whole(torch.cat((self.tensor, other.tensor), dim=2))
+
     @staticmethod
     def concatenate(caches: Sequence[KVCache]) -> KVCache:
         """Stack the trajectories of caches that hold the same scales."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
+import torch
 
 from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import JobNetworks, plan_cost
+from ttsvar_ray.costs import JobNetworks, load_profile, plan_cost
+from ttsvar_ray.costs.count import count_scales
+from ttsvar_ray.costs.seconds import scale_line
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.models.registry import describe_model, family_entry
 from ttsvar_ray.search.strategy import compile_plan
 
 TERA = 1e12
@@ -80,6 +85,28 @@ def test_guidance_doubles_the_transformer() -> None:
     # But for the vectors that modulate the blocks, which every stream has for itself, too.
     assert guided.transformer_flops == pytest.approx(2 * plain.transformer_flops, rel=2e-5)
     assert guided.peak_kv_bytes == 2 * plain.peak_kv_bytes
+
+
+def test_guidance_that_begins_late_is_paid_for_where_the_other_stream_catches_up() -> None:
+    description = describe_model("shapes")
+    small = replace(description, transformer={**description.transformer, "depth": 2})
+    on_meta = family_entry(description.family).on_meta
+    assert on_meta is not None
+    late, two = (
+        count_scales(on_meta(small, dtype=torch.float32, sampling=replace(small.sampling, guidance=each)))
+        for each in ((1.0,) * 7 + (3.0,) * 6, (3.0,) * 13)
+    )
+    assert [2 * cost.kv_bytes for cost in late[:7]] == [cost.kv_bytes for cost in two[:7]]
+    caught_up = sum(cost.flops() for cost in late[:7])
+    assert 2 * caught_up == pytest.approx(sum(cost.flops() for cost in two[:7]), rel=1e-3)
+    assert late[7].flops() == pytest.approx(two[7].flops() + caught_up, rel=1e-3)
+    assert late[7].running_bytes > two[7].running_bytes, "both caches, and the two together"
+    assert late[7].kv_bytes == two[7].kv_bytes
+    assert late[8:] == two[8:]
+    assert [cost.passes for cost in late] == [1] * 7 + [8] + [1] * 5
+    model, device = networks().model, load_profile("h100")
+    seconds = [scale_line(model, scales[7], device, 1).per_row for scales in (two, late)]
+    assert seconds[1] > 4 * seconds[0], "eight small passes are started one after the other"
 
 
 def test_one_scale_keeps_no_cache() -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -46,9 +47,19 @@ def test_the_built_in_model_keeps_the_contract() -> None:
     check_model(load_model("shapes", device="cpu"), ["a red circle", "two blue stars and a green ring"])
 
 
+def test_guidance_that_begins_late_keeps_the_contract() -> None:
+    texts = ["a red circle", "two blue stars and a green ring"]
+    check_model(load_model("shapes", device="cpu", guidance=[1.0] * 7 + [3.0] * 3 + [1.0] * 3), texts)
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("name", ["own_modulation", "shared_modulation"])
-def test_var_keeps_the_contract(name: str) -> None:
-    check_model(load_case(name).model, ["thing 1", "thing 5"])
+def test_var_keeps_the_contract(name: str, late: bool) -> None:
+    model = load_case(name).model
+    if late:
+        scales = model.num_scales
+        model.sampling = replace(model.sampling, guidance=(1.0, 1.0, *[3.0] * (scales - 2)))
+    check_model(model, ["thing 1", "thing 5"])
 
 
 def test_the_documented_example_keeps_the_contract_and_gains_by_the_search() -> None:

@@ -12,6 +12,7 @@ from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.text import T5TextEncoder
+from ttsvar_ray.models.recorded_steps import PlainRecorder
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.rng import bit_uniforms
 
@@ -201,6 +202,7 @@ def test_where_guidance_is_one_to_the_end_the_other_stream_is_left_and_nothing_c
     cut, both = (tiny_model(guidance=[*guided, *rest]) for rest in ((1.0,) * 4, (1.0, 1.0, 1.0, 1.0 + 1e-9)))
     assert [cut.sampling.streams_at(scale) for scale in range(8)] == [2, 2, 2, 2, 1, 1, 1, 1]
     assert [both.sampling.streams_at(scale) for scale in range(8)] == [2] * 8, "what a later scale attends to"
+    assert not any(one.sampling.begins_unconditional(scale) for one in (cut, both) for scale in range(8))
     names = ["x", "y"]
     one, two = start(cut, [0, 1]), start(both, [0, 1])
     for scale in range(8):
@@ -212,6 +214,34 @@ def test_where_guidance_is_one_to_the_end_the_other_stream_is_left_and_nothing_c
         assert torch.equal(one.bits[scale], two.bits[scale]), scale
     assert np.array_equal(cut.decode(one), both.decode(two))
     assert same_bytes(contents(cut.replay(start(cut, [0, 1]), cut.bits(one))), contents(one))
+
+
+@pytest.mark.parametrize("recorder", [None, PlainRecorder()])
+def test_where_guidance_begins_late_the_other_stream_catches_up_and_nothing_changes(recorder: Any) -> None:
+    guided = (1.0, 1.0, 3.0, 1.0, 2.0, 1.0, 1.0)
+    late, both = (tiny_model(guidance=[first, *guided]) for first in (1.0, 1.0 + 1e-9))
+    for each in (late, both):
+        each.record_passes(recorder)
+    assert [late.sampling.streams_at(scale) for scale in range(8)] == [1, 1, 1, 2, 2, 2, 1, 1]
+    assert [scale for scale in range(8) if late.sampling.begins_unconditional(scale)] == [3]
+    names = ["x", "y", "z"]
+    texts = ["a red circle", "two green rings and a blue square and " + "a red circle and " * 4]
+    one, two = (each.start(each.encode_text(texts), [0, 1, 1]) for each in (late, both))
+    for scale in range(8):
+        one, two = run(late, one, names, scale + 1), run(both, two, names, scale + 1)
+        streams = late.sampling.streams_at(min(scale, 6))
+        assert one.cache.tensor.shape[2] == streams, scale
+        for mine, theirs in zip(one.cache.layers, two.cache.layers, strict=True):
+            assert torch.equal(mine.keys, theirs.keys[:streams]), scale
+            assert torch.equal(mine.values, theirs.values[:streams]), scale
+        assert torch.equal(one.bits[scale], two.bits[scale]), scale
+        if scale == 2:
+            # A survivor that is kept twice, and one that came from its bits.
+            other = late.replay(
+                late.start(late.encode_text(texts), [1, 1, 0]), late.bits(one.gather([2, 2, 0]))
+            )
+            one, two = other, two.gather([2, 2, 0])
+    assert np.array_equal(late.decode(one), both.decode(two))
 
 
 @pytest.mark.parametrize("stops", [(), (2, 5, 7), (7,)])

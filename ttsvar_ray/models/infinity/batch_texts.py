@@ -62,7 +62,7 @@ class BatchTexts:
     Args:
         parts: conditionings, all with as many streams; their texts are counted through.
         text_rows: the text of each trajectory; None means that trajectory b has text b.
-        streams: S, the first so many of the conditionings' streams.
+        streams: which of the conditionings' streams; None are all.
         length: what all texts are padded to; None is the longest.
     """
 
@@ -71,12 +71,12 @@ class BatchTexts:
         parts: Sequence[Conditioning],
         text_rows: Sequence[int] | None = None,
         *,
-        streams: int | None = None,
+        streams: range | None = None,
         length: int | None = None,
     ) -> None:
-        self.streams = parts[0].num_streams if streams is None else streams
-        if self.streams < parts[0].num_streams:
-            parts = [part.first_streams(self.streams) for part in parts]
+        if streams is not None and len(streams) < parts[0].num_streams:
+            parts = [part.of_streams(streams) for part in parts]
+        self.streams = parts[0].num_streams
         self._parts = tuple(parts)
         self._device = parts[0].pooled.device
         self._text_rows = None if text_rows is None else _index(text_rows, self._device)
@@ -189,14 +189,19 @@ class TextMemory:
         self._packed: tuple[tuple[Any, ...], PackedTexts] | None = None
 
     def packed(
-        self, parts: tuple[Conditioning, ...], text_rows: tuple[int, ...], *, streams: int, length: int | None
+        self,
+        parts: tuple[Conditioning, ...],
+        text_rows: tuple[int, ...],
+        *,
+        streams: range,
+        length: int | None,
     ) -> PackedTexts:
         """Return the texts of some trajectories.
 
         Args:
             parts: conditionings of one text each.
             text_rows: the part of each trajectory.
-            streams: S, the first so many of the conditionings' streams.
+            streams: which of the conditionings' streams.
             length: what all texts are padded to, with an entry for every row: shapes then depend on nothing
                 else. None: the next of `PACKED_LENGTHS`, with an entry a text where each has as many rows.
         """
@@ -220,37 +225,38 @@ class TextMemory:
         parts: tuple[Conditioning, ...],
         text_rows: tuple[int, ...],
         entries: list[int],
-        streams: int,
+        streams: range,
         length: int,
     ) -> PackedTexts:
-        first, count = parts[0], len(entries)
+        parts = tuple(part.of_streams(streams) for part in parts)
+        first, count, num_streams = parts[0], len(entries), len(streams)
         layers, (_, _, heads, _, width) = len(first.keys), first.keys[0].shape
         dtype, device = first.keys[0].dtype, first.pooled.device
         modulations = [
-            rows_of([getattr(part, name)[:streams] for part in parts], _index(text_rows, device))
+            rows_of([getattr(part, name) for part in parts], _index(text_rows, device))
             for name in ("pooled", "block_modulation", "head_modulation")
         ]
         shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in modulations]
-        shapes.append(((streams * count, 1, 1, length), dtype))
-        shapes.append(((2 * layers, streams * count, heads, length, width), dtype))
+        shapes.append(((num_streams * count, 1, 1, length), dtype))
+        shapes.append(((2 * layers, num_streams * count, heads, length, width), dtype))
         *places, mask, memory = self._arena.tensors(shapes, device)
         for place, tensor in zip(places, modulations, strict=True):
             place.copy_(tensor)
         mask.fill_(-math.inf)
         # What is masked is multiplied by zero, so it must be a number.
         memory.zero_()
-        by_stream, masks = memory.unflatten(1, (streams, count)), mask.view(streams, count, length)
+        by_stream, masks = memory.unflatten(1, (num_streams, count)), mask.view(num_streams, count, length)
         start = 0
         for entry, run in itertools.groupby(entries):
             stop, part = start + len(list(run)), parts[entry]
-            both = torch.stack((*part.keys, *part.values))[:, :streams]
+            both = torch.stack((*part.keys, *part.values))
             by_stream[:, :, start:stop, :, : both.shape[-2]] = both
             masks[:, start:stop, : part.text_mask.shape[1]].masked_fill_(part.text_mask, 0.0)
             start = stop
         address = (self._arena.generation, tuple(shapes))
         pooled, block_modulation, head_modulation = places
         return PackedTexts(
-            streams=streams,
+            streams=num_streams,
             pooled=pooled,
             block_modulation=block_modulation,
             head_modulation=head_modulation,

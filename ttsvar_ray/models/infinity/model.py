@@ -92,32 +92,33 @@ class InfinityModel(CachedModel):
         """Whether a prompt has more tokens than the transformer was trained to read."""
         return self.text_encoder.cuts(self.prepare_text(text))
 
-    def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
-        """Return logits float32 [B, n, D, 2] and the extended cache."""
+    def run_scale(self, state: ScaleState, streams: range) -> tuple[Tensor, KVCache]:
+        """Return raw logits float32 [S, B, n, 2 * D] and the extended cache."""
         scale_index = state.scale_index
         features = None if scale_index == 0 else self.quantizer.next_input(state.summed, scale_index)
-        raw, cache = self.transformer.scale_step(
+        return self.transformer.scale_step(
             features,
             scale_index,
             state.cache,
-            self._texts(state),
+            self._texts(state, streams),
             capacity=self.cache_capacity(scale_index),
             recorded=self.recorded,
         )
-        logits = guided_logits(
-            raw,
-            temperature=self.sampling.temperature[scale_index],
-            guidance=self.sampling.guidance[scale_index],
-        )
-        target = self.sampling.confidence[scale_index] if self.sampling.confidence else None
-        return (logits if target is None else softened(logits, target)), cache
 
-    def _texts(self, state: ScaleState) -> BatchTexts | PackedTexts:
-        """Return what a state's trajectories need of their texts at the next scale."""
-        streams = self.sampling.streams_at(state.scale_index)
+    def mixed(self, raw: Tensor, scale_index: int, guidance: float) -> Tensor:
+        """Return logits float32 [B, n, D, 2]."""
+        logits = guided_logits(raw, temperature=self.sampling.temperature[scale_index], guidance=guidance)
+        target = self.sampling.confidence[scale_index] if self.sampling.confidence else None
+        return logits if target is None else softened(logits, target)
+
+    def _texts(self, state: ScaleState, streams: range) -> BatchTexts | PackedTexts:
+        """Return what some streams of a state's trajectories need of their texts at the next scale."""
         longest = self.transformer.config.text_max_length if self.execution.fixed_shapes else None
         packs = self.device.type == "cuda" or self.recorded is not None
-        if longest is not None and streams * state.num_rows * self._text_row_bytes(longest) > PACKED_BYTES:
+        if (
+            longest is not None
+            and len(streams) * state.num_rows * self._text_row_bytes(longest) > PACKED_BYTES
+        ):
             packs = False
         if packs:
             return self._text_memory.packed(state.texts, state.text_rows, streams=streams, length=longest)

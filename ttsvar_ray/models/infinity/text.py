@@ -189,15 +189,16 @@ class Conditioning:
         tensors = (self.pooled, self.block_modulation, self.head_modulation, *self.keys, *self.values)
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def first_streams(self, count: int) -> Conditioning:
-        """Return the first so many streams; nothing is copied."""
+    def of_streams(self, streams: range) -> Conditioning:
+        """Return some neighbouring streams; nothing is copied."""
+        own = slice(streams.start, streams.stop)
         return Conditioning(
-            pooled=self.pooled[:count],
-            block_modulation=self.block_modulation[:count],
-            head_modulation=self.head_modulation[:count],
+            pooled=self.pooled[own],
+            block_modulation=self.block_modulation[own],
+            head_modulation=self.head_modulation[own],
             text_mask=self.text_mask,
-            keys=tuple(keys[:count] for keys in self.keys),
-            values=tuple(values[:count] for values in self.values),
+            keys=tuple(keys[own] for keys in self.keys),
+            values=tuple(values[own] for values in self.values),
         )
 
     def gather(self, texts: Tensor) -> Conditioning:

@@ -65,28 +65,29 @@ class VarModel(CachedModel):
         """
         return tuple(self.classes.label(text) for text in texts)
 
-    def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
-        """Return logits float32 [B, n, V] and the extended cache."""
+    def run_scale(self, state: ScaleState, streams: range) -> tuple[Tensor, KVCache]:
+        """Return raw logits float32 [S, B, n, V] and the extended cache."""
         scale_index = state.scale_index
         features = None
         if scale_index > 0:
             features = next_input(state.summed, self.scale_schedule[scale_index])
-        streams = self.sampling.streams_at(scale_index)
         labels = torch.tensor([state.texts[row] for row in state.text_rows], device=self.device)
-        raw, cache = self.transformer.scale_step(
+        return self.transformer.scale_step(
             features,
             scale_index,
             state.cache,
-            self.transformer.condition(labels, guidance=streams == 2),
-            streams=streams,
+            self.transformer.condition(labels, streams=streams),
+            streams=len(streams),
             capacity=self.cache_capacity(scale_index),
             recorded=self.recorded,
         )
+
+    def mixed(self, raw: Tensor, scale_index: int, guidance: float) -> Tensor:
+        """Return logits float32 [B, n, V]."""
         logits = raw[0]
-        guidance = self.sampling.guidance[scale_index]
         if guidance != 1:
             logits = guidance * raw[0] + (1 - guidance) * raw[1]
-        return logits / self.sampling.temperature[scale_index], cache
+        return logits / self.sampling.temperature[scale_index]
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Return the bits uint8 [B, n, D] of drawn entries."""

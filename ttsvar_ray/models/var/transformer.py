@@ -112,11 +112,10 @@ class VarTransformer(nn.Module):
         """Label of the unconditional stream."""
         return self.config.num_classes
 
-    def condition(self, labels: Tensor, *, guidance: bool) -> Tensor:
+    def condition(self, labels: Tensor, *, streams: range) -> Tensor:
         """Return class embeddings float32 [R, C] of labels int64 [B]; conditional rows come first."""
-        if guidance:
-            labels = torch.cat((labels, torch.full_like(labels, self.no_class)))
-        return self.class_emb(labels).float()
+        both = (labels, torch.full_like(labels, self.no_class))
+        return self.class_emb(torch.cat([both[stream] for stream in streams])).float()
 
     def scale_step(
         self,
