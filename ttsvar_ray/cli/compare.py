@@ -64,6 +64,7 @@ def compare(
             return
         if address is not None and workers is None:
             raise ConfigurationError("--address: add --workers, how many share the evaluation")
+        device = options.named_device(device, workers)
         evaluators_of(variants[0].job, asked.evaluators, device=device)  # before hours are spent
     console = Console(stderr=True)
     for number, variant in enumerate(variants, start=1):
@@ -173,7 +174,6 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[S
     from ttsvar_ray.cli.score import scorers_of
     from ttsvar_ray.errors import ConfigurationError, noting
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
-    from ttsvar_ray.models.registry import resolve_device
     from ttsvar_ray.models.weight_source import fingerprint_path
 
     specs, problems = [], []
@@ -201,7 +201,7 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[S
                 name=_GENEVAL,
                 path=Path(detector),
                 clip=Path(clip),
-                device=str(resolve_device(device)),
+                device=device,
                 fingerprints=prints,
             )
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,9 @@ from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.export import Which
 
 if TYPE_CHECKING:
+    from ttsvar_ray.dataset import OutputLayout, RunManifest
     from ttsvar_ray.evaluate.geneval import GenEvalResult
-    from ttsvar_ray.evaluate.geneval_images import AskedImage
+    from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
 
 evaluate = typer.Typer(
     help="Benchmarks over the images of a run, or over a folder.",
@@ -48,6 +50,8 @@ def geneval(
         typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
     ] = None,
     device: options.Device = "auto",
+    workers: options.Workers = None,
+    address: options.Address = None,
     verdicts: Annotated[
         Path | None,
         typer.Option(
@@ -61,59 +65,266 @@ def geneval(
 ) -> None:
     """Judge images by GenEval's rules and print its six scores; the same command goes on after a stop.
 
-    Exit codes: 0 done; 2 images, metadata, weights or file of verdicts that cannot be used.
+    Exit codes: 0 done; 1 an image over which workers were lost; 2 images, metadata, weights or file of
+    verdicts that cannot be used.
 
     Example: ttsvar-ray evaluate geneval outputs/geneval --detector weights/mask2former --clip weights/clip
     """
     with errors_for_people(debug=debug):
         from transformers.utils import logging as transformers_logging
 
-        from ttsvar_ray.evaluate.color_names import ColorNames
-        from ttsvar_ray.evaluate.detector import Detector
-        from ttsvar_ray.evaluate.geneval import GenEvalJudge, evaluate_geneval
-        from ttsvar_ray.evaluate.verdict_file import VerdictFile
-        from ttsvar_ray.models.registry import resolve_device
+        from ttsvar_ray.evaluate.geneval import GenEvalJudge, geneval_result
+        from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
 
         transformers_logging.disable_progress_bar()
-        found, told = _images(source, images)
-        path = verdicts or _beside(source)
-        target = str(resolve_device(device))
-        judged_by = GenEvalJudge(Detector.load(detector, device=target), ColorNames.load(clip, device=target))
-        basis = {**judged_by.basis(), "device": target}
-        with VerdictFile(path, basis) as file:
-            result = evaluate_geneval(found, judged_by, file, on_image=_tell)
-        content = result.to_json(judged_by, source=told, device=target)
-        if as_json is not None:
-            as_json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        target = _device(device, workers, address, as_json)
+        found, told = _images(
+            source,
+            images,
+            of_run=lambda layout, run, best: images_of_run(layout, run, best_only=best),
+            of_folder=images_of_folder,
+            is_folder=prompt_folders,
+            expected="a folder with 00000/metadata.jsonl and 00000/samples/0000.png in it",
+        )
+        # On Ray the workers load their own; here the networks say only whose they are.
+        own = GenEvalJudge.load(detector, clip, device=target if workers is None else "cpu")
+        build = partial(GenEvalJudge.load, detector.resolve(), clip.resolve(), device=target)
+        judged = _judged(
+            found,
+            verdicts or _beside(source, "geneval"),
+            {**own.basis(), "device": target},
+            build if workers is not None else lambda: own,
+            workers=workers,
+            address=address,
+        )
+        result = geneval_result(judged)
+        content = result.to_json(own, source=told, device=target)
+        _write(as_json, content)
     typer.echo("\n".join(_lines(result, content["notes"])))
 
 
-def _images(source: str, which: Which | None) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
-    """Return the images of a run or a folder, and what is to be known of them."""
+_ASKING = {
+    "geneval2": "GenEval 2: the probability of the right answer to each question (Soft-TIFA).",
+    "dpg-bench": "DPG-Bench: yes or no questions about long prompts, where those they rest on hold.",
+    "oneig": "OneIG-Bench's alignment: yes or no questions, where those they rest on hold.",
+}
+"""The benchmarks of `evaluate.benchmarks`, which are not imported to show what commands there are."""
+
+
+def _asking(name: str) -> Callable[..., None]:
+    """Return the command of a benchmark that asks questions."""
+
+    def command(
+        source: Annotated[
+            str,
+            typer.Argument(
+                help="Output of a run over its prompts, a folder with metadata.jsonl (file_name, prompt), or "
+                "one whose files are named as the benchmark does.",
+                metavar="OUTPUT",
+            ),
+        ],
+        questions: Annotated[
+            Path, typer.Option("--questions", help="The benchmark's own questions.", metavar="PATH")
+        ],
+        judge: Annotated[
+            Path, typer.Option("--judge", help="Folder of a Qwen2.5-VL or Qwen3-VL.", metavar="DIR")
+        ],
+        images: Annotated[
+            Which | None,
+            typer.Option(
+                "--images", help="Of a run: the best of each search (default), or all that were kept."
+            ),
+        ] = None,
+        grid: Annotated[
+            int | None,
+            typer.Option(
+                "--grid", help="Files hold so many images beside and below each other.", min=1, max=8
+            ),
+        ] = None,
+        dtype: Annotated[
+            str, typer.Option("--dtype", help="Of the judge: float32, bfloat16 or float16.")
+        ] = "float32",
+        device: options.Device = "auto",
+        workers: options.Workers = None,
+        address: options.Address = None,
+        verdicts: Annotated[
+            Path | None,
+            typer.Option(
+                "--verdicts", help="File of answers; by default OUTPUT.BENCHMARK.jsonl.", metavar="FILE"
+            ),
+        ] = None,
+        as_json: Annotated[
+            Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
+        ] = None,
+        debug: options.Debug = False,
+    ) -> None:
+        with errors_for_people(debug=debug):
+            from ttsvar_ray.errors import ConfigurationError
+            from ttsvar_ray.evaluate.benchmarks import BENCHMARKS, QuestionImages, question_result
+            from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
+
+            benchmark = BENCHMARKS[name]
+            if dtype not in (known := ("float32", "bfloat16", "float16")):
+                raise ConfigurationError(f"--dtype: expected one of {', '.join(known)}, got {dtype!r}")
+            target = _device(device, workers, address, as_json)
+            asked = QuestionImages.of(benchmark, questions)
+            found, told = _images(
+                source,
+                images,
+                of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
+                of_folder=lambda folder: asked.of_folder(folder, grid or benchmark.grid),
+                is_folder=Path.is_dir,
+                expected="a folder of images",
+            )
+            if grid is not None and "settings" in told:
+                raise ConfigurationError(f"--grid: {source} is a run, whose files hold one image; remove it")
+            answers = sorted(
+                {word for one in asked.prompts.values() for own in one.questions for word in own.answers}
+            )
+            build = partial(
+                QuestionJudge, judge.resolve(), benchmark.asked, answers, device=target, dtype=dtype
+            )
+            basis = judge_basis(benchmark, judge, device=target, dtype=dtype)
+            judged = _judged(
+                found, verdicts or _beside(source, name), basis, build, workers=workers, address=address
+            )
+            content = question_result(asked, judged, basis, told)
+            _write(as_json, content)
+        typer.echo("\n".join(_score_lines(content)))
+
+    command.__doc__ = f"""{_ASKING[name]}
+
+    A vision-language model is asked about each image; the same command goes on after a stop.
+    Exit codes: 0 done; 1 an image over which workers were lost; 2 images, questions, a judge or a file of
+    answers that cannot be used.
+
+    Example: ttsvar-ray evaluate {name} outputs/mine --questions FILE --judge weights/qwen3-vl-8b
+    """
+    return command
+
+
+for _name in _ASKING:
+    evaluate.command(_name)(_asking(_name))
+
+
+def _score_lines(content: Mapping[str, Any]) -> list[str]:
+    """Return the scores with their standard errors over prompts, and what is to be known of them."""
+    scores = content["scores"]
+    width = max(len("score"), *(len(one["name"]) for one in scores))
+    lines = [f"{'score':<{width}} {'of':>6} {'prompts':>7} {'mean':>8} {'+-':>7}"]
+    for one in scores:
+        error = "" if one["standard_error"] is None else f"{one['standard_error']:.4f}"
+        lines.append(
+            f"{one['name']:<{width}} {one['images']:>6} {one['prompts']:>7} {one['mean']:>8.4f} {error:>7}"
+        )
+    return lines + [f"note: {note}" for note in content["notes"]]
+
+
+def _images(
+    source: str,
+    which: Which | None,
+    *,
+    of_run: Callable[[OutputLayout, RunManifest, bool], Iterator[AskedImage]],
+    of_folder: Callable[[Path], Iterator[AskedImage]],
+    is_folder: Callable[[Path], object],
+    expected: str,
+) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
+    """Return the images of a run or a folder, and what is to be known of them.
+
+    Args:
+        source, which: as given.
+        of_run: images of a run, with whether the best alone count.
+        of_folder: images of a folder.
+        is_folder: whether a folder is one.
+        expected: what it is then, for messages.
+    """
     from ttsvar_ray.dataset import OutputLayout, read_manifest
     from ttsvar_ray.errors import ConfigurationError, OutputError
-    from ttsvar_ray.evaluate.geneval import told_of_run
-    from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
+    from ttsvar_ray.evaluate.judging import told_of_run
 
     layout = OutputLayout(source)
     manifest = read_manifest(layout)
     if manifest is not None:
         kept = which or Which.BEST
         run = {**told_of_run(manifest), "images": kept.value}
-        return images_of_run(layout, manifest, best_only=kept is Which.BEST), run
-    if not prompt_folders(Path(source)):
-        raise OutputError(
-            f"{source}: expected the output of a run, or a folder with 00000/metadata.jsonl and "
-            "00000/samples/0000.png in it, found neither"
-        )
+        return of_run(layout, manifest, kept is Which.BEST), run
+    if not is_folder(Path(source)):
+        raise OutputError(f"{source}: expected the output of a run, or {expected}, found neither")
     if which is not None:
         raise ConfigurationError(
             f"--images: {source} is no run, so that no image in it is the best; remove it"
         )
-    return images_of_folder(Path(source)), {"folder": source}
+    return of_folder(Path(source)), {"folder": source}
 
 
-def _beside(source: str) -> Path:
+def _device(device: str, workers: int | None, address: str | None, as_json: Path | None) -> str:
+    """Return the device of whoever judges; look at the other options that benchmarks share.
+
+    Raises:
+        ConfigurationError: not a device, an address that has no use, or a file that cannot be written.
+    """
+    from ttsvar_ray.errors import ConfigurationError
+
+    if address is not None and workers is None:
+        raise ConfigurationError("--address: add --workers, how many share the images")
+    if as_json is not None:
+        options.file_to_write(as_json, "--json")
+    return options.named_device(device, workers)
+
+
+def _write(as_json: Path | None, content: Mapping[str, Any]) -> None:
+    if as_json is not None:
+        as_json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _of_piece(
+    build: Callable[[], Callable[[AskedImage], Mapping[str, Any]]],
+) -> Callable[[tuple[int, AskedImage]], Mapping[str, Any]]:
+    """Return what judges a numbered image, on a worker."""
+    judge = build()
+    return lambda piece: judge(piece[1])
+
+
+def _judged(
+    images: Iterator[AskedImage],
+    path: Path,
+    basis: Mapping[str, Any],
+    build: Callable[[], Callable[[AskedImage], Mapping[str, Any]]],
+    *,
+    workers: int | None,
+    address: str | None,
+) -> list[JudgedImage]:
+    """Judge images that have no verdict yet, here or on Ray.
+
+    Args:
+        images: read here, one at a time, also where workers on Ray judge them.
+        path: of the file of verdicts.
+        basis: what they rest on.
+        build: makes what judges, here or on a worker.
+        workers, address: on Ray; None is here.
+    """
+    from ttsvar_ray.evaluate.judging import here, judge_images
+    from ttsvar_ray.evaluate.verdict_file import VerdictFile
+
+    if workers is None:
+        each = here(build())
+    else:
+        from ttsvar_ray.cluster.sharing import share_on_ray
+
+        each = partial(
+            share_on_ray,
+            build=partial(_of_piece, build),
+            name_of=lambda piece: f"judging {piece[1].key}",
+            address=address,
+            workers=workers,
+            gpus=float(basis["device"].startswith("cuda")),
+            run_name="ttsvar-ray evaluate",
+        )
+    with VerdictFile(path, basis) as file:
+        return judge_images(images, file, each, on_image=_tell)
+
+
+def _beside(source: str, benchmark: str) -> Path:
     """Return where verdicts go by default."""
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.storage import locate
@@ -121,7 +332,7 @@ def _beside(source: str) -> Path:
     local = locate(source).local_path
     if local is None:
         raise ConfigurationError(f"--verdicts: expected a local file, since {source} is not local; name one")
-    return local.with_name(f"{local.name}.geneval.jsonl")
+    return local.with_name(f"{local.name}.{benchmark}.jsonl")
 
 
 def _tell(done: int) -> None:

@@ -81,6 +81,21 @@ def overrides(flags: Mapping[str, object], settings: Sequence[str] | None) -> li
     return given + list(settings or ())
 
 
+def named_device(device: str, workers: int | None) -> str:
+    """Return the device of whoever looks at images: "auto" is a GPU where this machine has one.
+
+    Args:
+        device: as given.
+        workers: on Ray, which may have the GPU that is named though this machine has none.
+
+    Raises:
+        ConfigurationError: not a device name, or a GPU that is not here.
+    """
+    from ttsvar_ray.models.registry import resolve_device
+
+    return device if workers is not None and device == "cuda" else str(resolve_device(device))
+
+
 def file_to_write(file: Path, option: str, *, picture: bool = False) -> Path:
     """Return a file that a command will write at its end, whose folder is made if it is not there.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,6 +92,7 @@ def score(
         if address is not None and workers is None:
             raise ConfigurationError("--address: add --workers, how many share the parts")
         config = recorded_config(manifest.config)
+        device = options.named_device(device, workers)
         specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
         if near_duplicates is not None:
             specs.append(_hash_spec())
@@ -132,7 +134,7 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
     from ttsvar_ray.job.resolved import model_choice
-    from ttsvar_ray.models.registry import describe_model, resolve_device
+    from ttsvar_ray.models.registry import describe_model
     from ttsvar_ray.models.weight_source import fingerprint_path
     from ttsvar_ray.own_code import is_own
 
@@ -158,7 +160,7 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
         kind=ScorerKind.EMBEDDING,
         name=name,
         path=path,
-        device=str(resolve_device(device)),
+        device=device,
         fingerprints=prints,
     )
 
@@ -198,10 +200,9 @@ def scorers_of(
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.job.parts import resolve_rewards
     from ttsvar_ray.job.resolved import model_choice
-    from ttsvar_ray.models.registry import describe_model, resolve_device
+    from ttsvar_ray.models.registry import describe_model
     from ttsvar_ray.models.weight_source import fingerprint_path
 
-    target = str(resolve_device(device))
     description = describe_model(model_choice(config))
     problems: list[str] = []
     specs: list[ScorerSpec] = []
@@ -215,7 +216,7 @@ def scorers_of(
                 prints["code"] = part.source_digest
             specs.append(
                 ScorerSpec(
-                    kind=ScorerKind.REWARD, name=part.name, path=part.path, device=target, fingerprints=prints
+                    kind=ScorerKind.REWARD, name=part.name, path=part.path, device=device, fingerprints=prints
                 )
             )
     if safety is not None:
@@ -225,7 +226,7 @@ def scorers_of(
                 kind=ScorerKind.SAFETY,
                 name=_SAFETY,
                 path=safety,
-                device=target,
+                device=device,
                 label=unsafe,
                 fingerprints=prints,
             )
@@ -248,31 +249,29 @@ def run_scorers(
         OutputError: scores that rest on something else, or a damaged part.
         RunFailedError: a part that cannot be scored.
     """
-    from ttsvar_ray.evaluate.score_table import missing_parts, score_part
+    from ttsvar_ray.evaluate.score_table import PartScorer, missing_parts
 
     work = [(spec, chunk) for spec in specs for chunk in missing_parts(layout, spec.table, spec.basis)]
-    done = 0
-
-    def tell(images: int) -> None:
-        nonlocal done
-        done += 1
-        if len(work) > 1:
-            typer.echo(f"{done} of {len(work)} parts", err=True)
-
+    local = layout.root.local_path
+    build = partial(PartScorer, layout.root.uri if local is None else str(local.resolve()))
+    done: Iterator[object]
     if workers is not None and work:
-        from ttsvar_ray.cluster.scoring import score_on_ray
+        from ttsvar_ray.cluster.sharing import share_on_ray
 
-        local = layout.root.local_path
-        root = layout.root.uri if local is None else str(local.resolve())
-        gpus = 1.0 if any(spec.device.startswith("cuda") for spec in specs) else 0.0
-        score_on_ray(root, work, address=address, workers=workers, gpus=gpus, tell=tell)
-        return
-    for spec in specs:
-        chunks = [chunk for one, chunk in work if one is spec]
-        scorer = spec.build() if chunks else None
-        for chunk in chunks:
-            assert scorer is not None
-            tell(score_part(layout, chunk, spec.table, scorer, spec.basis))
+        done = share_on_ray(
+            work,
+            build,
+            name_of=lambda piece: f"{piece[0].name}: part {piece[1]}",
+            address=address,
+            workers=workers,
+            gpus=float(any(spec.device.startswith("cuda") for spec in specs)),
+            run_name="ttsvar-ray score",
+        )
+    else:
+        done = map(build(), work)
+    for count, _ in enumerate(done, start=1):
+        if len(work) > 1:
+            typer.echo(f"{count} of {len(work)} parts", err=True)
 
 
 def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[ScorerSpec]) -> list[str]:

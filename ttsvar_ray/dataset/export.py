@@ -246,16 +246,26 @@ _ID = re.compile(r"[\w-]+")
 
 def _oneig_name(image: ExportedImage) -> str:
     """Return the name of a prompt's file without its ending."""
-    category, number = (image.metadata.get(name) for name in ("category", "id"))
+    folder, name = oneig_place(image.metadata).split("/")
+    return f"{folder}/{_model(image)}/{name}"
+
+
+def oneig_place(row: Mapping[str, Any]) -> str:
+    """Return "anime/000" of the columns of OneIG-Bench.csv.
+
+    Raises:
+        OutputError: a row without them.
+    """
+    category, number = (row.get(name) for name in ("category", "id"))
     place = _ONEIG_FOLDERS.get(str(category).lower())
     # Tables of prompts may have been read with numbers for "000".
     name = f"{number:03d}" if isinstance(number, int) else str(number)
     if place is None or number is None or not _ID.fullmatch(name):
         raise OutputError(
-            f"row {image.metadata['row']}: expected the columns category ({', '.join(_ONEIG_FOLDERS)}) and "
+            f"row {row['row']}: expected the columns category ({', '.join(_ONEIG_FOLDERS)}) and "
             f"id of OneIG-Bench.csv, got {category!r} and {number!r}"
         )
-    return f"{place}/{_model(image)}/{name}"
+    return f"{place}/{name}"
 
 
 def to_hps(images: Iterator[ExportedImage], folder: Path) -> int:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.dataset import RunManifest
 from ttsvar_ray.dataset.manifest import installed_versions
-from ttsvar_ray.errors import OutputError
 from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.detector import Detector
-from ttsvar_ray.evaluate.geneval_images import AskedImage
 from ttsvar_ray.evaluate.geneval_prompts import TAGS, GenEvalPrompt, prompts_digest
 from ttsvar_ray.evaluate.geneval_rules import GenEvalRules, Verdict, judge
 from ttsvar_ray.evaluate.geneval_summary import GenEvalSummary, Judged, summarise
+from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
 from ttsvar_ray.evaluate.mask2former_weights import OFFICIAL
-from ttsvar_ray.evaluate.verdict_file import VerdictFile
 from ttsvar_ray.types import UInt8Array
 
 WHOLE_PROMPTS, WHOLE_IMAGES = 553, 4
@@ -37,6 +35,27 @@ class GenEvalJudge:
     def __init__(self, detector: Detector, colors: ColorNames, rules: GenEvalRules | None = None) -> None:
         self.detector, self.colors = detector, colors
         self.rules = rules or GenEvalRules()
+
+    @classmethod
+    def load(cls, detector: Path, clip: Path, *, device: str) -> GenEvalJudge:
+        """Load the official rules with the networks of two folders.
+
+        Raises:
+            CheckpointError: weights that cannot be used.
+        """
+        return cls(Detector.load(detector, device=device), ColorNames.load(clip, device=device))
+
+    def __call__(self, image: AskedImage) -> dict[str, Any]:
+        """Return what the file of verdicts holds of an image."""
+        prompt: GenEvalPrompt = image.prompt
+        verdict = self.judge(image.pixels(), prompt)
+        return {
+            "correct": verdict.correct,
+            "tag": prompt.tag,
+            "prompt": prompt.text,
+            "reasons": list(verdict.reasons),
+            "objects": {name: len(objects) for name, objects in verdict.kept.items()},
+        }
 
     def judge(self, image: UInt8Array, prompt: GenEvalPrompt) -> Verdict:
         """Return the verdict on a uint8 RGB image [height, width, 3]."""
@@ -106,60 +125,18 @@ class GenEvalResult:
         }
 
 
-def evaluate_geneval(
-    images: Iterable[AskedImage],
-    judged_by: GenEvalJudge,
-    verdicts: VerdictFile,
-    *,
-    on_image: Callable[[int], None] = lambda done: None,
-) -> GenEvalResult:
-    """Judge every image that has no verdict yet; one image is held at a time.
-
-    Args:
-        images: to judge, each once.
-        judged_by: detector, colors and rules.
-        verdicts: goes on from, and is added to.
-        on_image: called with the number of images done so far.
-
-    Raises:
-        OutputError: there is no image, or one cannot be read.
-        InputError: an image without metadata of GenEval.
-    """
-    judged: list[Judged] = []
+def geneval_result(judged: Sequence[JudgedImage]) -> GenEvalResult:
+    """Return the result of at least one image."""
     prompts: dict[str, GenEvalPrompt] = {}
     images_of: Counter[str] = Counter()
-    for image in images:
-        digest, prompt = image.digest, image.prompt
-        correct = verdicts.get(digest)
-        if correct is None:
-            verdict = judged_by.judge(image.pixels(), prompt)
-            correct = verdict.correct
-            told = {
-                "image": image.key,
-                "tag": prompt.tag,
-                "prompt": prompt.text,
-                "reasons": list(verdict.reasons),
-                "objects": {name: len(objects) for name, objects in verdict.kept.items()},
-            }
-            verdicts.add(digest, correct=correct, told=told)
-        prompts.setdefault(prompt.key, prompt)
-        images_of[prompt.key] += 1
-        judged.append(Judged(prompt_key=prompt.key, tag=prompt.tag, correct=correct))
-        on_image(len(judged))
-    if not judged:
-        raise OutputError("expected images to judge, found none")
-    return GenEvalResult(summary=summarise(judged), prompts=tuple(prompts.values()), images_of=images_of)
-
-
-def told_of_run(manifest: RunManifest) -> dict[str, Any]:
-    """Return what of a run decides its scores: settings, seed, prompts and software."""
-    return {
-        "config_digest": manifest.config_digest,
-        "settings": dict(manifest.content),
-        "seed": manifest.seed,
-        "prompts": {"path": manifest.prompts_path, "digest": manifest.prompts_digest},
-        "versions": dict(manifest.versions),
-    }
+    for one in judged:
+        prompts.setdefault(one.prompt.key, one.prompt)
+        images_of[one.prompt.key] += 1
+    summary = summarise(
+        Judged(prompt_key=one.prompt.key, tag=one.prompt.tag, correct=bool(one.found["correct"]))
+        for one in judged
+    )
+    return GenEvalResult(summary=summary, prompts=tuple(prompts.values()), images_of=images_of)
 
 
 def _without_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from PIL import Image, ImageOps
 
 from ttsvar_ray.dataset import OutputLayout, RunManifest
 from ttsvar_ray.dataset.export import exported_images
-from ttsvar_ray.errors import InputError, OutputError, brief
-from ttsvar_ray.evaluate.geneval_prompts import GenEvalPrompt, read_prompt
-from ttsvar_ray.types import UInt8Array
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskedImage:
-    """One image file and its prompt.
-
-    Attributes:
-        key: unique name within the run or folder.
-        encoded: the file.
-        prompt: what it was drawn from.
-    """
-
-    key: str
-    encoded: bytes
-    prompt: GenEvalPrompt
-
-    @property
-    def digest(self) -> str:
-        """Return the sha256 of the file and the prompt: a verdict holds as long as it stays."""
-        return hashlib.sha256(self.prompt.key.encode() + b"\n" + self.encoded).hexdigest()
-
-    def pixels(self) -> UInt8Array:
-        """Return uint8 RGB [height, width, 3], turned as its EXIF says.
-
-        Raises:
-            OutputError: the file is no image, or is damaged.
-        """
-        try:
-            with Image.open(io.BytesIO(self.encoded)) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise OutputError(f"{self.key}: not an image that can be read ({brief(error)})") from error
+from ttsvar_ray.errors import InputError, brief
+from ttsvar_ray.evaluate.geneval_prompts import read_prompt
+from ttsvar_ray.evaluate.judging import AskedImage
 
 
 def images_of_run(layout: OutputLayout, manifest: RunManifest, *, best_only: bool) -> Iterator[AskedImage]:

@@ -25,7 +25,7 @@ from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
 from ttsvar_ray.errors import OutputError, brief
-from ttsvar_ray.evaluate.scorers import Scorer
+from ttsvar_ray.evaluate.scorers import Scorer, ScorerSpec
 from ttsvar_ray.storage import Location
 from ttsvar_ray.types import Float64Array, UInt8Array
 
@@ -102,6 +102,26 @@ def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, bas
             keys[name] += [row[name] for row in rows]
     write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
     return len(keys["row"])
+
+
+class PartScorer:
+    """Scores parts of a run, each by its scorer; holds the last one that it loaded.
+
+    Args:
+        root: URI or absolute path of the output.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._layout = OutputLayout(root)
+        self._loaded: tuple[ScorerSpec, Scorer] | None = None
+
+    def __call__(self, work: tuple[ScorerSpec, int]) -> int:
+        """Score one part, by its number; return its images."""
+        spec, chunk = work
+        if self._loaded is None or self._loaded[0] != spec:
+            self._loaded = None  # before the next one is: two may not fit
+            self._loaded = (spec, spec.build())
+        return score_part(self._layout, chunk, spec.table, self._loaded[1], spec.basis)
 
 
 def write_scores(

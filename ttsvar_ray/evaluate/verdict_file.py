@@ -28,7 +28,7 @@ class VerdictFile:
 
     def __init__(self, path: Path, basis: Mapping[str, Any]) -> None:
         self.path = path
-        self._correct: dict[str, bool] = {}
+        self._found: dict[str, Mapping[str, Any]] = {}
         self._file = path.open("a+b")
         try:
             self._read({"basis": dict(basis)})
@@ -44,14 +44,17 @@ class VerdictFile:
     ) -> None:
         self._file.close()
 
-    def get(self, digest: str) -> bool | None:
-        """Return whether an image was found correct; None where there is no verdict on it."""
-        return self._correct.get(digest)
+    def get(self, digest: str) -> Mapping[str, Any] | None:
+        """Return what was found of an image; None where there is no verdict on it."""
+        return self._found.get(digest)
 
-    def add(self, digest: str, *, correct: bool, told: Mapping[str, Any]) -> None:
-        """Write a verdict, and whatever else is to be known of it; it is there when this returns."""
-        self._write({"digest": digest, "correct": correct, **told})
-        self._correct[digest] = correct
+    def __getitem__(self, digest: str) -> Mapping[str, Any]:
+        return self._found[digest]
+
+    def add(self, digest: str, found: Mapping[str, Any]) -> None:
+        """Write what was found of an image; it is there when this returns."""
+        self._write({"digest": digest, **found})
+        self._found[digest] = found
 
     def _read(self, expected: Mapping[str, Any]) -> None:
         self._file.seek(0)
@@ -62,7 +65,7 @@ class VerdictFile:
             try:
                 content = json.loads(line)
                 if number:
-                    self._correct[content["digest"]] = bool(content["correct"])
+                    self._found[content.pop("digest")] = content
                 else:
                     self._compare(content["basis"], expected["basis"])
             except (ValueError, KeyError, TypeError) as error:

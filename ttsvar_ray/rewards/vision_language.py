@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
-_YES = ("Yes", "yes", " Yes", " yes")
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _IMAGE = "<|image_pad|>"
 _ASKED = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -70,6 +70,7 @@ class VisionLanguage(PlainReward):
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+        self._path = path
         try:
             self._pixels = AutoImageProcessor.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
@@ -91,25 +92,62 @@ class VisionLanguage(PlainReward):
         if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
             raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
         self._model, self._device, self._question = model.to(device).eval(), device, question
-        yes = {self._id(word) for word in _YES} - {None}
-        if not yes:
-            raise CheckpointError(f"{path}: expected a tokenizer with one of the words {_YES}, found none")
-        self._yes = sorted(int(one) for one in yes if one is not None)
+        self._tokens: dict[str, list[int]] = {}
+        self.tokens_of("yes")
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
         """Return float32 [n] probabilities of yes; `images` uint8 RGB [n, height, width, 3]."""
-        return np.array(
-            [self._ask(image, text) for image, text in zip(images, texts, strict=True)], np.float32
-        )
+        asked = [self._question.replace("{prompt}", text) for text in texts]
+        shares = [
+            self.probabilities(image, [(question, ("yes",))])[0][0]
+            for image, question in zip(images, asked, strict=True)
+        ]
+        return np.array(shares, np.float32)
 
-    def _ask(self, image: UInt8Array, text: str) -> float:
+    def probabilities(
+        self, image: UInt8Array, asked: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[list[float]]:
+        """Return for each question how probable each of its answers is as the next word.
+
+        Args:
+            image: uint8 RGB [height, width, 3].
+            asked: questions, each with answers.
+
+        Raises:
+            ConfigurationError: an answer that is no word of the model's.
+        """
+        seen = self._pixels(images=Image.fromarray(image), return_tensors="pt")
+        shares = []
+        for question, answers in asked:
+            next_word = self._next_word(seen, question)
+            shares.append([float(next_word[self.tokens_of(answer)].sum()) for answer in answers])
+        return shares
+
+    def tokens_of(self, answer: str) -> list[int]:
+        """Return the tokens that an answer may be: as it is or capitalised, after a space or not, in digits.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        if answer not in self._tokens:
+            low = answer.lower()
+            forms = [answer, low, low.capitalize(), *([str(_NUMBERS.index(low))] if low in _NUMBERS else [])]
+            ids = {self._id(space + form) for form in forms for space in ("", " ")} - {None}
+            if not ids:
+                raise ConfigurationError(
+                    f"{self._path}: expected a tokenizer with {answer!r} as one word, found none: it cannot "
+                    "answer such a question"
+                )
+            self._tokens[answer] = sorted(int(one) for one in ids if one is not None)
+        return self._tokens[answer]
+
+    def _next_word(self, seen: Any, question: str) -> Any:
+        """Return float32 [vocabulary] probabilities of the word after a question about prepared pixels."""
         import torch
 
-        seen = self._pixels(images=Image.fromarray(image), return_tensors="pt")
         tokens = int(seen["image_grid_thw"][0].prod()) // self._pixels.merge_size**2
         # Only the template's own mark is the image: a prompt cannot smuggle in another one.
-        question = self._question.replace("{prompt}", text.replace("<|", "< |"))
-        asked = _ASKED.replace(_IMAGE, _IMAGE * tokens).replace("{question}", question)
+        asked = _ASKED.replace(_IMAGE, _IMAGE * tokens).replace("{question}", question.replace("<|", "< |"))
         ids = self._tokenizer(asked, return_tensors="pt", add_special_tokens=False)["input_ids"]
         marks = {"mm_token_type_ids": (ids == self._id(_IMAGE)).long()}
         with torch.inference_mode():
@@ -123,7 +161,7 @@ class VisionLanguage(PlainReward):
                 logits_to_keep=1,
                 use_cache=False,
             ).logits[0, -1]
-        return float(logits.float().softmax(dim=-1)[self._yes].sum())
+        return logits.float().softmax(dim=-1)
 
     def _id(self, word: str) -> int | None:
         """Return the token that a word is, or None where it is several."""

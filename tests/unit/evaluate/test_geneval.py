@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,8 @@ from ttsvar_ray.errors import OutputError
 from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.detector import Detector
 from ttsvar_ray.evaluate.geneval import GenEvalJudge
-from ttsvar_ray.evaluate.geneval_images import AskedImage
 from ttsvar_ray.evaluate.geneval_prompts import CLASS_NAMES, COLORS, read_prompt
+from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage, here, judge_images
 from ttsvar_ray.evaluate.verdict_file import VerdictFile
 from ttsvar_ray.results import FinalImage, PromptResult, ResultImage
 from ttsvar_ray.types import Prompt
@@ -278,7 +279,38 @@ def verdicts(tmp_path: Path) -> Iterator[VerdictFile]:
 
 
 def test_no_images_are_no_score(verdicts: VerdictFile) -> None:
-    from ttsvar_ray.evaluate.geneval import evaluate_geneval
-
     with pytest.raises(OutputError, match="found none"):
-        evaluate_geneval([], GenEvalJudge(SeesDogs(), None), verdicts)  # type: ignore[arg-type]
+        judge_images([], verdicts, here(lambda image: {}))
+
+
+class Asked:
+    """A prompt that is its number."""
+
+    def __init__(self, number: int) -> None:
+        self.key = str(number)
+
+
+def test_verdicts_stand_in_the_order_of_the_images_whoever_is_done_first(tmp_path: Path) -> None:
+    """Workers that judge bring their verdicts in any order, and some are there already."""
+
+    def images() -> Iterator[AskedImage]:
+        for number in (0, 1, 2, 1, 3, 4):
+            yield AskedImage(key=f"{number}.png", encoded=b"", prompt=Asked(number))
+
+    def backwards(pieces: Iterator[Any]) -> Iterator[Any]:
+        for piece in sorted(pieces, key=lambda piece: -piece[0]):
+            yield piece, {"score": int(piece[1].prompt.key)}
+
+    def judged(name: str, each: Any, first: int = 6) -> list[JudgedImage]:
+        told: list[int] = []
+        with VerdictFile(tmp_path / name, {}) as file:
+            done = judge_images(itertools.islice(images(), first), file, each, on_image=told.append)
+        assert told == sorted(told) and told[-1] <= first
+        return done
+
+    straight = judged("straight", here(lambda image: {"score": int(image.prompt.key)}))
+    assert [one.found["score"] for one in straight] == [0, 1, 2, 1, 3, 4], "of equal images one is judged"
+    judged("parts", backwards, first=3)
+    assert [one.found for one in judged("parts", backwards)] == [one.found for one in straight]
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "straight").read_bytes()
+    assert len((tmp_path / "parts").read_bytes().splitlines()) == 1 + 5

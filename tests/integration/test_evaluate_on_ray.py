@@ -1,0 +1,124 @@
+"""Images judged on Ray: the files of one process, also where workers die and the command is stopped."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from ray.cluster_utils import Cluster
+from typer.testing import CliRunner
+
+from ttsvar_ray.cli.app import app
+from ttsvar_ray.cluster.sharing import share_on_ray
+from ttsvar_ray.errors import OutputError, RunFailedError
+
+PROMPTS = 6
+
+
+def picture(seed: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A picture of each prompt, in GenEval's layout."""
+    for number in range(PROMPTS):
+        samples = tmp_path / "images" / f"{number:05d}" / "samples"
+        samples.mkdir(parents=True)
+        asked = {
+            "tag": "single_object",
+            "include": [{"class": "dog", "count": 1}],
+            "prompt": f"a dog {number}",
+        }
+        (samples.parent / "metadata.jsonl").write_text(json.dumps(asked))
+        (samples / "0000.png").write_bytes(picture(number))
+    return tmp_path / "images"
+
+
+def test_geneval_on_two_workers_is_geneval_in_one_process(
+    ray_cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    # Workers import this file for the other test: what is slow to import is not at its top.
+    from tests.support.tiny_clip import save_clip
+    from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
+
+    save_mmdet(tmp_path / "detector", mmdet_weights(tiny_mask2former()))
+    save_clip(tmp_path / "clip")
+    command = ["evaluate", "geneval", str(folder), "--device", "cpu"]
+    command += ["--detector", str(tmp_path / "detector"), "--clip", str(tmp_path / "clip")]
+
+    def run(name: str, *more: str) -> tuple[Any, list[bytes]]:
+        files = [tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl"]
+        done = CliRunner().invoke(
+            app, [*command, "--json", str(files[0]), "--verdicts", str(files[1]), *more]
+        )
+        return done, [file.read_bytes() for file in files if file.exists()]
+
+    done, here = run("here")
+    assert done.exit_code == 0 and len(here) == 2, done.output
+    on_ray = ["--workers", "2", "--address", ray_cluster.address]
+    fourth = folder / "00003" / "samples" / "0000.png"
+    fourth.write_bytes(b"damaged")
+    stopped, kept = run("ray", *on_ray)
+    assert stopped.exit_code == 2 and "00003/samples/0000.png: not an image" in stopped.stderr
+    assert here[1].startswith(kept[0]), "what is judged before an end is kept, in order"
+    fourth.write_bytes(picture(3))
+    done, there = run("ray", *on_ray)
+    assert done.exit_code == 0, done.output
+    assert there == here
+
+
+def doubles(dies: Path | None) -> Callable[[int], int]:
+    """Return what doubles numbers, and ends its process at the first 3; without a file, at every 3."""
+
+    def do(number: int) -> int:
+        if number == 3 and (dies is None or not dies.exists()):
+            if dies is not None:
+                dies.touch()
+            os._exit(1)
+        if number == 9:
+            raise OutputError("no nine here")
+        return 2 * number
+
+    return do
+
+
+def shared(
+    cluster: Cluster, numbers: Iterator[int], dies: Path | None, **options: Any
+) -> Iterator[tuple[int, int]]:
+    asked: Mapping[str, Any] = {"workers": 2, "gpus": 0.0, "run_name": "test", **options}
+    build = functools.partial(doubles, dies)
+    return share_on_ray(numbers, build, name_of=lambda n: f"number {n}", address=cluster.address, **asked)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+    done: list[tuple[int, int]] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(8):
+            asked.append(number)
+            yield number
+
+    for one in shared(ray_cluster, numbers(), tmp_path / "died"):
+        done.append(one)
+        assert len(asked) <= len(done) + 1, "no more pieces are out than there are workers"
+    assert sorted(done) == [(n, 2 * n) for n in range(8)]
+    assert (tmp_path / "died").exists()
+    with pytest.raises(OutputError, match="no nine here"):
+        list(shared(ray_cluster, iter([1, 9]), tmp_path / "died"))
+    with pytest.raises(RunFailedError, match="number 3 failed, its worker was lost 4 times"):
+        list(shared(ray_cluster, iter([3]), None, workers=1))
