@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
 from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, image_costs, load_profile, plan_cost
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
-from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
+from ttsvar_ray.job.memory_plan import MemoryPlan
+from ttsvar_ray.job.plan import rows_of
+from ttsvar_ray.job.preflight import USUAL_GPU
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note
+from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import is_gpu, workload_of
 from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
@@ -26,21 +29,18 @@ DEVICE_SIZES_GB = (24, 40, 80, 141)
 WIDTH = 80
 """Columns that every line keeps to: what a new terminal has."""
 
-_FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by side")
+_FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by side", "rows")
 _PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decode", "score")
 
 
-def _networks(job: ResolvedJob, *, text_tokens: int, profile: DeviceProfile | None) -> JobNetworks:
-    """Return the costs of a job's networks where it would run: on the profile's device, if one is given."""
+def _device(job: ResolvedJob) -> DeviceProfile:
+    """Return a device that a job may run on, where none is named."""
     model, device = job.config.model, job.config.model.device
-    if profile is not None:
-        on_gpu = is_gpu(profile)
-    else:
-        # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
-        on_gpu = device.startswith("cuda") or (
-            device == "auto" and (model.name in published_names() or resolve_device(device).type == "cuda")
-        )
-    return job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
+    # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
+    on_gpu = device.startswith("cuda") or (
+        device == "auto" and (model.name in published_names() or resolve_device(device).type == "cuda")
+    )
+    return load_profile(USUAL_GPU if on_gpu else "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +51,14 @@ class CountedCosts:
         networks: of the job.
         cost: FLOPs and KV bytes.
         memory: of one prompt on one device.
+        sizes: the same, with the rows that are chosen there, on a GPU of each of `DEVICE_SIZES_GB`.
         workload: seconds by segment, where a device was named.
     """
 
     networks: JobNetworks
     cost: PlanCost
     memory: MemoryPlan
+    sizes: Mapping[int, tuple[MemoryPlan, tuple[int, ...]]]
     workload: Workload | None
 
 
@@ -87,7 +89,12 @@ class JobReport:
             family = self.job.description.family
             unknown = f"not counted: FLOPs, memory and seconds, because the family {family} has no `on_meta`"
             return wrapped([*lines, f"{unknown}; a run is placed by engine.micro_batch_rows alone"])
-        lines += [*_cost_lines(self.counted), *_rounds_lines(self), "", *_memory_lines(self.counted)]
+        lines += [
+            *_cost_lines(self.counted),
+            *_rounds_lines(self),
+            "",
+            *_memory_lines(self.counted, rows_of(self.job.config, self.plan)),
+        ]
         return wrapped([*lines, *self._seconds_lines()])
 
     def to_json(self) -> dict[str, Any]:
@@ -126,16 +133,18 @@ class JobReport:
                     {"name": stage.name, "taken": stage.taken, "least": stage.least, "kept": stage.kept}
                     for stage in counted.memory.stages
                 ],
+                "micro_batch_rows": list(rows_of(self.job.config, self.plan)),
                 "peak": counted.memory.peak_bytes,
                 "least": counted.memory.least_bytes,
                 "peak_kv": counted.cost.peak_kv_bytes,
                 "fits": [
                     {
                         "device_gb": size,
-                        "prompts_under_way": counted.memory.prompts_under_way(size * 1e9),
-                        "prompts_side_by_side": counted.memory.prompts_side_by_side(size * 1e9),
+                        "micro_batch_rows": list(rows),
+                        "prompts_under_way": memory.prompts_under_way(size * 1e9),
+                        "prompts_side_by_side": memory.prompts_side_by_side(size * 1e9),
                     }
-                    for size in DEVICE_SIZES_GB
+                    for size, (memory, rows) in counted.sizes.items()
                 ],
             },
             "seconds": None if counted.workload is None else self._seconds_json(counted.workload),
@@ -174,12 +183,19 @@ def job_report(
     device = None if profile is None else load_profile(profile)
     if not has_counted_costs(job.description):
         return JobReport(job=job, counted=None)
-    networks = _networks(job, text_tokens=text_tokens, profile=device)
-    size = job.config.engine.selector_decode
+    shown = _device(job) if device is None else device
+    given, job, on_gpu = job, sized(job, shown), is_gpu(shown)
+    networks = job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
+    each = {size: replace(shown, memory_bytes=size * 1e9) for size in DEVICE_SIZES_GB}
+    jobs = {size: sized(given, one) for size, one in each.items()}
     counted = CountedCosts(
         networks=networks,
-        cost=plan_cost(job.plan, networks, selector_decode=size),
-        memory=memory_plan(networks, job.plan, selector_decode=size, pass_rows=job.pass_rows),
+        cost=plan_cost(job.plan, networks, selector_decode=job.config.engine.selector_decode),
+        memory=sized_memory(job, networks, on_gpu=on_gpu),
+        sizes={
+            size: (sized_memory(one, networks, on_gpu=on_gpu), rows_of(one.config, one.plan))
+            for size, one in jobs.items()
+        },
         workload=None if device is None else workload_of(job, networks, device),
     )
     return JobReport(job=job, counted=counted)
@@ -299,7 +315,12 @@ def _rounds_lines(report: JobReport) -> list[str]:
     ]
 
 
-def _memory_lines(counted: CountedCosts) -> list[str]:
+def _rows_text(rows: Sequence[int]) -> str:
+    """Return rows by segment, or one number where all have it."""
+    return str(rows[0]) if len(set(rows)) == 1 else " ".join(map(str, rows))
+
+
+def _memory_lines(counted: CountedCosts, rows: Sequence[int]) -> list[str]:
     memory = counted.memory
     precision = "bfloat16" if counted.networks.model.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
@@ -309,33 +330,34 @@ def _memory_lines(counted: CountedCosts) -> list[str]:
     ]
     fits = []
     misfits = []
-    for size in DEVICE_SIZES_GB:
-        misfit = memory.misfit(size * 1e9)
+    for size, (there, chosen) in counted.sizes.items():
+        misfit = there.misfit(size * 1e9)
         if misfit is not None:
             misfits.append(f"{size} GB: does not fit: {misfit}")
             continue
         fits.append(
             (
                 f"{size} GB",
-                bytes_text(memory.room(size * 1e9)),
-                str(memory.prompts_under_way(size * 1e9)),
+                bytes_text(there.room(size * 1e9)),
+                str(there.prompts_under_way(size * 1e9)),
                 # One after the other, in smaller micro-batches, is no misfit.
-                str(memory.prompts_side_by_side(size * 1e9) or "less than 1"),
+                str(there.prompts_side_by_side(size * 1e9) or "less than 1"),
+                _rows_text(chosen),
             )
         )
     if misfits:
         misfits.append(
             "  what helps: a smaller --resolution or --n, engine.selector_decode=selector, --dtype bfloat16"
-            + (", engine.cuda_graphs=never" if memory.recorded else "")
+            + (", engine.cuda_graphs=never" if any(one.recorded for one, _ in counted.sizes.values()) else "")
         )
     peak = (
-        f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} with all its trajectories at "
-        f"once, {bytes_text(memory.least_bytes)} one at a time"
+        f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} in micro-batches of "
+        f"{_rows_text(rows)} rows, {bytes_text(memory.least_bytes)} in such of one"
     )
     return [
         f"weights ({precision} blocks): {bytes_text(memory.weight_bytes)} = {weights}",
         "",
-        *table_lines(("memory beside the weights", "all at once", "one at a time", "kept"), stages, texts=0),
+        *table_lines(("memory beside the weights", "as it runs", "one at a time", "kept"), stages, texts=0),
         *(
             [f"and for recorded passes (engine.cuda_graphs) {bytes_text(memory.recorded)}, whatever runs"]
             if memory.recorded

@@ -94,7 +94,9 @@ def _time_words(fact: TimeFact) -> str:
     devices = f"{fact.workers} x {fact.device}" if fact.workers > 1 else fact.device
     if fact.seconds is None:
         return f"not known on {devices}: the costs of this model are not counted"
-    return f"about {duration(fact.seconds)} on {devices}, without the start (an estimate: {fact.source})"
+    words = f"about {duration(fact.seconds)} on {devices}, without the start (an estimate: {fact.source})"
+    rows = ", ".join(map(str, fact.rows))
+    return f"{words}; micro-batches of {rows} rows by segment" if rows else words
 
 
 def _line(name: str, words: str) -> str:

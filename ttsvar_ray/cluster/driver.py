@@ -112,7 +112,7 @@ class Driver(Session):
                 check_execution(self.config, "cpu")
             self.tell_device(device)
             with demanded(layout, resources):
-                self._start_actors(layout, self.parts.expect(device.profile))
+                self._start_actors(layout, self.parts.expect(device.known))
                 try:
                     with self.ending_in_order():
                         self._loop(stop)

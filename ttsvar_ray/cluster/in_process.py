@@ -77,7 +77,7 @@ class InProcess(Session):
                 engines=[_Watched(engine, lambda: self._look(stop))],  # type: ignore[list-item]
                 run_seed=self.config.seed,
                 settings=coordinator_settings(self.config),
-                workload=self.parts.expect(self.device.profile),
+                workload=self.parts.expect(self.device.known),
             )
             with self.ending_in_order():
                 try:

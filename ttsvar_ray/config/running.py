@@ -24,8 +24,10 @@ from ttsvar_ray.config.values import (
 class EngineConfig(Section):
     """How one worker computes."""
 
-    micro_batch_rows: Count | tuple[Count, ...] = Field(
-        default=32, description="trajectories in one forward pass; one number, or one per segment of the plan"
+    micro_batch_rows: Literal["auto"] | Count | tuple[Count, ...] = Field(
+        default="auto",
+        description="trajectories in one forward pass; one number, or one per segment of the plan; auto: by "
+        "the memory and the rates of a GPU, 32 on a CPU",
     )
     deterministic: bool = Field(
         default=False,

@@ -54,6 +54,12 @@ def scale_line(model: ModelCost, cost: ScaleCost, device: DeviceProfile, rows: i
     Args:
         rows: a full micro-batch.
     """
+    floor, each = scale_seconds(model, cost, device)
+    return chord(lambda count: max(floor, count * each), rows)
+
+
+def scale_seconds(model: ModelCost, cost: ScaleCost, device: DeviceProfile) -> tuple[float, float]:
+    """Return what a scale takes however few trajectories run, and what each of them takes where many do."""
     matmuls = cost.linear_flops / device.narrow_flops
     attention = (cost.attention_flops + cost.text_attention_flops) / device.attention_flops
     # A token leaves a key and a value in every channel of every block and sequence.
@@ -64,8 +70,7 @@ def scale_line(model: ModelCost, cost: ScaleCost, device: DeviceProfile, rows: i
     moved += 3 * cost.kv_bytes
     each = matmuls + attention + moved / device.memory_bytes_per_second
     floor = max(model.depth * device.layer_seconds, model.block_bytes / device.memory_bytes_per_second)
-    floor *= cost.passes
-    return chord(lambda count: max(floor, count * each), rows)
+    return floor * cost.passes, each
 
 
 def decode_line(decode: DecodeCost, device: DeviceProfile) -> Line:

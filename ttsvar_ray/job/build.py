@@ -6,7 +6,10 @@ from ttsvar_ray.engine.device import choose_repeatable_kernels
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
+from ttsvar_ray.job.plan import rows_of
+from ttsvar_ray.job.preflight import devices_here
 from ttsvar_ray.job.resolved import ResolvedJob, image_settings, model_choice
+from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
@@ -30,9 +33,10 @@ def build_engine(
         ConfigurationError: settings that do not fit the model or this machine.
         CheckpointError: weights that cannot be used.
     """
+    device = str(resolve_device(job.config.model.device))
+    job = sized(job, devices_here(job.config).known)
     config, engine = job.config, job.config.engine
     model = build_model(job)
-    device = str(resolve_device(config.model.device))
     image_format, quality, png_level = image_settings(config)
     return Engine(
         model=model,
@@ -41,7 +45,7 @@ def build_engine(
         plan=job.plan,
         run_seed=config.seed,
         settings=EngineSettings(
-            micro_batch_rows=engine.micro_batch_rows,
+            micro_batch_rows=rows_of(config, job.plan),
             deterministic=engine.deterministic,
             selector_decode=engine.selector_decode,
             nonfinite=config.reward.nonfinite,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.costs import JobNetworks, ModelCost, recorded_costs, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.execution import PACKED_BYTES, RECORDED_TOKENS
 from ttsvar_ray.models.registry import family_entry
@@ -71,14 +71,14 @@ def job_networks(
         extractor=_extractor(config, description) if Signal.FEATURES in plan.reads else NO_COST,
         reward_precision=config.reward.dtype,
         extractor_precision=config.features.dtype,
-        recorded_bytes=_recorded_bytes(config, description, plan, model) if on_gpu else 0,
+        recorded_bytes=recorded_bytes(config, description, plan, model) if on_gpu else 0,
     )
 
 
-def _recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan, model: ModelCost) -> int:
+def recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan, model: ModelCost) -> int:
     """Return what recorded passes keep (`models.recorded_steps`): the largest cache that one of them grows,
     and the texts of a pass where all are padded to the longest."""
-    most = rows_by_segment(config.engine.micro_batch_rows, plan)
+    most = rows_of(config, plan)
     packed = [rows * model.text.held_bytes for rows in most if config.engine.deterministic]
     texts = max((each for each in packed if each <= PACKED_BYTES), default=0)
     if config.engine.cuda_graphs == "never":

@@ -20,7 +20,7 @@ class Stage:
 
     Attributes:
         name: of the stage.
-        taken: most bytes alive in it where all trajectories run at once, weights left out.
+        taken: most bytes alive in it as it runs, in its micro-batches, weights left out.
         least: the same where they run one at a time, the finished ones waiting.
         kept: bytes that stay until the next stage.
     """
@@ -55,7 +55,7 @@ class MemoryPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most bytes of one prompt alone whose trajectories all run at once, weights included."""
+        """The most bytes of one prompt alone in its micro-batches, weights included."""
         return self.weight_bytes + self.recorded + max(stage.taken for stage in self.stages)
 
     @property
@@ -73,20 +73,20 @@ class MemoryPlan:
 
         Each of the others holds the most that it ever holds between two segments.
         """
-        room, running = self.room(device_bytes), max(stage.least for stage in self._segments)
+        room, running = self.room(device_bytes), max(stage.least for stage in self.segments)
         if room < running:
             return 0
-        held = max(stage.kept for stage in self._segments)
+        held = max(stage.kept for stage in self.segments)
         waiting = (room - running) // held if held else 0
         return max(1 + waiting, self.prompts_side_by_side(device_bytes))
 
     def prompts_side_by_side(self, device_bytes: float) -> int:
         """Return how many prompts may be in their heaviest segment at the same time, in one micro-batch."""
-        return max(self.room(device_bytes), 0) // max(stage.taken for stage in self._segments)
+        return max(self.room(device_bytes), 0) // max(stage.taken for stage in self.segments)
 
     def misfit(self, device_bytes: float) -> str | None:
         """Return why not even one trajectory fits a device, in words; None where one does."""
-        room, stage = self.room(device_bytes), max(self._segments, key=lambda stage: stage.least)
+        room, stage = self.room(device_bytes), max(self.segments, key=lambda stage: stage.least)
         if room >= stage.least:
             return None
         if room <= 0:
@@ -94,12 +94,18 @@ class MemoryPlan:
         return f"{stage.name} need {stage.least / 1e9:.1f} GB, {room / 1e9:.1f} are left beside the weights"
 
     @property
-    def _segments(self) -> list[Stage]:
+    def segments(self) -> list[Stage]:
+        """The stages in which trajectories run, one for each segment of the plan."""
         return [stage for stage in self.stages if stage.name.startswith("scales ")]
 
 
 def memory_plan(
-    networks: JobNetworks, plan: Plan, *, selector_decode: str, pass_rows: tuple[int, ...] | None = None
+    networks: JobNetworks,
+    plan: Plan,
+    *,
+    selector_decode: str,
+    rows: tuple[int, ...] | None = None,
+    pass_rows: tuple[int, ...] | None = None,
 ) -> MemoryPlan:
     """Return what one prompt of a plan takes on one device, in its widest round.
 
@@ -107,6 +113,7 @@ def memory_plan(
         networks: of the job.
         plan: the job's plan.
         selector_decode: "full" or "selector", the size of the images that selections look at.
+        rows: most trajectories of a micro-batch, by segment; None: all of a prompt's.
         pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.
     """
     plan = plan.widest
@@ -115,18 +122,19 @@ def memory_plan(
     parents = text
     for segment in plan.segments:
         held = held_bytes(model, segment)
-        at_once, alone = (
-            running_bytes(model, segment, rows=rows, selector_decode=selector_decode)
-            for rows in (segment.population, 1)
-        )
         kept = segment.population * held
-        taken = parents + segment.population * at_once
-        least = parents + (segment.population - 1) * held + alone
+        most = segment.population if rows is None else min(segment.population, rows[segment.index])
+        taken, least = (
+            parents
+            + (segment.population - count) * held
+            + count * running_bytes(model, segment, rows=count, selector_decode=selector_decode)
+            for count in (most, 1)
+        )
         if pass_rows is not None:
             # Whatever runs, a pass has states of its own for all of its rows.
-            rows = pass_rows[segment.index]
-            each = running_bytes(model, segment, rows=rows, selector_decode=selector_decode)
-            taken = least = parents + kept + rows * each
+            full = pass_rows[segment.index]
+            each = running_bytes(model, segment, rows=full, selector_decode=selector_decode)
+            taken = least = parents + kept + full * each
         stages.append(Stage(f"scales {segment.first_scale}-{segment.last_scale}", taken, least, kept))
         parents = kept
     survivors = plan.survivors_after[-1]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ttsvar_ray.config import JobConfig
+from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.parts import combination, joint_component
 from ttsvar_ray.models.description import ModelDescription
@@ -162,10 +163,20 @@ def _own_plan(description: ModelDescription, strategy: Strategy) -> dict[str, An
     return {name: value for name, value in description.plan.items() if name in read and value is not None}
 
 
+USUAL_ROWS = 32
+"""Trajectories of a micro-batch on a CPU, and where nobody knows the device."""
+
+
+def rows_of(config: JobConfig, plan: Plan) -> tuple[int, ...]:
+    """Return the most trajectories of a micro-batch, one number per segment; of "auto" the usual ones."""
+    rows = config.engine.micro_batch_rows
+    return rows_by_segment(USUAL_ROWS if rows == "auto" else rows, plan)
+
+
 def check_rows(config: JobConfig, plan: Plan) -> None:
     """Refuse micro-batches that are not one number per segment, or that rise in a deterministic job."""
     setting, rows = "engine.micro_batch_rows", config.engine.micro_batch_rows
-    if isinstance(rows, int):
+    if isinstance(rows, int | str):
         return
     scales = ", ".join(f"{segment.first_scale}-{segment.last_scale}" for segment in plan.segments)
     if len(rows) != len(plan.segments):

@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,8 +22,8 @@ from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
-from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import ResolvedJob
+from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.run import seconds_per_prompt
@@ -110,12 +110,14 @@ class TimeFact:
         workers: that share the prompts.
         device: a worker's, for people.
         source: where the seconds come from.
+        rows: most trajectories of a micro-batch on a GPU, by segment.
     """
 
     seconds: float | None
     workers: int
     device: str
     source: str = ""
+    rows: tuple[int, ...] = ()
 
 
 Fact: TypeAlias = JobFact | PromptsFact | PlanFact | WeightsFact | OutputFact | TimeFact
@@ -138,6 +140,12 @@ class Device:
     count: int
     memory_bytes: float | None = None
     rates: DeviceProfile | None = None
+
+    @property
+    def known(self) -> DeviceProfile:
+        """Its rates, with the memory that it has."""
+        rates = load_profile(self.profile) if self.rates is None else self.rates
+        return rates if self.memory_bytes is None else replace(rates, memory_bytes=self.memory_bytes)
 
 
 def job_fact(config: JobConfig) -> JobFact:
@@ -233,36 +241,54 @@ def check_staging(root: Location, rows_per_part: int, image_bytes: int | None) -
         )
 
 
-def check_memory(job: ResolvedJob, memory_bytes: float) -> None:
+def check_memory(job: ResolvedJob, device: DeviceProfile) -> None:
     """Refuse a GPU on which not even one trajectory of the job runs.
+
+    Args:
+        job: the job.
+        device: with the memory that a worker has.
 
     Raises:
         ConfigurationError: says what is taken, what there is, and what to change.
     """
     if not has_counted_costs(job.description):
         return
-    networks = job_networks(job.config, job.description, job.plan, on_gpu=True)
-    memory = memory_plan(
-        networks, job.plan, selector_decode=job.config.engine.selector_decode, pass_rows=job.pass_rows
-    )
-    misfit = memory.misfit(memory_bytes)
+    job = sized(job, device)
+    memory = sized_memory(job, job_networks(job.config, job.description, job.plan, on_gpu=True))
+    misfit = memory.misfit(device.memory_bytes)
     if misfit is not None:
+        passes = ", ".join(map(str, job.pass_rows or ()))
+        full = f", in passes of {passes} rows (engine.micro_batch_rows)" if passes else ""
         raise ConfigurationError(
-            f"memory: the job does not fit a GPU of {memory_bytes / 1e9:.0f} GB: {misfit}; use a larger GPU, "
-            "a smaller model.resolution, or engine.selector_decode: selector"
+            f"memory: the job does not fit a GPU of {device.memory_bytes / 1e9:.0f} GB: {misfit}{full}; use "
+            "a larger GPU, a smaller model.resolution, or engine.selector_decode: selector"
         )
 
 
-def expected_seconds(
-    plan: Plan, workload: Workload | None, *, rows: int | tuple[int, ...], prompts: int, workers: int
-) -> float | None:
-    """Return how long prompts take where every micro-batch is full; None without a workload.
+def time_fact(
+    plan: Plan, device: Device, workload: Workload | None, *, rows: tuple[int, ...], prompts: int
+) -> TimeFact:
+    """Return how long prompts take where every micro-batch is full.
 
     With fewer prompts than fill the workers, the estimate is that of full ones: too short, never too long.
+
+    Args:
+        plan: of each prompt.
+        device: as many as share them.
+        workload: of the plan on such a device; None where nobody knows.
+        rows: of a full micro-batch, by segment.
+        prompts: how many.
     """
-    if workload is None:
-        return None
-    return seconds_per_prompt(plan, workload, rows=rows) * prompts / workers
+    seconds = None
+    if workload is not None:
+        seconds = seconds_per_prompt(plan, workload, rows=rows) * prompts / device.count
+    return TimeFact(
+        seconds=seconds,
+        workers=device.count,
+        device=device.title,
+        source="" if workload is None else workload.source,
+        rows=rows if device.memory_bytes is not None else (),
+    )
 
 
 def profile_of(title: str) -> str | None:
@@ -273,24 +299,21 @@ def profile_of(title: str) -> str | None:
     return next(iter([*sized, *of_kind]), None)
 
 
-def devices_here(device: str, threads: int) -> Device:
-    """Return the devices of this machine that a job would use; imports torch.
-
-    Args:
-        device: the setting `model.device`.
-        threads: CPU threads of one worker.
-    """
+def devices_here(config: JobConfig) -> Device:
+    """Return the devices of this machine that a job would use; imports torch."""
     import torch
 
-    if device == "cpu" or not torch.cuda.is_available():
-        return Device(profile="cpu", title="CPU", count=max(1, (os.cpu_count() or 1) // threads))
+    share = config.cluster.gpus_per_worker
+    if config.model.device == "cpu" or share == 0 or not torch.cuda.is_available():
+        count = max(1, (os.cpu_count() or 1) // config.engine.threads)
+        return Device(profile="cpu", title="CPU", count=count)
     title = torch.cuda.get_device_name(0)
     known = profile_of(title)
     return Device(
         profile=known or USUAL_GPU,
         title=title if known else f"{title}, with the rates of {USUAL_GPU}",
         count=torch.cuda.device_count(),
-        memory_bytes=float(torch.cuda.get_device_properties(0).total_memory),
+        memory_bytes=min(1.0, share or 1.0) * torch.cuda.get_device_properties(0).total_memory,
     )
 
 

@@ -28,8 +28,9 @@ from ttsvar_ray.dataset import (
     rows_without_outcome,
 )
 from ttsvar_ray.dataset.accounting import PlanRecord
-from ttsvar_ray.errors import OutputError
+from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.paths import resolve_output
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import (
     USUAL_GPU,
     Device,
@@ -44,14 +45,15 @@ from ttsvar_ray.job.preflight import (
     device_named,
     devices_here,
     expected_image_bytes,
-    expected_seconds,
     free_bytes,
     images_kept,
     job_fact,
+    time_fact,
     with_trace,
 )
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.runnable import JobParts, job_parts
+from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.models.registry import BUILT_IN
@@ -103,23 +105,11 @@ class PreparedJob:
         Raises:
             ConfigurationError: the job does not fit one of them.
         """
-        config = self.config
         if device.memory_bytes is not None:
-            self.parts.check_memory(device.memory_bytes)
-        workers = device.count
-        workload = self.parts.expect(device.rates or device.profile)
-        return TimeFact(
-            seconds=expected_seconds(
-                self.parts.plan,
-                workload,
-                rows=config.engine.micro_batch_rows,
-                prompts=self.output.prompts_left,
-                workers=workers,
-            ),
-            workers=workers,
-            device=device.title,
-            source="" if workload is None else workload.source,
-        )
+            self.parts.check_memory(device.known)
+        rows = self.parts.rows(device.known)
+        prompts, workload = self.output.prompts_left, self.parts.expect(device.known)
+        return time_fact(self.parts.plan, device, workload, rows=rows, prompts=prompts)
 
     def plan_record(self, present: RunManifest | None) -> PlanRecord:
         """Return the plan with its costs, as the run that is continued has them, or else counted now."""
@@ -179,7 +169,8 @@ def planned_run(
     on_cpu = config.model.device == "cpu" or (config.model.device == "auto" and config.model.name == BUILT_IN)
     device = device_named(profile or ("cpu" if on_cpu else USUAL_GPU), gpus)
     images = prompts * images_kept(config, job.plan)
-    workload = expected_workload(job, device.profile)
+    job = sized(job, device.known)
+    workload = expected_workload(job, device.known)
     output = OutputFact(
         root=config.output.path,
         parts_there=0,
@@ -189,10 +180,8 @@ def planned_run(
         image_bytes=images * expected_image_bytes(config, job.description),
         free_bytes=free_bytes(locate(config.output.path)) if config.output.path else None,
     )
-    rows = config.engine.micro_batch_rows
-    seconds = expected_seconds(job.plan, workload, rows=rows, prompts=prompts, workers=gpus)
-    source = "" if workload is None else workload.source
-    return output, TimeFact(seconds=seconds, workers=gpus, device=device.title, source=source)
+    rows = rows_of(job.config, job.plan)
+    return output, time_fact(job.plan, device, workload, rows=rows, prompts=prompts)
 
 
 def uses_this_machine(config: JobConfig, *, submitted: bool) -> bool:
@@ -239,10 +228,12 @@ def prepared(
     with _readable_twice(named) as source:
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
+        resolved = None
         if parts is None:
             resolved = resolve(config, needs_parts=True, here=here)
             config = with_trace(config, resolved.description, resolved.plan)
-            parts = job_parts(dataclasses.replace(resolved, config=config))
+            resolved = dataclasses.replace(resolved, config=config)
+            parts = job_parts(resolved)
         else:
             config = with_trace(config, None, parts.plan)
         tell(PlanFact(plan=parts.plan, note=parts.note))
@@ -252,6 +243,11 @@ def prepared(
         layout = OutputLayout(
             resolve_output(config.output.path, submitted=submitted, shard=config.cluster.shard)
         )
+        if resolved is not None and config.engine.deterministic and config.engine.micro_batch_rows == "auto":
+            config = _with_fixed_rows(resolved, read_manifest(layout), manifest, here=here)
+            resolved = dataclasses.replace(resolved, config=config)
+            parts = job_parts(resolved)
+            manifest = _manifest(config, named, parts, scan, prints)
         if extend:
             manifest = _extended(layout, manifest, source)
         if force_new:
@@ -265,6 +261,10 @@ def prepared(
         # From here on torch is imported, which takes seconds.
         manifest = dataclasses.replace(manifest, cpu_kernels=_cpu_kernels())
         device = _device(config) if here else None
+        if device is not None and resolved is not None:
+            # Elsewhere every worker chooses by its own GPU, and rows are no part of what is generated.
+            config = sized(resolved, device.known).config
+            manifest = dataclasses.replace(manifest, config=config.resolved())
         in_process = device is not None and _runs_in_process(config, parts.plan, output, device)
         if device is not None and in_process:
             device = dataclasses.replace(device, count=1)
@@ -302,6 +302,36 @@ def _manifest(
         chunk_digests=scan.chunk_digests,
         column_types={name: str(kind) for name, kind in scan.column_types.items()},
         seed=config.seed,
+    )
+
+
+def _with_fixed_rows(
+    job: ResolvedJob, present: RunManifest | None, manifest: RunManifest, *, here: bool
+) -> JobConfig:
+    """Return the settings of a deterministic job with rows in numbers, which are part of what it generates.
+
+    Args:
+        job: whose rows are "auto".
+        present: of the output folder: a run of the same job goes on with its numbers, wherever it goes on.
+        manifest: of the job as it is.
+        here: whether it runs on this machine, whose device chooses them otherwise.
+
+    Raises:
+        ConfigurationError: nobody knows the device yet.
+    """
+    config, setting = job.config, "engine.micro_batch_rows"
+    begun = {} if present is None else present.content
+    kept = begun.get(setting, "auto")
+    if kept != "auto" and {**begun, setting: None} == {**manifest.content, setting: None}:
+        rows = kept if isinstance(kept, int) else tuple(kept)
+        engine = config.engine.model_copy(update={"micro_batch_rows": rows})
+        return config.model_copy(update={"engine": engine})
+    if here or config.model.device == "cpu":
+        return sized(job, _device(config).known).config
+    raise ConfigurationError(
+        f"{setting}: expected numbers with engine.deterministic on a cluster, got 'auto': they are part of "
+        "what is generated, and its GPUs are not known before; `ttsvar-ray plan JOB.yaml --profile h200 "
+        "--set engine.deterministic=true` chooses some"
     )
 
 
@@ -364,12 +394,12 @@ def _output_fact(
 
 def _device(config: JobConfig) -> Device:
     """Return the devices of this machine, as many of them as the job has workers; a CPU with its rates."""
-    cluster, engine = config.cluster, config.engine
-    device = devices_here("cpu" if cluster.gpus_per_worker == 0 else config.model.device, engine.threads)
+    cluster = config.cluster
+    device = devices_here(config)
     if device.profile == "cpu":
         from ttsvar_ray.costs.probe import measured_cpu
 
-        rates = measured_cpu(load_profile("cpu"), threads=engine.threads)
+        rates = measured_cpu(load_profile("cpu"), threads=config.engine.threads)
         device = dataclasses.replace(device, rates=rates)
     return device if cluster.workers is None else dataclasses.replace(device, count=cluster.workers)
 

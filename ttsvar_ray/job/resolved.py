@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ttsvar_ray.config import FeaturesConfig, JobConfig
-from ttsvar_ray.coordination.settings import CoordinatorSettings, rows_by_segment
+from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.job.parts import (
@@ -22,7 +22,7 @@ from ttsvar_ray.job.parts import (
     resolve_extractor,
     resolve_rewards,
 )
-from ttsvar_ray.job.plan import build_plan, check_rows
+from ttsvar_ray.job.plan import build_plan, check_rows, rows_of
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
 from ttsvar_ray.models.registry import check_top_k, confidences, describe_model, resolve_device
 from ttsvar_ray.models.sampling import per_scale
@@ -75,8 +75,7 @@ class ResolvedJob:
     @property
     def pass_rows(self) -> tuple[int, ...] | None:
         """Rows that every forward pass of a segment has; None where they are as many as come."""
-        engine = self.config.engine
-        return rows_by_segment(engine.micro_batch_rows, self.plan) if engine.deterministic else None
+        return rows_of(self.config, self.plan) if self.config.engine.deterministic else None
 
     @property
     def coordinator_settings(self) -> CoordinatorSettings:

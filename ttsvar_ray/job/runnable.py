@@ -14,8 +14,10 @@ from ttsvar_ray.costs import DeviceProfile, JobNetworks
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import check_memory, expected_image_bytes, images_kept, trace_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note, resolve
+from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
 from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.search.plan import Plan
@@ -33,10 +35,11 @@ class JobParts:
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
         networks: what they cost, None where that is unknown; counting takes a second or two.
-        expect: what the plan costs on a device, by its profile or that one's name, if that is known.
+        rows: most trajectories of a micro-batch on a device, by segment of the plan.
+        expect: what the plan costs on a device, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
         fetch: brings weights to this machine.
-        check_memory: raises `ConfigurationError` where a GPU of so many bytes is too small.
+        check_memory: raises `ConfigurationError` where a GPU is too small.
         image_bytes: about what one image takes on disk; None where nobody knows.
         note: what somebody should know of the plan.
     """
@@ -44,10 +47,11 @@ class JobParts:
     plan: Plan
     build_engine: Callable[[], Engine]
     networks: Callable[[], JobNetworks | None] = lambda: None
-    expect: Callable[[str | DeviceProfile], Workload | None] = lambda profile: None
+    rows: Callable[[DeviceProfile], tuple[int, ...]] = lambda device: ()
+    expect: Callable[[DeviceProfile], Workload | None] = lambda device: None
     fingerprints: Callable[[], dict[str, str]] = dict
     fetch: Callable[[], None] = lambda: None
-    check_memory: Callable[[float], None] = lambda memory_bytes: None
+    check_memory: Callable[[DeviceProfile], None] = lambda device: None
     image_bytes: int | None = None
     note: str = ""
 
@@ -63,7 +67,8 @@ def job_parts(job: ResolvedJob) -> JobParts:
         plan=job.plan,
         build_engine=partial(_build_on_worker, with_absolute_inputs(pinned.config), job.plan),
         networks=partial(_networks, job),
-        expect=partial(expected_workload, job),
+        rows=partial(_rows, job),
+        expect=partial(_expect, job),
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
         check_memory=partial(check_memory, job),
@@ -77,6 +82,14 @@ def _trace_share(job: ResolvedJob) -> int:
     if job.config.output.trace != "bits":
         return 0
     return trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
+
+
+def _rows(job: ResolvedJob, device: DeviceProfile) -> tuple[int, ...]:
+    return rows_of(sized(job, device).config, job.plan)
+
+
+def _expect(job: ResolvedJob, device: DeviceProfile) -> Workload | None:
+    return expected_workload(sized(job, device), device)
 
 
 def _networks(job: ResolvedJob) -> JobNetworks | None:

@@ -13,9 +13,10 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
-from ttsvar_ray.job.memory_plan import memory_plan
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
@@ -59,6 +60,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
             )
     else:
         device = load_profile(given.profile)
+        job = sized(job, device)
         workload = build_workload(job, device)
         if is_gpu(device):
             left = _bytes_left(job, device)
@@ -77,7 +79,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
             **given.model_dump(
                 exclude={"profile", "compare", "writer_gb_per_second", "abandoned", "satisfied"}
             ),
-            rows=config.engine.micro_batch_rows,
+            rows=rows_of(job.config, plan),
             memory_bytes=memory_bytes,
             workers_per_cell=config.cluster.workers_per_cell,
             rows_per_part=config.output.rows_per_part,
@@ -126,13 +128,7 @@ def _is_workload_file(profile: str) -> bool:
 
 
 def _bytes_left(job: ResolvedJob, device: DeviceProfile) -> int:
-    networks = job_networks(job.config, job.description, job.plan, on_gpu=True)
-    memory = memory_plan(
-        networks,
-        job.plan,
-        selector_decode=job.config.engine.selector_decode,
-        pass_rows=job.pass_rows,
-    )
+    memory = sized_memory(job, job_networks(job.config, job.description, job.plan, on_gpu=True))
     left = memory.room(device.memory_bytes)
     if left < 1:
         raise ConfigurationError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 
-from ttsvar_ray.coordination.settings import SegmentLoad, Workload, rows_by_segment
-from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost, load_profile
+from ttsvar_ray.coordination.settings import SegmentLoad, Workload
+from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost
 from ttsvar_ray.costs.seconds import (
     Line,
     chord,
@@ -19,6 +19,7 @@ from ttsvar_ray.costs.seconds import (
 from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.resolved import ResolvedJob, image_settings
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Segment
@@ -26,15 +27,10 @@ from ttsvar_ray.search.plan import Segment
 logger = logging.getLogger(__name__)
 
 
-def expected_workload(job: ResolvedJob, profile: str | DeviceProfile) -> Workload | None:
-    """Return what the coordinators of a job may expect of workers on a device, None where nobody has counted.
-
-    Args:
-        job: the job.
-        profile: the device's, or its name.
-    """
+def expected_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload | None:
+    """Return what the coordinators of a job may expect of workers on a device; None where nobody counted."""
     try:
-        return build_workload(job, load_profile(profile) if isinstance(profile, str) else profile)
+        return build_workload(job, profile)
     except ConfigurationError as error:
         logger.info("work is placed by rows alone: %s", error)
         return None
@@ -67,7 +63,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
     """Return the loads of a plan's segments for known costs; see `build_workload`."""
     plan, selector_decode = job.plan, job.config.engine.selector_decode
     model, costs = networks.model, networks.model.scales
-    most = rows_by_segment(job.config.engine.micro_batch_rows, plan)
+    most = rows_of(job.config, plan)
     fixed = job.pass_rows
     lines = [
         scale_line(model, costs[scale], profile, rows)
@@ -79,12 +75,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
             time += Line(0.0, text_seconds(networks, profile) / segment.population)
-        time += _images(
-            networks,
-            segment,
-            profile,
-            selector_decode=selector_decode,
-        )
+        time += image_line(networks, segment, profile, selector_decode=selector_decode)
         if segment.is_last:
             time += _files(job, networks, profile, rows=most[segment.index])
         # Of one parent; a pass that is filled up has the rows that its scales had before.
@@ -162,12 +153,8 @@ def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | N
     return selector_decode if looked_at else None
 
 
-def _images(
-    networks: JobNetworks,
-    segment: Segment,
-    profile: DeviceProfile,
-    *,
-    selector_decode: str,
+def image_line(
+    networks: JobNetworks, segment: Segment, profile: DeviceProfile, *, selector_decode: str
 ) -> Line:
     """Return the time of the images that a segment decodes, scores and turns into features."""
     time, padded = Line(), is_gpu(profile)

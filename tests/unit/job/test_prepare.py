@@ -12,6 +12,7 @@ import pytest
 
 from ttsvar_ray.cli.preflight import fact_lines
 from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.dataset import open_output
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job import preflight, prepare
 from ttsvar_ray.job.preflight import (
@@ -143,8 +144,8 @@ def test_a_gpu_that_is_too_small_is_refused_with_what_is_taken() -> None:
     with pytest.raises(
         ConfigurationError, match=r"does not fit a GPU of 24 GB: the weights take \d+\.\d of 24"
     ):
-        check_memory(job, device_named("rtx4090", 1).memory_bytes or 0.0)
-    check_memory(job, device_named("h200", 1).memory_bytes or 0.0)
+        check_memory(job, device_named("rtx4090", 1).known)
+    check_memory(job, device_named("h200", 1).known)
 
 
 @pytest.mark.parametrize(
@@ -230,3 +231,51 @@ def test_what_the_trace_keeps_is_recorded_and_changes_no_content(config: JobConf
     assert other.manifest.config_digest == job.manifest.config_digest
     assert other.parts.image_bytes is not None and job.parts.image_bytes is not None
     assert other.parts.image_bytes > job.parts.image_bytes
+
+
+def test_rows_that_are_left_open_are_numbers_in_the_manifest(config: JobConfig) -> None:
+    _, job = facts_of(config)
+    assert job.config.engine.micro_batch_rows == 32
+    assert job.manifest.config["engine"]["micro_batch_rows"] == 32
+    assert "engine.micro_batch_rows" not in job.manifest.content, "rows change nothing that is generated"
+
+
+def on_gpu(config: JobConfig, monkeypatch: pytest.MonkeyPatch, gigabytes: float) -> prepare.PreparedJob:
+    """A deterministic job that leaves its rows open, prepared beside a GPU of so much memory."""
+    engine = config.engine.model_copy(update={"deterministic": True})
+    gpu = Device(profile="h100", title="H100", count=1, memory_bytes=gigabytes * 1e9)
+    monkeypatch.setattr(prepare, "devices_here", lambda *_: gpu)
+    return facts_of(config.model_copy(update={"engine": engine}))[1]
+
+
+def test_a_deterministic_run_keeps_its_rows_on_another_gpu(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The built-in model fits where hardly anything is.
+    begun, setting = on_gpu(config, monkeypatch, 0.69), "engine.micro_batch_rows"
+    rows = begun.manifest.content[setting]
+    assert rows == begun.manifest.config["engine"]["micro_batch_rows"]
+    assert on_gpu(config, monkeypatch, 80).manifest.content[setting] != rows
+    open_output(begun.layout, begun.manifest)
+    continued = on_gpu(config, monkeypatch, 80)
+    assert continued.manifest.content[setting] == rows
+    assert continued.manifest.config_digest == begun.manifest.config_digest
+
+
+def test_rows_of_a_deterministic_run_that_do_not_fit_another_gpu_are_refused(
+    config: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = on_gpu(config, monkeypatch, 80)
+    open_output(begun.layout, begun.manifest)
+    with pytest.raises(ConfigurationError, match=r"does not fit .* passes of 32, 4 rows"):
+        on_gpu(config, monkeypatch, 0.69)
+
+
+def test_a_deterministic_job_on_a_cluster_names_its_rows(config: JobConfig) -> None:
+    engine = config.engine.model_copy(update={"deterministic": True})
+    cluster = config.cluster.model_copy(update={"address": "ray://elsewhere:10001"})
+    away = config.model_copy(update={"engine": engine, "cluster": cluster})
+    with pytest.raises(ConfigurationError, match=r"micro_batch_rows: expected numbers with .* on a cluster"):
+        facts_of(away)
+    on_cpus = away.model_copy(update={"model": config.model.model_copy(update={"device": "cpu"})})
+    assert facts_of(on_cpus)[1].manifest.content["engine.micro_batch_rows"] == 32

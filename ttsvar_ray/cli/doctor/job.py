@@ -213,14 +213,14 @@ def check_device(needs: Needs) -> list[Finding]:
     config = needs.job.config
     if not uses_this_machine(config, submitted=False):
         return []
-    device = devices_here(config.model.device, config.engine.threads)
+    device = devices_here(config)
     if device.memory_bytes is None:
         if not config.model.device.startswith("cuda"):
             return []
         text = f"model.device is {config.model.device}, and torch sees no GPU here"
         return [Finding(name="device", mark=Mark.MISSING, text=text)]
     try:
-        check_memory(needs.job, device.memory_bytes)
+        check_memory(needs.job, device.known)
     except ConfigurationError as error:
         return [Finding(name="device", mark=Mark.MISSING, text=str(error))]
     return [Finding(name="device", mark=Mark.OK, text=f"{device.count} x {device.title}")]
