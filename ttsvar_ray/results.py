@@ -177,6 +177,7 @@ class RunCost:
         flops: by stage: of texts, the transformer, decodes, and selectors (rewards and features); all 0 where
             they are not counted.
         image_flops: of one image without any search; 0 where they are not counted.
+        trajectories: that ran each segment for them, by its scales, such as "0-6".
         decoded, scored, embedded: images, over the searches of these prompts.
         kept: images of the data set.
         device_seconds: of the workers of all sessions, whatever they did.
@@ -188,6 +189,7 @@ class RunCost:
     prompts: int
     flops: Mapping[str, float]
     image_flops: float
+    trajectories: Mapping[str, int]
     decoded: int
     scored: int
     embedded: int
@@ -216,6 +218,7 @@ class RunCost:
             "prompts": self.prompts,
             "flops": {**self.flops, "all": self.total_flops} if self.image_flops else None,
             "images_per_prompt": None if math.isnan(per_prompt) else per_prompt,
+            "trajectories": dict(self.trajectories),
             "decoded": self.decoded,
             "scored": self.scored,
             "embedded": self.embedded,

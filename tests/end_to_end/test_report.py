@@ -57,3 +57,9 @@ def test_the_page_in_a_browser(inline_prompts: int, tmp_path: Path, monkeypatch:
     assert "<svg></svg>" in dialog
     assert re.findall(r"rank \d: [\w.]+", dialog) == ["rank 0: 12.1000", "rank 1: none"]
     assert "colours" in dialog
+    # Ten prompts by a column: numbers by size, equal ones in the order of the file, the one without last.
+    text = shown(file, "query=prompt+12&order=by+size", tmp_path / "profile")
+    assert cards(text) == [
+        f"prompt {number}" for number in (112, 126, 120, 127, 121, 128, 122, 129, 123, 124, 125, 12)
+    ]
+    assert re.findall(r"<option>(.*?)</option>", text) == ["by tag", "by size"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -225,4 +226,4 @@ def _result(
         columns={name: value for name, value in best.items() if name not in _OWN},
     )
     drawn = None if painter is None else functools.partial(painter, prompt.model_text)
-    return Result.of(prompt, images, trace, painter=drawn)
+    return replace(Result.of(prompt, images, trace, painter=drawn), cost_images=best.get("cost_images"))

@@ -67,35 +67,53 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchTree:
-    """The search of one prompt.
+    """The search of one prompt, or a round of an adaptive one.
 
     Attributes:
-        levels: one per selection, and the final images.
-        winner: slot of the best image in each level.
+        levels: one per selection, and the final images where the round was not abandoned.
+        winner: slot of the best image in each level; -1 where another round has it.
+        round_index: of the round that these levels are of, from 0.
+        others: the other rounds of an adaptive search that the trace or an image tells of, in their order.
         painter: draws the populations whose bits are known; None where nothing is to be drawn.
     """
 
     levels: tuple[Level, ...]
     winner: tuple[int, ...]
+    round_index: int = 0
+    others: tuple[SearchTree, ...] = ()
     painter: Painter | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, trace: Sequence[SelectionRecord], images: Sequence[ResultImage]) -> SearchTree:
-        """Build the tree; of an adaptive search that of the round of the best image.
+        """Build the tree; of an adaptive search that of the round of the best image, beside the others.
 
         Args:
             trace: the selections, in the order of their scales, round after round.
             images: the kept images by rank, at least one.
         """
         best = images[0]
-        images = [image for image in images if image.round_index == best.round_index]
+        told = {best.round_index, *(one.round_index for one in trace), *(one.round_index for one in images)}
+        others = tuple(cls._round(at, trace, images, None) for at in sorted(told - {best.round_index}))
+        return replace(cls._round(best.round_index, trace, images, best), others=others)
+
+    @classmethod
+    def _round(
+        cls,
+        index: int,
+        trace: Sequence[SelectionRecord],
+        images: Sequence[ResultImage],
+        best: ResultImage | None,
+    ) -> SearchTree:
+        """Return one round, which may have the best image."""
+        images = [image for image in images if image.round_index == index]
         levels: list[Level] = []
         parents: tuple[int, ...] = ()
-        for record in (record for record in trace if record.round_index == best.round_index):
+        for record in (record for record in trace if record.round_index == index):
             # A round that was abandoned, and finished after all, went on from one trajectory.
-            kept = record.ancestor_index or (best.lineage[len(levels)],)
+            finished = () if best is None else (best.lineage[len(levels)],)
+            kept = record.ancestor_index or finished
             labels = tuple(int(label) for label in record.numbers.get("labels", ()))
-            seen = (len(parents), len(record.rewards), len(labels), max(kept) + 1)
+            seen = (len(parents), len(record.rewards), len(labels), max(kept, default=-1) + 1)
             levels.append(
                 Level(
                     scale_index=record.scale_index,
@@ -109,9 +127,11 @@ class SearchTree:
                 )
             )
             parents = kept
+        if levels and not parents:
+            return cls(levels=tuple(levels), winner=(-1,) * len(levels), round_index=index)
         finals = {image.lineage[-1]: image.reward for image in images}
         files = {image.lineage[-1]: image.image.payload for image in images}
-        population = max(len(parents), max(finals) + 1)
+        population = max(len(parents), max(finals, default=-1) + 1)
         levels.append(
             Level(
                 scale_index=None,
@@ -125,9 +145,25 @@ class SearchTree:
             )
         )
         # Without a trace, which may have been deleted, only the ends are known.
-        return cls(levels=tuple(levels), winner=tuple(best.lineage[-len(levels) :]))
+        winner = (-1,) * len(levels) if best is None else tuple(best.lineage[-len(levels) :])
+        return cls(levels=tuple(levels), winner=winner, round_index=index)
+
+    @property
+    def rounds(self) -> list[SearchTree]:
+        """All rounds in their order, this one among them."""
+        alone = [replace(one, painter=self.painter, others=()) for one in (self, *self.others)]
+        return sorted(alone, key=lambda one: one.round_index)
+
+    @property
+    def title(self) -> str:
+        """What became of the round, in words."""
+        last = self.levels[-1]
+        end = "" if last.kept else f": abandoned at scale {last.scale_index}"
+        return f"round {self.round_index + 1}{': the best image' if self.winner[-1] >= 0 else end}"
 
     def __str__(self) -> str:
+        if self.others:
+            return "\n".join(f"{one.title}\n{one}" for one in self.rounds)
         lines = []
         for level, best in zip(self.levels, self.winner, strict=True):
             if level.scale_index is None:
@@ -145,7 +181,8 @@ class SearchTree:
                 lines.append(f"    rewards  {'  '.join(numbers)}")
             if level.labels:
                 lines.append(f"    clusters {'  '.join(map(str, level.labels))}")
-        return "\n".join([*lines, f"winner: slots {' > '.join(map(str, self.winner))}"])
+        slots = [f"winner: slots {' > '.join(map(str, self.winner))}"] if self.winner[-1] >= 0 else []
+        return "\n".join([*lines, *slots])
 
     def show(self) -> None:
         """Show it: the picture in a notebook, the text in a terminal."""
@@ -161,22 +198,29 @@ class SearchTree:
             display(self)
 
     def svg(self) -> str:
-        """Return the picture: a column per population, the winner's line bold.
+        """Return the picture: a column per population, the winner's line bold, round under round.
 
         A trajectory is a picture where it can be drawn, else a dot.
         """
+        if not self.others:
+            return _svg(*self._drawing())
+        parts, width, y = [], 0, 0
+        for one in self.rounds:
+            inner, wide, high = one._drawing()
+            parts.append(f'<text x="8" y="{y + 18}" font-weight="bold">{one.title}</text>')
+            parts.append(f'<g transform="translate(0 {y + 24})">{inner}</g>')
+            width, y = max(width, wide), y + high + 32
+        return _svg("".join(parts), width, y)
+
+    def _drawing(self) -> tuple[str, int, int]:
+        """Return the elements of one round, and its size."""
         levels, is_drawn = self._drawn()
         half, row = (_SIDE // 2, _SIDE + 8) if is_drawn else (_RADIUS, _ROW)
         column = _COLUMN + 2 * (half - _RADIUS)
         rows = max(level.population for level in levels)
         width = _LEFT * 2 + column * (len(levels) - 1)
         height = _TOP + row * rows
-        opening = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" role="img" aria-label="search tree" font-family="sans-serif" font-size="11" '
-            'fill="currentColor">'
-        )
-        parts = [opening]
+        parts = []
         for at, (level, best) in enumerate(zip(levels, self.winner, strict=True)):
             x = _LEFT + column * at
             head = "final" if level.scale_index is None else f"scale {level.scale_index}"
@@ -196,7 +240,7 @@ class SearchTree:
                 _mark(level, slot, x, _TOP + row * slot + half, half, is_best=slot == best)
                 for slot in range(level.population)
             )
-        return "".join([*parts, "</svg>"])
+        return "".join(parts), width, height
 
     def _drawn(self) -> tuple[tuple[Level, ...], bool]:
         """Return the levels with their pictures, and whether one before the last has any."""
@@ -213,6 +257,14 @@ class SearchTree:
 
     def _repr_svg_(self) -> str:
         return self.svg()
+
+
+def _svg(elements: str, width: int, height: int) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="search tree" font-family="sans-serif" font-size="11" '
+        f'fill="currentColor">{elements}</svg>'
+    )
 
 
 def _thumbnail(image: UInt8Array) -> bytes:

@@ -92,6 +92,9 @@ def report(
 def _facts(run: SavedRun, totals: OutputSummary, cost: RunCost | None) -> list[tuple[str, str]]:
     from ttsvar_ray.cli.show import cost_facts
 
+    budget = dict(run.manifest.config.get("strategy", {})).get("budget")
+    seconds = 0.0 if cost is None else cost.device_seconds
+    rate = [("throughput", f"{totals.images / seconds:.3g} images/s a worker")] if seconds else []
     return [
         ("model", str(run.manifest.content.get("model.name", ""))),
         ("strategy", str(run.manifest.content.get("strategy.name", ""))),
@@ -104,7 +107,8 @@ def _facts(run: SavedRun, totals: OutputSummary, cost: RunCost | None) -> list[t
         ("given up", str(totals.failed)),
         ("lines without a prompt", str(run.manifest.bad_lines)),
         ("seed", str(run.manifest.seed)),
-        *([] if cost is None else cost_facts(cost)),
+        *([] if cost is None else cost_facts(cost, budget=budget)),
+        *rate,
     ]
 
 
@@ -117,6 +121,7 @@ def _entries(run: SavedRun, count: int, pictures: int) -> Iterator[Entry]:
         tree = result.tree
         if tree is not None and place >= pictures:
             tree = dataclasses.replace(tree, painter=None)
+        cost = {} if result.cost_images is None else {"cost in images": round(result.cost_images, 3)}
         yield Entry(
             prompt_id=result.prompt_id,
             prompt=result.prompt,
@@ -124,5 +129,5 @@ def _entries(run: SavedRun, count: int, pictures: int) -> Iterator[Entry]:
             histories=[image.reward_history for image in result.images],
             images=[image.encoded for image in result.images],
             tree="" if tree is None else tree.svg(),
-            columns=result.columns,
+            columns={**result.columns, **cost},
         )

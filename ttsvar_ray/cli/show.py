@@ -83,6 +83,9 @@ def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str,
         planned = "" if budget is None else f" (budget {budget:g})"
         each = f"{cost.images_per_prompt:.3f} images a prompt{planned}"
         facts.append(("cost", f"{each}, {flops_text(cost.total_flops)} by {cost.strategy} ({shares})"))
+    if cost.prompts:
+        counts = (f"{count / cost.prompts:.3g} in {at}" for at, count in cost.trajectories.items())
+        facts.append(("searched", f"trajectories a prompt by scales: {', '.join(counts)}"))
     missing = f"; {cost.uncounted_parts} parts do not say" if cost.uncounted_parts else ""
     told = f"{cost.decoded:,} decoded, {cost.scored:,} scored, {cost.embedded:,} embedded, {cost.kept:,} kept"
     facts.append(("drawn", f"{told}{missing}"))

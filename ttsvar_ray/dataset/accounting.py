@@ -139,6 +139,7 @@ def run_cost(
             "selectors": math.fsum(count * segment.selectors for count, segment in pairs),
         },
         image_flops=plan.image_flops,
+        trajectories={f"{segment.first_scale}-{segment.last_scale}": count for count, segment in pairs},
         decoded=sum(count * segment.decoded for count, segment in pairs),
         scored=sum(count * segment.scored for count, segment in pairs),
         embedded=sum(count * segment.embedded for count, segment in pairs),

@@ -269,7 +269,7 @@ def test_the_picture_of_a_tree_shows_every_trajectory_and_the_winners_line() -> 
     assert "my <operator>" in [text.text for text in drawn.findall(f"{space}text")]
 
 
-def test_the_tree_of_an_adaptive_search_is_that_of_the_round_of_the_best_image() -> None:
+def test_the_rounds_of_an_adaptive_search_stand_one_under_another() -> None:
     def record(round_index: int, scale: int, kept: tuple[int, ...], *rewards: float) -> SelectionRecord:
         return SelectionRecord(
             prompt_key="p",
@@ -293,7 +293,20 @@ def test_the_tree_of_an_adaptive_search_is_that_of_the_round_of_the_best_image()
     trace = [record(0, 3, (), 0.0, 0.1), record(1, 3, (), 0.1, 0.2), record(1, 6, (0,), 0.4)]
     tree = SearchTree.of(trace, [image])
     assert [(level.kept, level.rewards) for level in tree.levels[:2]] == [((1,), (0.1, 0.2)), ((0,), (0.4,))]
-    assert str(tree).startswith("scale 3: keep, 2 to 1, keeps 1")
+    first, second = str(tree).split("round 2: the best image\n")
+    assert first.startswith("round 1: abandoned at scale 3\nscale 3: keep, 2 to 0, keeps")
+    assert "winner" not in first
+    assert second.startswith("scale 3: keep, 2 to 1, keeps 1")
+    drawn = ET.fromstring(tree.svg())  # noqa: S314 - our own text
+    space = "{http://www.w3.org/2000/svg}"
+    assert [text.text for text in drawn.findall(f"{space}text")] == [
+        "round 1: abandoned at scale 3",
+        "round 2: the best image",
+    ]
+    above, below = drawn.findall(f"{space}g")
+    circles = [[*one.iter(f"{space}circle")] for one in (above, below)]
+    assert [len(one) for one in circles] == [2, 2 + 1 + 1]
+    assert {circle.get("fill") for circle in circles[0]} == {"none"}, "all of an abandoned round are dropped"
 
 
 def test_an_argument_that_there_is_not_is_refused_as_python_does() -> None:

@@ -121,6 +121,7 @@ def test_the_cost_of_an_adaptive_search_stands_beside_its_budget() -> None:
         prompts=10,
         flops={"texts": 0.0, "transformer": 10.37e12, "decodes": 4e12, "selectors": 0.0},
         image_flops=1e12,
+        trajectories={"0-6": 85, "7-12": 10},
         decoded=40,
         scored=40,
         embedded=0,
@@ -129,8 +130,9 @@ def test_the_cost_of_an_adaptive_search_stands_beside_its_budget() -> None:
         sessions=2,
     )
     shares = "(texts 0%, transformer 72%, decodes 28%, selectors 0%)"
-    assert summary_lines(config, JobSummary(**SUMMARY, cost=cost))[4:7] == [
+    assert summary_lines(config, JobSummary(**SUMMARY, cost=cost))[4:8] == [
         f"cost         1.437 images a prompt (budget 1.5), 14.4 TFLOP by adaptive {shares}",
+        "searched     trajectories a prompt by scales: 8.5 in 0-6, 1 in 7-12",
         "drawn        40 decoded, 40 scored, 0 embedded, 10 kept",
         "devices      1 min 30 s of workers, 2 sessions",
     ]

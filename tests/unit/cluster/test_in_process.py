@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
@@ -84,6 +87,9 @@ def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_
     assert len(seconds) == 2 and min(seconds) > 0
     assert resumed.cost.device_seconds == pytest.approx(sum(seconds))
     assert run(prompts, output).prompts_resumed == PROMPTS
+    assert CliRunner().invoke(app, ["report", str(output)]).exit_code == 0
+    page = (output / "report.html").read_text()
+    assert re.search("trajectories a prompt by scales: [0-9].*images/s a worker", page)
 
 
 def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path: Path) -> None:

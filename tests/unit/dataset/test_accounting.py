@@ -11,6 +11,7 @@ from tests.support.manifests import manifest
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
+from ttsvar_ray.api.saved import load
 from ttsvar_ray.config import load_config
 from ttsvar_ray.costs import JobNetworks, image_costs, plan_cost, plan_record
 from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, read_cost, read_manifest, write_chunk
@@ -68,6 +69,7 @@ def written(layout: OutputLayout, plan: Plan, found: list[PromptResult]) -> Plan
         reward_name="tiny",
         rounds=record.is_adaptive,
         plan=record,
+        image_costs=(0.5, *(1.0 for _ in plan.segments)) if record.is_adaptive else (),
     )
     for chunk in range(2):
         rows = range(chunk * half, (chunk + 1) * half)
@@ -93,12 +95,18 @@ def test_what_ran_is_read_off_the_files_of_a_part(plan: Plan, tmp_path: Path) ->
             6,
             *(sum(each) for each in zip(*(one.trajectories for one in some), strict=True)),
         )
+    spent = [0.5 + sum(one.trajectories) if record.is_adaptive else None for one in found]
+    assert [result.cost_images for result in load(tmp_path)] == spent
     present = read_manifest(layout)
     assert present is not None and present.plan == record
     cost = read_cost(layout, present)
     assert cost is not None
     last = sum(each[-1] for each in ran)
     assert (cost.prompts, cost.kept) == (12, sum(len(one.images) for one in found))
+    assert list(cost.trajectories.values()) == [sum(column) for column in zip(*ran, strict=True)][1:]
+    assert list(cost.trajectories) == [
+        f"{segment.first_scale}-{segment.last_scale}" for segment in plan.segments
+    ]
     assert cost.decoded >= cost.scored >= last >= cost.kept
     assert cost.to_json()["flops"] is None, "nobody counted them"
 

@@ -34,7 +34,7 @@ def entries(count: int) -> Iterator[Entry]:
             histories=[[0.5, float("nan"), number / 10], []],
             images=[png((number % 256, 0, 0)), png((0, number % 256, 0), size=10)],
             tree="<svg></svg>",
-            columns={"tag": "colours", "nothing": None},
+            columns={"tag": "colours", "nothing": None, "size": None if number == 12 else 0.3 * (number % 7)},
         )
 
 
@@ -67,7 +67,7 @@ def test_a_small_run_is_one_file(tmp_path: Path) -> None:
         ["id 1", HOSTILE, 0.1],
         ["id 2", "prompt 2", 0.2],
     ]
-    assert data["rows"][0][3] == {"tag": "colours"}
+    assert data["rows"][0][3] == {"tag": "colours", "size": "0.0"}
     assert re.findall(r"""<[^>]*(?:src|href)=["']?[a-z]+:""", text) == [], "nothing is fetched"
 
 
