@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.dummy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.shapes import assemble as assemble_module
 from recipes.shapes import pool as pool_module
-from recipes.shapes import transformer_stage
-from recipes.shapes.architecture import QUANTIZER, TRANSFORMER
+from recipes.shapes import tokenizer_stage, transformer_stage
+from recipes.shapes.architecture import QUANTIZER, TOKENIZER, TRANSFORMER
 from recipes.shapes.assemble import assemble, trained_tokenizer
 from recipes.shapes.examples import make_examples, open_examples
 from recipes.shapes.parallel import Rank
@@ -58,11 +60,18 @@ def same(a: object, b: object) -> bool:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shallow() -> Iterator[None]:
-    """Two blocks in place of six: Muon works in bfloat16, which older processors imitate slowly."""
+def small() -> Iterator[None]:
+    """Two narrow blocks in place of six, and a narrow tokenizer: stopping, saving and loading are the same.
+
+    Muon works in bfloat16, which older processors imitate slowly.
+    """
     torch.set_num_threads(1)
+    narrow = replace(TOKENIZER, base_channels=32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer_stage, "TRANSFORMER", replace(TRANSFORMER, depth=2))
+        shallow = replace(TRANSFORMER, depth=2, embed_dim=96, num_heads=3)
+        patch.setattr(transformer_stage, "TRANSFORMER", shallow)
+        for module in (tokenizer_stage, assemble_module):
+            patch.setattr(module, "TOKENIZER", narrow)
         yield
 
 
@@ -71,6 +80,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder in which both stages ran through without a stop."""
     patch = pytest.MonkeyPatch()
     patch.setattr(pool_module, "HELD_OUT", 100)
+    # Threads: the examples below are rendered by a process that is started for it, as both are in earnest.
+    patch.setattr(pool_module, "get_context", lambda method: multiprocessing.dummy)
     folder = tmp_path_factory.mktemp("recipe")
     pool = open_pool(folder, size=100, processes=1)
     train_tokenizer(ONE, TOKENIZER_RECIPE, pool, folder, None)
