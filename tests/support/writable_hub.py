@@ -9,15 +9,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+from tests.support.loopback import Handler, git_oid, serving
 
 TOKEN = "hf_nobody_may_see_this"  # noqa: S105 - of a hub that ends with its test
 _LARGE = (".parquet", ".png")
@@ -62,27 +62,9 @@ class WritableHub:
 def serve(hub: WritableHub) -> Iterator[WritableHub]:
     """Answer on a free port of the loopback interface."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self._answer()
-
-        def do_HEAD(self) -> None:
-            self._answer()
-
-        def do_POST(self) -> None:
-            self._answer()
-
-        def do_PUT(self) -> None:
-            self._answer()
-
-        def _answer(self) -> None:
+    class HubHandler(Handler):
+        def answer(self, body: bytes) -> None:
             path = unquote(urlsplit(self.path).path)
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             hub.requests.append((self.command, path))
             if hub.breaks_after is not None and len(hub.uploads) >= hub.breaks_after:
                 self._json(403, {"error": "no more"})
@@ -130,8 +112,8 @@ def serve(hub: WritableHub) -> Iterator[WritableHub]:
                 self._commit(name, found, [json.loads(line) for line in body.splitlines()])
             elif what == "resolve":
                 content = found.files[rest]
-                headers = {"ETag": f'"{_git(content)}"', "X-Repo-Commit": "c" * 40}
-                self._send(200, content, headers)
+                headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": "c" * 40}
+                self.send(200, content, headers)
             else:
                 known = {"id": name, "private": found.is_private, "sha": "c" * 40, "siblings": []}
                 self._json(200, known)
@@ -164,34 +146,14 @@ def serve(hub: WritableHub) -> Iterator[WritableHub]:
 
         def _json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
             body = json.dumps(value).encode()
-            self._send(status, body, {"Content-Type": "application/json", **(headers or {})})
+            self.send(status, body, {"Content-Type": "application/json", **(headers or {})})
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(HubHandler) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join(timeout=30)
-        server.server_close()
-
-
-def _git(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _git(content)}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
     if path.endswith(_LARGE):
         digest = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
@@ -203,6 +165,6 @@ def _mode(found: Repository, path: str) -> dict[str, Any]:
     content = found.files.get(path)
     oid = None
     if content is not None:
-        oid = hashlib.sha256(content).hexdigest() if path.endswith(_LARGE) else _git(content)
+        oid = hashlib.sha256(content).hexdigest() if path.endswith(_LARGE) else git_oid(content)
     mode = "lfs" if path.endswith(_LARGE) else "regular"
     return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
