@@ -26,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """All default tests run in two processes; a part of them, and the marked ones, in this one."""
+    """All default tests run in three processes; a part of them, and the marked ones, in this one."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     return PROCESSES if is_whole_suite(config) and config.option.capture != "no" else 0

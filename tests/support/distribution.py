@@ -1,7 +1,8 @@
-"""How the default tests are shared out between two processes (pytest-xdist).
+"""How the default tests are shared out between three processes (pytest-xdist).
 
-A file stays together, for its fixtures, and so do all of `tests/integration`, for their one Ray cluster. What
-takes long begins first, so that the end is even.
+A file stays together, for its fixtures; so do all of `tests/integration`, for their one Ray cluster, and all
+of `tests/end_to_end`, so that no more than two clusters run at a time. What takes long begins first, so that
+the end is even.
 """
 
 from __future__ import annotations
@@ -9,19 +10,12 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-PROCESSES = 2
-"""Each runs Ray clusters of its own; more would need more memory than a small machine has."""
+PROCESSES = 3
+"""One more than a small machine has cores: those that start clusters wait for them half of their time."""
 
-ON_ONE_CLUSTER = "tests/integration/"
+TOGETHER = ("tests/integration/", "tests/end_to_end/")
 
-LONG = (
-    "tests/integration/",
-    "tests/property/test_coordinator.py",
-    "tests/end_to_end/test_recipes.py",
-    "tests/property/",
-    "tests/end_to_end/",
-    "tests/unit/cli/",
-)
+LONG = (*TOGETHER, "tests/property/test_coordinator.py", "tests/property/", "tests/unit/cli/")
 """What begins first, in this order."""
 
 
@@ -49,4 +43,4 @@ class FilesTogether(LoadFileScheduling):
         super().schedule()
 
     def _split_scope(self, nodeid: str) -> str:
-        return ON_ONE_CLUSTER if nodeid.startswith(ON_ONE_CLUSTER) else super()._split_scope(nodeid)
+        return next((path for path in TOGETHER if nodeid.startswith(path)), super()._split_scope(nodeid))
