@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from recipes.shapes.prompt_set import prompt_set
+from recipes.shapes.prompt_set import HARD_SET, prompt_set
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
@@ -26,7 +26,7 @@ from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.replay import Trajectories
-from ttsvar_ray.shapes.captions import Caption
+from ttsvar_ray.shapes.captions import KINDS, Caption, Kind
 from ttsvar_ray.shapes.checker import check
 from ttsvar_ray.types import Prompt
 
@@ -54,6 +54,10 @@ def job(method: Method, model: str, seed: int) -> JobConfig:
     )
 
 
+SETS: dict[str, tuple[Kind, ...]] = {"genevals-kinds": KINDS, "hard": HARD_SET}
+"""Kinds of the captions of each prompt set."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """Which prompts a piece has: those of a set whose row is `index` modulo `of`.
@@ -61,18 +65,20 @@ class Share:
     Attributes:
         prompts_of: "tuning" or "reporting".
         per_kind: prompts of each kind in the whole set.
+        kinds: of its captions.
     """
 
     prompts_of: str
     per_kind: int
     index: int
     of: int
+    kinds: tuple[Kind, ...] = KINDS
 
     def prompts(self) -> tuple[tuple[Prompt, Caption], ...]:
         """Return the prompts and their captions; repeated texts are told apart by their ordinals."""
         seen: dict[str, int] = {}
         chosen = []
-        for row, caption in enumerate(prompt_set(self.prompts_of, self.per_kind)):
+        for row, caption in enumerate(prompt_set(self.prompts_of, self.per_kind, self.kinds)):
             ordinal = seen.get(caption.text, 0)
             seen[caption.text] = ordinal + 1
             if row % self.of == self.index:

@@ -1,6 +1,7 @@
 """The frontier of docs/results.md: accuracy against cost of every search, on the built-in model.
 
     python -m benchmarks.shapes_results --per-kind 170
+    python -m benchmarks.shapes_results --set hard --per-kind 240 --tuning-per-kind 48 --best-of 8
 
 Every method runs the reporting prompts (never used for tuning). Accuracy is the exact checker's verdict on
 the image that the method returns; the reward that steered stands beside it. Cost is FLOPs of everything that
@@ -40,6 +41,7 @@ from benchmarks.shapes_methods import BEST_OF, POOL_METHOD, REPLAYED, RUN
 from benchmarks.shapes_pieces import (
     POOL_SCALES,
     POOL_SIZE,
+    SETS,
     Method,
     PoolPrompt,
     Share,
@@ -63,6 +65,7 @@ from benchmarks.shapes_rows import (
 from ttsvar_ray.cli.calibrate import costs_of
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.search.calibration import Pool, calibrate
+from ttsvar_ray.shapes.captions import KINDS
 
 SHARES = 4
 """Pieces that each method's prompts are cut into; a pool's are cut into four times as many."""
@@ -164,7 +167,9 @@ def best_of_pool(
 
 def shares_of(options: argparse.Namespace) -> list[Share]:
     """Return the shares of the reporting prompts that are run."""
-    share = functools.partial(Share, prompts_of="reporting", per_kind=options.per_kind, of=SHARES)
+    share = functools.partial(
+        Share, prompts_of="reporting", per_kind=options.per_kind, of=SHARES, kinds=SETS[options.set]
+    )
     return [share(index=index) for index in range(options.shares)]
 
 
@@ -175,7 +180,10 @@ def pool_shares(options: argparse.Namespace, prompts_of: str) -> list[Share]:
     indices = range(of)
     if prompts_of == "reporting":
         indices = [at + SHARES * part for at in range(options.shares) for part in range(4)]  # type: ignore[assignment]
-    return [Share(prompts_of=prompts_of, per_kind=per_kind, index=index, of=of) for index in indices]
+    return [
+        Share(prompts_of=prompts_of, per_kind=per_kind, index=index, of=of, kinds=SETS[options.set])
+        for index in indices
+    ]
 
 
 def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[Callable[[], None]]:
@@ -292,7 +300,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="shapes")
-    parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each of six kinds")
+    parser.add_argument("--set", choices=SETS, default=next(iter(SETS)), help="which kinds of captions")
+    parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each kind")
     parser.add_argument("--tuning-per-kind", type=int, default=20)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -309,6 +318,8 @@ def main() -> None:
     if unknown := set(options.methods or ()) - set(names):
         parser.error(f"--methods: expected some of {names}, got {', '.join(sorted(unknown))}")
     searches = [method for method in RUN if method.name in (options.methods or names)]
+    if SETS[options.set] != KINDS:
+        options.work_dir /= options.set  # the pieces of two sets do not meet
     folder: Path = options.work_dir
     folder.mkdir(parents=True, exist_ok=True)
     if not options.only_print:

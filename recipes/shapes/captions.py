@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
-from recipes.shapes.scenes import Scene, sample_scene
+from recipes.shapes.scenes import CROWD, Scene, sample_scene
 from ttsvar_ray.shapes.captions import (
     COUNT_WORDS,
+    HARD_KINDS,
     KINDS,
     LONG_RELATIONS,
+    MAX_WORDS,
     PLURALS,
     PREFIX,
     Caption,
@@ -19,6 +24,8 @@ from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
 
 _PREFIX_SHARE = 0.25
 _LONG_RELATION_SHARE = 0.3
+_ONE_COLOR_SHARE = 0.6
+"""Of `Kind.COLOR_POSITION`: the others name the colours of both objects."""
 KIND_WEIGHTS: dict[Kind, float] = {
     Kind.SINGLE_OBJECT: 0.10,
     Kind.TWO_OBJECT: 0.18,
@@ -28,12 +35,16 @@ KIND_WEIGHTS: dict[Kind, float] = {
     Kind.COLOR_ATTR: 0.20,
 }
 """How often each kind is drawn for training: more where there is more to learn."""
+COUNT_PAIRS: tuple[tuple[int, int], ...] = tuple(
+    (a, b) for a in range(1, 5) for b in range(1, 5) if 2 < a + b <= CROWD
+)
+"""Counts of the two shapes of `Kind.TWO_COUNTS`."""
 
 
 def write_caption(
     kind: Kind,
     claims: tuple[Claim, ...],
-    relation: Relation | None = None,
+    relations: tuple[Relation, ...] = (),
     *,
     long_relation: bool = False,
     prefix: bool = False,
@@ -41,18 +52,20 @@ def write_caption(
     """Return the caption that makes these claims.
 
     Args:
-        kind: GenEval's tag.
+        kind: what it is about.
         claims: what is to be said, in order.
-        relation: for positions.
+        relations: for positions, each between a claim and the next.
         long_relation: "to the left of" instead of "left of" (no effect above and below).
         prefix: start with "a photo of".
     """
-    phrases = [_phrase(claim) for claim in claims]
-    link = "and"
-    if relation is not None:
-        link = LONG_RELATIONS.get(relation, relation.value) if long_relation else relation.value
-    text = (PREFIX if prefix else "") + f" {link} ".join(phrases)
-    return Caption(text=text, kind=kind, claims=claims, relation=relation)
+    text = (PREFIX if prefix else "") + _phrase(claims[0])
+    for place, claim in enumerate(claims[1:]):
+        link = "and"
+        if relations:
+            short = relations[place].value
+            link = LONG_RELATIONS.get(relations[place], short) if long_relation else short
+        text += f" {link} {_phrase(claim)}"
+    return Caption(text=text, kind=kind, claims=claims, relations=relations)
 
 
 def sample_caption(rng: np.random.Generator, kind: Kind | None = None, *, paraphrase: bool = True) -> Caption:
@@ -63,32 +76,47 @@ def sample_caption(rng: np.random.Generator, kind: Kind | None = None, *, paraph
     if kind is None:
         weights = np.array([KIND_WEIGHTS[k] for k in KINDS])
         kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
-    first, second = (SHAPES[int(i)] for i in rng.permutation(len(SHAPES))[:2])
-    color, other_color = (COLORS[int(i)] for i in rng.permutation(len(COLORS))[:2])
-    relation: Relation | None = None
-    if kind is Kind.SINGLE_OBJECT:
-        claims: tuple[Claim, ...] = (Claim(count=1, shape=first),)
-    elif kind is Kind.COUNTING:
-        claims = (Claim(count=int(rng.integers(2, 5)), shape=first),)
-    elif kind is Kind.COLORS:
-        claims = (Claim(count=1, shape=first, color=color),)
-    elif kind is Kind.COLOR_ATTR:
-        claims = (
-            Claim(count=1, shape=first, color=color),
-            Claim(count=1, shape=second, color=other_color),
+    shapes = [SHAPES[int(i)] for i in rng.permutation(len(SHAPES))]
+    colors = [COLORS[int(i)] for i in rng.permutation(len(COLORS))]
+    claims, relations = _sample_claims(rng, kind, shapes, colors)
+    while True:
+        wording = rng.random(2)
+        caption = write_caption(
+            kind,
+            claims,
+            relations,
+            long_relation=paraphrase and bool(wording[0] < _LONG_RELATION_SHARE),
+            prefix=paraphrase and bool(wording[1] < _PREFIX_SHARE),
         )
-    else:
-        claims = (Claim(count=1, shape=first), Claim(count=1, shape=second))
-        if kind is Kind.POSITION:
-            relation = tuple(Relation)[int(rng.integers(len(Relation)))]
-    wording = rng.random(2)
-    return write_caption(
-        kind,
-        claims,
-        relation,
-        long_relation=paraphrase and wording[0] < _LONG_RELATION_SHARE,
-        prefix=paraphrase and wording[1] < _PREFIX_SHARE,
+        if len(caption.text.split()) <= MAX_WORDS:
+            return caption
+
+
+def _sample_claims(
+    rng: np.random.Generator, kind: Kind, shapes: Sequence[Shape], colors: Sequence[Color]
+) -> tuple[tuple[Claim, ...], tuple[Relation, ...]]:
+    """Draw what a caption of a kind says, of shapes and colours in random order."""
+    counts, colored = [1], kind in (Kind.COLORS, Kind.COLOR_ATTR, *HARD_KINDS)
+    if kind is Kind.COUNTING:
+        counts = [int(rng.integers(2, 5))]
+    elif kind is Kind.TWO_COUNTS:
+        counts = list(COUNT_PAIRS[int(rng.integers(len(COUNT_PAIRS)))])
+    elif kind in (Kind.TWO_OBJECT, Kind.COLOR_ATTR, Kind.POSITION, Kind.COLOR_POSITION):
+        counts = [1, 1]
+    elif kind in (Kind.THREE_OBJECT, Kind.TWO_RELATIONS):
+        counts = [1, 1, 1]
+    claims = tuple(
+        Claim(count=count, shape=shape, color=color if colored else None)
+        for count, shape, color in zip(counts, shapes, colors, strict=False)
     )
+    if kind is Kind.COLOR_POSITION and rng.random() < _ONE_COLOR_SHARE:
+        plain = int(rng.integers(2))
+        claims = tuple(
+            replace(claim, color=None) if at == plain else claim for at, claim in enumerate(claims)
+        )
+    linked = kind in (Kind.POSITION, Kind.COLOR_POSITION, Kind.TWO_RELATIONS)
+    every = tuple(Relation)
+    return claims, tuple(every[int(rng.integers(len(every)))] for _ in counts[1:] if linked)
 
 
 def sample_scene_for(rng: np.random.Generator, caption: Caption) -> Scene:
@@ -103,7 +131,7 @@ def sample_scene_for(rng: np.random.Generator, caption: Caption) -> Scene:
         for _ in range(claim.count):
             color = common if share else COLORS[int(rng.integers(len(COLORS)))]
             items.append((claim.shape, claim.color or color))
-    return sample_scene(rng, items, caption.relation)
+    return sample_scene(rng, items, caption.relations)
 
 
 def sample_example(rng: np.random.Generator, kind: Kind | None = None) -> tuple[Scene, Caption]:

@@ -162,14 +162,14 @@ def is_false(scene: Scene, caption: Caption) -> bool:
     for claim in caption.claims:
         if claim.shape not in shapes or (claim.color is not None and (claim.shape, claim.color) not in pairs):
             return True
-    if caption.relation is None:
+    if not caption.relations:
         return False
     first, second = (claim.shape for claim in caption.claims)
     if shapes.count(first) != 1 or shapes.count(second) != 1:
         return False
     a, b = (scene.objects[shapes.index(shape)] for shape in (first, second))
     shown = clear_relation(a, b)
-    return shown is not None and shown is not caption.relation
+    return shown is not None and shown is not caption.relations[0]
 
 
 def _exact(rng: np.random.Generator, kind: Kind) -> tuple[Scene, Caption]:
@@ -189,7 +189,7 @@ def _crowded(rng: np.random.Generator, kind: Kind) -> tuple[Scene, Caption]:
             return scene, write_caption(
                 caption.kind,
                 caption.claims,
-                caption.relation,
+                caption.relations,
                 long_relation=bool(wording[0] < 0.3),
                 prefix=bool(wording[1] < 0.15),
             )
@@ -222,7 +222,7 @@ def _missing_object(scene: Scene, rng: np.random.Generator) -> Caption:
     absent = [shape for shape in SHAPES if all(item.shape is not shape for item in scene.objects)]
     other = absent[int(rng.integers(len(absent)))]
     kind = (Kind.TWO_OBJECT, Kind.POSITION, Kind.COLOR_ATTR)[int(rng.integers(3))]
-    relation = tuple(Relation)[int(rng.integers(len(Relation)))] if kind is Kind.POSITION else None
+    relations = (tuple(Relation)[int(rng.integers(len(Relation)))],) if kind is Kind.POSITION else ()
     colored = kind is Kind.COLOR_ATTR
     other_colors = [color for color in COLORS if color is not there.color]
     claims = [
@@ -235,7 +235,7 @@ def _missing_object(scene: Scene, rng: np.random.Generator) -> Caption:
     ]
     if rng.random() < 0.5:
         claims.reverse()
-    return write_caption(kind, tuple(claims), relation, prefix=bool(rng.random() < 0.15))
+    return write_caption(kind, tuple(claims), relations, prefix=bool(rng.random() < 0.15))
 
 
 def _nouns(text: str, scene: Scene) -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PUNCTUATION = (".", ",")
 PATCH_SIZE = 6
 TEXT_TOKENS = 16
-"""Twelve words, [CLS], [SEP], and room for punctuation."""
+"""Thirteen words, [CLS], [SEP], and room for punctuation."""
 assert MAX_WORDS + 3 <= TEXT_TOKENS
 
 POSITION_SCALE = 0.25

@@ -85,6 +85,9 @@ COVER: dict[Shape, npt.NDArray[np.float64]] = {
 }
 """Discs (x, y, radius) that cover a shape of unit radius, to keep objects apart: float64 [num_discs, 3]."""
 MAX_OBJECTS = 4
+"""Of a scene that is drawn without a caption, or for one of GenEval's kinds."""
+CROWD = 6
+"""Objects of a scene at most: four of one shape and two of another."""
 COLOR_JITTER = 12
 """Largest deviation of a drawn colour from its palette entry, per channel."""
 BACKGROUND_DISTANCE = 110.0
@@ -93,6 +96,8 @@ LARGE_RADIUS = (11 / 64, 15 / 64)
 """Radii with one or two objects."""
 SMALL_RADIUS = (9 / 64, 12 / 64)
 """Radii with three or four objects."""
+CROWD_RADIUS = (7 / 64, 9 / 64)
+"""Radii with five or six objects, or three that may have to stand in a row."""
 MAX_ANGLE = 0.3
 """Largest rotation in radians, either way."""
 GAP = 3 / 64
@@ -103,7 +108,7 @@ CLEAR_RATIO = 2.0
 """An offset shows a relation when it is this many times longer along its axis than across. GenEval names each
 direction whose share of the offset is above 1/2; no second one is named beside so clear a one."""
 _TRIES = 32
-"""Places tried for one object before the whole scene is drawn afresh."""
+"""Places tried for one object before the whole scene is drawn afresh; 16 times more where room is scarce."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +134,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A background and one to four objects that do not touch."""
+    """A background and one to six objects that do not touch."""
 
     background: Rgb
     objects: tuple[SceneObject, ...]
@@ -138,30 +143,31 @@ class Scene:
 def sample_scene(
     rng: np.random.Generator,
     items: Sequence[tuple[Shape, Color]] | None = None,
-    relation: Relation | None = None,
+    relations: Sequence[Relation] = (),
 ) -> Scene:
     """Draw a scene.
 
     Args:
         rng: source of every choice.
         items: shape and colour of each object; None draws 1 to 4 objects uniformly.
-        relation: where object 0 must be, seen from object 1, with room to spare; needs exactly two items.
+        relations: where each object must be, seen from the next one, with room to spare; none, or one fewer
+            than there are items.
 
     Raises:
-        ValueError: not 1 to 4 items, or a relation without exactly two.
+        ValueError: not 1 to 6 items, or another number of relations.
     """
     if items is None:
         items = [
             (SHAPES[rng.integers(len(SHAPES))], COLORS[rng.integers(len(COLORS))])
             for _ in range(int(rng.integers(1, MAX_OBJECTS + 1)))
         ]
-    if not 1 <= len(items) <= MAX_OBJECTS:
-        raise ValueError(f"items: expected 1 to {MAX_OBJECTS} objects, got {len(items)}")
-    if relation is not None and len(items) != 2:
-        raise ValueError(f"relation: needs exactly two objects, got {len(items)}")
+    if not 1 <= len(items) <= CROWD:
+        raise ValueError(f"items: expected 1 to {CROWD} objects, got {len(items)}")
+    if relations and len(items) != len(relations) + 1:
+        raise ValueError(f"relations: {len(relations)} need one object more, got {len(items)}")
     background = _sample_background(rng)
     while True:
-        objects = _try_place(rng, items, relation)
+        objects = _try_place(rng, items, relations)
         if objects is not None:
             return Scene(background=background, objects=objects)
 
@@ -195,10 +201,13 @@ def _sample_background(rng: np.random.Generator) -> Rgb:
 def _try_place(
     rng: np.random.Generator,
     items: Sequence[tuple[Shape, Color]],
-    relation: Relation | None,
+    relations: Sequence[Relation],
 ) -> tuple[SceneObject, ...] | None:
     """Place the objects one by one; None when one finds no room, so that the caller draws all afresh."""
     low, high = LARGE_RADIUS if len(items) <= 2 else SMALL_RADIUS
+    tries = _TRIES
+    if len(items) > MAX_OBJECTS or len(relations) > 1:
+        (low, high), tries = CROWD_RADIUS, 16 * _TRIES
     placed: list[SceneObject] = []
     taken = np.empty((0, 3))
     for shape, color in items:
@@ -209,11 +218,12 @@ def _try_place(
         cosine, sine = math.cos(angle), math.sin(angle)
         turn = radius * np.array([[cosine, sine], [-sine, cosine]])
         outline = OUTLINES[shape] @ turn
-        centers = rng.uniform(MARGIN - outline.min(axis=0), 1 - MARGIN - outline.max(axis=0), (_TRIES, 2))
+        centers = rng.uniform(MARGIN - outline.min(axis=0), 1 - MARGIN - outline.max(axis=0), (tries, 2))
         discs = np.column_stack([COVER[shape][:, :2] @ turn, radius * COVER[shape][:, 2]])
         free = _has_room(centers, discs, taken)
-        if relation is not None and placed:
-            free &= _relation_holds(placed[0].x - centers[:, 0], placed[0].y - centers[:, 1], relation)
+        if relations and placed:
+            last, relation = placed[-1], relations[len(placed) - 1]
+            free &= _relation_holds(last.x - centers[:, 0], last.y - centers[:, 1], relation)
         if not free.any():
             return None
         center = centers[int(free.argmax())]
@@ -231,7 +241,7 @@ def _try_place(
                 rgb=(rgb[0], rgb[1], rgb[2]),
             )
         )
-    order = rng.permutation(len(placed)) if relation is None else range(len(placed))
+    order = range(len(placed)) if relations else rng.permutation(len(placed))
     return tuple(placed[int(i)] for i in order)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from recipes.shapes.captions import write_caption
 from recipes.shapes.scenes import Scene, clear_relation
-from ttsvar_ray.shapes.captions import COUNT_WORDS, LONG_RELATIONS, PREFIX, Caption, Claim, Kind
-from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
+from ttsvar_ray.shapes.captions import COUNT_WORDS, HARD_KINDS, LONG_RELATIONS, PREFIX, Caption, Claim, Kind
+from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation, Shape
 
 _T = TypeVar("_T")
 
@@ -28,34 +29,38 @@ def hard_negatives(caption: Caption, rng: np.random.Generator) -> list[Caption]:
 
     One for each way of going wrong that the kind allows: a shape replaced (one negative per claim), a colour
     replaced (one per named colour), another count, the opposite relation and another one, the objects of a
-    relation exchanged, the two colours of an attribution exchanged. No negative is true of a scene that shows
-    exactly what the caption claims.
+    relation exchanged, the colours or the counts of two neighbouring claims exchanged. No negative is true of
+    a scene that shows exactly what the caption claims, nor the caption of a scene that shows a negative.
     """
-    negatives: list[tuple[tuple[Claim, ...], Relation | None]] = []
-    claims, relation = caption.claims, caption.relation
+    negatives: list[tuple[tuple[Claim, ...], tuple[Relation, ...]]] = []
+    claims, relations = caption.claims, caption.relations
     used_shapes = {claim.shape for claim in claims}
     used_colors = {claim.color for claim in claims}
     for place, claim in enumerate(claims):
         shape = _other(rng, [s for s in SHAPES if s not in used_shapes])
-        negatives.append((_replaced(claims, place, claim, shape=shape), relation))
+        negatives.append((_replaced(claims, place, shape=shape), relations))
         if claim.color is not None:
             color = _other(rng, [c for c in COLORS if c not in used_colors])
-            negatives.append((_replaced(claims, place, claim, color=color), relation))
-        if claim.count > 1:
+            negatives.append((_replaced(claims, place, color=color), relations))
+        if claim.count > 1 or caption.kind is Kind.TWO_COUNTS:
             count = _other(rng, [n for n in COUNT_WORDS if n != claim.count])
-            negatives.append((_replaced(claims, place, claim, count=count), relation))
-    if relation is not None:
+            negatives.append((_replaced(claims, place, count=count), relations))
+    for place, relation in enumerate(relations):
         opposite = _OPPOSITES[relation]
-        negatives.append((claims, opposite))
-        negatives.append((claims, _other(rng, [r for r in Relation if r not in (relation, opposite)])))
-        negatives.append((claims[::-1], relation))
-    if caption.kind is Kind.COLOR_ATTR:
-        first, second = claims
-        exchanged = (
-            Claim(count=1, shape=first.shape, color=second.color),
-            Claim(count=1, shape=second.shape, color=first.color),
+        other = _other(rng, [r for r in Relation if r not in (relation, opposite)])
+        negatives.extend(
+            (claims, (*relations[:place], wrong, *relations[place + 1 :])) for wrong in (opposite, other)
         )
-        negatives.append((exchanged, None))
+        exchanged = (*claims[:place], claims[place + 1], claims[place], *claims[place + 2 :])
+        negatives.append((exchanged, relations))
+    if caption.kind is Kind.COLOR_ATTR or caption.kind in HARD_KINDS:
+        for place, (first, second) in enumerate(itertools.pairwise(claims)):
+            if first.color and second.color and first.color is not second.color:
+                exchanged = _replaced(claims, place, color=second.color)
+                negatives.append((_replaced(exchanged, place + 1, color=first.color), relations))
+            if first.count != second.count:
+                exchanged = _replaced(claims, place, count=second.count)
+                negatives.append((_replaced(exchanged, place + 1, count=first.count), relations))
     long_relation = any(text in caption.text for text in LONG_RELATIONS.values())
     prefix = caption.text.startswith(PREFIX)
     return [
@@ -89,24 +94,15 @@ def true_captions(scene: Scene) -> list[Caption]:
         found.append(write_caption(Kind.TWO_OBJECT, pair))
         relation = clear_relation(a, b)
         if relation is not None and shapes.count(a.shape) == shapes.count(b.shape) == 1:
-            found.append(write_caption(Kind.POSITION, pair, relation))
+            found.append(write_caption(Kind.POSITION, pair, (relation,)))
         if a.color is not b.color and a.shape in colored and b.shape in colored:
             found.append(write_caption(Kind.COLOR_ATTR, (colored[a.shape], colored[b.shape])))
     return list(dict.fromkeys(found))
 
 
-def _replaced(
-    claims: tuple[Claim, ...],
-    place: int,
-    claim: Claim,
-    *,
-    shape: Shape | None = None,
-    color: Color | None = None,
-    count: int | None = None,
-) -> tuple[Claim, ...]:
-    """Return the claims with one attribute of one of them changed."""
-    changed = Claim(count=count or claim.count, shape=shape or claim.shape, color=color or claim.color)
-    return (*claims[:place], changed, *claims[place + 1 :])
+def _replaced(claims: tuple[Claim, ...], place: int, **changed: Any) -> tuple[Claim, ...]:
+    """Return the claims with attributes of one of them changed."""
+    return (*claims[:place], dataclasses.replace(claims[place], **changed), *claims[place + 1 :])
 
 
 def _other(rng: np.random.Generator, choices: Sequence[_T]) -> _T:

@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.shapes.captions import sample_caption, sample_example
+from recipes.shapes.captions import sample_caption, sample_example, sample_scene_for
 from recipes.shapes.render import coverage_mask, render
-from recipes.shapes.scenes import Scene
+from recipes.shapes.scenes import CROWD, Scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.shapes.captions import KINDS, VOCABULARY, Kind, parse_caption
+from ttsvar_ray.shapes.captions import MAX_WORDS, VOCABULARY, Kind, parse_caption
 from ttsvar_ray.shapes.checker import judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject
 from ttsvar_ray.shapes.world import Relation
@@ -37,14 +37,16 @@ def perfect_detections(scene: Scene) -> tuple[FoundObject, ...]:
     return tuple(found)
 
 
-@given(seed=SEEDS, kind=st.sampled_from(KINDS))
+@given(seed=SEEDS, kind=st.sampled_from(Kind))
 def test_any_caption_parses_back(seed: int, kind: Kind) -> None:
     caption = sample_caption(np.random.default_rng(seed), kind)
     assert parse_caption(caption.text) == caption
-    assert set(caption.text.split()) <= set(VOCABULARY)
+    words = caption.text.split()
+    assert set(words) <= set(VOCABULARY)
+    assert len(words) <= MAX_WORDS
 
 
-@given(seed=SEEDS, kind=st.sampled_from(KINDS))
+@given(seed=SEEDS, kind=st.sampled_from(Kind))
 @settings(deadline=None)
 def test_a_perfect_detector_confirms_the_caption_and_no_negative(seed: int, kind: Kind) -> None:
     rng = np.random.default_rng(seed)
@@ -54,6 +56,9 @@ def test_a_perfect_detector_confirms_the_caption_and_no_negative(seed: int, kind
     assert verdict.correct, verdict.reason
     for negative in hard_negatives(caption, rng):
         assert not judge(seen, negative).correct, negative.text
+        if sum(claim.count for claim in negative.claims) <= CROWD:
+            other = perfect_detections(sample_scene_for(rng, negative))
+            assert not judge(other, caption).correct, negative.text
     for true in true_captions(scene):
         assert judge(seen, true).correct, true.text
 

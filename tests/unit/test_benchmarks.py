@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import shapes_results
 from benchmarks.bench import MEASUREMENTS, table
 from benchmarks.shapes_methods import REPLAYED, RUN
 from benchmarks.shapes_pieces import (
@@ -25,6 +26,7 @@ from benchmarks.shapes_pieces import (
 )
 from benchmarks.shapes_rows import BestOfCurve, best_of, markdown, prompt_flops, replayed_row, run_row
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.shapes.captions import Kind
 
 MODULES = sorted(
     f"{path.parent.name}.{path.stem}" if path.parent.name == "benchmarks" else f"recipes.shapes.{path.stem}"
@@ -78,6 +80,21 @@ def test_every_plan_that_is_replayed_keeps_no_trajectory_twice() -> None:
         plan = resolve(job(method, "shapes", 0)).plan
         drawn = [one for one in plan.selections if one.operator.repeats and one.survivors > 1]
         assert not drawn, method.name
+
+
+def test_the_harder_set_has_prompts_and_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["x", "--set", "hard", "--per-kind", "8", "--print", "--work-dir", str(tmp_path)]
+    )
+    seen: list[Share] = []
+    monkeypatch.setattr(shapes_results, "load_pool", lambda folder, shares: seen.extend(shares) or [])
+    monkeypatch.setattr(shapes_results, "draw", lambda rows, picture: None)
+    shapes_results.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["hard"]
+    kinds = {(share.prompts_of, caption.kind) for share in seen for _, caption in share.prompts()}
+    assert kinds == {("reporting", Kind.COLOR_POSITION), ("tuning", Kind.COLOR_POSITION)}
 
 
 def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> None:

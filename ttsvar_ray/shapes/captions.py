@@ -1,4 +1,4 @@
-"""Captions of the built-in world: GenEval's six kinds over a small closed vocabulary.
+"""Captions of the built-in world: GenEval's six kinds and four harder ones over a small closed vocabulary.
 
 A caption is its text plus what the text claims. The grammar is unambiguous: `parse_caption(caption.text)`
 gives the claims back, so an image can be judged from the text alone.
@@ -7,18 +7,20 @@ gives the claims back, so an image can be judged from the text alone.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
 
-MAX_WORDS = 12
+MAX_WORDS = 13
+"""Of any caption: the networks read 16 tokens, two or fewer of their own, and a full stop is one, too."""
 PREFIX = "a photo of "
 """May stand before any caption, as in GenEval's prompts; changes nothing."""
 
 
 class Kind(str, enum.Enum):
-    """GenEval's tag of a caption."""
+    """GenEval's tag of a caption, or the name of a kind that GenEval lacks."""
 
     SINGLE_OBJECT = "single_object"
     TWO_OBJECT = "two_object"
@@ -26,9 +28,21 @@ class Kind(str, enum.Enum):
     COLORS = "colors"
     POSITION = "position"
     COLOR_ATTR = "color_attr"
+    COLOR_POSITION = "color_position"
+    TWO_COUNTS = "two_counts"
+    THREE_OBJECT = "three_object"
+    TWO_RELATIONS = "two_relations"
 
 
-KINDS: tuple[Kind, ...] = tuple(Kind)
+HARD_KINDS: tuple[Kind, ...] = (
+    Kind.COLOR_POSITION,
+    Kind.TWO_COUNTS,
+    Kind.THREE_OBJECT,
+    Kind.TWO_RELATIONS,
+)
+"""The harder kinds. They are exact: an image shows as many of every named shape as are named, and no more."""
+KINDS: tuple[Kind, ...] = tuple(kind for kind in Kind if kind not in HARD_KINDS)
+"""GenEval's."""
 COUNT_WORDS: dict[int, str] = {2: "two", 3: "three", 4: "four"}
 PLURALS: dict[Shape, str] = {
     shape: shape.value + ("es" if shape.value.endswith("s") else "s") for shape in SHAPES
@@ -65,15 +79,22 @@ class Caption:
 
     Attributes:
         text: lower-case words, at most `MAX_WORDS`.
-        kind: GenEval's tag.
-        claims: one, or two for the kinds that name two objects.
-        relation: where the first claim's object is, seen from the second's; None but for positions.
+        kind: what it is about.
+        claims: one to three, of different shapes.
+        relations: where each claim's object is, seen from the next claim's; empty but for positions. "A ring
+            above a bar left of a moon" says that the ring is above the bar, and the bar left of the moon.
     """
 
     text: str
     kind: Kind
     claims: tuple[Claim, ...]
-    relation: Relation | None = None
+    relations: tuple[Relation, ...] = ()
+
+
+_RELATION_WORDS: dict[str, Relation] = {words: relation for relation, words in LONG_RELATIONS.items()} | {
+    relation.value: relation for relation in Relation
+}
+_LINK = re.compile(f" ({'|'.join([*_RELATION_WORDS, 'and'])}) ")
 
 
 def parse_caption(text: str) -> Caption:
@@ -84,18 +105,15 @@ def parse_caption(text: str) -> Caption:
     """
     cleaned = " ".join(text.lower().rstrip(" .").split())
     body = cleaned.removeprefix(PREFIX)
-    relation: Relation | None = None
-    phrases = [body]
-    links = [(f" {LONG_RELATIONS.get(r, r.value)} ", r) for r in Relation]
-    links += [(f" {r.value} ", r) for r in Relation]
-    for link, meaning in [*links, (" and ", None)]:
-        if link in body:
-            phrases, relation = body.split(link), meaning
-            break
-    if len(phrases) > 2:
-        raise InputError(f"caption {text!r}: expected one or two objects, found {len(phrases)}")
+    parts = _LINK.split(body)
+    phrases, links = parts[::2], parts[1::2]
+    relations = tuple(_RELATION_WORDS[link] for link in links if link != "and")
+    if len(phrases) > 3:
+        raise InputError(f"caption {text!r}: expected one to three objects, found {len(phrases)}")
+    if relations and "and" in links:
+        raise InputError(f"caption {text!r}: expected 'and' or places between the objects, found both")
     claims = tuple(_parse_phrase(phrase, text) for phrase in phrases)
-    return Caption(text=cleaned, kind=_kind_of(claims, relation, text), claims=claims, relation=relation)
+    return Caption(text=cleaned, kind=_kind_of(claims, relations, text), claims=claims, relations=relations)
 
 
 def _parse_phrase(phrase: str, text: str) -> Claim:
@@ -115,18 +133,22 @@ def _parse_phrase(phrase: str, text: str) -> Claim:
     return Claim(count=count, shape=shapes[words[-1]], color=colors[words[1]] if len(words) == 3 else None)
 
 
-def _kind_of(claims: tuple[Claim, ...], relation: Relation | None, text: str) -> Kind:
+def _kind_of(claims: tuple[Claim, ...], relations: tuple[Relation, ...], text: str) -> Kind:
     """Return the kind whose captions make such claims."""
-    colored = [claim.color is not None for claim in claims]
+    colored = any(claim.color is not None for claim in claims)
     plural = any(claim.count > 1 for claim in claims)
     if len(claims) == 1:
         if plural:
             return Kind.COUNTING
-        return Kind.COLORS if colored[0] else Kind.SINGLE_OBJECT
+        return Kind.COLORS if colored else Kind.SINGLE_OBJECT
+    if len({claim.shape for claim in claims}) < len(claims):
+        raise InputError(f"caption {text!r}: the objects need different shapes")
+    if plural and (relations or len(claims) > 2):
+        raise InputError(f"caption {text!r}: objects in places, or three, can only be named one each")
+    if len(claims) == 3:
+        return Kind.TWO_RELATIONS if relations else Kind.THREE_OBJECT
     if plural:
-        raise InputError(f"caption {text!r}: two kinds of object can only be named one each")
-    if claims[0].shape is claims[1].shape:
-        raise InputError(f"caption {text!r}: the two objects need different shapes")
-    if relation is not None:
-        return Kind.POSITION
-    return Kind.COLOR_ATTR if any(colored) else Kind.TWO_OBJECT
+        return Kind.TWO_COUNTS
+    if relations:
+        return Kind.COLOR_POSITION if colored else Kind.POSITION
+    return Kind.COLOR_ATTR if colored else Kind.TWO_OBJECT

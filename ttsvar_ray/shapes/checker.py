@@ -3,7 +3,8 @@
 The objects come from `find_objects`, best fit first, and stand in for GenEval's detections: every claim
 takes the `count` best objects of its shape; fewer is wrong; a counting caption is wrong when there are more;
 a colour must be that of exactly the objects taken; a relation must hold between them. Objects that are not
-named are allowed. Limits: docs/shapes_world.md.
+named are allowed. Of the harder kinds every count is exact: "a ring" is one ring there. Limits:
+docs/shapes_world.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttsvar_ray.rewards.protocol import PlainReward
-from ttsvar_ray.shapes.captions import Caption, Claim, Kind, parse_caption
+from ttsvar_ray.shapes.captions import HARD_KINDS, Caption, Claim, Kind, parse_caption
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
 from ttsvar_ray.shapes.world import Relation
 from ttsvar_ray.types import Float32Array, UInt8Array
@@ -79,20 +80,18 @@ def judge(objects: tuple[FoundObject, ...], caption: Caption) -> Verdict:
     """Judge the objects of an image, best fit first, against a caption."""
     problems: list[str] = []
     taken = [_take(objects, claim, problems) for claim in caption.claims]
-    if caption.kind is Kind.COUNTING:
+    if caption.kind is Kind.COUNTING or caption.kind in HARD_KINDS:
         for claim in caption.claims:
             seen = sum(item.shape is claim.shape for item in objects)
             if seen > claim.count:
                 problems.append(f"{claim.shape.value}: expected exactly {claim.count}, found {seen}")
-    if caption.relation is not None and not problems:
-        for a in taken[0]:
-            for b in taken[1]:
-                held = relative_position(a.box, b.box)
-                if caption.relation not in held:
-                    names = " and ".join(relation.value for relation in held) or "nowhere in particular of"
-                    shapes = [claim.shape.value for claim in caption.claims]
-                    expected = f"expected {shapes[0]} {caption.relation.value} {shapes[1]}"
-                    problems.append(f"{expected}, found {names}")
+    for place, relation in enumerate(() if problems else caption.relations):
+        (a,), (b,) = taken[place : place + 2]  # captions with relations name one object each
+        held = relative_position(a.box, b.box)
+        if relation not in held:
+            names = " and ".join(other.value for other in held) or "nowhere in particular of"
+            first, second = (claim.shape.value for claim in caption.claims[place : place + 2])
+            problems.append(f"expected {first} {relation.value} {second}, found {names}")
     return Verdict(correct=not problems, reason="; ".join(problems), objects=objects)
 
 

@@ -23,13 +23,13 @@ from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import Kind, parse_caption
+from ttsvar_ray.shapes.captions import KINDS, Kind, parse_caption
 from ttsvar_ray.shapes.world import COLORS, SHAPES
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_negative_is_true_and_no_true_caption_is_false(kind: Kind) -> None:
-    rng = np.random.default_rng([1, list(Kind).index(kind)])
+    rng = np.random.default_rng([1, KINDS.index(kind)])
     for _ in range(60):
         scene, caption = sample_example(rng, kind)
         true = {other.text for other in true_captions(scene)}
@@ -38,7 +38,7 @@ def test_no_negative_is_true_and_no_true_caption_is_false(kind: Kind) -> None:
         negatives = draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1)
         assert len(negatives) == CAPTIONS_PER_IMAGE - 1
         for negative in negatives:
-            assert write_caption(negative.kind, negative.claims, negative.relation).text not in true
+            assert write_caption(negative.kind, negative.claims, negative.relations).text not in true
 
 
 def test_exchanged_relations_and_colours_are_always_among_the_negatives() -> None:

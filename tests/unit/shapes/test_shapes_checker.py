@@ -14,7 +14,7 @@ from recipes.shapes.render import render
 from recipes.shapes.scenes import Scene, SceneObject, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import parse_caption
+from ttsvar_ray.shapes.captions import HARD_KINDS, Kind, parse_caption
 from ttsvar_ray.shapes.checker import check, judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
 from ttsvar_ray.shapes.world import COLORS, PALETTE, SHAPES, Color, Shape
@@ -38,12 +38,21 @@ def found(
     return FoundObject(shape=shape, color=color, fit=fit, box=box, area=80.0)
 
 
+def chain(*corners: tuple[int, int]) -> list[FoundObject]:
+    """A ring, a bar and a moon at these upper left corners."""
+    shapes = (Shape.RING, Shape.BAR, Shape.MOON)
+    return [found(shape, box=(x, y, x + 10, y + 10)) for shape, (x, y) in zip(shapes, corners, strict=True)]
+
+
+@pytest.mark.parametrize("kinds", [(None,), HARD_KINDS])
 @pytest.mark.parametrize(("size", "sigma"), [(48, 0.0), (48, 0.7), (96, 0.0), (96, 1.4)])
-def test_right_on_renders_and_strict_on_swapped_captions(size: int, sigma: float) -> None:
+def test_right_on_renders_and_strict_on_swapped_captions(
+    size: int, sigma: float, kinds: tuple[Kind | None, ...]
+) -> None:
     rng = np.random.default_rng(2024)
     accepted = rejected = swapped = 0
-    for _ in range(300):
-        scene, caption = sample_example(rng)
+    for row in range(300):
+        scene, caption = sample_example(rng, kinds[row % len(kinds)])
         image = render(scene, size)
         if sigma:
             image = blurred(image, sigma, rng)
@@ -161,6 +170,33 @@ def test_a_grey_object_has_no_colour_name() -> None:
             [found(Shape.RING), found(Shape.BAR, box=(11, 11, 21, 21))],
             False,
             "expected ring left of bar, found nowhere in particular of",
+        ),
+        # The harder kinds count exactly, and each relation binds the two phrases beside it.
+        ("two rings and a bar", [found(Shape.RING)] * 2 + [found(Shape.BAR), found(Shape.MOON)], True, ""),
+        (
+            "two rings and a bar",
+            [found(Shape.RING)] * 2 + [found(Shape.BAR)] * 2,
+            False,
+            "bar: expected exactly 1, found 2",
+        ),
+        (
+            "two red rings and a bar",
+            [found(Shape.RING), found(Shape.RING, Color.BLUE), found(Shape.BAR)],
+            False,
+            "ring: expected 2 red, found red, blue",
+        ),
+        (
+            "a ring and a bar and a moon",
+            [found(Shape.RING), found(Shape.BAR)],
+            False,
+            "moon: expected 1, found 0",
+        ),
+        ("a ring left of a bar above a moon", chain((10, 10), (30, 10), (30, 30)), True, ""),
+        (
+            "a ring left of a bar above a moon",
+            chain((10, 30), (30, 30), (10, 10)),
+            False,
+            "expected bar above moon, found right of and below",
         ),
     ],
 )

@@ -100,17 +100,17 @@ def test_a_relation_is_placed_clearly(relation: Relation) -> None:
     for _ in range(20):
         first, second = rng.permutation(len(SHAPES))[:2]
         items = [(SHAPES[first], Color.RED), (SHAPES[second], Color.BLUE)]
-        scene = sample_scene(rng, items, relation)
+        scene = sample_scene(rng, items, [relation])
         assert [(item.shape, item.color) for item in scene.objects] == items
         assert clear_relation(scene.objects[0], scene.objects[1]) is relation
 
 
 def test_sampling_refuses_what_it_cannot_place() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="1 to 4 objects, got 5"):
-        sample_scene(rng, [(Shape.BAR, Color.RED)] * 5)
-    with pytest.raises(ValueError, match="exactly two objects, got 1"):
-        sample_scene(rng, [(Shape.BAR, Color.RED)], Relation.LEFT)
+    with pytest.raises(ValueError, match="1 to 6 objects, got 7"):
+        sample_scene(rng, [(Shape.BAR, Color.RED)] * 7)
+    with pytest.raises(ValueError, match="2 need one object more, got 2"):
+        sample_scene(rng, [(Shape.BAR, Color.RED)] * 2, [Relation.LEFT] * 2)
 
 
 def test_pixels_are_object_colour_inside_and_background_outside() -> None:
