@@ -122,7 +122,10 @@ def fetch(
 
         overrides = options.overrides({"model.name": model}, settings)
         config = load_config(Path(job) if job else None, overrides, needs_files=False)
-        left_over = [download for download in downloads(config) if not _bring(download, dry_run=dry_run)]
+        wanted = downloads(config)
+        if not wanted:
+            typer.echo(f"model {config.model.name}: nothing to fetch, all that it reads is here")
+        left_over = [download for download in wanted if not _bring(download, dry_run=dry_run)]
         if left_over and not dry_run:
             raise typer.Exit(ExitCode.BAD_SETTINGS)
 

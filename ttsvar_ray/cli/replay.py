@@ -79,7 +79,8 @@ def replay(
                 marks = [one in kept for one in range(len(drawn))]
                 told = f"scale {scale}, {len(drawn)} trajectories, of which {len(kept)} were kept (green)"
             else:
-                drawn = run.replayer.scales(result.prompt_used, _bits(record, slot))
+                bits = _bits(record, slot)
+                drawn = run.replayer.scales(result.prompt_used, bits)
                 captions = [f"scale {one}" for one in range(len(drawn))]
                 fate = "kept" if slot in record.ancestor_index else "dropped"
                 told = f"{len(drawn)} scales of trajectory {slot}, which was {fate} at scale {scale}"

@@ -82,7 +82,8 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:
-        problems.append(f"--set {override}: the value is not valid YAML{yaml_place(error)}")
+        quoted = f"if it is a text, quote it for YAML, too: --set '{name}=\"{text}\"'"
+        problems.append(f"--set {override}: the value is not valid YAML{yaml_place(error)}; {quoted}")
         return
     section = settings
     for key in keys[:-1]:

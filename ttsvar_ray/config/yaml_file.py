@@ -119,7 +119,7 @@ def read_job_file(path: Path, kind: str = "job file") -> dict[str, Any]:
     if not isinstance(settings, dict):
         keys = {"plan file": "'strategy:'", "sweep file": "'base:' and 'variants:'"}
         names = keys.get(kind, "'model:' and 'prompts:'")
-        found = type(settings).__name__
+        found = "text" if isinstance(settings, str) else type(settings).__name__
         raise ConfigurationError(f"{path}: expected sections such as {names}, got one {found}")
     return settings
 

@@ -194,7 +194,9 @@ def test_an_ordinary_run_shows_what_it_dropped(searched: Path, tmp_path: Path) -
         f"6 scales of trajectory {dropped}, which was dropped at scale 5\n"
     )
     assert told().startswith("its ancestors up to scale 9, and the image itself")
-    done = CliRunner().invoke(app, ["replay", str(searched), TEXT, "--scale", "6", "--slot", "4"])
+    # Refused before the model is loaded, which this one could not be.
+    wrong = ["--scale", "6", "--slot", "4", "--set", "model.path=/absent"]
+    done = CliRunner().invoke(app, ["replay", str(searched), TEXT, *wrong])
     assert done.exit_code == 2
     assert "--slot: expected 0 to 3 of the population at scale 6, got 4" in done.output
 

@@ -135,3 +135,7 @@ def test_a_folder_with_a_dot_in_its_name_is_a_folder(tmp_path: Path) -> None:
     settings = ["reward.name=hps-v2.1", f"reward.path={tmp_path}/HPS_v2.1_compressed.pt"]
     with pytest.raises(ConfigurationError, match="what is fetched comes as a folder"):
         fetch.downloads(load_config(None, settings, needs_files=False))
+
+
+def test_a_job_that_reads_nothing_published_says_so() -> None:
+    assert run() == (0, "model shapes: nothing to fetch, all that it reads is here\n")

@@ -191,7 +191,8 @@ def test_all_problems_come_at_once() -> None:
         "--set nonsense: expected section.key=value, for example strategy.n=2",
         (
             "--set a.b=[: the value is not valid YAML at line 1, column 2: "
-            "expected the node content, but found '<stream end>'"
+            "expected the node content, but found '<stream end>'; if it is a text, quote it for YAML, too: "
+            "--set 'a.b=\"[\"'"
         ),
         "model: expected a section with keys of its own, got 3",
         (
@@ -239,7 +240,7 @@ def test_files_are_needed_to_generate() -> None:
         ("seed: 1\nseed: 2\n", "line 2, column 1: key 'seed' is written twice"),
         ("strategy:\n  n: 1\n  n: 2\n", "key 'n' is written twice"),
         ("- a\n- b\n", "got one list"),
-        ("just text", "got one str"),
+        ("just text", "got one text"),
         ("seed: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("1: 2", "1: unknown key"),
     ],
