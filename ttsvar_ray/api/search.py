@@ -353,15 +353,18 @@ def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prom
     """Yield prompts as a prompt file would: equal ids are told apart by their ordinal."""
     seen: dict[str, int] = {}
     for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts):
-        text = one if isinstance(one, str) else one.get("prompt")
-        if not isinstance(text, str) or not text.strip():
+        fields = {"prompt": one} if isinstance(one, str) else one
+        text = fields.get("prompt") if isinstance(fields, Mapping) else None
+        named = fields.get("id", text) if isinstance(fields, Mapping) else None
+        # As in a prompt file, a whole number is an id, too.
+        prompt_id = str(named) if isinstance(named, int) else named
+        if not isinstance(text, str) or not text.strip() or not isinstance(prompt_id, str):
             raise ConfigurationError(
-                f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', got {one!r}"
+                f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', texts, got {one!r}"
             )
-        prompt_id = text if isinstance(one, str) else one.get("id", text)
         ordinal = seen.get(prompt_id, 0)
         seen[prompt_id] = ordinal + 1
-        more = {} if isinstance(one, str) else {k: v for k, v in one.items() if k not in ("prompt", "id")}
+        more = {name: value for name, value in fields.items() if name not in ("prompt", "id")}
         yield Prompt(row=row, prompt_id=prompt_id, ordinal=ordinal, text=text, columns=more)
 
 

@@ -177,7 +177,7 @@ class SearchTree:
                 f"{'*' if slot == best else ''}{value:.3g}" for slot, value in enumerate(level.rewards)
             ]
             lines.append(head)
-            if numbers:
+            if numbers and not all(map(math.isnan, level.rewards)):
                 lines.append(f"    rewards  {'  '.join(numbers)}")
             if level.labels:
                 lines.append(f"    clusters {'  '.join(map(str, level.labels))}")

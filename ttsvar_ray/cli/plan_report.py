@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
@@ -33,12 +35,19 @@ _FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by
 _PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decode", "score")
 
 
+def _may_have_gpu() -> bool:
+    """Whether there is any sign of a GPU: asking torch takes seconds, most of a plan's."""
+    signs = ("nvidia*", "nvhost*", "kfd", "dxg")
+    return sys.platform != "linux" or any(any(Path("/dev").glob(sign)) for sign in signs)
+
+
 def _device(job: ResolvedJob) -> DeviceProfile:
     """Return a device that a job may run on, where none is named."""
     model, device = job.config.model, job.config.model.device
     # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
     on_gpu = device.startswith("cuda") or (
-        device == "auto" and (model.name in published_names() or resolve_device(device).type == "cuda")
+        device == "auto"
+        and (model.name in published_names() or (_may_have_gpu() and resolve_device(device).type == "cuda"))
     )
     return load_profile(USUAL_GPU if on_gpu else "cpu")
 

@@ -220,6 +220,8 @@ def test_an_operator_object_selects() -> None:
         ({"address": "auto"}, "say where, output="),
         ({"prompts": [" "]}, r"prompts\[0\]: expected a text"),
         ({"prompts": [{"id": "x"}]}, r"prompts\[0\]: expected a text, or a mapping"),
+        ({"prompts": [PROMPT, 5]}, r"prompts\[1\]: expected a text, or a mapping"),
+        ({"prompts": [{"prompt": PROMPT, "id": ["x"]}]}, r"prompts\[0\]: expected a text, or a mapping"),
     ],
 )
 def test_what_is_wrong_is_said(arguments: dict[str, Any], complaint: str) -> None:

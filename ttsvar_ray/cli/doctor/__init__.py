@@ -145,7 +145,7 @@ def show(finding: Finding, console: Console) -> None:
 
     mark = finding.mark.value
     line = Text.assemble(
-        (f"{finding.area:<15}", "bold"), f"{finding.name:<20}", (f"{mark:<8}", _STYLES[mark]), finding.text
+        (f"{finding.area:<15}", "bold"), f"{finding.name:<22} ", (f"{mark:<8}", _STYLES[mark]), finding.text
     )
     console.print(line, highlight=False, soft_wrap=True)
     for command in (finding.command or "").splitlines():
