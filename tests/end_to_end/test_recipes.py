@@ -160,12 +160,12 @@ def test_the_commands_of_the_launcher_files_run_on_what_their_set_up_brought(sta
             (checkout / part).symlink_to(ROOT / part)
         (checkout / "weights").symlink_to(staged.data / "weights")
         (checkout / ".venv").symlink_to(sys.prefix)
-    again = staged.shell(f"export HOME={home}; {fetch}", cwd=home)
+    again = staged.shell(f"export HOME=/data/home; {fetch}", cwd=home)
     assert again.returncode == 0 and again.stdout.count("there  ") == 5, again.stdout + again.stderr
     bucket = staged.data / "buckets" / name
-    entry = re.sub(r"(s3|gs)://YOUR-BUCKET/|/data/outputs/", f"{bucket}/", entry)
+    entry = re.sub(r"(s3|gs)://YOUR-BUCKET/|/data/outputs/", f"/data/buckets/{name}/", entry)
     settings = " ".join(f"--set {setting}" for setting in ON_A_CPU)
-    done = staged.shell(f"export HOME={home}; {entry} {settings}", cwd=home)
+    done = staged.shell(f"export HOME=/data/home; {entry} {settings}", cwd=home)
     assert done.returncode == 0, done.stdout + done.stderr
     assert pq.read_table(bucket / "infinity-2b" / "data").num_rows == 1
 
@@ -199,5 +199,5 @@ def test_a_machine_of_24_gb_holds_one_prompt_of_its_job(monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)
     shown = CliRunner().invoke(app, ["plan", "jobs/infinity_2b_24gb.yaml"])
     assert shown.exit_code == 0, shown.output
-    (row,) = re.findall(r"^ *24 GB .* (\d+) +(\d+)$", shown.stdout, flags=re.MULTILINE)
-    assert row == ("1", "1")
+    (row,) = re.findall(r"^ *24 GB +[\d.]+ GB +(\d+) +(\d+) ", shown.stdout, flags=re.MULTILINE)
+    assert row == ("1", "1"), "prompts under way, and side by side"
