@@ -15,12 +15,12 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock, guarded
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest, read_run
 from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
+from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns, data_schema
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.dataset.writer import (
     ChunkReport,
-    RowContext,
     partial_rows,
     write_chunk,
     write_part,

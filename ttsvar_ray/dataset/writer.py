@@ -41,10 +41,10 @@ from ttsvar_ray.dataset.part_manifest import (
     settle,
     write_part_manifest,
 )
-from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
+from ttsvar_ray.dataset.rows import RowContext, payload_bytes, rows_of
 from ttsvar_ray.dataset.trace import write_merged_trace, write_trace
-from ttsvar_ray.errors import DamagedImageError, LostRowsError, OutputError
-from ttsvar_ray.results import PromptFailure, PromptResult, ResultImage
+from ttsvar_ray.errors import LostRowsError, OutputError
+from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.storage import Location
 
 ROW_GROUP_BYTES = 96_000_000
@@ -53,36 +53,6 @@ ROW_GROUP_BYTES = 96_000_000
 ROW_GROUP_ROWS = 10_000
 
 _ROWS_READ_AT_A_TIME = 16
-
-_SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowContext:
-    """What all rows of a run have in common.
-
-    Attributes:
-        rounds: whether rows say what became of their prompt's rounds.
-        rewritten: whether rows say what the model read in place of their prompt.
-        image_costs: of the plan (`costs.image_costs`); empty where they are not counted.
-        plan: the plan itself; without it parts do not say what ran for them.
-    """
-
-    model: str
-    strategy: str
-    seed: int
-    reward_name: str
-    carried: tuple[CarriedColumn, ...] = ()
-    bits: bool = False
-    rounds: bool = False
-    rewritten: bool = False
-    image_costs: tuple[float, ...] = ()
-    plan: PlanRecord | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of the rows."""
-        return data_schema(self.carried, bits=self.bits, rounds=self.rounds, rewritten=self.rewritten)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +66,6 @@ class ChunkReport:
     part_bytes: int
 
 
-def _payload_bytes(payload: Any) -> bytes:
-    """Return a payload that is bytes already."""
-    if not isinstance(payload, bytes):
-        raise TypeError(f"image payload: expected bytes, got {type(payload).__name__}")
-    return payload
-
-
 def write_chunk(
     layout: OutputLayout,
     chunk_index: int,
@@ -111,7 +74,7 @@ def write_chunk(
     finished: Sequence[PromptResult],
     failed: Sequence[PromptFailure],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = _payload_bytes,
+    resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> ChunkReport:
     """Write what became of the prompts of a chunk, with what was kept of it, or put it into its part.
 
@@ -189,10 +152,11 @@ def write_chunk(
 def _what_ran(plan: PlanRecord | None, rows: Path, selections: Path) -> tuple[int, ...]:
     if plan is None:
         return ()
-    return plan.ran(
-        pq.read_table(rows, columns=list(plan.row_columns)),
-        pq.read_table(selections, columns=list(SELECTION_COLUMNS)),
-    )
+    with pq.ParquetFile(rows) as of_rows, pq.ParquetFile(selections) as of_selections:
+        return plan.ran(
+            of_rows.read(columns=list(plan.row_columns)),
+            of_selections.read(columns=list(SELECTION_COLUMNS)),
+        )
 
 
 def write_partial(
@@ -202,7 +166,7 @@ def write_partial(
     rows: range,
     finished: Sequence[PromptResult],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = _payload_bytes,
+    resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> None:
     """Keep finished prompts of a chunk that is not whole, beside those that were kept before.
 
@@ -264,13 +228,13 @@ def write_part(
     finished: Iterable[PromptResult],
     *,
     context: RowContext,
-    resolve: Callable[[Any], bytes] = _payload_bytes,
+    resolve: Callable[[Any], bytes] = payload_bytes,
 ) -> int:
     """Write one Parquet part to a local file, a row per kept image in the order given; return its rows.
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
     """
-    return _write_rows(path, _part_rows(finished, context, resolve), context.schema)
+    return _write_rows(path, rows_of(finished, context, resolve), context.schema)
 
 
 def _write_merged_part(
@@ -285,7 +249,7 @@ def _write_merged_part(
     schema = context.schema
     present = _present_rows(part, schema, without=ran)
     merged = heapq.merge(
-        present, _part_rows(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
+        present, rows_of(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
     )
     return _write_rows(path, merged, schema)
 
@@ -365,67 +329,3 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
         size += image_bytes
     if group:
         yield group
-
-
-def _part_rows(
-    finished: Iterable[PromptResult], context: RowContext, resolve: Callable[[Any], bytes]
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of finished prompts, best image of each first, fetching one image at a time."""
-    for outcome in finished:
-        for kept in sorted(outcome.images, key=lambda image: image.rank):
-            yield _row(outcome, kept, context, resolve)
-
-
-def _row(
-    outcome: PromptResult, kept: ResultImage, context: RowContext, resolve: Callable[[Any], bytes]
-) -> dict[str, Any]:
-    prompt, image = outcome.prompt, kept.image
-    content = resolve(image.payload)
-    if not image.is_intact(content):
-        raise DamagedImageError(
-            f"image {kept.rank} of prompt {prompt.key}: its bytes changed between its worker and here"
-        )
-    name = f"{prompt.row:08d}-{kept.rank}.{_SUFFIXES[image.image_format]}"
-    row: dict[str, Any] = {
-        "row": prompt.row,
-        "prompt_id": prompt.prompt_id,
-        "ordinal": prompt.ordinal,
-        "prompt": prompt.text,
-        "image": {"bytes": content, "path": name},
-        "image_rank": kept.rank,
-        "width": image.width,
-        "height": image.height,
-        "model": context.model,
-        "strategy": context.strategy,
-        "seed": context.seed,
-        "reward": kept.reward,
-        "reward_name": context.reward_name,
-        "reward_history": list(kept.reward_history),
-        "reward_members": list(kept.member_rewards),
-        "text_truncated": outcome.counters.get("text_truncated", 0) > 0,
-        "reward_texts_truncated": outcome.counters.get("reward_texts_truncated", 0),
-        "rewards_not_finite": outcome.counters.get("rewards_not_finite", 0),
-        "lineage": list(kept.lineage),
-    }
-    if context.rewritten:
-        row["prompt_used"] = prompt.model_text
-    if context.rounds:
-        row |= {
-            "round": kept.round_index,
-            "rounds": outcome.rounds,
-            "stopped": outcome.stopped,
-            "cost_images": _cost(outcome, context.image_costs),
-        }
-    if context.bits:
-        row["bits"] = list(kept.bits)
-    for column in context.carried:
-        row[column.name] = column.to_output(prompt.columns.get(column.source))
-    return row
-
-
-def _cost(outcome: PromptResult, image_costs: tuple[float, ...]) -> float | None:
-    """Return what a prompt cost, in images drawn without any search."""
-    if not image_costs:
-        return None
-    text, *each = image_costs
-    return text + sum(count * cost for count, cost in zip(outcome.trajectories, each, strict=True))
