@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 def test_equal_uniforms_give_equal_bits_pixels_and_ranks() -> None:
     model = random_model(MINIATURE, published_resolution("0.06M"), device=CPU, dtype=torch.float32)
     reward, extractor = random_reward(MINIATURE, device=CPU), random_extractor(MINIATURE, device=CPU)
-    plan = compile_plan(scale_schedule=model.scale_schedule)
+    # Half of the usual populations; they are clustered and drawn again all the same.
+    plan = compile_plan(scale_schedule=model.scale_schedule, batch_schedule=[4, 3, 3, 2, 2, 1, 1])
     prompt = Prompt(row=0, prompt_id="p", ordinal=0, text="a red circle above two green square")
     loop = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=plan, run_seed=5)
     drawn = loop.run(prompt)

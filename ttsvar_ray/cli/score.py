@@ -14,7 +14,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
-    from ttsvar_ray.dataset import OutputLayout, RunManifest
+    from ttsvar_ray.dataset import OutputLayout
     from ttsvar_ray.evaluate.scorers import ScorerSpec
     from ttsvar_ray.types import Float32Array, Float64Array
 
@@ -103,7 +103,7 @@ def score(
                 "expected --reward, --safety, --near-duplicates or --similar, got none of them"
             )
         run_scorers(layout, specs, workers=workers, address=address)
-        lines = summary_lines(layout, manifest, specs)
+        lines = summary_lines(layout, specs)
         if near_duplicates is not None:
             found, total = mark_near_duplicates(layout, _HASHES, _DUPLICATES, bits=near_duplicates)
             lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
@@ -274,7 +274,7 @@ def run_scorers(
             typer.echo(f"{count} of {len(work)} parts", err=True)
 
 
-def summary_lines(layout: OutputLayout, manifest: RunManifest, specs: list[ScorerSpec]) -> list[str]:
+def summary_lines(layout: OutputLayout, specs: list[ScorerSpec]) -> list[str]:
     """Return mean, standard error and quantiles over prompts of each score of the best images."""
     import numpy as np
 

@@ -76,8 +76,8 @@ class Utilization:
     When the run outgrows the bins, neighbours are merged and the width doubles.
     """
 
-    def __init__(self, bin_seconds: float = 1.0) -> None:
-        self.bin_seconds = bin_seconds
+    def __init__(self) -> None:
+        self.bin_seconds = 1.0
         self._totals = [0.0] * len(_INDEX)
         self._bins: list[list[float]] = [[] for _ in _INDEX]
 

@@ -157,9 +157,7 @@ class InfinityPreset:
         )
 
 
-def _layers(
-    name: str, layers: int, width: int, heads: int, tokenizer: str, size: str = "0.06M"
-) -> InfinityPreset:
+def _layers(name: str, layers: int, width: int, heads: int, tokenizer: str) -> InfinityPreset:
     return InfinityPreset(
         name=name,
         published_name=f"infinity_layer{layers}",
@@ -168,7 +166,7 @@ def _layers(
         num_heads=heads,
         block_chunks=4,
         tokenizer=TOKENIZERS[tokenizer],
-        size=size,
+        size="0.06M",
     )
 
 
