@@ -140,3 +140,40 @@ REPLAYED = (
     staged("no reward: 8, density to 1 at 5", [(0, 8, None), (5, 1, "density")]),
     staged("no reward: 8, likelihood to 1 at 6", [(0, 8, None), (6, 1, "likelihood")]),
 )
+
+LOOKING = (
+    *(
+        staged(
+            f"{start}, the best at {scale} by its feature map",
+            [(0, start, None), (scale, 1, "top-k")],
+            final={"map_scales": [scale]},
+        )
+        for start, scale in ((8, 6), (8, 5), (4, 6))
+    ),
+    staged(
+        "8, 4 at 4 by their feature maps, the best at 6",
+        [(0, 8, None), (4, 4, "top-k"), *_CUT],
+        final={"map_scales": [4]},
+    ),
+    staged(
+        "8, 2 at 6 by their feature maps, the better at the end",
+        [(0, 8, None), (6, 2, "top-k")],
+        final={"map_scales": [6]},
+    ),
+    *(
+        staged(
+            f"8, the best at {scale} by a look ahead to {ahead}",
+            [(0, 8, None), (scale, 1, "top-k")],
+            final={"look_ahead": {scale: ahead}},
+        )
+        for scale, ahead in ((2, 8), (4, 6), (4, 8), (5, 8))
+    ),
+    staged(
+        "8, 4 at 4 by a look ahead to 8, the best at 6",
+        [(0, 8, None), (4, 4, "top-k"), *_CUT],
+        final={"look_ahead": {4: 8}},
+    ),
+    staged("8, 4 at 4 by reward, the best at 6", [(0, 8, None), (4, 4, "top-k"), *_CUT]),
+)
+"""Replayed, too, where trajectories are judged otherwise than by a decode of what is there; the last is their
+control."""

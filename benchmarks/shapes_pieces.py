@@ -23,8 +23,14 @@ from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.models.cached_model import CachedModel
+from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.rewards.map_reward import own_map_reward
+from ttsvar_ray.rewards.registry import build_reward
+from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
+from ttsvar_ray.search.plan import Look
 from ttsvar_ray.search.replay import Trajectories
 from ttsvar_ray.shapes.captions import KINDS, Caption, Kind
 from ttsvar_ray.shapes.checker import check
@@ -226,6 +232,64 @@ SCORED_POOL = Method(
 )
 
 
+LOOKS_AHEAD = ((2, 8), (4, 6), (4, 8), (5, 8))
+"""(scale, scale that is run on to): looks at the pool's trajectories besides."""
+MAP_LOOKS = (4, 5, 6)
+"""Scales whose rewards are read off the feature map besides."""
+
+
+def run_looks(model: str, seed: int, share: Share, path: Path) -> None:
+    """Draw the first scales of a pool's share again, to the bit, and judge them otherwise than by a decode.
+
+    Raises:
+        RuntimeError: a reward by a decode that is not the pool's: these are other trajectories.
+    """
+    if path.exists():
+        return
+    pool = pool_path(path.parent, share)
+    engine = build_engine(resolve(job(Method(name="", strategy={"name": "raw"}), model, seed)))
+    drawn, reward = engine.model, build_reward("shapes", path=describe_model(model).reward_path)
+    assert isinstance(drawn, CachedModel)
+    patches = own_map_reward(reward, describe_model(model).reward_path)
+    with np.load(pool) as file:
+        keys, known = file["key"].tolist(), file["rewards"][:, :, POOL_SCALES.index(4)]
+    found: dict[str, list[np.ndarray]] = {}
+    for key, expected in zip(keys, known, strict=True):
+        prompt = next(one for one, _ in share.prompts() if one.key == key)
+        texts = [prompt.text] * POOL_SIZE
+        state = drawn.start(drawn.encode_text([prompt.text]), [0] * POOL_SIZE)
+        for scale in range(1 + max(MAP_LOOKS)):
+            height, width = drawn.scale_schedule[scale]
+            count = height * width * drawn.bits_per_token
+            state = drawn.advance(
+                state, np.stack([bit_uniforms(seed, key, scale, slot, count) for slot in range(POOL_SIZE)])
+            )
+            if scale == 4 and not np.array_equal(reward.score(drawn.decode(state), texts), expected):
+                raise RuntimeError(f"{key}: these are not the trajectories of {pool}")
+            for look in (one for one in LOOKS_AHEAD if one[0] == scale):
+                images = drawn.decode(drawn.look_ahead(state, look[1]))
+                found.setdefault(f"ahead {look[0]} {look[1]}", []).append(reward.score(images, texts))
+            if scale in MAP_LOOKS:
+                scores = patches.score_maps(drawn.feature_map(state), texts)
+                found.setdefault(f"map {scale}", []).append(scores)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as out:
+        np.savez_compressed(out, **{name: np.array(rows, np.float64) for name, rows in found.items()})
+    partial.replace(path)
+
+
+def _looked(path: Path, at: int) -> dict[Look, np.ndarray]:
+    """Return the other looks at one prompt of a pool's share; none where they were not taken."""
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        named = [(name.split(), file[name][at]) for name in file.files]
+    return {
+        Look(scale_index=int(words[1]), ahead_to=int(words[2]) if len(words) > 2 else None): rewards
+        for words, rewards in named
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PoolPrompt:
     """One prompt of a pool.
@@ -293,6 +357,7 @@ def load_pool(folder: Path, shares: Sequence[Share]) -> list[PoolPrompt]:
                         rewards=data["rewards"][at],
                         features=_by_scale(data, "features", at),
                         log_likelihood=_by_scale(data, "log_likelihood", at),
+                        looked=_looked(looks_path(folder, share), at),
                     ),
                 )
             )
@@ -305,6 +370,11 @@ def _by_scale(data: Mapping[str, np.ndarray], what: str, at: int) -> dict[int, n
         for name, values in data.items()
         if name.startswith(f"{what} ")
     }
+
+
+def looks_path(folder: Path, share: Share) -> Path:
+    """Return the file of the other looks at one share of a pool."""
+    return folder / f"looks-{share.prompts_of}-{share.per_kind}-{share.index}of{share.of}.npz"
 
 
 def pool_path(folder: Path, share: Share) -> Path:

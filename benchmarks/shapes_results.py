@@ -37,7 +37,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.shapes_methods import BEST_OF, POOL_METHOD, REPLAYED, RUN
+from benchmarks.shapes_methods import BEST_OF, LOOKING, POOL_METHOD, REPLAYED, RUN
 from benchmarks.shapes_pieces import (
     POOL_SCALES,
     POOL_SIZE,
@@ -48,8 +48,10 @@ from benchmarks.shapes_pieces import (
     job,
     load_pieces,
     load_pool,
+    looks_path,
     piece_path,
     pool_path,
+    run_looks,
     run_piece,
     run_pool,
 )
@@ -148,7 +150,9 @@ def table_rows(
         if finished:
             rows.append(run_row(method, model, finished))
     if reporting:
+        looked = [prompt for prompt in reporting if prompt.trajectories.looked]
         rows += [replayed_row(method, model, reporting) for method in (*adaptive, *REPLAYED)]
+        rows += [replayed_row(method, model, looked) for method in LOOKING if looked]
     return rows, curve
 
 
@@ -192,7 +196,7 @@ def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[C
     pieces: list[Callable[[], None]] = []
     for share in shares_of(options):
         pieces += [
-            functools.partial(run_pool, model, SEED, one, pool_path(folder, one))
+            functools.partial(_pool_and_looks, model, folder, one)
             for one in pool_shares(options, "reporting")
             if one.index % SHARES == share.index
         ]
@@ -201,6 +205,11 @@ def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[C
             for method in (*([POOL_METHOD] if options.best_of != POOL_SIZE else []), *searches)
         ]
     return pieces
+
+
+def _pool_and_looks(model: str, folder: Path, share: Share) -> None:
+    run_pool(model, SEED, share, pool_path(folder, share))
+    run_looks(model, SEED, share, looks_path(folder, share))
 
 
 def draw(rows: Sequence[Row], picture: Path) -> None:

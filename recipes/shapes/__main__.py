@@ -1,6 +1,6 @@
 """Train the built-in model: `python -m recipes.shapes [--stage ...]`.
 
-    scenes -> tokenizer -> examples -> transformer -> reward -> model directory
+    scenes -> tokenizer -> examples -> transformer -> reward -> model directory -> its reward on feature maps
 
 Each stage goes on from its last checkpoint; a run may be stopped and started at any moment. Learning
 curves are the .jsonl files of the work folder.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from recipes.shapes.assemble import assemble, trained_tokenizer
 from recipes.shapes.examples import make_examples, open_examples
+from recipes.shapes.map_stage import map_stage
 from recipes.shapes.parallel import run_ranks
 from recipes.shapes.pool import open_pool
 from recipes.shapes.progress import load_checkpoint
@@ -24,7 +25,7 @@ from recipes.shapes.tokenizer_stage import TokenizerRecipe, train_tokenizer
 from recipes.shapes.transformer_rank import EXAMPLES_SEED, transformer_rank
 from recipes.shapes.transformer_stage import TransformerRecipe
 
-STAGES = ("tokenizer", "transformer", "reward", "assemble")
+STAGES = ("tokenizer", "transformer", "reward", "assemble", "map")
 
 
 def _is_finished(work_dir: Path, stage: str, steps: int) -> bool:
@@ -69,6 +70,8 @@ def main() -> None:
         _reward_stage(work_dir, budget)
     if "assemble" in wanted:
         _assemble_stage(work_dir, arguments.model_dir or work_dir / "model")
+    if "map" in wanted and not map_stage(arguments.model_dir or work_dir / "model", work_dir, budget):
+        raise SystemExit("map: budget used up; the same command goes on")
 
 
 def _reward_stage(work_dir: Path, budget_seconds: float | None) -> None:

@@ -91,25 +91,34 @@ class TruncatedDecodes:
         with torch.inference_mode():
             pixels = torch.from_numpy(images[rows]).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             features = self._tokenizer.encode(pixels).float()
-            maps = self._truncate(features, torch.from_numpy(kept), torch.from_numpy(flips).float(), rng)
+            cut = torch.from_numpy(kept), torch.from_numpy(flips).float()
+            maps = truncated_maps(self._quantizer, features, *cut, rng)
             result[rows] = to_uint8(self._tokenizer.decode(maps)).cpu().numpy()
         return result
 
-    def _truncate(self, features: Tensor, kept: Tensor, flips: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return the map [B, d, H, W] that the first `kept` [B] scales of bits add up to."""
-        quantizer = self._quantizer
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        residual, summed, chosen = features, torch.zeros_like(features), torch.zeros_like(features)
-        for scale_index in range(len(quantizer.schedule)):
-            target = F.interpolate(residual, size=quantizer.map_size(scale_index), mode="area")
-            bits = quantizer.map_to_tokens(target) > 0
-            flipped = torch.rand(bits.shape, generator=generator) < flips[:, None, None]
-            bits = bits != flipped.to(bits.device)
-            step = quantizer.upsample(quantizer.codes(bits, scale_index), scale_index)
-            residual, summed = residual - step, summed + step
-            is_last = (kept == scale_index + 1).to(features.device)
-            chosen = torch.where(is_last[:, None, None, None], summed, chosen)
-        return chosen
+
+def truncated_maps(
+    quantizer: Quantizer, features: Tensor, kept: Tensor, flips: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Return the map [B, d, H, W] that the first `kept` [B] scales of bits add up to.
+
+    Args:
+        features: [B, d, H, W], the encoder's.
+        flips: [B], the share of bits that are turned over.
+        rng: names the bits.
+    """
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    residual, summed, chosen = features, torch.zeros_like(features), torch.zeros_like(features)
+    for scale_index in range(int(kept.max())):
+        target = F.interpolate(residual, size=quantizer.map_size(scale_index), mode="area")
+        bits = quantizer.map_to_tokens(target) > 0
+        flipped = torch.rand(bits.shape, generator=generator) < flips[:, None, None]
+        bits = bits != flipped.to(bits.device)
+        step = quantizer.upsample(quantizer.codes(bits, scale_index), scale_index)
+        residual, summed = residual - step, summed + step
+        is_last = (kept == scale_index + 1).to(features.device)
+        chosen = torch.where(is_last[:, None, None, None], summed, chosen)
+    return chosen
 
 
 TRUNCATIONS = (7, 8, 8, 9, 9, 10, 10, 11, 12, 13, 13, 13)

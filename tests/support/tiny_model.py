@@ -154,8 +154,17 @@ class TinyModel:
             bits=tuple(np.concatenate(scales) for scales in zip(*(s.bits for s in states), strict=True)),
         )
 
+    def look_ahead(self, state: TinyState, scale_index: int) -> TinyState:
+        self.calls.append(("look_ahead", state.text.shape[0]))
+        while len(state.bits) <= scale_index:
+            state = self._append(state, (self._thresholds(state) > 0.5).astype(np.uint8))
+        return state
+
     def scale_index(self, state: TinyState) -> int:
         return len(state.bits)
+
+    def feature_map(self, state: TinyState) -> Int64Array:
+        return state.feature_map
 
     def bits(self, state: TinyState) -> tuple[np.ndarray, ...]:
         return state.bits
@@ -192,6 +201,14 @@ class TinyModel:
     def _grid(self, scale_index: int) -> tuple[Int64Array, Int64Array]:
         height, width = self.scale_schedule[scale_index]
         return np.arange(height) * self._height // height, np.arange(width) * self._width // width
+
+
+class TinyMapReward:
+    """A score of the map that says nothing, and that no two maps share."""
+
+    def score_maps(self, maps: Int64Array, texts: Sequence[str]) -> Float32Array:
+        weights = np.arange(maps[0].size) % 97
+        return ((maps.reshape(len(maps), -1) * weights).sum(axis=1) % 1009).astype(np.float32)
 
 
 class TinyReward:

@@ -247,7 +247,7 @@ def _table(report: JobReport) -> list[str]:
             row.selection or "-",
             str(row.survivors),
             str(row.decodes or "-"),
-            str(row.population) if row.scored else "-",
+            _scored(row),
         )
         if costs is not None:
             scale = costs.scales[index]
@@ -255,6 +255,15 @@ def _table(report: JobReport) -> list[str]:
         rows.append(cells)
     costly = (unit, "share", "KV cache") if costs else ()
     return table_lines(_PLAN_HEADER + costly, rows, texts=0, tight=True)
+
+
+def _scored(row: ScaleRow) -> str:
+    """Return how many trajectories are scored after a scale, and by what, where not by a decode."""
+    if not row.scored:
+        return "-"
+    if row.look is None:
+        return str(row.population)
+    return f"{row.population} map" if row.on_map else f"{row.population} at {row.look.ahead_to}"
 
 
 def _row_json(row: ScaleRow) -> dict[str, Any]:
@@ -267,13 +276,15 @@ def _row_json(row: ScaleRow) -> dict[str, Any]:
         "survivors": row.survivors,
         "decoded": row.decodes,
         "scored": row.scored,
+        "look": None if row.look is None else "map" if row.on_map else row.look.ahead_to,
     }
 
 
 def _demand_line(report: JobReport) -> str:
     demand = selector_demand(report.plan)
     return (
-        f"per prompt: {demand.decodes} images decoded, {demand.embeddings} embedded, {demand.scores} scored; "
+        f"per prompt: {demand.decodes} images decoded, {demand.embeddings} embedded, {demand.scores} scored"
+        f"{f', {demand.maps} feature maps scored' if demand.maps else ''}; "
         f"{report.plan.survivors_after[-1]} finished"
     )
 

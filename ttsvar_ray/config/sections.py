@@ -188,6 +188,15 @@ class StrategyConfig(Section):
         default=None,
         description="adaptive: images that a prompt may cost on average; the calibration chooses thresholds",
     )
+    map_scales: tuple[ScaleIndex, ...] | None = Field(
+        default=None,
+        description="scales whose rewards are read off the feature map, without decoding (reward.on_map)",
+    )
+    look_ahead: dict[ScaleIndex, ScaleIndex] | None = Field(
+        default=None,
+        description="{scale: later scale}: rewards of the scale are those of the image that each trajectory "
+        "comes to there, run on without guidance and with the likelier value of every bit",
+    )
     final_mean_of: tuple[ScaleIndex, ...] | None = Field(
         default=None,
         description="scales: final images are ranked by the mean reward of their lineage there",
@@ -262,6 +271,11 @@ class RewardConfig(Section):
     preprocessing: Preprocessing = Field(
         default=Preprocessing.PUBLISHED,
         description="image to pixels as the reward's authors did it, or faster as tensors on its device",
+    )
+    on_map: Text = Field(
+        default="auto",
+        description='what reads rewards off feature maps (strategy.map_scales): "auto", a file beside the '
+        'reward\'s weights, or one of your own: "package.module:Name"',
     )
     nonfinite: Literal["error", "worst"] = Field(
         default="error",

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.costs.encoder import EncoderShape
+from ttsvar_ray.search.plan import Look
 from ttsvar_ray.types import Precision
-from ttsvar_ray.vision.published import NetworkCost
+from ttsvar_ray.vision.published import NO_COST, NetworkCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,9 @@ class JobNetworks:
         reward, extractor: of the job; the extractor costs nothing where the plan does not cluster.
         reward_precision, extractor_precision: what their networks compute in.
         recorded_bytes: that a GPU keeps for passes recorded as CUDA graphs, whatever runs.
+        map_reward: what reads rewards off feature maps, beyond the reward's own weights; no cost where the
+            plan has no such scales.
+        ahead: the model's scales without guidance, which looks ahead run; empty where the plan has none.
     """
 
     model: ModelCost
@@ -164,6 +168,14 @@ class JobNetworks:
     reward_precision: Precision = Precision.FLOAT32
     extractor_precision: Precision = Precision.FLOAT32
     recorded_bytes: int = 0
+    map_reward: NetworkCost = NO_COST
+    ahead: tuple[ScaleCost, ...] = ()
+
+    def ahead_of(self, look: Look | None) -> tuple[ScaleCost, ...]:
+        """Return the scales that a look at a trajectory runs and that are not kept."""
+        if look is None or look.ahead_to is None:
+            return ()
+        return self.ahead[look.scale_index + 1 : look.ahead_to + 1]
 
     @property
     def text_share(self) -> float:
@@ -178,6 +190,7 @@ class JobNetworks:
             "text encoder": self.text_encoder.parameters,
             "reward": self.reward.parameters,
             "features": self.extractor.parameters,
+            "map reward": self.map_reward.parameters,
         }
 
     @property
@@ -188,4 +201,5 @@ class JobNetworks:
             "text encoder": self.text_encoder_bytes,
             "reward": self.reward_precision.element_bytes * self.reward.parameters,
             "features": self.extractor_precision.element_bytes * self.extractor.parameters,
+            "map reward": self.reward_precision.element_bytes * self.map_reward.parameters,
         }

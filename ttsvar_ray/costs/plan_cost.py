@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ttsvar_ray.costs.model import JobNetworks, ScaleCost
 from ttsvar_ray.dataset.accounting import PlanRecord, SegmentRecord
-from ttsvar_ray.search.describe import ScaleRow, describe, selector_demand
+from ttsvar_ray.search.describe import ScaleRow, describe
 from ttsvar_ray.search.plan import Plan, Segment
 
 
@@ -33,7 +33,7 @@ class PlanCost:
 
     Attributes:
         scales: scale by scale.
-        transformer_flops: all scales, and the text projections once.
+        transformer_flops: all scales, those that looks ahead run included, and the text projections once.
         decode_flops: intermediate images for the selectors, and the final ones.
         selector_flops: features and rewards.
         encode_text_flops: the prompt, once.
@@ -78,21 +78,35 @@ def plan_cost(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> Pla
         )
         for row, cost in zip(describe(plan), model.scales, strict=True)
     )
-    demand = selector_demand(plan)
+    seen = [_seen(row, networks, selector_decode, num_scales=plan.num_scales) for row in describe(plan)]
+    ahead, decodes, selectors = (
+        sum(scale.row.population * one[part] for scale, one in zip(scales, seen, strict=True))
+        for part in range(3)
+    )
     final_images = plan.survivors_after[-1]
     kept = [scale.kv_bytes for scale in scales[:-1]]
     if len(scales) > 1:
         kept.append(final_images * scales[-2].cost.kv_bytes)
-    decodes = (demand.decodes - final_images) * model.decodes[selector_decode].flops
     return PlanCost(
         scales=scales,
-        transformer_flops=sum(scale.flops for scale in scales) + share * model.text.flops,
-        decode_flops=decodes + final_images * model.decodes["full"].flops,
-        selector_flops=(
-            demand.embeddings * networks.extractor.image_flops + demand.scores * networks.reward.image_flops
-        ),
+        transformer_flops=sum(scale.flops for scale in scales) + ahead + share * model.text.flops,
+        decode_flops=decodes,
+        selector_flops=selectors,
         encode_text_flops=networks.text_encoder.flops(networks.text_tokens) + networks.reward.text_flops,
         peak_kv_bytes=max(kept, default=0),
+    )
+
+
+def _seen(
+    row: ScaleRow, networks: JobNetworks, selector_decode: str, *, num_scales: int
+) -> tuple[float, float, float]:
+    """Return the FLOPs of looking at one trajectory after a scale: running ahead, decodes, selectors."""
+    size = "full" if row.scale_index == num_scales - 1 else selector_decode
+    reward = networks.map_reward if row.on_map else networks.reward
+    return (
+        sum(scale.flops(networks.text_share) for scale in networks.ahead_of(row.look)),
+        row.decodes / row.population * networks.model.decodes[size].flops,
+        row.scored * reward.image_flops + row.embedded * networks.extractor.image_flops,
     )
 
 
@@ -103,14 +117,10 @@ def image_costs(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> t
     """
     model, share = networks.model, networks.text_share
     rows = describe(plan.alone)
-    reward, extractor = networks.reward.image_flops, networks.extractor.image_flops
-    final = model.decodes["full"].flops + reward
+    final = model.decodes["full"].flops + networks.reward.image_flops
 
     def flops_after(row: ScaleRow) -> float:
-        if row.scale_index == plan.num_scales - 1:
-            return final
-        decode = row.decodes * model.decodes[selector_decode].flops
-        return decode + row.scored * reward + row.embedded * extractor
+        return sum(_seen(row, networks, selector_decode, num_scales=plan.num_scales))
 
     text = (
         share * model.text.flops
@@ -144,19 +154,19 @@ def plan_record(plan: Plan, networks: JobNetworks | None, *, selector_decode: st
             population=segment.population,
             selection=None if segment.selection is None else segment.selection.operator.name,
             decoded=sum(row.decodes for row in rows),
-            scored=sum(row.scored for row in rows),
+            scored=sum(row.judged for row in rows),
             embedded=sum(row.embedded for row in rows),
         )
         if networks is None:
             return told
-        sizes = ["full" if row.scale_index == plan.num_scales - 1 else selector_decode for row in rows]
-        reward, extractor = networks.reward.image_flops, networks.extractor.image_flops
-        scales, decodes = networks.model.scales, networks.model.decodes
+        scales = networks.model.scales
+        seen = [_seen(row, networks, selector_decode, num_scales=plan.num_scales) for row in rows]
+        ahead, decodes, selectors = (sum(one[part] for one in seen) for part in range(3))
         return replace(
             told,
-            transformer=sum(scales[row.scale_index].flops(networks.text_share) for row in rows),
-            decodes=sum(row.decodes * decodes[size].flops for row, size in zip(rows, sizes, strict=True)),
-            selectors=told.scored * reward + told.embedded * extractor,
+            transformer=ahead + sum(scales[row.scale_index].flops(networks.text_share) for row in rows),
+            decodes=decodes,
+            selectors=selectors,
         )
 
     segments = tuple(map(record, plan.segments))
@@ -168,7 +178,7 @@ def plan_record(plan: Plan, networks: JobNetworks | None, *, selector_decode: st
             + networks.reward.text_flops
         )
         final = networks.model.decodes["full"].flops + networks.reward.image_flops
-        image = text + sum(segment.transformer for segment in segments) + final
+        image = text + sum(scale.flops(networks.text_share) for scale in networks.model.scales) + final
     return PlanRecord(
         strategy=plan.strategy,
         growth=plan.rounds.growth,

@@ -32,9 +32,9 @@ from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import KeepsMemory, NextScaleModel, ScoringModel
+from ttsvar_ray.models.protocol import KeepsMemory, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps
 from ttsvar_ray.results import FinalImage, PackedBits
-from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
+from ttsvar_ray.rewards.protocol import MapReward, Reward, RewardEnsemble
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, Segment
 from ttsvar_ray.search.selection import rank_images
@@ -108,6 +108,7 @@ class Engine:
         plan: Plan,
         run_seed: int,
         settings: EngineSettings,
+        map_reward: MapReward | None = None,
     ) -> None:
         """Bind the parts; everything was validated by whoever built them.
 
@@ -118,6 +119,7 @@ class Engine:
             plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
             settings: see `EngineSettings`.
+            map_reward: scores feature maps; None where the plan reads no rewards off them.
         """
         if tuple(model.scale_schedule) != tuple(plan.scale_schedule):
             raise ValueError(
@@ -131,6 +133,15 @@ class Engine:
                 f"model: the plan reads likelihoods, and model {model.name!r} has no advance_scored to tell "
                 "them; add it, or choose other operators"
             )
+        for needed, has, what in (
+            (plan.reads_maps, isinstance(model, ShowsMaps) and map_reward is not None, "feature_map"),
+            (plan.looks_ahead, isinstance(model, LooksAhead), "look_ahead"),
+        ):
+            if needed and not has:
+                raise ValueError(
+                    f"model: the plan judges trajectories by their {what}, and model {model.name!r} has "
+                    "none, or nothing here scores it; add it, or leave map_scales and look_ahead"
+                )
         self.plan = plan
         self.settings = settings
         self.model = model
@@ -155,6 +166,7 @@ class Engine:
             model=model,
             ensemble=self._ensemble,
             extractor=extractor,
+            map_reward=map_reward,
             store=self._store,
             run_seed=run_seed,
             selector_decode=settings.selector_decode,

@@ -22,12 +22,12 @@ from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor
-from ttsvar_ray.models.protocol import CutsTexts, NextScaleModel, ScoringModel
+from ttsvar_ray.models.protocol import CutsTexts, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps
 from ttsvar_ray.results import PackedBits
-from ttsvar_ray.rewards.protocol import RewardEnsemble
+from ttsvar_ray.rewards.protocol import MapReward, RewardEnsemble
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Signal
-from ttsvar_ray.search.plan import Segment
+from ttsvar_ray.search.plan import Look, Segment
 from ttsvar_ray.types import Float32Array, Float64Array, Int64Array, UInt8Array
 
 
@@ -65,6 +65,7 @@ class SegmentRunner:
         model: NextScaleModel,
         ensemble: RewardEnsemble,
         extractor: FeatureExtractor | None,
+        map_reward: MapReward | None,
         store: StateStore,
         run_seed: int,
         selector_decode: str,
@@ -76,7 +77,7 @@ class SegmentRunner:
         """Bind the parts.
 
         Args:
-            model, ensemble, extractor, store, run_seed, selector_decode: see `Engine`.
+            model, ensemble, extractor, map_reward, store, run_seed, selector_decode: see `Engine`.
             segments: of the plan.
             pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
                 are trajectories.
@@ -88,6 +89,7 @@ class SegmentRunner:
         self._reads_likelihood = reads_likelihood
         self._ensemble = ensemble
         self._extractor = extractor
+        self._map_reward = map_reward
         self._store = store
         self._run_seed = run_seed
         self._selector_decode = selector_decode
@@ -144,14 +146,16 @@ class SegmentRunner:
             log_likelihood += logs[: len(rows)]
             ends = scale_index == segment.last_scale
             embedded = ends and Signal.FEATURES in segment.reads
-            scored = scale_index in segment.scored_scales
-            if not (scored or embedded or (ends and segment.is_last)):
-                continue
+            scored, look = scale_index in segment.scored_scales, segment.look(scale_index)
             final = ends and segment.is_last
+            if look is not None:
+                rewards[:, segment.scored_scales.index(scale_index)] = self._looked(look, state, rows)
+            if not (final or embedded or (scored and look is None)):
+                continue
             # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What scores
             # images has batches of its own.
             images = self._model.decode(state, size="full" if final else self._selector_decode)[: len(rows)]
-            if scored:
+            if scored and look is None:
                 scores = self._ensemble.score(images, [row.task.prompt.text for row in rows])
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
                 if final:
@@ -181,6 +185,27 @@ class SegmentRunner:
             for i in range(len(rows))
         ]
         return outcomes, counters
+
+    def _looked(self, look: Look, state: Any, rows: Sequence[Row]) -> Float32Array:
+        """Return the rewards [rows, members] of trajectories that no decode of what is there judges.
+
+        The state stays what it is, whatever was run on from it.
+        """
+        texts = [row.task.prompt.text for row in rows]
+        if look.ahead_to is not None:
+            assert isinstance(self._model, LooksAhead)
+            ahead = self._model.look_ahead(state, look.ahead_to)
+            images = self._model.decode(ahead, size=self._selector_decode)[: len(rows)]
+            return self._ensemble.score(images, texts).rewards
+        assert isinstance(self._model, ShowsMaps)
+        assert self._map_reward is not None, "a plan that reads maps has what scores them"
+        maps = self._model.feature_map(state)[: len(rows)]
+        scores = np.asarray(self._map_reward.score_maps(maps, texts), dtype=np.float32)
+        if scores.shape != (len(rows),):
+            raise ValueError(
+                f"map reward: expected one score for each of {len(rows)} maps, got shape {scores.shape}"
+            )
+        return scores[:, None]
 
     def _count_cut_texts(
         self, rows: Sequence[Row], by_rewards: Int64Array, counters: dict[int, Counter[str]]

@@ -13,7 +13,8 @@ from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
-from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
+from ttsvar_ray.own_code import is_own, load_own
+from ttsvar_ray.rewards.protocol import MapReward, Reward, RewardEnsemble
 from ttsvar_ray.rewards.registry import build_reward
 
 DRAW_THREADS_BESIDE_GPU = 4
@@ -38,10 +39,12 @@ def build_engine(
     config, engine = job.config, job.config.engine
     model = build_model(job)
     image_format, quality, png_level = image_settings(config)
+    ensemble = build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward])
     return Engine(
         model=model,
+        map_reward=_build_map_reward(job, ensemble),
         extractor=_build_extractor(job, device=device) if extractor is None else extractor,
-        reward=build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward]),
+        reward=ensemble,
         plan=job.plan,
         run_seed=config.seed,
         settings=EngineSettings(
@@ -120,6 +123,19 @@ def build_ensemble(job: ResolvedJob, *, device: str) -> RewardEnsemble:
     chooses = [] if plan.final.member is None else [names.pop(plan.final.member)]
     steer = names[0] if plan.combination is None else f"{plan.combination.value}({', '.join(names)})"
     return RewardEnsemble(members, name=", chosen by ".join([steer, *chooses]))
+
+
+def _build_map_reward(job: ResolvedJob, ensemble: RewardEnsemble) -> MapReward | None:
+    """Return what reads rewards off feature maps: the user's, or what belongs to the job's reward."""
+    part = job.map_reward
+    if part is None:
+        return None
+    if is_own(part.name):
+        mine: MapReward = load_own(part.name, setting="reward.on_map").make(setting="reward.on_map")
+        return mine
+    from ttsvar_ray.rewards.map_reward import own_map_reward
+
+    return own_map_reward(ensemble.members[0], part.path)
 
 
 def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | None:

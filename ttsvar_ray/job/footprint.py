@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import JobNetworks, ModelCost, recorded_costs, vision_language
+from ttsvar_ray.costs import JobNetworks, ModelCost, ScaleCost, recorded_costs, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import EXTRACTORS
@@ -23,6 +23,7 @@ from ttsvar_ray.own_code import is_own
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE, map_patches_cost, map_patches_sizes
 from ttsvar_ray.vision.published import FLOAT32_BYTES, NO_COST, NetworkCost, PublishedWeights
 
 if TYPE_CHECKING:
@@ -72,7 +73,29 @@ def job_networks(
         reward_precision=config.reward.dtype,
         extractor_precision=config.features.dtype,
         recorded_bytes=recorded_bytes(config, description, plan, model) if on_gpu else 0,
+        map_reward=_map_reward(config, description) if plan.reads_maps else NO_COST,
+        ahead=_unguided(config, description, model.element_bytes) if plan.looks_ahead else (),
     )
+
+
+def _unguided(config: JobConfig, description: ModelDescription, element_bytes: int) -> tuple[ScaleCost, ...]:
+    """Return what the scales of a model cost without guidance."""
+    sampling = config.sampling.model_copy(update={"guidance": 1.0})
+    plain = config.model_copy(update={"sampling": sampling})
+    return _count(plain, description, "bfloat16" if element_bytes == 2 else "float32").scales
+
+
+def _map_reward(config: JobConfig, description: ModelDescription) -> NetworkCost:
+    """Return what it takes to read the reward off a feature map, the reward's own towers included.
+
+    Their weights are the reward's, which are counted with it; of a class of one's own nothing is known.
+    """
+    folder = description.reward_path if config.reward.path is None else Path(config.reward.path).expanduser()
+    sizes = None if folder is None else map_patches_sizes(folder / MAP_PATCHES_FILE)
+    if is_own(config.reward.on_map) or sizes is None:
+        return NO_COST
+    stem, reward = map_patches_cost(**sizes), _reward(config, description)
+    return dataclasses.replace(stem + reward, parameters=stem.parameters)
 
 
 def recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan, model: ModelCost) -> int:

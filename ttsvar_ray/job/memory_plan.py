@@ -127,13 +127,13 @@ def memory_plan(
         taken, least = (
             parents
             + (segment.population - count) * held
-            + count * running_bytes(model, segment, rows=count, selector_decode=selector_decode)
+            + count * running_bytes(networks, segment, rows=count, selector_decode=selector_decode)
             for count in (most, 1)
         )
         if pass_rows is not None:
             # Whatever runs, a pass has states of its own for all of its rows.
             full = pass_rows[segment.index]
-            each = running_bytes(model, segment, rows=full, selector_decode=selector_decode)
+            each = running_bytes(networks, segment, rows=full, selector_decode=selector_decode)
             taken = least = parents + kept + full * each
         stages.append(Stage(f"scales {segment.first_scale}-{segment.last_scale}", taken, least, kept))
         parents = kept

@@ -10,10 +10,11 @@ from ttsvar_ray.config import FeaturesConfig, RewardConfig
 from ttsvar_ray.errors import ConfigurationError, nearest, noting
 from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.own_code import is_own
+from ttsvar_ray.own_code import is_own, load_own_class
 from ttsvar_ray.rewards.registry import REWARDS, find_own_reward, refuse_unread
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
+from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE
 from ttsvar_ray.vision.published import PublishedWeights
 
 VISION_LANGUAGE = "ttsvar_ray.rewards.vision_language:VisionLanguage"
@@ -110,6 +111,35 @@ def _absent_files(weights: PublishedWeights, folder: Path) -> list[str]:
         for name in files.names
         if not (folder / files.folder / name).is_file()
     ]
+
+
+def resolve_map_reward(section: RewardConfig, reward: NamedPart) -> NamedPart:
+    """Return what reads a job's rewards off feature maps.
+
+    Raises:
+        ConfigurationError: no such class, or a reward whose folder has no file for it.
+    """
+    if is_own(section.on_map):
+        own = load_own_class(
+            section.on_map,
+            methods=("score_maps",),
+            given={},
+            options=None,
+            setting="reward.on_map",
+            what="a map reward",
+        )
+        return NamedPart(name=section.on_map, path=None, source_digest=own.source_digest)
+    if section.on_map != "auto":
+        raise ConfigurationError(
+            f"reward.on_map: expected auto, or one of your own as package.module:Name, got {section.on_map!r}"
+        )
+    if reward.path is None or not (reward.path / MAP_PATCHES_FILE).is_file():
+        raise ConfigurationError(
+            f"strategy.map_scales: expected {MAP_PATCHES_FILE} beside the weights of reward "
+            f"{reward.name!r}, found none; train it (docs/rewards.md), name a map reward of yours in "
+            "reward.on_map, or remove it"
+        )
+    return NamedPart(name=section.on_map, path=reward.path)
 
 
 def combination(section: RewardConfig) -> RewardCombination | None:

@@ -75,6 +75,8 @@ def build_plan(
             reject_below=strategy.reject_below,
             stop_at=strategy.stop_at,
             final=_final_choice(config),
+            map_scales=strategy.map_scales,
+            look_ahead=strategy.look_ahead,
         )
         if strategy.final_reward is not None:
             require_a_final_choice(plan)
@@ -92,6 +94,11 @@ def _with_ensemble(plan: Plan, config: JobConfig) -> Plan:
     Raises:
         ConfigurationError: how members are combined is not read, or an adaptive search.
     """
+    if plan.reads_maps:
+        raise ConfigurationError(
+            "strategy.map_scales: expected none with an ensemble, whose members would all have to read "
+            "feature maps; remove it, or name one reward"
+        )
     members, how = config.reward.members or {}, combination(config.reward)
     chosen_by = config.strategy.final_reward
     final = plan.final

@@ -20,6 +20,7 @@ from ttsvar_ray.job.parts import (
     NamedPart,
     require_known_extractor,
     resolve_extractor,
+    resolve_map_reward,
     resolve_rewards,
 )
 from ttsvar_ray.job.plan import build_plan, check_rows, rows_of
@@ -58,6 +59,15 @@ class ResolvedJob:
             ConfigurationError: an unknown name, or a path where nothing is.
         """
         return resolve_rewards(self.config.reward, self.description)
+
+    @cached_property
+    def map_reward(self) -> NamedPart | None:
+        """What reads rewards off feature maps; None where the plan has no such scales.
+
+        Raises:
+            ConfigurationError: no such class, or no file for it.
+        """
+        return resolve_map_reward(self.config.reward, self.rewards[0]) if self.plan.reads_maps else None
 
     @cached_property
     def extractor(self) -> NamedPart | None:
@@ -181,6 +191,8 @@ def _unpriced_note(job: ResolvedJob) -> str:
     named = [*(section.members or [section.name])]
     if Signal.FEATURES in job.plan.reads:
         named.append(job.config.features.extractor)
+    if job.plan.reads_maps:
+        named.append(section.on_map)
     unknown = [name for name in named if is_own(name) and name != VISION_LANGUAGE]
     return (
         f"costs, memory and times are without {' and '.join(unknown)}, which nobody knows" if unknown else ""
@@ -226,7 +238,14 @@ def _check_parts(
 ) -> None:
     """Find what is wrong with a job's reward, features and sampling without loading anything."""
     with noting(problems):
-        resolve_rewards(config.reward, description)
+        rewards = resolve_rewards(config.reward, description)
+        if plan is not None and plan.reads_maps:
+            resolve_map_reward(config.reward, rewards[0])
+        elif config.reward.on_map != "auto":
+            problems.append(
+                "reward.on_map: this plan reads no rewards off feature maps, got "
+                f"{config.reward.on_map!r}; remove it, or name strategy.map_scales"
+            )
     with noting(problems):
         if plan is not None and Signal.FEATURES in plan.reads:
             resolve_extractor(config.features, description)

@@ -139,7 +139,8 @@ def _worthwhile(job: ResolvedJob, networks: JobNetworks, device: DeviceProfile, 
         scale_seconds(model, model.scales[scale], device)
         for scale in range(segment.first_scale, segment.last_scale + 1)
     ]
-    images = image_line(networks, segment, device, selector_decode=job.config.engine.selector_decode)
+    decode = job.config.engine.selector_decode
+    images = image_line(networks, segment, device, selector_decode=decode, rows=MOST_ROWS)
 
     def each(rows: int) -> float:
         passes = sum(max(floor, rows * one) for floor, one in scales)

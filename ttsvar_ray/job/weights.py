@@ -68,6 +68,8 @@ def fingerprints(job: ResolvedJob) -> dict[str, str]:
         if reward.source_digest is not None:
             found[f"code.reward.{reward.name}"] = reward.source_digest
         add(f"weights.reward.{reward.name}", reward.path)
+    if job.map_reward is not None and job.map_reward.source_digest is not None:
+        found[f"code.map_reward.{job.map_reward.name}"] = job.map_reward.source_digest
     if job.extractor is not None:
         if job.extractor.source_digest is not None:
             found[f"code.features.{job.extractor.name}"] = job.extractor.source_digest

@@ -75,7 +75,9 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
             time += Line(0.0, text_seconds(networks, profile) / segment.population)
-        time += image_line(networks, segment, profile, selector_decode=selector_decode)
+        time += image_line(
+            networks, segment, profile, selector_decode=selector_decode, rows=most[segment.index]
+        )
         if segment.is_last:
             time += _files(job, networks, profile, rows=most[segment.index])
         # Of one parent; a pass that is filled up has the rows that its scales had before.
@@ -89,7 +91,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
                 tokens=sum(costs[scale].tokens for scale in _scales(segment)),
                 held_bytes=held_bytes(model, segment),
                 running_bytes=running_bytes(
-                    model,
+                    networks,
                     segment,
                     rows=segment.population if fixed is None else fixed[segment.index],
                     selector_decode=selector_decode,
@@ -119,7 +121,7 @@ def held_bytes(model: ModelCost, segment: Segment) -> int:
     return model.scales[segment.last_scale].state_bytes + model.text.held_bytes // segment.population
 
 
-def running_bytes(model: ModelCost, segment: Segment, *, rows: int, selector_decode: str) -> int:
+def running_bytes(networks: JobNetworks, segment: Segment, *, rows: int, selector_decode: str) -> int:
     """Return the most bytes that one trajectory takes while a segment runs: in its scales, or while its
     images are decoded, whichever is more.
 
@@ -130,10 +132,18 @@ def running_bytes(model: ModelCost, segment: Segment, *, rows: int, selector_dec
         rows: of the micro-batch.
         selector_decode: "full" or "selector", the size of the images that selections look at.
     """
+    model = networks.model
     peak, end = 0, model.scales[segment.last_scale].state_bytes
     for scale in _scales(segment):
-        cost, size = model.scales[scale], _decoded_size(segment, scale, selector_decode)
-        decoded = 0 if size is None else model.decodes[size].bytes_of(rows)
+        sizes = _decoded_sizes(segment, scale, selector_decode)
+        cost, decoded = (
+            model.scales[scale],
+            max((model.decodes[size].bytes_of(rows) for size in sizes), default=0),
+        )
+        if ahead := networks.ahead_of(segment.look(scale)):
+            # Beside the state that is gone on from afterwards.
+            peak = max(peak, end + max(further.running_bytes for further in ahead))
+            decoded += rows * ahead[-1].state_bytes
         before = model.scales[scale - 1].state_bytes if scale else 0
         taken = cost.running_bytes
         if scale < len(model.scales) - 1:
@@ -143,30 +153,40 @@ def running_bytes(model: ModelCost, segment: Segment, *, rows: int, selector_dec
     return peak
 
 
-def _decoded_size(segment: Segment, scale: int, selector_decode: str) -> str | None:
-    """Return at which size images are decoded after a scale, None where they are not."""
+def _decoded_sizes(segment: Segment, scale: int, selector_decode: str) -> list[str]:
+    """Return the size of each decode of a trajectory after a scale: none, one, or one and a look ahead's."""
     if scale == segment.last_scale and segment.is_last:
-        return "full"
-    looked_at = scale in segment.scored_scales or (
-        scale == segment.last_scale and Signal.FEATURES in segment.reads
-    )
-    return selector_decode if looked_at else None
+        return ["full"]
+    look, scored = segment.look(scale), scale in segment.scored_scales
+    embedded = scale == segment.last_scale and Signal.FEATURES in segment.reads
+    ahead = look is not None and look.ahead_to is not None
+    return [selector_decode] * (int(embedded or (scored and look is None)) + int(ahead))
 
 
 def image_line(
-    networks: JobNetworks, segment: Segment, profile: DeviceProfile, *, selector_decode: str
+    networks: JobNetworks,
+    segment: Segment,
+    profile: DeviceProfile,
+    *,
+    selector_decode: str,
+    rows: int,
 ) -> Line:
-    """Return the time of the images that a segment decodes, scores and turns into features."""
+    """Return the time of all looks of a segment: running ahead, decodes, scores and features.
+
+    Args:
+        rows: a full micro-batch.
+    """
     time, padded = Line(), is_gpu(profile)
     for scale in _scales(segment):
-        size = _decoded_size(segment, scale, selector_decode)
-        if size is None:
-            continue
-        decode, last = networks.model.decodes[size], scale == segment.last_scale
-        time += decode_line(decode, profile)
+        last, look = scale == segment.last_scale, segment.look(scale)
+        sizes = _decoded_sizes(segment, scale, selector_decode)
+        decode = networks.model.decodes["full" if last and segment.is_last else selector_decode]
+        time += _total([decode_line(decode, profile) for _ in sizes])
+        time += _total([scale_line(networks.model, one, profile, rows) for one in networks.ahead_of(look)])
         if scale in segment.scored_scales:
-            precision = networks.reward_precision
-            time += network_line(networks.reward, decode.pixels, profile, padded=padded, precision=precision)
+            on_map, precision = look is not None and look.ahead_to is None, networks.reward_precision
+            reward, pixels = (networks.map_reward, 0) if on_map else (networks.reward, decode.pixels)
+            time += network_line(reward, pixels, profile, padded=padded, precision=precision)
         if last and Signal.FEATURES in segment.reads:
             precision = networks.extractor_precision
             time += network_line(

@@ -359,6 +359,23 @@ class CachedModel(ABC):
         """Stack the trajectories of states before the same scale."""
         return ScaleState.concatenate(states)
 
+    @torch.inference_mode()
+    def look_ahead(self, state: ScaleState, scale_index: int) -> ScaleState:
+        """Return a state run on to a scale: without guidance, each bit the likelier of its two values.
+
+        It can be decoded, and not gone on from: it lacks the unconditional stream.
+        """
+        while state.scale_index <= scale_index:
+            at, tokens = state.scale_index, self._tokens(state)
+            raw, cache = self.run_scale(state, CONDITIONAL)
+            halves = torch.full((state.num_rows, tokens * self.bits_per_token), 0.5, device=self.device)
+            state = self._extend(state, self.draw(self.mixed(raw, at, 1.0), halves), cache)
+        return state
+
+    def feature_map(self, state: ScaleState) -> Tensor:
+        """Return the feature map of the finished scales, float32 [rows, d, H, W]."""
+        return state.summed
+
     def scale_index(self, state: ScaleState) -> int:
         """Return the number of finished scales."""
         return state.scale_index

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ttsvar_ray.models.protocol import NextScaleModel, ScoringModel
+from ttsvar_ray.models.protocol import LooksAhead, NextScaleModel, ScoringModel
 from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.types import Float32Array
 
@@ -64,6 +64,8 @@ class _Check:
         self._check_gather(middle, whole)
         if isinstance(model, ScoringModel):
             self._check_likelihood(model, whole)
+        if isinstance(model, LooksAhead):
+            self._check_look_ahead(model, middle, whole)
         replayed = model.replay(self._start(self._rows), model.bits(middle))
         self._same(self._finish(replayed, self._rows), whole, "going on from replayed bits")
         self._same(model.replay(self._start(self._rows), model.bits(whole)), whole, "replaying all bits")
@@ -113,6 +115,17 @@ class _Check:
                 f"advance_scored of rows {rows} drawn without the others: other log probabilities; a row's "
                 "result must not depend on its batch",
             )
+
+    def _check_look_ahead(self, model: LooksAhead, middle: Any, whole: Any) -> None:
+        """What is run on to draws nothing, changes nothing, and no row of it depends on the others."""
+        last = self._model.num_scales - 1
+        ahead = model.look_ahead(middle, last)
+        self._same(
+            self._finish(middle, self._rows), whole, "going on from a state that was looked ahead from"
+        )
+        for rows in ([0], self._rows[1:]):
+            alone = model.look_ahead(self._model.gather(middle, rows), last)
+            self._same(alone, self._model.gather(ahead, rows), f"rows {rows} looked ahead from alone")
 
     def _scored(self, model: ScoringModel, rows: Sequence[int]) -> tuple[Any, np.ndarray]:
         """Return the rows drawn to the end, and the log probabilities of their scales, [scales, rows]."""

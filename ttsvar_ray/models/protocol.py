@@ -110,6 +110,28 @@ class ScoringModel(Protocol):
 
 
 @runtime_checkable
+class ShowsMaps(Protocol):
+    """What a plan that reads rewards off feature maps asks of a model."""
+
+    def feature_map(self, state: Any) -> Any:
+        """Return the feature map of the finished scales, what `decode` decodes: float32 [rows, d, H, W]."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """What a plan that looks ahead asks of a model."""
+
+    def look_ahead(self, state: Any, scale_index: int) -> Any:
+        """Return a state to decode: what the trajectories cheaply come to at a later scale.
+
+        Nothing is drawn, so that no stream of random numbers is touched, and the argument can be gone on
+        from as before. As everything of a row, it must not depend on the other rows.
+        """
+        ...
+
+
+@runtime_checkable
 class CutsTexts(Protocol):
     """What a model has beside, which reads no more than the beginning of a long text."""
 

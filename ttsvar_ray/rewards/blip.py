@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
@@ -218,6 +219,15 @@ class BlipRewardNetwork(nn.Module):
     def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
         """Return [B, P, V]: the class token and then the patches, row by row, after the last norm."""
         hidden_BPV: Tensor = self.vision(pixel_values=pixels_BCHW).last_hidden_state
+        return hidden_BPV
+
+    def encode_patches(self, patches_BVGG: Tensor) -> Tensor:
+        """Return what `encode_image` does, of an image's patch embeddings [B, V, G, G] from elsewhere."""
+        own = self.vision.embeddings
+        tokens = patches_BVGG.flatten(2).transpose(1, 2)
+        every = torch.cat([own.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
+        seen = self.vision.encoder(inputs_embeds=every + own.position_embedding).last_hidden_state
+        hidden_BPV: Tensor = self.vision.post_layernorm(seen)
         return hidden_BPV
 
     def read_text(self, image_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -56,6 +56,17 @@ class Reward(Protocol):
         ...
 
 
+class MapReward(Protocol):
+    """Scores feature maps against texts, on the scale of the reward that scores the images. Higher is better.
+
+    One of your own is a class that is called without arguments. No row's score depends on the other rows.
+    """
+
+    def score_maps(self, maps: Any, texts: Sequence[str]) -> Float32Array:
+        """Return float32 [n] for maps, a float32 tensor [n, d, H, W] on the model's device, and n texts."""
+        ...
+
+
 class PlainReward(ABC):
     """A `Reward` that looks at the images as they are and keeps nothing between calls: only `score` is left.
 

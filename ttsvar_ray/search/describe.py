@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttsvar_ray.search.operators.protocol import Signal
-from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.plan import Look, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,9 @@ class ScaleRow:
         selection: name of the operator after it, None for none.
         survivors: trajectories that remain after it.
         scored, embedded: whether a selection or the end sees their rewards, and their features.
-        decodes: images decoded after it, each once however many selectors look at it.
+        look: how their rewards are had, where not by a decode.
+        decodes: images decoded after it, each once however many selectors look at it; those of a look ahead
+            included.
     """
 
     scale_index: int
@@ -29,7 +31,18 @@ class ScaleRow:
     survivors: int
     scored: bool
     embedded: bool
+    look: Look | None
     decodes: int
+
+    @property
+    def judged(self) -> bool:
+        """Whether the reward sees images of this scale, or of a look ahead from it."""
+        return self.scored and not self.on_map
+
+    @property
+    def on_map(self) -> bool:
+        """Whether rewards are read off the feature map."""
+        return self.look is not None and self.look.ahead_to is None
 
     @property
     def tokens(self) -> int:
@@ -39,21 +52,29 @@ class ScaleRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectorDemand:
-    """Images that one prompt's search decodes, embeds and scores, the final ones included."""
+    """Images that one prompt's search decodes, embeds and scores, the final ones included, and feature maps
+    that it scores undecoded."""
 
     decodes: int
     embeddings: int
     scores: int
+    maps: int = 0
 
 
 def describe(plan: Plan) -> tuple[ScaleRow, ...]:
     """Return one row per scale, coarse to fine."""
     operators = {selection.scale_index: selection.operator for selection in plan.selections}
+    looks = {look.scale_index: look for look in plan.looks}
     rows: list[ScaleRow] = []
     for scale, (height, width) in enumerate(plan.scale_schedule):
         operator = operators.get(scale)
         scored = scale in plan.scored_scales
         embedded = operator is not None and Signal.FEATURES in operator.reads
+        look = looks.get(scale)
+        # Features are of what is there; a look ahead decodes what it has come to besides.
+        decodes = int(embedded or (scored and look is None)) + int(
+            look is not None and look.ahead_to is not None
+        )
         rows.append(
             ScaleRow(
                 scale_index=scale,
@@ -64,7 +85,8 @@ def describe(plan: Plan) -> tuple[ScaleRow, ...]:
                 survivors=plan.survivors_after[scale],
                 scored=scored,
                 embedded=embedded,
-                decodes=plan.population_before[scale] if scored or embedded else 0,
+                look=look,
+                decodes=decodes * plan.population_before[scale],
             )
         )
     return tuple(rows)
@@ -76,7 +98,8 @@ def selector_demand(plan: Plan) -> SelectorDemand:
     return SelectorDemand(
         decodes=sum(row.decodes for row in rows),
         embeddings=sum(row.population for row in rows if row.embedded),
-        scores=sum(row.population for row in rows if row.scored),
+        scores=sum(row.population for row in rows if row.judged),
+        maps=sum(row.population for row in rows if row.on_map),
     )
 
 
@@ -92,5 +115,6 @@ def history_demand(plan: Plan) -> SelectorDemand:
     return SelectorDemand(
         decodes=sum(row.decodes for row in rows if not row.embedded),
         embeddings=0,
-        scores=sum(row.population for row in rows),
+        scores=sum(row.population for row in rows if row.judged),
+        maps=sum(row.population for row in rows if row.on_map),
     )

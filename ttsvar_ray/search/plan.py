@@ -26,6 +26,20 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How the rewards of one scale are had, where not from a decode of each trajectory as it stands.
+
+    Attributes:
+        scale_index: whose rewards.
+        ahead_to: the scale that trajectories are cheaply run on to and decoded at, to be put back after it;
+            None: they are read off the feature map, and nothing is decoded.
+    """
+
+    scale_index: int
+    ahead_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A run of scales that ends at a selection scale, or at the last scale (`selection` None)."""
 
@@ -35,6 +49,11 @@ class Segment:
     population: int
     selection: Selection | None
     scored_scales: tuple[int, ...]
+    looks: tuple[Look, ...] = ()
+
+    def look(self, scale_index: int) -> Look | None:
+        """Return how a scored scale is looked at; None: by a decode of it."""
+        return next((look for look in self.looks if look.scale_index == scale_index), None)
 
     @property
     def is_last(self) -> bool:
@@ -112,8 +131,9 @@ class Plan:
         final: how the final images are ranked.
         rounds: of an adaptive search. Populations and selections are those of the first round; all rounds
             have the same segments, so that what a segment costs a trajectory depends on no round.
-        scored_scales: scales after which every live trajectory is decoded and scored: those whose rewards
-            an operator or the final choice reads, where a round may be abandoned, and the last one.
+        looks: scored scales but the last that are not judged by a decode of what is there, ascending.
+        scored_scales: scales after which every live trajectory is scored: those whose rewards an operator or
+            the final choice reads, where a round may be abandoned, and the last one.
         segments: the plan cut after each selection.
     """
 
@@ -126,6 +146,7 @@ class Plan:
     joint_component: ComponentSign | None = None
     rounds: Rounds = Rounds()
     final: FinalChoice = FinalChoice()
+    looks: tuple[Look, ...] = ()
     scored_scales: tuple[int, ...] = field(init=False, compare=False)
     segments: tuple[Segment, ...] = field(init=False, compare=False, repr=False)
 
@@ -145,6 +166,10 @@ class Plan:
         assert all(0 <= scale < last for scale in scored)
         scored |= {last, *self.final.mean_of}
         assert max(scored) == last
+        looks = [look.scale_index for look in self.looks]
+        assert looks == sorted(set(looks))
+        assert set(looks) <= scored - {last}
+        assert all(look.ahead_to is None or look.scale_index < look.ahead_to <= last for look in self.looks)
         object.__setattr__(self, "scored_scales", tuple(sorted(scored)))
         assert self.reward_members >= 1
         assert self.final.member is None or self.final.member < self.reward_members
@@ -165,6 +190,16 @@ class Plan:
     def reads(self) -> frozenset[Signal]:
         """What its selections read, any of them."""
         return frozenset().union(*(segment.reads for segment in self.segments))
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether rewards are read off feature maps."""
+        return any(look.ahead_to is None for look in self.looks)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether trajectories are run on to be judged."""
+        return any(look.ahead_to is not None for look in self.looks)
 
     @property
     def needs_likelihood(self) -> bool:
@@ -231,6 +266,7 @@ def _segments(plan: Plan) -> tuple[Segment, ...]:
                 population=population_before[first_scale],
                 selection=selection,
                 scored_scales=tuple(s for s in plan.scored_scales if first_scale <= s <= last_scale),
+                looks=tuple(one for one in plan.looks if first_scale <= one.scale_index <= last_scale),
             )
         )
         first_scale = last_scale + 1

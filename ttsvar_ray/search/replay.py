@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ttsvar_ray.search.loop import Seen, search
 from ttsvar_ray.search.operators.protocol import Signal
-from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.plan import Look, Plan, Segment
 from ttsvar_ray.types import Float64Array, Int64Array
 
 
@@ -30,12 +30,14 @@ class Trajectories:
         rewards: float64 [trajectories, scales].
         features: [trajectories, feature_dim] by scale.
         log_likelihood: float64 [trajectories] by scale, nats of all bits up to it.
+        looked: float64 [trajectories] by look: rewards of a scale that were had so (`search.plan.Look`).
     """
 
     scales: tuple[int, ...]
     rewards: Float64Array
     features: Mapping[int, npt.NDArray[np.floating]] = field(default_factory=dict)
     log_likelihood: Mapping[int, Float64Array] = field(default_factory=dict)
+    looked: Mapping[Look, Float64Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,20 +109,28 @@ def replay_plan(
 def _seen(plan: Plan, pool: Trajectories, segment: Segment, members: Int64Array) -> Seen:
     """Return what the plan sees of these trajectories in a segment."""
     try:
-        columns = [pool.scales.index(scale) for scale in segment.scored_scales]
+        columns = [_rewards(pool, scale, segment.look(scale)) for scale in segment.scored_scales]
         features = pool.features[segment.last_scale] if Signal.FEATURES in segment.reads else None
         # After the last selection nothing reads likelihoods but ties, which a pool of floats hardly has.
         likelihood = None if segment.is_last or not plan.needs_likelihood else _of_segment(pool, segment)
     except (ValueError, KeyError):
         raise ValueError(
             f"replay: the plan looks at scales {segment.first_scale} to {segment.last_scale}, and the pool "
-            f"was scored at {list(pool.scales)}, embedded at {sorted(pool.features)}"
+            f"was scored at {list(pool.scales)}, embedded at {sorted(pool.features)}, looked at by "
+            f"{sorted(pool.looked, key=lambda look: look.scale_index)}"
         ) from None
     return Seen(
-        scores=pool.rewards[members][:, columns, None],
+        scores=np.stack([column[members] for column in columns], axis=1)[..., None]
+        if columns
+        else np.empty((len(members), 0, 1)),
         features=None if features is None else features[members],
         log_likelihood=None if likelihood is None else likelihood[members],
     )
+
+
+def _rewards(pool: Trajectories, scale: int, look: Look | None) -> Float64Array:
+    """Return the rewards of one scale as a plan has them, [trajectories]."""
+    return pool.rewards[:, pool.scales.index(scale)] if look is None else pool.looked[look]
 
 
 def _of_segment(pool: Trajectories, segment: Segment) -> Float64Array:

@@ -21,7 +21,7 @@ from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
 from ttsvar_ray.search.operators.resample import Resample
-from ttsvar_ray.search.plan import FinalChoice, Plan, Rounds, Selection
+from ttsvar_ray.search.plan import FinalChoice, Look, Plan, Rounds, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
@@ -124,6 +124,8 @@ def compile_plan(
     reject_below: Mapping[int, float] | None = None,
     stop_at: float | None = None,
     final: FinalChoice | None = None,
+    map_scales: Sequence[int] | None = None,
+    look_ahead: Mapping[int, int] | None = None,
 ) -> Plan:
     """Return the plan that these settings mean for a model, or say everything that is wrong with them.
 
@@ -152,6 +154,8 @@ def compile_plan(
         reject_below: rewards by scale (`Rounds.reject_below`).
         stop_at: reward of a final image (`Rounds.stop_at`); an adaptive search must have one.
         final: how final images are ranked; None: by reward.
+        map_scales: whose rewards are read off the feature map (`Look`).
+        look_ahead: scale that trajectories are run on to, by the scale whose rewards are had so (`Look`).
 
     Raises:
         ConfigurationError: with every problem found.
@@ -218,6 +222,9 @@ def compile_plan(
     survivors_after = tuple(entry * int(n) for entry in schedule)
     rounds = _rounds(max_rounds, growth, reject_below, stop_at) if name is Strategy.ADAPTIVE else Rounds()
     operators |= {scale: Keep() for scale, _ in rounds.reject_below if scale not in operators}
+    scored = {scale for at, operator in operators.items() for scale in operator.scored_scales(at)}
+    scored |= {scale for scale, _ in rounds.reject_below} | set((final or FinalChoice()).mean_of)
+    looks = _looks(num_scales, map_scales or (), look_ahead or {}, scored)
     plan = Plan(
         strategy=name.value,
         scale_schedule=tuple((int(height), int(width)) for height, width in scale_schedule),
@@ -228,11 +235,44 @@ def compile_plan(
         ),
         rounds=rounds,
         final=final or FinalChoice(),
+        looks=looks,
     )
     if final not in (None, FinalChoice()):
         require_a_final_choice(plan)
     reads_features = Signal.FEATURES in plan.reads
     return replace(plan, joint_component=joint_component) if reads_features else plan
+
+
+def _looks(
+    num_scales: int, map_scales: Sequence[int], look_ahead: Mapping[int, int], scored: set[int]
+) -> tuple[Look, ...]:
+    """Return how scales are judged without a decode of what is there.
+
+    Raises:
+        ConfigurationError: a scale whose rewards nothing reads, one that is named twice, or one that is run
+            on to before.
+    """
+    named = {f"map_scales: {scale}": Look(scale_index=scale) for scale in map_scales}
+    named |= {f"look_ahead: {at}": Look(scale_index=at, ahead_to=to) for at, to in look_ahead.items()}
+    readable = sorted(scored - {num_scales - 1})
+    problems = [
+        f"{where}: expected a scale before the last whose rewards this plan reads "
+        f"({', '.join(map(str, readable)) or 'it reads none'}), got {look.scale_index}; remove it, or add a "
+        "selection that does."
+        for where, look in named.items()
+        if look.scale_index not in readable
+    ]
+    problems += [
+        f"{where}: expected a later scale, at most {num_scales - 1}, got {look.ahead_to}; correct it."
+        for where, look in named.items()
+        if look.ahead_to is not None and not look.scale_index < look.ahead_to < num_scales
+    ]
+    scales = [look.scale_index for look in named.values()]
+    twice = sorted({scale for scale in scales if scales.count(scale) > 1})
+    problems += [f"look_ahead: {scale}: is in map_scales, too; keep one of them." for scale in twice]
+    if problems:
+        raise ConfigurationError(problems)
+    return tuple(sorted(named.values(), key=lambda look: look.scale_index))
 
 
 def _rounds(

@@ -85,6 +85,8 @@ def test_the_option_list_is_pinned() -> None:
         "strategy.stop_at",
         "strategy.calibration",
         "strategy.budget",
+        "strategy.map_scales",
+        "strategy.look_ahead",
         "strategy.final_mean_of",
         "strategy.final_reward",
         "strategy.final_ties",
@@ -100,6 +102,7 @@ def test_the_option_list_is_pinned() -> None:
         "reward.options",
         "reward.dtype",
         "reward.preprocessing",
+        "reward.on_map",
         "reward.nonfinite",
         "features.extractor",
         "features.pca_sign",
@@ -204,8 +207,8 @@ def test_all_problems_come_at_once() -> None:
         (
             "strategy.lamda: unknown key; did you mean 'lambda'? known keys: name, plan, n, batch_schedule, "
             "cluster_scales, resample_scales, selections, potential, lambda, scheme, cluster_restarts, "
-            "max_rounds, growth, reject_below, stop_at, calibration, budget, final_mean_of, final_reward, "
-            "final_ties"
+            "max_rounds, growth, reject_below, stop_at, calibration, budget, map_scales, "
+            "look_ahead, final_mean_of, final_reward, final_ties"
         ),
         "sampling.guidance[1]: expected at least 0, got -2",
         "sampling.top_p: expected at most 1, got 1.5",

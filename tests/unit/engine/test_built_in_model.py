@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from tests.support.prompts import make_prompts
@@ -17,7 +20,13 @@ SEED = 11
 
 
 def search(
-    *, rows: int, engines: int, spread: int, extractor: str = "auto", prompts: int = 2
+    *,
+    rows: int,
+    engines: int,
+    spread: int,
+    extractor: str = "auto",
+    prompts: int = 2,
+    sections: Mapping[str, Any] | None = None,
 ) -> dict[str, object]:
     config = JobConfig.model_validate(
         {
@@ -27,6 +36,7 @@ def search(
             "engine": {"micro_batch_rows": rows},
             "output": {"keep": "all"},
             "seed": SEED,
+            **(sections or {}),
         }
     )
     job = resolve(config)
@@ -56,6 +66,21 @@ def test_bytes_do_not_depend_on_packing_workers_or_spread(
     expected: dict[str, object], rows: int, engines: int, spread: int
 ) -> None:
     assert search(rows=rows, engines=engines, spread=spread) == expected
+
+
+def test_nor_on_them_where_losers_are_cheap_and_trajectories_are_looked_at_otherwise() -> None:
+    """Guidance that begins behind the cuts, rewards of feature maps, and of what trajectories come to."""
+    sections: dict[str, Any] = {
+        "strategy": {
+            "batch_schedule": [5] * 4 + [3] * 2 + [2] * 7,
+            "selections": [{"scale": 4, "operator": "top-k"}, {"scale": 6, "operator": "resample"}],
+            "map_scales": [6],
+            "look_ahead": {4: 8},
+        },
+        "sampling": {"guidance": [1.0] * 7 + [3.5] * 6},
+    }
+    alone = search(rows=32, engines=1, spread=1, sections=sections)
+    assert search(rows=2, engines=2, spread=2, sections=sections) == alone
 
 
 def test_a_joint_component_does_not_depend_on_packing_either() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
-from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
+from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyMapReward, TinyModel, TinyReward
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Spread
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local, search_prompt
+from ttsvar_ray.engine.rows import unpack_rows
 from ttsvar_ray.results import PromptFailure, PromptResult
+from ttsvar_ray.search.describe import selector_demand
 from ttsvar_ray.search.plan import FinalChoice, Plan
 from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 from ttsvar_ray.types import Prompt
@@ -36,6 +39,7 @@ def search(
             plan=plan,
             run_seed=3,
             settings=EngineSettings(micro_batch_rows=rows),
+            map_reward=TinyMapReward(),
         )
         for _ in range(engines)
     ]
@@ -73,6 +77,51 @@ def test_engines_packing_and_spread_do_not_change_results(engines: int, rows: in
     )
 
 
+@pytest.mark.parametrize(("engines", "rows", "spread"), [(1, 3, "auto"), (2, 8, 1), (3, 4, 3)])
+def test_nor_do_they_where_trajectories_are_looked_at_otherwise(
+    engines: int, rows: int, spread: Spread
+) -> None:
+    plan, prompts = compile_plan(scale_schedule=TINY_SCHEDULE, **LOOKING), make_prompts(5)
+    expected = content(search(prompts, plan=plan, rows=64))
+    assert content(search(prompts, plan=plan, engines=engines, rows=rows, spread=spread)) == expected
+
+
+def test_a_look_ahead_judges_what_it_comes_to_and_changes_no_trajectory() -> None:
+    prompts = make_prompts(3)
+    settings = {"selections": [SelectionSetting(scale=6, operator="keep")], "batch_schedule": (3,) * 13}
+    plain, ahead, on_map = (
+        search(prompts, plan=compile_plan(scale_schedule=TINY_SCHEDULE, **settings, **looks), rows=5)
+        for looks in ({}, {"look_ahead": {6: 12}}, {"map_scales": (6,)})
+    )
+    model, reward = TinyModel(), TinyReward()
+    for prompt in prompts:
+        outcomes = [one[prompt.key] for one in (plain, ahead, on_map)]
+        assert len({outcome.images[0].image for outcome in outcomes}) == 1  # type: ignore[union-attr]
+        traces = [outcome.trace[0] for outcome in outcomes]  # type: ignore[union-attr]
+        assert traces[0].bits == traces[1].bits == traces[2].bits
+        bits = unpack_rows(traces[0].bits, scale_schedule=TINY_SCHEDULE, bits_per_token=model.bits_per_token)
+        start = model.start(model.encode_text([prompt.model_text]), [0] * 3)
+        state = model.replay(start, [np.stack(scale) for scale in bits])
+        texts = [prompt.text] * 3
+        expected = reward.score(model.decode(model.look_ahead(state, 12)), texts)
+        assert traces[1].rewards == tuple(expected.tolist()) != traces[0].rewards
+        assert traces[2].rewards == tuple(
+            TinyMapReward().score_maps(model.feature_map(state), texts).tolist()
+        )
+
+
+def test_maps_that_are_scored_are_not_decoded() -> None:
+    model = TinyModel()
+    plan = compile_plan(scale_schedule=TINY_SCHEDULE, **LOOKING)
+    assert len(search(make_prompts(1), plan=plan, model=model)) == 1
+    decoded = [rows for name, rows in model.calls if name == "decode"]
+    assert decoded == [4, 1], (
+        "a look ahead of four, the final image; none of the eight whose maps were scored"
+    )
+    assert selector_demand(plan).decodes == sum(decoded)
+    assert selector_demand(plan).maps == 8
+
+
 def test_all_survivors_are_ranked_by_reward() -> None:
     (outcome,) = search(make_prompts(1), plan=raw_plan(4)).values()
     assert isinstance(outcome, PromptResult)
@@ -94,6 +143,17 @@ def test_no_prompts_give_no_outcomes() -> None:
     assert search([], plan=tts_var_plan()) == {}
 
 
+LOOKING: dict[str, Any] = {
+    "batch_schedule": (8, 8, 8, 8, 4, 4, 4, 4, 1, 1, 1, 1, 1),
+    "selections": [
+        SelectionSetting(scale=4, operator="top-k"),
+        SelectionSetting(scale=8, operator="resample"),
+    ],
+    "map_scales": (4,),
+    "look_ahead": {8: 11},
+}
+
+
 def placed(*operators: str) -> list[SelectionSetting]:
     return [
         SelectionSetting(scale=scale, operator=name) for scale, name in zip((4, 8), operators, strict=True)
@@ -109,6 +169,7 @@ def placed(*operators: str) -> list[SelectionSetting]:
         {"selections": placed("dpp", "density")},
         {"selections": placed("likelihood", "top-k")},
         {"final": FinalChoice(mean_of=(7, 10, 12))},
+        {"selections": placed("top-k", "resample"), "map_scales": (8,), "look_ahead": {4: 9}},
         {"final": FinalChoice(ties_by_likelihood=True)},
         # Some rounds are given up; some prompts end with nothing else, some early, some after all rounds.
         {"strategy": "adaptive", "reject_below": {6: -1.96}, "stop_at": -1.0, "max_rounds": 3, "n": 1},
@@ -133,6 +194,7 @@ def test_the_loop_of_the_paper_finds_what_the_coordinator_finds(settings: dict[s
         plan=plan,
         run_seed=3,
         settings=EngineSettings(micro_batch_rows=5),
+        map_reward=TinyMapReward(),
     )
     found = {p.key: search_prompt(p, plan=plan, engine=engine, run_seed=3) for p in prompts}
     assert content(found) == content(expected)
