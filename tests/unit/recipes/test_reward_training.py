@@ -30,12 +30,12 @@ SHORT = RewardRecipe(steps=3, batch=8, warmup=1, measure_images=20)
 
 @pytest.fixture(scope="module", autouse=True)
 def shallow() -> Iterator[None]:
-    """Two layers in each tower: Muon works in bfloat16, which older processors imitate slowly."""
+    """One layer in each tower: Muon works in bfloat16, which older processors imitate slowly."""
     config = reward_config()
     config = replace(
         config,
-        vision=replace(config.vision, num_hidden_layers=2),
-        text=replace(config.text, num_hidden_layers=2),
+        vision=replace(config.vision, num_hidden_layers=1),
+        text=replace(config.text, num_hidden_layers=1),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward_training, "reward_config", lambda: config)
