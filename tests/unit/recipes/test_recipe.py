@@ -68,7 +68,7 @@ def small() -> Iterator[None]:
     torch.set_num_threads(1)
     narrow = replace(TOKENIZER, base_channels=32)
     with pytest.MonkeyPatch.context() as patch:
-        shallow = replace(TRANSFORMER, depth=2, embed_dim=96, num_heads=3)
+        shallow = replace(TRANSFORMER, depth=2, embed_dim=48, num_heads=3, pool_heads=3)
         patch.setattr(transformer_stage, "TRANSFORMER", shallow)
         for module in (tokenizer_stage, assemble_module):
             patch.setattr(module, "TOKENIZER", narrow)
