@@ -199,5 +199,6 @@ def test_a_machine_of_24_gb_holds_one_prompt_of_its_job(monkeypatch: pytest.Monk
     monkeypatch.chdir(ROOT)
     shown = CliRunner().invoke(app, ["plan", "jobs/infinity_2b_24gb.yaml"])
     assert shown.exit_code == 0, shown.output
-    (row,) = re.findall(r"^ *24 GB +[\d.]+ GB +(\d+) +(\d+) ", shown.stdout, flags=re.MULTILINE)
-    assert row == ("1", "1"), "prompts under way, and side by side"
+    (row,) = re.findall(r"^ *24 GB +[\d.]+ GB +(\d+) +(\d+) +([\d ]+)$", shown.stdout, flags=re.MULTILINE)
+    assert row[:2] == ("1", "1")
+    assert len(row[2].split()) == 5, "rows of five segments, found and not given"

@@ -24,6 +24,7 @@ from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
 from ttsvar_ray.search.operators.protocol import Operator
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.vision.published import FLOAT32_BYTES
 
 DEVICE_SIZES_GB = (24, 40, 80, 141)
 """Memory of common GPUs in decimal GB, as on their data sheets; drivers show a little more."""
@@ -366,9 +367,12 @@ def _memory_lines(counted: CountedCosts, rows: Sequence[int]) -> list[str]:
             )
         )
     if misfits:
+        recorded = any(one.recorded for size, (one, _) in counted.sizes.items() if one.misfit(size * 1e9))
+        wide = counted.networks.reward_precision.element_bytes == FLOAT32_BYTES
         misfits.append(
             "  what helps: a smaller --resolution or --n, engine.selector_decode=selector, --dtype bfloat16"
-            + (", engine.cuda_graphs=never" if any(one.recorded for one, _ in counted.sizes.values()) else "")
+            + (", engine.cuda_graphs=never" if recorded else "")
+            + (", reward.dtype=float16" if wide else "")
         )
     peak = (
         f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} in micro-batches of "

@@ -22,13 +22,11 @@ from ttsvar_ray.job.sizing import MOST_ROWS, sized, sized_memory
 H200 = load_profile("h200")
 
 
-def job_of(
-    n: int = 1, *, selector: str = "selector", strategy: str = "tts-var", **engine: Any
-) -> ResolvedJob:
+def job_of(n: int = 1, *, selector: str = "selector", dtype: str = "tf32", **engine: Any) -> ResolvedJob:
     sections = {
         "model": {"name": "infinity-2b", "path": "weights"},
-        "reward": {"name": "image-reward", "path": "weights/image-reward"},
-        "features": {"extractor": "pca", "backbone": "weights/dinov2"},
+        "reward": {"name": "image-reward", "path": "weights/image-reward", "dtype": dtype},
+        "features": {"extractor": "pca", "backbone": "weights/dinov2", "dtype": dtype},
         "strategy": {"name": "tts-var", "plan": "published", "n": n},
         "engine": {"selector_decode": selector, **engine},
     }
@@ -95,6 +93,14 @@ def test_passes_are_not_recorded_where_that_leaves_no_room() -> None:
         check_memory(job_of(1, cuda_graphs="always"), card)
 
 
+def test_two_images_of_a_prompt_fit_a_small_card_without_a_number_given() -> None:
+    card, job = load_profile("rtx4090"), job_of(2, dtype="float16")
+    check_memory(job, card)
+    assert min(rows_on(job, card)) == 1 < max(rows_on(job, card))
+    with pytest.raises(ConfigurationError, match="does not fit a GPU of 24 GB"):
+        check_memory(job_of(2), card)
+
+
 def test_full_passes_are_in_proportion_to_the_populations_and_never_rise() -> None:
     job = job_of(1, deterministic=True)
     assert rows_on(job, H200) == (32, 24, 16, 8, 4)
@@ -112,5 +118,5 @@ def test_numbers_and_processors_are_left_alone() -> None:
 
 
 def test_a_limit_on_memory_is_one_on_rows() -> None:
-    rows = rows_on(job_of(1, memory_gb=12.0), H200)
+    rows = rows_on(job_of(1, memory_gb=10.0), H200)
     assert rows[0] < rows_on(job_of(1), H200)[0]
