@@ -15,6 +15,7 @@ from tests.support.plans import tts_var_plan
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.rewards.protocol import RewardEnsemble
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
@@ -98,7 +99,7 @@ class TinyEngineBuilder:
     pause_s: float = 0.0
     unusable: str | None = None
 
-    def __call__(self) -> Engine:
+    def __call__(self, rewards: RewardEnsemble | None = None) -> Engine:
         if self.unusable is not None:
             raise CheckpointError(self.unusable)
         model = NoisyModel if self.noisy else MortalModel
@@ -111,9 +112,14 @@ class TinyEngineBuilder:
         )
         return Engine(
             model=mortal,
-            reward=TinyReward(),
+            reward=TinyReward() if rewards is None else rewards,
             extractor=TinyExtractor(),
             plan=tts_var_plan(),
             run_seed=self.seed,
             settings=EngineSettings(micro_batch_rows=self.rows),
         )
+
+
+def tiny_rewards() -> RewardEnsemble:
+    """Return the reward of a tiny engine, for a process of its own."""
+    return RewardEnsemble([TinyReward()])

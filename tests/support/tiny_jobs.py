@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.plans import tts_var_plan
-from tests.support.tiny_engine import TinyEngineBuilder
+from tests.support.tiny_engine import TinyEngineBuilder, tiny_rewards
 from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout, committed_chunks, partial_rows
@@ -33,6 +33,7 @@ def job(
     rows: int = 8,
     rows_per_part: int = ROWS_PER_PART,
     cluster: dict[str, Any] | None = None,
+    verifiers: dict[str, Any] | None = None,
     progress: Callable[[JobProgress], None] = lambda state: None,
     extend: bool = False,
     **mischief: Any,
@@ -43,7 +44,7 @@ def job(
         prompts, output: files.
         seed, rows: of the run and of a micro-batch.
         rows_per_part: of the output.
-        cluster: settings of the section of that name.
+        cluster, verifiers: settings of the sections of these names.
         progress: called about once a second.
         extend: add prompts to a run that is there.
         mischief: what `TinyEngineBuilder` does wrong.
@@ -53,14 +54,19 @@ def job(
             "prompts": {"path": str(prompts)},
             "output": {"path": str(output), "rows_per_part": rows_per_part},
             "cluster": {"workers": 2} | (cluster or {}),
+            "verifiers": verifiers or {},
             "model": {"device": "cpu"},
             "seed": seed,
         }
     )
     builder = TinyEngineBuilder(seed=seed, rows=rows, **mischief)
-    return run_job(
-        config, progress=progress, extend=extend, parts=JobParts(plan=tts_var_plan(), build_engine=builder)
+    parts = JobParts(
+        plan=tts_var_plan(),
+        build_engine=builder,
+        build_rewards=tiny_rewards,
+        build_engine_around=builder,
     )
+    return run_job(config, progress=progress, extend=extend, parts=parts)
 
 
 def parts(output: Path) -> list[Path]:

@@ -104,6 +104,7 @@ class JobReport:
             *_rounds_lines(self),
             "",
             *_memory_lines(self.counted, rows_of(self.job.config, self.plan)),
+            *self._verifier_lines(self.counted),
         ]
         return wrapped([*lines, *self._seconds_lines()])
 
@@ -176,6 +177,28 @@ class JobReport:
             f"(by segment {parts}); an estimate, not a measurement"
         )
         return ["", line]
+
+    def _verifier_lines(self, counted: CountedCosts) -> list[str]:
+        """Return what a reward in actors of its own takes, which may be what is slow."""
+        verifiers, reward = self.job.config.verifiers, counted.networks.reward
+        if not verifiers.replicas:
+            return []
+        gpus = verifiers.gpus_per_replica
+        each = "" if gpus is None else f" of {gpus:g} GPUs"
+        weights = bytes_text(counted.networks.reward_precision.element_bytes * reward.parameters)
+        scores = selector_demand(self.plan).scores
+        lines = [
+            (
+                f"reward in {verifiers.replicas} verifiers{each}, {weights} of weights in each and none in "
+                f"the workers: {scores} scores a prompt, {flops_text(scores * reward.image_flops)}"
+            )
+        ]
+        if counted.workload is not None and (seconds := counted.workload.verifier_seconds):
+            lines.append(
+                f"the verifiers together score {60 / seconds:.3g} prompts a minute "
+                f"({counted.workload.source}), whatever the number of workers"
+            )
+        return ["", *lines]
 
 
 def job_report(

@@ -45,6 +45,7 @@ from ttsvar_ray.cluster.resources import (
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
 from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
+from ttsvar_ray.cluster.verifiers import VerifierPool, lay_out_replicas
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
 from ttsvar_ray.coordination.settings import Workload
@@ -74,6 +75,7 @@ class Driver(Session):
     cells: Cells = field(init=False)
     writer: PartWriter = field(init=False)
     metrics: RunMetrics = field(init=False)
+    verifiers: VerifierPool | None = None
     info: WorkerInfo | None = None
     is_pressed: bool = False
 
@@ -90,17 +92,21 @@ class Driver(Session):
             InterruptedRunError, RunFailedError: what is whole is committed; the same command goes on.
             InputError: the prompt file was changed; the same command goes on once it is as it was.
         """
-        cluster = self.config.cluster
+        cluster, verifiers = self.config.cluster, self.config.verifiers
         cpus = None
         if cluster.workers is not None:
             each = (
                 cluster.cpus_per_worker if cluster.cpus_per_worker is not None else self.config.engine.threads
             )
-            cpus = cluster.workers * each
+            cpus = cluster.workers * each + verifiers.replicas * verifiers.cpus_per_replica
         with ray_session(cluster.address, cpus=cpus, run_name=self.run_name), stop_on_signals() as stop:
             resources = ray.cluster_resources()
+            on_gpu = self.config.model.device != "cpu" and cluster.gpus_per_worker != 0
+            replicas, left = lay_out_replicas(
+                verifiers, resources, on_gpu=on_gpu and resources.get("GPU", 0.0) > 0
+            )
             layout = lay_out_workers(
-                resources,
+                left,
                 device=self.config.model.device,
                 workers=cluster.workers,
                 cpus_per_worker=cluster.cpus_per_worker,
@@ -111,8 +117,8 @@ class Driver(Session):
             if device.profile == "cpu":
                 check_execution(self.config, "cpu")
             self.tell_device(device)
-            with demanded(layout, resources):
-                self._start_actors(layout, self.parts.expect(device.known))
+            with demanded(layout, left, beside=replicas):
+                self._start_actors(layout, self.parts.expect(device.known), replicas)
                 try:
                     with self.ending_in_order():
                         self._loop(stop)
@@ -126,8 +132,10 @@ class Driver(Session):
                 finally:
                     self.cells.stop(in_order=not self.is_pressed)
                     self.writer.stop()
+                    if self.verifiers is not None:
+                        self.verifiers.stop()
 
-    def _start_actors(self, layout: WorkerLayout, workload: Workload | None) -> None:
+    def _start_actors(self, layout: WorkerLayout, workload: Workload | None, replicas: WorkerLayout) -> None:
         cluster = self.config.cluster
         self.stats.wanted = layout.count
         shares = divide_workers(layout.count, cluster.workers_per_cell)
@@ -145,6 +153,12 @@ class Driver(Session):
         )
         settings = coordinator_settings(self.config)
         build_engine = PackedBuilder.pack(self.parts.build_engine)
+        if replicas.count:
+            # Asked for before the workers, which wait for them.
+            self.verifiers = VerifierPool(
+                self.parts, replicas, actor_prefix=prefix, settings=self.config.verifiers
+            )
+            build_engine = PackedBuilder.pack(self.verifiers.build_engine)
 
         def make_spec(index: int, incarnation: int) -> CellSpec:
             share = shares[index]

@@ -174,14 +174,22 @@ def fits(layout: WorkerLayout, resources: Mapping[str, float]) -> bool:
 
 
 @contextlib.contextmanager
-def demanded(layout: WorkerLayout, resources: Mapping[str, float]) -> Iterator[None]:
+def demanded(
+    layout: WorkerLayout, resources: Mapping[str, float], *, beside: WorkerLayout | None = None
+) -> Iterator[None]:
     """Ask the autoscaler for room for all workers while the block runs, where there is too little now.
 
     Workers that fit nowhere wait in Ray's queue, which an autoscaler sees, too; the request also keeps it
     from taking idle nodes away between two prompts. Without an autoscaler it changes nothing. There is one
     such request in a cluster: a job that needs no more than there is leaves it alone.
+
+    Args:
+        layout: the workers.
+        resources: what there is for them.
+        beside: actors that the cluster has room for already, and must keep.
     """
-    if fits(layout, resources) or not _request(bundles(layout)):
+    others = [] if beside is None else bundles(beside)
+    if fits(layout, resources) or not _request(bundles(layout) + others):
         yield
         return
     each = describe_resources({"CPU": layout.cpus, "GPU": layout.gpus})

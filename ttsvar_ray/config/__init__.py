@@ -5,7 +5,13 @@ from __future__ import annotations
 from ttsvar_ray.config.explain import validated
 from ttsvar_ray.config.job import JobConfig, content_digest, flatten
 from ttsvar_ray.config.load import load_config, option_names, recorded_config
-from ttsvar_ray.config.running import ClusterConfig, EngineConfig, OutputConfig, SimulationConfig
+from ttsvar_ray.config.running import (
+    ClusterConfig,
+    EngineConfig,
+    OutputConfig,
+    SimulationConfig,
+    VerifiersConfig,
+)
 from ttsvar_ray.config.sections import (
     FeaturesConfig,
     ModelConfig,
@@ -32,6 +38,7 @@ __all__ = [
     "Shard",
     "SimulationConfig",
     "StrategyConfig",
+    "VerifiersConfig",
     "content_digest",
     "flatten",
     "load_config",

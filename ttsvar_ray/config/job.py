@@ -9,7 +9,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
 
-from ttsvar_ray.config.running import ClusterConfig, EngineConfig, OutputConfig, SimulationConfig
+from ttsvar_ray.config.running import (
+    ClusterConfig,
+    EngineConfig,
+    OutputConfig,
+    SimulationConfig,
+    VerifiersConfig,
+)
 from ttsvar_ray.config.sections import (
     FeaturesConfig,
     ModelConfig,
@@ -32,6 +38,7 @@ class JobConfig(Section):
     features: FeaturesConfig = FeaturesConfig()
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
+    verifiers: VerifiersConfig = VerifiersConfig()
     output: OutputConfig = OutputConfig()
     simulation: SimulationConfig = SimulationConfig()
     # A column of the output holds it: 64 bits.
@@ -94,6 +101,7 @@ NOT_CONTENT = (
     "engine.threads",
     "engine.memory_gb",
     "cluster",
+    "verifiers",
     "output.path",
     # A table beside the images, whose bytes stay.
     "output.trace",

@@ -106,6 +106,24 @@ class ClusterConfig(Section):
         return self
 
 
+class VerifiersConfig(Section):
+    """Where the reward lives: in each worker, or in actors beside them. Never changes what is generated."""
+
+    replicas: Annotated[Integer, Field(ge=0)] = Field(
+        default=0,
+        description="actors that hold the reward beside the workers, for one that is large; 0: each worker "
+        "holds it",
+    )
+    gpus_per_replica: NonNegative | None = Field(
+        default=None, description="None: 1 where the workers have GPUs; 0: scores on CPUs"
+    )
+    cpus_per_replica: NonNegative = Field(default=1.0, description="that Ray keeps for each")
+    timeout_s: Positive = Field(
+        default=1800.0,
+        description="seconds without a score, or until the reward is loaded, before they are given up",
+    )
+
+
 class OutputConfig(Section):
     """What is written, and where."""
 

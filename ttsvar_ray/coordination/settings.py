@@ -109,10 +109,13 @@ class Workload:
     Attributes:
         segments: one load per segment of the plan.
         source: where the numbers come from, for people: "counted, rates of h200", "measured on ...".
+        verifier_seconds: of a prompt's scores in all verifiers together: no number of workers makes it
+            quicker; 0 where the workers score.
     """
 
     segments: tuple[SegmentLoad, ...]
     source: str
+    verifier_seconds: float = 0.0
 
     def seconds(self, segment_index: int, rows: int, replayed: int = 0) -> float:
         """Return the predicted time of one micro-batch.

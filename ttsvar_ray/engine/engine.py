@@ -147,9 +147,9 @@ class Engine:
         self.model = model
         self.model_name = model.name
         self._ensemble = reward if isinstance(reward, RewardEnsemble) else RewardEnsemble([reward])
-        if len(self._ensemble.members) != plan.reward_members:
+        if len(self._ensemble.names) != plan.reward_members:
             raise ValueError(
-                f"reward: the plan expects {plan.reward_members} members, got {len(self._ensemble.members)}; "
+                f"reward: the plan expects {plan.reward_members} members, got {len(self._ensemble.names)}; "
                 "build both from one configuration"
             )
         self.reward_name = self._ensemble.name
@@ -308,7 +308,7 @@ class Engine:
         if segment.is_last:
             # Ranks follow rewards, and of equal ones the slots: an image behind another of its shard is not
             # the best of the population either.
-            one_reward = len(self._ensemble.members) == 1
+            one_reward = len(self._ensemble.names) == 1
             best = int(rank_images(shard.rewards[:, -1])[0]) if one_reward and not all_files else None
             shard.files = [
                 self._begin_file(outcome, is_kept=best in (None, i)) for i, outcome in enumerate(outcomes)
@@ -350,7 +350,7 @@ class Engine:
 
     def _finite_rewards(self, segment: Segment, shard: _Shard, outcomes: Sequence[RowOutcome]) -> np.ndarray:
         """Return float32 [slots, scored scales x members], with the policy applied to what is not finite."""
-        members = self._ensemble.members
+        members = self._ensemble.names
         shape = (len(outcomes), len(segment.scored_scales) * len(members))
         rewards = np.asarray([o.rewards for o in outcomes], dtype=np.float32).reshape(shape)
         bad = ~np.isfinite(rewards)
@@ -360,7 +360,7 @@ class Engine:
             row, column = (int(i) for i in np.argwhere(bad)[0])
             scale, member = divmod(column, len(members))
             raise RewardError(
-                f"reward {members[member].name!r} of prompt {shard.task.prompt.key!r} at scale "
+                f"reward {members[member]!r} of prompt {shard.task.prompt.key!r} at scale "
                 f"{segment.scored_scales[scale]}, slot {shard.task.slots[row]}: expected a finite number, "
                 f"got {rewards[row, column]}; set reward.nonfinite to 'worst' to go on without such images"
             )

@@ -132,7 +132,7 @@ class SegmentRunner:
             self._replay_missing(segment, rows, counters)
             state = self._gather_parents(segment, everyone)
 
-        members = len(self._ensemble.members)
+        members = len(self._ensemble.names)
         rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
         log_likelihood = np.zeros(len(rows))
         features: Float32Array | None = None

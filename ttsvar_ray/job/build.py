@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ttsvar_ray.engine.device import choose_repeatable_kernels
 from ttsvar_ray.engine.engine import Engine, EngineSettings
+from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
 from ttsvar_ray.job.memory import trajectory_bytes
 from ttsvar_ray.job.plan import rows_of
@@ -14,6 +17,7 @@ from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.protocol import NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.own_code import is_own, load_own
+from ttsvar_ray.rewards.known_pairs import known_pictures
 from ttsvar_ray.rewards.protocol import MapReward, Reward, RewardEnsemble
 from ttsvar_ray.rewards.registry import build_reward
 
@@ -22,13 +26,18 @@ DRAW_THREADS_BESIDE_GPU = 4
 
 
 def build_engine(
-    job: ResolvedJob, *, reward: Reward | None = None, extractor: FeatureExtractor | None = None
+    job: ResolvedJob,
+    *,
+    reward: Reward | None = None,
+    rewards: RewardEnsemble | None = None,
+    extractor: FeatureExtractor | None = None,
 ) -> Engine:
     """Load the model, the reward and, where the plan reads features, the extractor; return the engine.
 
     Args:
         job: what to build.
         reward, extractor: objects in place of what the settings name.
+        rewards: all rewards, in place of `reward`: they may be in another process.
 
     Raises:
         ConfigurationError: settings that do not fit the model or this machine.
@@ -39,7 +48,10 @@ def build_engine(
     config, engine = job.config, job.config.engine
     model = build_model(job)
     image_format, quality, png_level = image_settings(config)
-    ensemble = build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward])
+    if rewards is None:
+        ensemble = build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward])
+    else:
+        ensemble = rewards
     return Engine(
         model=model,
         map_reward=_build_map_reward(job, ensemble),
@@ -136,6 +148,50 @@ def _build_map_reward(job: ResolvedJob, ensemble: RewardEnsemble) -> MapReward |
     from ttsvar_ray.rewards.map_reward import own_map_reward
 
     return own_map_reward(ensemble.members[0], part.path)
+
+
+def build_verifier(job: ResolvedJob) -> RewardEnsemble:
+    """Load the rewards of a job in a process of their own, on the GPU that it was given, if any.
+
+    Raises:
+        ConfigurationError: as `build_ensemble`, or scores that a batch changes where a job must not have any.
+        CheckpointError: as `build_ensemble`.
+    """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    config = job.config
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(config.engine.threads)
+    device = str(resolve_device("auto" if torch.cuda.is_available() else "cpu"))
+    if config.engine.deterministic and device.startswith("cuda"):
+        choose_repeatable_kernels()
+    rewards = build_ensemble(job, device=device)
+    if config.engine.deterministic:
+        require_equal_in_batches(rewards)
+    return rewards
+
+
+def require_equal_in_batches(rewards: RewardEnsemble) -> None:
+    """Refuse rewards whose scores of eight pictures together are not those of each alone, to the bit.
+
+    Raises:
+        ConfigurationError: says which, and by how much.
+    """
+    pictures, captions = known_pictures()
+    pictures, captions = pictures[:8], captions[:8]
+    together = rewards.score(pictures, captions).rewards
+    alone = np.concatenate(
+        [rewards.score(pictures[i : i + 1], captions[i : i + 1]).rewards for i in range(len(pictures))]
+    )
+    for member, name in enumerate(rewards.names):
+        if not np.array_equal(together[:, member], alone[:, member], equal_nan=True):
+            largest = float(np.abs(together[:, member] - alone[:, member]).max())
+            raise ConfigurationError(
+                f"engine.deterministic: expected scores of {name} that no batch changes, got differences of "
+                f"up to {largest:.2g} between eight images together and each alone; use another reward or "
+                "reward.dtype, or leave engine.deterministic out"
+            )
 
 
 def _build_extractor(job: ResolvedJob, *, device: str) -> FeatureExtractor | None:

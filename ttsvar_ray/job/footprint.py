@@ -98,6 +98,11 @@ def _map_reward(config: JobConfig, description: ModelDescription) -> NetworkCost
     return dataclasses.replace(stem + reward, parameters=stem.parameters)
 
 
+def in_worker(networks: JobNetworks, config: JobConfig) -> JobNetworks:
+    """Return the networks that a worker's memory holds: without a reward that lives in verifiers."""
+    return dataclasses.replace(networks, reward=NO_COST) if config.verifiers.replicas else networks
+
+
 def recorded_bytes(config: JobConfig, description: ModelDescription, plan: Plan, model: ModelCost) -> int:
     """Return what recorded passes keep (`models.recorded_steps`): the largest cache that one of them grows,
     and the texts of a pass where all are padded to the longest."""

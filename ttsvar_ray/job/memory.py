@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import JobNetworks
-from ttsvar_ray.job.footprint import has_counted_costs, job_networks
+from ttsvar_ray.job.footprint import has_counted_costs, in_worker, job_networks
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES
@@ -31,7 +31,7 @@ def trajectory_bytes(
     memory_gb = config.engine.memory_gb
     if not str(device).startswith("cuda"):
         return available_bytes(device, memory_gb=memory_gb)
-    networks = job_networks(config, description, plan, on_gpu=True)
+    networks = in_worker(job_networks(config, description, plan, on_gpu=True), config)
     workspace = workspace_bytes(networks) + networks.recorded_bytes
     return available_bytes(device, memory_gb=memory_gb, workspace=workspace)
 

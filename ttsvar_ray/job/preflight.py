@@ -281,7 +281,8 @@ def time_fact(
     """
     seconds = None
     if workload is not None:
-        seconds = seconds_per_prompt(plan, workload, rows=rows) * prompts / device.count
+        each = seconds_per_prompt(plan, workload, rows=rows) / device.count
+        seconds = max(each, workload.verifier_seconds) * prompts
     return TimeFact(
         seconds=seconds,
         workers=device.count,

@@ -401,12 +401,19 @@ def _device(config: JobConfig) -> Device:
 
         rates = measured_cpu(load_profile("cpu"), threads=config.engine.threads)
         device = dataclasses.replace(device, rates=rates)
-    return device if cluster.workers is None else dataclasses.replace(device, count=cluster.workers)
+    if cluster.workers is not None:
+        return dataclasses.replace(device, count=cluster.workers)
+    each = config.verifiers.gpus_per_replica
+    taken = config.verifiers.replicas * (1.0 if each is None else each)
+    left = device.count if device.memory_bytes is None else int(device.count - taken)
+    return dataclasses.replace(device, count=max(1, left))
 
 
 def _runs_in_process(config: JobConfig, plan: Plan, output: OutputFact, device: Device) -> bool:
     """Whether that is asked for, or is quickest."""
     cluster = config.cluster
+    if config.verifiers.replicas:
+        return False
     if cluster.in_process is not None:
         return cluster.in_process
     is_small = output.prompts_left * plan.survivors_after[-1] < SMALL_JOB_IMAGES

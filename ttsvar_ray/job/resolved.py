@@ -222,6 +222,7 @@ def image_settings(config: JobConfig) -> tuple[str, int, int]:
 def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
     """Return the policies of a job's coordinators, also of one whose parts are not in the settings."""
     cluster = config.cluster
+    floor = min(CoordinatorSettings().deadline_floor_seconds, cluster.segment_timeout_s)
     return CoordinatorSettings(
         spread=cluster.spread,
         max_attempts=cluster.max_attempts,
@@ -229,7 +230,8 @@ def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
         trace_bits=config.output.trace == "bits",
         batch_tokens=cluster.batch_tokens,
         deadline_ceiling_seconds=cluster.segment_timeout_s,
-        deadline_floor_seconds=min(CoordinatorSettings().deadline_floor_seconds, cluster.segment_timeout_s),
+        # A worker whose scores wait for a replica that is starting again is well.
+        deadline_floor_seconds=cluster.segment_timeout_s if config.verifiers.replicas else floor,
     )
 
 
@@ -277,6 +279,15 @@ def _check_parts(
 
 def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None:
     """Find what asks for a GPU where there is none; torch is imported only where something does."""
+    verifiers = config.verifiers
+    if verifiers.replicas and config.cluster.in_process:
+        problems.append(
+            f"verifiers.replicas: expected 0 with cluster.in_process, which has no actors, got "
+            f"{verifiers.replicas}; remove one"
+        )
+    if here and verifiers.replicas and verifiers.gpus_per_replica:
+        with noting(problems):
+            _require_gpus(verifiers.replicas * verifiers.gpus_per_replica)
     device = "cpu" if config.cluster.gpus_per_worker == 0 else config.model.device
     if here and (device.startswith("cuda") or (device == "auto" and asks_for_gpu(config))):
         with noting(problems):
@@ -284,6 +295,19 @@ def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None
     elif device == "cpu":
         with noting(problems):
             check_execution(config, device)
+
+
+def _require_gpus(count: float) -> None:
+    """Refuse verifiers that this machine has too few GPUs for."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < count:
+        raise ConfigurationError(
+            f"verifiers: expected {count:g} GPUs for verifiers.replicas times gpus_per_replica, found "
+            f"{found} on this machine; lower them (0 GPUs scores on CPUs), or name a cluster "
+            "(cluster.address)"
+        )
 
 
 def asks_for_gpu(config: JobConfig) -> bool:

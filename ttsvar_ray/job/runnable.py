@@ -24,6 +24,7 @@ from ttsvar_ray.search.plan import Plan
 
 if TYPE_CHECKING:
     from ttsvar_ray.engine.engine import Engine
+    from ttsvar_ray.rewards.protocol import RewardEnsemble
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class JobParts:
         plan: what is done to each prompt.
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
+        build_rewards: builds its rewards alone, in a process of their own; None where they cannot be had so.
+        build_engine_around: builds an engine whose rewards are somewhere else; None likewise.
         networks: what they cost, None where that is unknown; counting takes a second or two.
         rows: most trajectories of a micro-batch on a device, by segment of the plan.
         expect: what the plan costs on a device, if that is known.
@@ -46,6 +49,8 @@ class JobParts:
 
     plan: Plan
     build_engine: Callable[[], Engine]
+    build_rewards: Callable[[], RewardEnsemble] | None = None
+    build_engine_around: Callable[[RewardEnsemble], Engine] | None = None
     networks: Callable[[], JobNetworks | None] = lambda: None
     rows: Callable[[DeviceProfile], tuple[int, ...]] = lambda device: ()
     expect: Callable[[DeviceProfile], Workload | None] = lambda device: None
@@ -63,9 +68,12 @@ def job_parts(job: ResolvedJob) -> JobParts:
         CheckpointError: a repository whose commit cannot be found out.
     """
     pinned = pin_weights(job)
+    on_workers = with_absolute_inputs(pinned.config)
     return JobParts(
         plan=job.plan,
-        build_engine=partial(_build_on_worker, with_absolute_inputs(pinned.config), job.plan),
+        build_engine=partial(_build_on_worker, on_workers, job.plan),
+        build_rewards=partial(_build_rewards, on_workers, job.plan),
+        build_engine_around=partial(_build_on_worker, on_workers, job.plan),
         networks=partial(_networks, job),
         rows=partial(_rows, job),
         expect=partial(_expect, job),
@@ -102,8 +110,15 @@ def _networks(job: ResolvedJob) -> JobNetworks | None:
         return None
 
 
-def _build_on_worker(config: JobConfig, plan: Plan) -> Engine:
+def _build_on_worker(config: JobConfig, plan: Plan, rewards: RewardEnsemble | None = None) -> Engine:
     """Build an engine where the model's files may lie elsewhere than on the driver's machine."""
     from ttsvar_ray.job.build import build_engine
 
-    return build_engine(dataclasses.replace(resolve(config), plan=plan))
+    return build_engine(dataclasses.replace(resolve(config), plan=plan), rewards=rewards)
+
+
+def _build_rewards(config: JobConfig, plan: Plan) -> RewardEnsemble:
+    """Build a job's rewards in a process that has nothing else, on its GPU where it was given one."""
+    from ttsvar_ray.job.build import build_verifier
+
+    return build_verifier(dataclasses.replace(resolve(config), plan=plan))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ttsvar_ray.costs import DeviceProfile, JobNetworks
 from ttsvar_ray.costs.seconds import scale_seconds
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.footprint import job_networks, recorded_bytes
+from ttsvar_ray.job.footprint import in_worker, job_networks, recorded_bytes
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
 from ttsvar_ray.job.plan import USUAL_ROWS, rows_of
 from ttsvar_ray.job.resolved import ResolvedJob
@@ -58,15 +58,19 @@ def sized(job: ResolvedJob, device: DeviceProfile) -> ResolvedJob:
     return tried
 
 
-def sized_memory(job: ResolvedJob, networks: JobNetworks, *, on_gpu: bool = True) -> MemoryPlan:
+def sized_memory(
+    job: ResolvedJob, networks: JobNetworks, *, on_gpu: bool = True, rewards: bool = False
+) -> MemoryPlan:
     """Return the memory of a job's prompts in its micro-batches.
 
     Args:
         job: the job.
         networks: of the job; what is recorded is counted for its own rows.
         on_gpu: whether anything is recorded.
+        rewards: count the rewards also where they live in verifiers, not in the workers.
     """
     config, plan = job.config, job.plan
+    networks = networks if rewards else in_worker(networks, config)
     recorded = recorded_bytes(config, job.description, plan, networks.model) if on_gpu else 0
     return memory_plan(
         dataclasses.replace(networks, recorded_bytes=recorded),
@@ -118,7 +122,9 @@ def _with(job: ResolvedJob, rows: int | Sequence[int], graphs: str) -> ResolvedJ
 
 def _crowded(job: ResolvedJob, networks: JobNetworks, device: DeviceProfile) -> list[int]:
     """Return the segments whose micro-batches take more memory than a worker has for trajectories."""
-    memory, given = sized_memory(job, networks), job.config.engine.memory_gb
+    # Rows that decide what is generated must not depend on where the rewards are.
+    memory = sized_memory(job, networks, rewards=job.pass_rows is not None)
+    given = job.config.engine.memory_gb
     room = memory.room(device.memory_bytes)
     room = room if given is None else min(room, int(given * 1e9))
     crowded = []

@@ -102,7 +102,30 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
                 pass_rows=0 if fixed is None else fixed[segment.index],
             )
         )
-    return Workload(segments=tuple(segments), source=f"counted, rates of {profile.name}")
+    replicas = job.config.verifiers.replicas
+    return Workload(
+        segments=tuple(segments),
+        source=f"counted, rates of {profile.name}",
+        verifier_seconds=_scoring_seconds(job, networks, profile) / replicas if replicas else 0.0,
+    )
+
+
+def _scoring_seconds(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile) -> float:
+    """Return what one device takes for the scores of a prompt's images."""
+    seconds = 0.0
+    for segment in job.plan.segments:
+        for scale in segment.scored_scales:
+            size = _decoded_size(segment, scale, job.config.engine.selector_decode)
+            assert size is not None, "what is scored is decoded"
+            line = network_line(
+                networks.reward,
+                networks.model.decodes[size].pixels,
+                profile,
+                padded=is_gpu(profile),
+                precision=networks.reward_precision,
+            )
+            seconds += line.fixed + segment.population * line.per_row
+    return seconds
 
 
 def _files_per_trajectory(job: ResolvedJob) -> float:

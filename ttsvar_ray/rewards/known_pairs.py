@@ -65,12 +65,17 @@ class PairScores:
 
 def score_known_pairs(reward: Reward) -> PairScores:
     """Return a reward's scores of the twenty pictures with both captions."""
-    named = list(itertools.product(_COLOURS, _SHAPES))
-    pictures = np.stack([_picture(colour, shape) for colour, shape in named])
-    captions = [f"a photo of a {colour} {shape}" for colour, shape in named]
+    pictures, captions = known_pictures()
     # Another colour and another shape.
     others = captions[5:] + captions[:5]
     return PairScores(right=reward.score(pictures, captions), wrong=reward.score(pictures, others))
+
+
+def known_pictures() -> tuple[UInt8Array, list[str]]:
+    """Return uint8 RGB [20, 224, 224, 3], and a caption of each."""
+    named = list(itertools.product(_COLOURS, _SHAPES))
+    pictures = np.stack([_picture(colour, shape) for colour, shape in named])
+    return pictures, [f"a photo of a {colour} {shape}" for colour, shape in named]
 
 
 def _picture(colour: str, shape: str) -> UInt8Array:

@@ -124,6 +124,10 @@ class RewardEnsemble:
 
     Scores are only gathered here. What an ensemble makes of them depends on the whole population, which no
     worker sees (`search.ensemble`).
+
+    Attributes:
+        name: of the whole, as output rows have it.
+        names: of the members, in the order of the scores.
     """
 
     def __init__(self, members: Sequence[Reward], *, name: str | None = None) -> None:
@@ -136,6 +140,7 @@ class RewardEnsemble:
         if not members or (name is None and len(members) > 1):
             raise ValueError(f"ensemble: expected one member, or several and a name, got {len(members)}")
         self.members = tuple(members)
+        self.names = tuple(member.name for member in members)
         self.name = members[0].name if name is None else name
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> EnsembleScores:
@@ -143,7 +148,7 @@ class RewardEnsemble:
         if len(images) != len(texts):
             raise ValueError(f"texts: expected one per image ({len(images)}), got {len(texts)}")
         pixels: dict[Hashable, Any] = {}
-        rewards = np.empty((len(images), len(self.members)), dtype=np.float32)
+        rewards = np.empty((len(images), len(self.names)), dtype=np.float32)
         cut_texts = np.zeros(len(images), dtype=np.int64)
         for column, member in enumerate(self.members):
             if member.recipe not in pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -151,3 +152,19 @@ def test_an_adaptive_plan_says_what_its_rounds_cost() -> None:
     text = " ".join(run(*flags).split())
     assert "up to 3 rounds; all above is of the first one, which costs 1.06 raw images, 0.15 where it" in text
     assert "a prompt costs 1.07 to 3.20 raw images" in text
+
+
+def test_a_reward_in_verifiers_is_priced_and_is_in_no_workers_memory() -> None:
+    given = ["--set", "reward.name=qwen3-vl-2b", "--set", "reward.path=/absent"]
+    verifiers = [*given, "--set", "verifiers.replicas=4", "--set", "verifiers.gpus_per_replica=1"]
+    shown = " ".join(run("--model", "infinity-2b", "--profile", "h200", *verifiers).split())
+    line = re.search(
+        r"reward in 4 verifiers of 1 GPUs, 8\.5\d? GB of weights in each .*: (\d+) scores", shown
+    )
+    assert line is not None and int(line[1]) == 7, shown
+    assert re.search(
+        r"the verifiers together score [\d.]+ prompts a minute \(counted, rates of h200\)", shown
+    )
+    inside, beside = report(*given)["memory"], report(*verifiers)["memory"]
+    assert inside["weights"]["reward"] > 8e9 and not beside["weights"]["reward"]
+    assert report(*given)["flops"] == report(*verifiers)["flops"], "a cost is a cost wherever it is"

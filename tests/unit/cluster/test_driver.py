@@ -43,6 +43,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     made.layout = OutputLayout(tmp_path)
     made.ledger = SimpleNamespace(chunks=range(3))  # type: ignore[assignment]
     made.is_pressed = False
+    made.verifiers = None
     made.info = None
     made.tell_device = lambda device: None
     calls: list[str] = []

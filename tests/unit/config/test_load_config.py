@@ -131,6 +131,10 @@ def test_the_option_list_is_pinned() -> None:
         "cluster.start_timeout_s",
         "cluster.max_failure_rate",
         "cluster.failure_window",
+        "verifiers.replicas",
+        "verifiers.gpus_per_replica",
+        "verifiers.cpus_per_replica",
+        "verifiers.timeout_s",
         "output.path",
         "output.rows_per_part",
         "output.image_format",
@@ -217,7 +221,7 @@ def test_all_problems_come_at_once() -> None:
         "seed: expected a number, got true",
         (
             "n: unknown key; did you mean strategy.n? known keys: model, prompts, strategy, sampling, "
-            "reward, features, engine, cluster, output, simulation, seed, max_failed"
+            "reward, features, engine, cluster, verifiers, output, simulation, seed, max_failed"
         ),
     )
 

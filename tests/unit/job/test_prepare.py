@@ -13,6 +13,7 @@ import pytest
 from ttsvar_ray.cli.preflight import fact_lines
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.dataset import open_output
+from ttsvar_ray.costs import load_profile
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job import preflight, prepare
 from ttsvar_ray.job.preflight import (
@@ -24,11 +25,13 @@ from ttsvar_ray.job.preflight import (
     device_named,
     free_bytes,
     profile_of,
+    time_fact,
     trace_bytes,
     with_trace,
 )
 from ttsvar_ray.job.prepare import prepared
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.storage import locate
 
 
@@ -279,3 +282,18 @@ def test_a_deterministic_job_on_a_cluster_names_its_rows(config: JobConfig) -> N
         facts_of(away)
     on_cpus = away.model_copy(update={"model": config.model.model_copy(update={"device": "cpu"})})
     assert facts_of(on_cpus)[1].manifest.content["engine.micro_batch_rows"] == 32
+
+
+def test_a_run_takes_at_least_what_its_verifiers_take(config: JobConfig) -> None:
+    networks = {"reward": {"name": "image-reward", "path": "."}, "model": {"name": "infinity-2b"}}
+    job = resolve(JobConfig.model_validate({**networks, "verifiers": {"replicas": 2}}))
+    workload = expected_workload(job, load_profile("h200"))
+    assert workload is not None
+    few, many, more = (
+        time_fact(job.plan, device_named("h200", count), workload, rows=(8,) * 5, prompts=100).seconds
+        for count in (1, 1000, 2000)
+    )
+    assert few is not None and many is not None and few > many == more
+    assert many == pytest.approx(100 * workload.verifier_seconds)
+    inside = expected_workload(resolve(JobConfig.model_validate(networks)), load_profile("h200"))
+    assert inside is not None and inside.verifier_seconds == 0

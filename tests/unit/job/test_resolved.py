@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.config import sections as config_sections
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.job.build import build_ensemble
+from ttsvar_ray.job.build import build_ensemble, require_equal_in_batches
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
 from ttsvar_ray.models.registry import model_path
+from ttsvar_ray.rewards.protocol import ConstantReward, PlainReward, RewardEnsemble
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -200,7 +202,7 @@ def test_all_problems_of_an_ensembles_members_come_at_once(tmp_path: Path) -> No
 def test_an_ensemble_has_the_members_and_says_how_they_are_combined() -> None:
     config = config_for("shapes", reward=ensemble(combine="z-score"))
     built = build_ensemble(resolve(config), device="cpu")
-    assert [member.name for member in built.members] == ["constant", "shapes"]
+    assert list(built.names) == ["constant", "shapes"]
     assert built.name == "z-score(constant, shapes)"
     alone = build_ensemble(resolve(config_for("shapes")), device="cpu")
     assert alone.name == "shapes"
@@ -370,3 +372,40 @@ def test_settings_that_a_reward_would_not_read_are_refused_before_it_is_built(tm
         "reward.preprocessing",
         "reward.dtype",
     ]
+
+
+def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    verifiers = {"replicas": 2, "gpus_per_replica": 1}
+    config = config_for("shapes", cluster={"in_process": True}, verifiers=verifiers)
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(config, needs_parts=True, here=True)
+    assert list(refused.value.problems) == [
+        "verifiers.replicas: expected 0 with cluster.in_process, which has no actors, got 2; remove one",
+        (
+            "verifiers: expected 2 GPUs for verifiers.replicas times gpus_per_replica, found 1 on this "
+            "machine; lower them (0 GPUs scores on CPUs), or name a cluster (cluster.address)"
+        ),
+    ]
+    elsewhere = config_for("shapes", verifiers=verifiers)
+    resolve(elsewhere, needs_parts=True, here=False)
+    assert elsewhere.digest() == config_for("shapes").digest(), (
+        "where a score is made is no part of what it is"
+    )
+    patient = coordinator_settings(elsewhere)
+    assert patient.deadline_floor_seconds == elsewhere.cluster.segment_timeout_s
+
+
+class Neighbourly(PlainReward):
+    """A score that rests on what else is in its batch."""
+
+    name = "neighbourly"
+
+    def score(self, images: Any, texts: Any) -> Any:
+        return images.mean(axis=(1, 2, 3)).astype(np.float32) + np.float32(0.5 * len(images))
+
+
+def test_scores_that_a_batch_changes_are_refused_where_nothing_may_change_them() -> None:
+    require_equal_in_batches(RewardEnsemble([ConstantReward()]))
+    with pytest.raises(ConfigurationError, match=r"scores of neighbourly that no batch changes, .* to 3\.5 "):
+        require_equal_in_batches(RewardEnsemble([ConstantReward(), Neighbourly()], name="both"))
