@@ -12,8 +12,8 @@ import pytest
 
 from ttsvar_ray.cli.preflight import fact_lines
 from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.dataset import open_output
 from ttsvar_ray.costs import load_profile
+from ttsvar_ray.dataset import open_output
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job import preflight, prepare
 from ttsvar_ray.job.preflight import (
