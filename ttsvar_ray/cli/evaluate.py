@@ -107,6 +107,7 @@ _ASKING = {
     "geneval2": "GenEval 2: the probability of the right answer to each question (Soft-TIFA).",
     "dpg-bench": "DPG-Bench: yes or no questions about long prompts, where those they rest on hold.",
     "oneig": "OneIG-Bench's alignment: yes or no questions, where those they rest on hold.",
+    "t2i-compbench": "T2I-CompBench's color, shape and texture: BLIP-VQA's yes to every noun chunk.",
 }
 """The benchmarks of `evaluate.benchmarks`, which are not imported to show what commands there are."""
 
@@ -127,7 +128,8 @@ def _asking(name: str) -> Callable[..., None]:
             Path, typer.Option("--questions", help="The benchmark's own questions.", metavar="PATH")
         ],
         judge: Annotated[
-            Path, typer.Option("--judge", help="Folder of a Qwen2.5-VL or Qwen3-VL.", metavar="DIR")
+            Path,
+            typer.Option("--judge", help="Folder of a Qwen2.5-VL, a Qwen3-VL, or a BLIP-VQA.", metavar="DIR"),
         ],
         images: Annotated[
             Which | None,
@@ -194,7 +196,7 @@ def _asking(name: str) -> Callable[..., None]:
 
     command.__doc__ = f"""{_ASKING[name]}
 
-    A vision-language model is asked about each image; the same command goes on after a stop.
+    A model is asked about each image; the same command goes on after a stop.
     Exit codes: 0 done; 1 an image over which workers were lost; 2 images, questions, a judge or a file of
     answers that cannot be used.
 

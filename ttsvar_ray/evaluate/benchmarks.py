@@ -31,8 +31,9 @@ from ttsvar_ray.evaluate.questions import (
     questions_digest,
     read_text,
 )
+from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH
 
-BENCHMARKS = {one.name: one for one in (GENEVAL_2, DPG_BENCH, ONEIG)}
+BENCHMARKS = {one.name: one for one in (GENEVAL_2, DPG_BENCH, ONEIG, T2I_COMPBENCH)}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -89,7 +90,8 @@ class QuestionImages:
         for file in sorted(one for one in folder.rglob("*") if one.suffix.lower() in PICTURES):
             files.setdefault(self.benchmark.name_of_file(file.relative_to(folder)), []).append(file)
         for name, own in files.items():
-            if name in self.prompts and len(own) > 1:
+            has_one = self.benchmark.images == self.benchmark.grid**2
+            if has_one and name in self.prompts and len(own) > 1:
                 raise InputError(f"{folder}: expected one file of {name}, found {own[0]} and {own[1]}")
         for name, own in files.items():
             for file in own:

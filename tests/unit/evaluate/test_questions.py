@@ -13,13 +13,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from tests.support.manifests import manifest
 from tests.support.tiny_vision_language import save_vision_language
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.evaluate import _ASKING
+from ttsvar_ray.columns import ColumnType
+from ttsvar_ray.dataset import OutputLayout, RowContext, carried_columns, open_output, write_chunk
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.evaluate.benchmarks import BENCHMARKS
 from ttsvar_ray.evaluate.questions import AnsweredImage, Question, QuestionPrompt
+from ttsvar_ray.results import FinalImage, PromptResult, ResultImage
 from ttsvar_ray.rewards.vision_language import VisionLanguage
+from ttsvar_ray.types import Prompt
 
 HEAD = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
 ROWS = f"""{HEAD},question_natural_language
@@ -179,6 +184,48 @@ def test_a_folder_with_metadata_is_found_by_its_prompts(tmp_path: Path, judge: P
     (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "three rings", "vqa_list": pairs}))
     refused = run("geneval2", tmp_path / "images", tmp_path / "data.jsonl", judge)
     assert refused.exit_code == 2 and "a tokenizer with 'zwölf' as one word" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["dpg-bench", "oneig"])
+def test_a_run_is_found_by_its_prompts_or_by_the_columns_of_the_benchmark(
+    name: str, tmp_path: Path, judge: Path
+) -> None:
+    """The rows of DPG-Bench by their text, those of OneIG by their category and id."""
+    layout = OutputLayout(tmp_path / "run")
+    types = {"category": ColumnType.STRING, "id": ColumnType.STRING}
+    columns = {column: str(kind) for column, kind in types.items()}
+    settings = ("seed=7", "sampling.guidance=3", "prompts.rewrite='{prompt}, drawn'")
+    open_output(layout, manifest(*settings, prompt_count=3, rows_per_chunk=3, column_types=columns))
+    done = []
+    for row, (text, category) in enumerate(
+        [("a red ring, drawn", "Portrait"), ("two bars", "General_Object"), ("another", "Text_Rendering")]
+    ):
+        own = {"category": category, "id": "000"}
+        prompt = Prompt(row=row, prompt_id=f"id{row}", ordinal=0, text=text, columns=own)
+        image = FinalImage.of_bytes(picture(row), width=64, height=64, image_format="png")
+        kept = ResultImage(rank=0, image=image, reward=0.0, reward_history=(), lineage=(0,), bits=())
+        done.append(PromptResult(prompt=prompt, images=(kept,), trace=(), attempts=1, seconds=0.1))
+    context = RowContext(
+        model="shapes", strategy="raw", seed=7, reward_name="none", carried=carried_columns(types)
+    )
+    write_chunk(layout, 0, rows=range(3), finished=done, failed=[], context=context)
+    questions = tmp_path / "questions"
+    if name == "oneig":
+        questions.mkdir()
+        item = {"questions": {"1": "A ring?"}, "dependency": {"1": [0]}}
+        for kind in ("anime", "human", "object"):
+            (questions / f"{kind}.json").write_text(json.dumps({"000": item}))
+    else:
+        questions.write_text(ROWS)
+    out = tmp_path / "result.json"
+    content = result(run(name, tmp_path / "run", questions, judge, "--json", str(out)), out)
+    assert content["images"] == 2
+    assert any(note.startswith("1 images passed over") for note in content["notes"])
+    source = content["source"]
+    assert source["seed"] == 7 and source["sampling"]["guidance"] == 3.0 and source["images"] == "best"
+    assert source["prompts"]["rewrite"] == "{prompt}, drawn" and source["prompts"]["digest"]
+    refused = run(name, tmp_path / "run", questions, judge, "--grid", "2")
+    assert refused.exit_code == 2 and "--grid:" in refused.stderr
 
 
 def test_what_cannot_be_judged_is_said(tmp_path: Path, judge: Path) -> None:
