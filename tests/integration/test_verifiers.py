@@ -115,7 +115,7 @@ def pool(settings: VerifiersConfig, prefix: str, build: Any) -> VerifierPool:
         plan=None,  # type: ignore[arg-type]
         build_engine=None,  # type: ignore[arg-type]
         build_rewards=build,
-        build_engine_around=None if build is None else partial(lambda rewards: rewards),
+        build_engine_around=None if build is None else partial(lambda rewards: rewards()),
     )
     layout = WorkerLayout(count=settings.replicas, cpus=settings.cpus_per_replica, gpus=0.0)
     return VerifierPool(parts, layout, actor_prefix=prefix, settings=settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class TinyEngineBuilder:
     pause_s: float = 0.0
     unusable: str | None = None
 
-    def __call__(self, rewards: RewardEnsemble | None = None) -> Engine:
+    def __call__(self, rewards: Callable[[], RewardEnsemble] | None = None) -> Engine:
         if self.unusable is not None:
             raise CheckpointError(self.unusable)
         model = NoisyModel if self.noisy else MortalModel
@@ -112,7 +112,7 @@ class TinyEngineBuilder:
         )
         return Engine(
             model=mortal,
-            reward=TinyReward() if rewards is None else rewards,
+            reward=TinyReward() if rewards is None else rewards(),
             extractor=TinyExtractor(),
             plan=tts_var_plan(),
             run_seed=self.seed,

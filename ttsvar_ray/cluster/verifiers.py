@@ -172,18 +172,12 @@ class VerifierPool:
     @property
     def build_engine(self) -> Callable[[], Engine]:
         """What builds an engine in a worker whose rewards are these."""
-        return partial(_build_around, self._around, tuple(self._names), self._seconds)
+        return partial(self._around, partial(PooledRewards, self._names, timeout_seconds=self._seconds))
 
     def stop(self) -> None:
         """End all replicas."""
         for actor in self._actors:
             ray.kill(actor)
-
-
-def _build_around(
-    around: Callable[[RewardEnsemble], Engine], names: Sequence[str], timeout_seconds: float
-) -> Engine:
-    return around(PooledRewards(names, timeout_seconds=timeout_seconds))
 
 
 def lay_out_replicas(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ttsvar_ray.engine.device import choose_repeatable_kernels
@@ -29,7 +31,7 @@ def build_engine(
     job: ResolvedJob,
     *,
     reward: Reward | None = None,
-    rewards: RewardEnsemble | None = None,
+    rewards: Callable[[], RewardEnsemble] | None = None,
     extractor: FeatureExtractor | None = None,
 ) -> Engine:
     """Load the model, the reward and, where the plan reads features, the extractor; return the engine.
@@ -37,7 +39,8 @@ def build_engine(
     Args:
         job: what to build.
         reward, extractor: objects in place of what the settings name.
-        rewards: all rewards, in place of `reward`: they may be in another process.
+        rewards: makes all rewards, in place of `reward`; called when the model is loaded, since they may be
+            in another process, which loads them meanwhile.
 
     Raises:
         ConfigurationError: settings that do not fit the model or this machine.
@@ -51,7 +54,7 @@ def build_engine(
     if rewards is None:
         ensemble = build_ensemble(job, device=device) if reward is None else RewardEnsemble([reward])
     else:
-        ensemble = rewards
+        ensemble = rewards()
     return Engine(
         model=model,
         map_reward=_build_map_reward(job, ensemble),

@@ -36,7 +36,8 @@ class JobParts:
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights.
         build_rewards: builds its rewards alone, in a process of their own; None where they cannot be had so.
-        build_engine_around: builds an engine whose rewards are somewhere else; None likewise.
+        build_engine_around: builds an engine whose rewards are made by the function that it is given, when
+            all else is loaded; None likewise.
         networks: what they cost, None where that is unknown; counting takes a second or two.
         rows: most trajectories of a micro-batch on a device, by segment of the plan.
         expect: what the plan costs on a device, if that is known.
@@ -50,7 +51,7 @@ class JobParts:
     plan: Plan
     build_engine: Callable[[], Engine]
     build_rewards: Callable[[], RewardEnsemble] | None = None
-    build_engine_around: Callable[[RewardEnsemble], Engine] | None = None
+    build_engine_around: Callable[[Callable[[], RewardEnsemble]], Engine] | None = None
     networks: Callable[[], JobNetworks | None] = lambda: None
     rows: Callable[[DeviceProfile], tuple[int, ...]] = lambda device: ()
     expect: Callable[[DeviceProfile], Workload | None] = lambda device: None
@@ -110,7 +111,9 @@ def _networks(job: ResolvedJob) -> JobNetworks | None:
         return None
 
 
-def _build_on_worker(config: JobConfig, plan: Plan, rewards: RewardEnsemble | None = None) -> Engine:
+def _build_on_worker(
+    config: JobConfig, plan: Plan, rewards: Callable[[], RewardEnsemble] | None = None
+) -> Engine:
     """Build an engine where the model's files may lie elsewhere than on the driver's machine."""
     from ttsvar_ray.job.build import build_engine
 
