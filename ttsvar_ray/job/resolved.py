@@ -243,6 +243,11 @@ def _check_parts(
         rewards = resolve_rewards(config.reward, description)
         if plan is not None and plan.reads_maps:
             resolve_map_reward(config.reward, rewards[0])
+            if config.verifiers.replicas and not is_own(config.reward.on_map):
+                problems.append(
+                    "verifiers.replicas: expected 0 with strategy.map_scales, whose rewards the reward's own "
+                    f"network reads inside the workers, got {config.verifiers.replicas}; remove one"
+                )
         elif config.reward.on_map != "auto":
             problems.append(
                 "reward.on_map: this plan reads no rewards off feature maps, got "

@@ -115,8 +115,11 @@ def _scoring_seconds(job: ResolvedJob, networks: JobNetworks, profile: DevicePro
     seconds = 0.0
     for segment in job.plan.segments:
         for scale in segment.scored_scales:
-            size = _decoded_size(segment, scale, job.config.engine.selector_decode)
-            assert size is not None, "what is scored is decoded"
+            look = segment.look(scale)
+            if look is not None and look.ahead_to is None:
+                continue  # read off the feature map, in the worker
+            final = segment.is_last and scale == segment.last_scale
+            size = "full" if final else job.config.engine.selector_decode
             line = network_line(
                 networks.reward,
                 networks.model.decodes[size].pixels,

@@ -387,6 +387,11 @@ def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.M
             "machine; lower them (0 GPUs scores on CPUs), or name a cluster (cluster.address)"
         ),
     ]
+    on_maps = config_for("shapes", verifiers=verifiers, strategy={"map_scales": [2]})
+    with pytest.raises(
+        ConfigurationError, match=r"verifiers\.replicas: expected 0 with strategy\.map_scales"
+    ):
+        resolve(on_maps, needs_parts=True)
     elsewhere = config_for("shapes", verifiers=verifiers)
     resolve(elsewhere, needs_parts=True, here=False)
     assert elsewhere.digest() == config_for("shapes").digest(), (
