@@ -387,7 +387,7 @@ def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.M
             "machine; lower them (0 GPUs scores on CPUs), or name a cluster (cluster.address)"
         ),
     ]
-    on_maps = config_for("shapes", verifiers=verifiers, strategy={"map_scales": [2]})
+    on_maps = config_for("shapes", verifiers=verifiers, strategy={"map_scales": [6]})
     with pytest.raises(
         ConfigurationError, match=r"verifiers\.replicas: expected 0 with strategy\.map_scales"
     ):
