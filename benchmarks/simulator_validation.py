@@ -35,6 +35,7 @@ from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.job.build import build_engine
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.job.workload_file import write_workload
@@ -130,7 +131,7 @@ def simulated_run(
         settings=SimulationSettings(
             gpus=workers,
             prompts=prompts,
-            rows=config.engine.micro_batch_rows,
+            rows=rows_of(config, plan),
             noise=0.05,
             start_seconds=0.0,
             start_spread_seconds=0.0,
@@ -173,7 +174,7 @@ def _measure(settings: list[str], repeats: int, barrier: Any) -> list[list[Timin
     config = load_config(JOB, settings, needs_files=False)
     job = resolve(config)
     plan, engine = job.plan, build_engine(job)
-    most = config.engine.micro_batch_rows
+    most = max(rows_of(config, plan))
     rows = sorted({max(1, most // part) for part in (1, 2, 4, 8)})
     barrier.wait(timeout=START_TIMEOUT_S)
     return measure(engine, plan, prompt_texts(), rows=rows, repeats=repeats, clock=time.monotonic)
