@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -131,6 +132,14 @@ def _asking(name: str) -> Callable[..., None]:
             Path,
             typer.Option("--judge", help="Folder of a Qwen2.5-VL, a Qwen3-VL, or a BLIP-VQA.", metavar="DIR"),
         ],
+        wording: Annotated[
+            str | None,
+            typer.Option(
+                "--asked",
+                help="What the judge is told, with {question} in it; by default a wording of ours.",
+                metavar="TEXT",
+            ),
+        ] = None,
         images: Annotated[
             Which | None,
             typer.Option(
@@ -166,6 +175,10 @@ def _asking(name: str) -> Callable[..., None]:
             from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
 
             benchmark = BENCHMARKS[name]
+            if wording is not None:
+                if "{question}" not in wording:
+                    raise ConfigurationError(f"--asked: expected {{question}} in it, got {wording!r}")
+                benchmark = dataclasses.replace(benchmark, asked=wording)
             if dtype not in (known := ("float32", "bfloat16", "float16")):
                 raise ConfigurationError(f"--dtype: expected one of {', '.join(known)}, got {dtype!r}")
             target = _device(device, workers, address, as_json)

@@ -96,7 +96,7 @@ class QuestionImages:
         for name, own in files.items():
             for file in own:
                 key = file.relative_to(folder).as_posix()
-                for number, tile in enumerate(_tiles(_bytes(file), grid, file)):
+                for number, tile in _tiles(_bytes(file), grid, file, self.benchmark.has_black_cells):
                     yield from self._asked(name, f"{key}#{number}" if grid > 1 else key, tile)
 
     def _asked(self, name: str, key: str, encoded: bytes) -> Iterator[AskedImage]:
@@ -172,10 +172,10 @@ def _bytes(file: Path) -> bytes:
         raise OutputError(f"{file}: not an image that can be read ({brief(error)})") from None
 
 
-def _tiles(encoded: bytes, grid: int, file: Path) -> Iterator[bytes]:
-    """Yield the images of a picture of grid x grid, row by row, without loss."""
+def _tiles(encoded: bytes, grid: int, file: Path, has_black_cells: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield the images of a picture of grid x grid with their numbers, row by row, without loss."""
     if grid == 1:
-        yield encoded
+        yield 0, encoded
         return
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
@@ -185,7 +185,9 @@ def _tiles(encoded: bytes, grid: int, file: Path) -> Iterator[bytes]:
     width, height = picture.width // grid, picture.height // grid
     for row in range(grid):
         for column in range(grid):
-            tile = io.BytesIO()
             place = (column * width, row * height, (column + 1) * width, (row + 1) * height)
-            picture.crop(place).save(tile, format="PNG", compress_level=1)
-            yield tile.getvalue()
+            cell, tile = picture.crop(place), io.BytesIO()
+            if has_black_cells and cell.getbbox() is None:
+                continue
+            cell.save(tile, format="PNG", compress_level=1)
+            yield row * grid + column, tile.getvalue()

@@ -2,9 +2,13 @@
 
 Read from the user's `dpg_bench.csv`. The official judge is mPLUG-large, which is not used here. A question
 counts only where those it depends on hold, and so on up; an image's score is the share of its questions
-that count, the benchmark's 100 times the mean over images. Four images of a prompt are one picture of 2 x
-2. Assumed, not compared with the authors' code: "0" in the column `dependency` is no question; scores of
-kinds (`category_broad`) are shares of yes before the rule, over all images.
+that count, the benchmark's 100 times the mean over prompts. "0" in the column `dependency` is no question.
+Four images of a prompt are one picture of 2 x 2; scores of kinds (`category_broad`) are shares of yes before
+the rule.
+
+Differs from the authors' code: there the file's first question is left out, so that the first prompt cannot
+be judged where another of its questions depends on it; and scores of kinds are of the last of a prompt's
+images, here of all.
 """
 
 from __future__ import annotations

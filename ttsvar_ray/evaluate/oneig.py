@@ -1,10 +1,11 @@
 """OneIG-Bench's alignment (arXiv 2506.07977): yes or no questions about a picture, and which rests on which.
 
-Read from the user's folder of questions, a JSON file for each class (`anime.json`, `human.json`,
-`object.json`). Assumed, not compared with the authors' code: such a file holds `{"000": {"questions": {"1":
-"..."}, "dependency": {"1": [0]}}}`, 0 is no question; a question counts only where those it depends on
-hold; an image's score is the share of its questions that count, the benchmark's the mean over images. Its
-other measures (text, reasoning, style, diversity) are not these.
+Read from the folder `Q_D` of the authors' repository, a JSON file for each class (`anime.json`,
+`human.json`, `object.json`): `{"000": {"question": {"1": "..."}, "dependency": {"1": [0]}}}`, where both may
+be texts of such JSON, and 0 is no question. A question counts only where those it depends on hold, whatever
+those depend on themselves; an image's score is the share of its questions that count, the benchmark's the
+mean over prompts. Pictures are grids, whose black cells are no images. Its other measures (text, reasoning,
+style, diversity) are not these.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def read(path: Path) -> list[QuestionPrompt]:
             return [_prompt(f"{name}/{number}", name, item) for number, item in items.items()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f'{file}: expected {{"000": {{"questions": {{"1": "..."}}, "dependency": {{"1": [0]}}}}}} '
+                f'{file}: expected {{"000": {{"question": {{"1": "..."}}, "dependency": {{"1": [0]}}}}}} '
                 f"({type(error).__name__}: {error})"
             ) from None
 
@@ -54,9 +55,12 @@ def read(path: Path) -> list[QuestionPrompt]:
 
 
 def _prompt(name: str, group: str, item: Mapping[str, Any]) -> QuestionPrompt:
-    texts: Mapping[str, str] = item["questions"]
+    texts, dependency = (
+        json.loads(value) if isinstance(value, str) else value
+        for value in (item["question"], item["dependency"])
+    )
     places = {int(number): place for place, number in enumerate(texts)}
-    rests_on = {int(number): own for number, own in item["dependency"].items()}
+    rests_on = {int(number): own for number, own in dependency.items()}
     questions = tuple(
         Question(text=str(text), parents=tuple(places[one] for one in rests_on.get(int(number), ()) if one))
         for number, text in texts.items()
@@ -72,10 +76,15 @@ def name_of_file(path: Path) -> str:
 
 
 def summary(images: Sequence[AnsweredImage]) -> list[Score]:
-    """Return the mean over all images, then over those of each class."""
+    """Return the mean over all prompts, then over those of each class."""
 
     def share(image: AnsweredImage) -> float:
-        return float(np.mean(image.counts))
+        holds = image.holds
+        counts = [
+            holds[place] and all(holds[parent] for parent in question.parents)
+            for place, question in enumerate(image.prompt.questions)
+        ]
+        return float(np.mean(counts))
 
     return [score_of("alignment", ((one.prompt, share(one)) for one in images)), *by_group(images, share)]
 
@@ -89,7 +98,8 @@ ONEIG = Benchmark(
     prompts=695,
     images=4,
     grid=2,
+    has_black_cells=True,
     name_of_file=name_of_file,
     name_of_row=oneig_place,
-    notes=("the official judge is Qwen2.5-VL-7B under the authors' own wording",),
+    notes=("the official judge is Qwen2.5-VL-7B, whose generated answer counts",),
 )

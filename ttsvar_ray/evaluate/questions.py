@@ -98,7 +98,7 @@ class Score:
 
     Attributes:
         name: of the line.
-        mean: of its images.
+        mean: over prompts, each the mean of its images; of a line about kinds of questions, over questions.
         standard_error: over prompts, each the mean of its images; None for one prompt.
         prompts, images: how many; of a line about kinds of questions, `images` are questions.
     """
@@ -126,6 +126,7 @@ class Benchmark:
         prompts: how many it has.
         images: that published scores have of each prompt.
         grid: a picture file of its layout holds so many images beside each other, and below each other.
+        has_black_cells: a black cell of such a picture is none of its images.
         name_of_file: the prompt's name by the path of a file below the folder of images.
         name_of_row: likewise by a run's row, or None where prompts are found by their text.
         notes: why scores are not those of its authors.
@@ -139,20 +140,23 @@ class Benchmark:
     prompts: int
     images: int
     grid: int = 1
+    has_black_cells: bool = False
     name_of_file: Callable[[Path], str] = lambda path: path.stem
     name_of_row: Callable[[Mapping[str, Any]], str] | None = None
     notes: tuple[str, ...] = ()
 
 
-def score_of(name: str, images: Iterable[tuple[QuestionPrompt, float]]) -> Score:
-    """Return a line: the mean over images, its error over prompts."""
+def score_of(
+    name: str, images: Iterable[tuple[QuestionPrompt, float]], *, over_prompts: bool = True
+) -> Score:
+    """Return a line: the mean over prompts, or else over all values, and its error over prompts."""
     by_prompt: dict[str, list[float]] = {}
     for prompt, value in images:
         by_prompt.setdefault(prompt.name, []).append(value)
     values = [value for own in by_prompt.values() for value in own]
     means = np.array([np.mean(own) for own in by_prompt.values()])
     error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
-    mean = float(np.mean(values))
+    mean = float(np.mean(means if over_prompts else values))
     return Score(name=name, mean=mean, standard_error=error, prompts=len(means), images=len(values))
 
 
@@ -164,7 +168,7 @@ def by_kind(
     for image in images:
         for question, value in zip(image.prompt.questions, values(image), strict=True):
             kinds.setdefault(question.kind, []).append((image.prompt, value))
-    return [score_of(kind, kinds[kind]) for kind in sorted(kinds) if kind]
+    return [score_of(kind, kinds[kind], over_prompts=False) for kind in sorted(kinds) if kind]
 
 
 def by_group(images: Sequence[AnsweredImage], value: Callable[[AnsweredImage], float]) -> list[Score]:

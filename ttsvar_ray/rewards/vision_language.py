@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _IMAGE = "<|image_pad|>"
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+"""What the published chat templates of Qwen2-VL and Qwen2.5-VL begin with, and that of Qwen3-VL does not."""
 _ASKED = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     f"<|im_start|>user\n<|vision_start|>{_IMAGE}<|vision_end|>{{question}}<|im_end|>\n<|im_start|>assistant\n"
 )
 
@@ -92,6 +93,7 @@ class VisionLanguage(PlainReward):
         if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
             raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
         self._model, self._device, self._question = model.to(device).eval(), device, question
+        self._asked = (_SYSTEM if model.config.model_type.startswith("qwen2") else "") + _ASKED
         self._tokens: dict[str, list[int]] = {}
         self.tokens_of("yes")
 
@@ -147,7 +149,8 @@ class VisionLanguage(PlainReward):
 
         tokens = int(seen["image_grid_thw"][0].prod()) // self._pixels.merge_size**2
         # Only the template's own mark is the image: a prompt cannot smuggle in another one.
-        asked = _ASKED.replace(_IMAGE, _IMAGE * tokens).replace("{question}", question.replace("<|", "< |"))
+        told = question.replace("<|", "< |")
+        asked = self._asked.replace(_IMAGE, _IMAGE * tokens).replace("{question}", told)
         ids = self._tokenizer(asked, return_tensors="pt", add_special_tokens=False)["input_ids"]
         marks = {"mm_token_type_ids": (ids == self._id(_IMAGE)).long()}
         with torch.inference_mode():

@@ -86,7 +86,7 @@ def test_geneval_2_takes_arithmetic_and_geometric_means_of_probabilities(tmp_pat
     assert found["Soft-TIFA AM"] == pytest.approx((0.65 + 0.5) / 2)
     assert found["Soft-TIFA GM"] == pytest.approx(math.sqrt(0.36) / 2)
     assert found["count"] == pytest.approx(0.45) and found["object"] == pytest.approx(0.7)
-    assert found[" 2 atoms"] == found["Soft-TIFA AM"]
+    assert found[" 2 atoms"] == found["Soft-TIFA GM"]
     for wrong in ('{"prompt": "a"}', '{"prompt": "a", "vqa_list": []}', "none"):
         (tmp_path / "data.jsonl").write_text(wrong)
         with pytest.raises(InputError, match=r"data\.jsonl: line 1: expected GenEval 2's prompt"):
@@ -95,13 +95,21 @@ def test_geneval_2_takes_arithmetic_and_geometric_means_of_probabilities(tmp_pat
         BENCHMARKS["geneval2"].read(tmp_path / "absent.jsonl")
 
 
-def test_oneig_asks_three_classes(tmp_path: Path) -> None:
-    item = {"questions": {"1": "A ring?", "2": "Is it red?"}, "dependency": {"1": [0], "2": [1]}}
+@pytest.mark.parametrize("written", [lambda value: value, json.dumps], ids=["as-it-is", "as-text"])
+def test_oneig_asks_three_classes(written: Any, tmp_path: Path) -> None:
+    texts = {"1": "A ring?", "2": "Is it red?", "3": "Is its edge red?"}
+    item = {"question": written(texts), "dependency": written({"1": [0], "2": [1], "3": [2]})}
     for name in ("anime", "human", "object"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"000": item}))
-    answers = {"anime/000": [[YES, YES]], "human/000": [[NO, YES]], "object/000": [[YES, NO]]}
+    answers = {
+        "anime/000": [[YES, YES, YES], [YES, YES, YES]],
+        "human/000": [[NO, YES, YES]],
+        "object/000": [[YES, NO, NO]],
+    }
     found = scores("oneig", tmp_path, answers)
-    assert found == {"alignment": 0.5, "anime": 1.0, "human": 0.0, "object": 0.5}
+    # The third of human/000 counts: what it rests on holds, whatever that rests on itself.
+    third = pytest.approx(1 / 3)
+    assert found == {"alignment": pytest.approx(5 / 9), "anime": 1.0, "human": third, "object": third}
     assert BENCHMARKS["oneig"].name_of_file(Path("anime/mine/000.webp")) == "anime/000"
     (tmp_path / "human.json").write_text('{"000": ["Is it red?"]}')
     with pytest.raises(InputError, match=r"human\.json: expected"):
@@ -168,6 +176,33 @@ def test_grids_of_four_are_judged_and_the_same_command_goes_on(tmp_path: Path, j
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
 
 
+def test_black_cells_of_oneig_are_no_images(tmp_path: Path, judge: Path) -> None:
+    item = {"question": {"1": "A ring?"}, "dependency": {"1": [0]}}
+    (tmp_path / "questions").mkdir()
+    for name in ("anime", "human", "object"):
+        (tmp_path / "questions" / f"{name}.json").write_text(json.dumps({"000": item}))
+    (tmp_path / "images" / "anime" / "mine").mkdir(parents=True)
+    pixels = np.array(Image.open(io.BytesIO(picture(0, cells=2))))
+    pixels[:64, 64:] = 0
+    Image.fromarray(pixels).save(tmp_path / "images" / "anime" / "mine" / "000.png")
+    out, asked = tmp_path / "result.json", ("--asked", "{question} yes or no")
+    done = run("oneig", tmp_path / "images", tmp_path / "questions", judge, "--json", str(out), *asked)
+    content = result(done, out)
+    assert content["images"] == 3 and content["asked"] == "{question} yes or no"
+    lines = (tmp_path / "images.oneig.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["image"][-2:] for line in lines] == ["#0", "#2", "#3"]
+    first = VisionLanguage(judge).probabilities(pixels[:64, :64], [("A ring? yes or no", ("yes", "no"))])
+    assert json.loads(lines[0])["probabilities"] == first
+    refused = run("oneig", tmp_path / "images", tmp_path / "questions", judge, "--asked", "Is it so?")
+    assert refused.exit_code == 2 and "--asked: expected {question} in it" in refused.stderr
+
+
+def test_a_prompt_counts_once_however_many_images_it_has(tmp_path: Path) -> None:
+    (tmp_path / "dpg.csv").write_text(ROWS)
+    found = scores("dpg-bench", tmp_path / "dpg.csv", {"a": [[YES, YES, YES]], "b": [[NO]] * 4})
+    assert found["DPG-Bench"] == 50
+
+
 def test_a_folder_with_metadata_is_found_by_its_prompts(tmp_path: Path, judge: Path) -> None:
     pairs = [["How many rings?", "three"], ["Are there rings?", "Yes"]]
     (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "three rings", "vqa_list": pairs}))
@@ -212,7 +247,7 @@ def test_a_run_is_found_by_its_prompts_or_by_the_columns_of_the_benchmark(
     questions = tmp_path / "questions"
     if name == "oneig":
         questions.mkdir()
-        item = {"questions": {"1": "A ring?"}, "dependency": {"1": [0]}}
+        item = {"question": {"1": "A ring?"}, "dependency": {"1": [0]}}
         for kind in ("anime", "human", "object"):
             (questions / f"{kind}.json").write_text(json.dumps({"000": item}))
     else:

@@ -55,6 +55,9 @@ def test_it_says_what_generation_by_transformers_says(folder: Path) -> None:
     patches = int(kept["image_grid_thw"].prod())
     assert int((kept["input_ids"] == words["<|image_pad|>"]).sum()) == patches // 4 >= 4
     assert 0 < score < 1
+    # The published templates of Qwen2.5-VL begin with a system message, those of Qwen3-VL do not.
+    has_system = int((kept["input_ids"] == words["system"]).sum()) == 1
+    assert has_system == (reward._model.config.model_type == "qwen2_5_vl")
 
 
 def test_scores_depend_on_image_and_text_and_on_no_neighbour(folder: Path) -> None:
