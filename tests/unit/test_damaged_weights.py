@@ -18,7 +18,9 @@ from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.registry import load_model, model_path
+from ttsvar_ray.rewards.map_reward import load_map_patches
 from ttsvar_ray.rewards.registry import REWARDS, build_reward
+from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE
 
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 V25_WIDTHS = {0: 1024, 2: 128, 4: 64, 6: 16, 8: 1}
@@ -29,7 +31,17 @@ def write_built_in(folder: Path) -> None:
 
 
 def write_reward(folder: Path) -> None:
-    shutil.copytree(model_path("shapes") / "reward", folder, dirs_exist_ok=True)
+    shutil.copytree(
+        model_path("shapes") / "reward",
+        folder,
+        ignore=shutil.ignore_patterns(MAP_PATCHES_FILE),
+        dirs_exist_ok=True,
+    )
+
+
+def write_map_patches(folder: Path) -> None:
+    folder.mkdir()
+    shutil.copy(model_path("shapes") / "reward" / MAP_PATCHES_FILE, folder)
 
 
 def write_dinov2(folder: Path) -> None:
@@ -80,6 +92,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     ),
     "a VAR directory": (write_var, lambda folder: load_model(str(folder), device="cpu")),
     "ImageReward": (write_reward, lambda folder: build_reward("image-reward", path=folder)),
+    "a reward of feature maps": (
+        write_map_patches,
+        lambda folder: load_map_patches(folder / MAP_PATCHES_FILE),
+    ),
     "HPS": (write_hps, lambda folder: build_reward("hps-v2.1", path=folder)),
     "CLIP score": (save_clip, lambda folder: build_reward("clip-score", path=folder)),
     "aesthetic": (write_v25, lambda folder: build_reward("aesthetic-v2.5", path=folder)),

@@ -41,9 +41,15 @@ class BlipVqa:
     def __init__(self, path: Path, *, device: str = "cpu", dtype: str = "float32") -> None:
         try:
             network = BlipForQuestionAnswering.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype)
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=getattr(torch, dtype),
             )
-            self._tokenizer = BertTokenizer.from_pretrained(path, local_files_only=True)
+            self._tokenizer = BertTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: expected a BLIP that answers questions ({brief(error)})"

@@ -56,8 +56,13 @@ def test_published_parameter_counts(name: str, billions: float) -> None:
 
 @pytest.mark.parametrize("record", RECORDED, ids=lambda record: " ".join(record["arguments"]))
 def test_a_plan_says_what_was_recorded(record: dict[str, Any]) -> None:
-    # As it was recorded: float32 judges, no recorded passes.
-    settings = ("engine.cuda_graphs=never", "reward.dtype=float32", "features.dtype=float32")
+    # As it was recorded: float32 judges, no recorded passes, and as many rows in each segment.
+    settings = (
+        "engine.cuda_graphs=never",
+        "engine.micro_batch_rows=32",
+        "reward.dtype=float32",
+        "features.dtype=float32",
+    )
     given = [word for setting in settings for word in ("--set", setting)]
     result = CliRunner().invoke(app, ["plan", *record["arguments"], *given, "--json"])
     assert result.exit_code == 0, result.output
