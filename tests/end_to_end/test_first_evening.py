@@ -26,6 +26,8 @@ a photo of a ring and a circle,ours,2
 a photo of three bars,theirs,1
 a photo of a green cross,theirs,
 """
+PROMPTS += "a photo of a blue star,theirs,9\n" * 20
+"""Enough of them that a quick machine is stopped in their middle."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def mine(clone: Clone) -> str:
     assert "the same command goes on" in errors
     assert "stopped" in clone.run(".venv/bin/ttsvar-ray status outputs/mine")
     shown = clone.run(command)
-    assert "prompts      4" in shown
+    assert "prompts      24" in shown
     assert "1 bad lines (within max_failed" in shown
     return "outputs/mine"
 
@@ -145,8 +147,8 @@ def test_a_data_team_that_hands_images_on(clone: Clone, mine: str) -> None:
         "--n 1 --set max_failed=1 --set output.rows_per_part=1"
     )
     assert "--extend" in clone.run(again, ends=2)
-    assert "prompts      5 (4 of them before)" in clone.run(f"{again} --extend")
-    assert "5 prompts, 5 images" in clone.run(f".venv/bin/ttsvar-ray check {mine}")
+    assert "prompts      25 (24 of them before)" in clone.run(f"{again} --extend")
+    assert "25 prompts, 25 images" in clone.run(f".venv/bin/ttsvar-ray check {mine}")
     clone.run(f".venv/bin/ttsvar-ray report {mine}")
     assert "a photo of a blue star" in (clone.folder / mine / "report.html").read_text()
     clone.run(f".venv/bin/ttsvar-ray sheet {mine}")
