@@ -26,16 +26,7 @@ WORDS = re.findall(r"\w+", SAID)
 def save_vision_language(path: Path, family: str = "qwen3-vl") -> Path:
     """Save a model of one of `FAMILIES` in a new folder and return that."""
     path.mkdir(parents=True)
-    vocabulary = {
-        word: index
-        for index, word in enumerate(["<unk>", *MARKS, *WORDS, '"', "?", ".", "Yes", "No", "three", "1"])
-    }
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", additional_special_tokens=MARKS
-    )
-    tokenizer.save_pretrained(path)
+    vocabulary = save_tokenizer(path)
     text = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -77,3 +68,16 @@ def save_vision_language(path: Path, family: str = "qwen3-vl") -> Path:
     }
     (path / "preprocessor_config.json").write_text(json.dumps(pixels))
     return path
+
+
+def save_tokenizer(path: Path) -> dict[str, int]:
+    """Save a tokenizer of the family's marks and a few words; return its vocabulary."""
+    words = ["<unk>", *MARKS, *WORDS, '"', "?", ".", "Yes", "No", "three", "1"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    by_word = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    by_word.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=by_word, unk_token="<unk>", additional_special_tokens=MARKS
+    )
+    tokenizer.save_pretrained(path)
+    return vocabulary

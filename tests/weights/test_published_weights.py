@@ -41,6 +41,7 @@ REWARDS = (
     "clip-score",
     "aesthetic-v2.5",
     "laion-aesthetic",
+    "hps-v3",
 )
 
 

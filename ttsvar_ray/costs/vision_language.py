@@ -36,6 +36,7 @@ class VisionLanguageShape:
         text_width, text_depth, text_ffn_dim: of the language model.
         query_width, key_width: of all its heads together.
         vocabulary: rows of its embedding; `tied`: which is also what its logits come from.
+        instruction: tokens of what is said beside a question.
     """
 
     width: int
@@ -58,6 +59,7 @@ class VisionLanguageShape:
     key_width: int
     vocabulary: int
     tied: bool
+    instruction: int = 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], pixels: Mapping[str, Any]) -> VisionLanguageShape:
@@ -127,7 +129,7 @@ class VisionLanguageShape:
         Images go through one at a time, so that the activations of a batch are those of one.
         """
         merged = self.tokens(height, width)
-        patches, tokens = merged * self.merge**2, merged + QUESTION_TOKENS
+        patches, tokens = merged * self.merge**2, merged + QUESTION_TOKENS + self.instruction
         within = min(patches, (self.window // self.patch) ** 2) if self.window else patches
         spans = self.full_blocks * patches + (self.depth - self.full_blocks) * within
         tower = 2.0 * patches * (self.depth * self._block + 3 * self.frames * self.patch**2 * self.width)
@@ -161,6 +163,25 @@ class VisionLanguageShape:
 
 
 PUBLISHED = {
+    # It has no logits, so one embedding; the authors' instruction is about 600 tokens.
+    "hps-v3": VisionLanguageShape(
+        width=1280,
+        depth=32,
+        ffn_dim=5120,
+        gated=False,
+        patch=14,
+        full_blocks=32,
+        fewest=256 * 28 * 28,
+        most=256 * 28 * 28,
+        text_width=3584,
+        text_depth=28,
+        text_ffn_dim=18944,
+        query_width=3584,
+        key_width=512,
+        vocabulary=151658,
+        tied=True,
+        instruction=600,
+    ),
     "qwen2.5-vl-3b": VisionLanguageShape(
         width=1280,
         depth=32,

@@ -183,6 +183,19 @@ _ENTRIES = (
         ),
         "Qwen Research License: not for commercial use",
     ),
+    RewardEntry(
+        name="hps-v3",
+        loader="ttsvar_ray.rewards.hps_v3:HpsV3",
+        weights=PublishedWeights(
+            cost=None,
+            files=(
+                PublishedFiles("MizzenAI/HPSv3", ("HPSv3.safetensors",)),
+                PublishedFiles("Qwen/Qwen2-VL-7B-Instruct", ("config.json", *_QWEN_FILES)),
+            ),
+            licence="see its repository; backbone Apache-2.0",
+        ),
+        own_pixels=True,
+    ),
     # The built-in model's own, in its directory; its config.json says its sizes.
     RewardEntry(
         name="shapes",

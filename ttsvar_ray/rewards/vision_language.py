@@ -15,7 +15,8 @@ merges `merge_size` squared patches into one token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,82 @@ _ASKED = (
 )
 
 
-class VisionLanguage(PlainReward):
+class ImageReader(PlainReward):
+    """Makes of an image and a text what a model of the Qwen-VL family reads.
+
+    Args:
+        path: folder with its image processor and its tokenizer; no code of it is run.
+        device: torch device name.
+
+    Raises:
+        ConfigurationError: no folder.
+        CheckpointError: a folder without them.
+    """
+
+    _model: Any
+
+    def __init__(self, path: Path | None, device: str) -> None:
+        if path is None:
+            raise ConfigurationError("reward.path: a vision-language model needs the folder of its files")
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        with reading_family(path):
+            self._pixels = AutoImageProcessor.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+        self._path, self._device = path, device
+        if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
+            raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
+
+    def _inputs(self, seen: Any, text: str) -> dict[str, torch.Tensor]:
+        """Return what the model is called with, in the chat template of its own family.
+
+        Args:
+            seen: of one image, from the image processor.
+            text: said beside it; what a user wrote in it must have gone through `without_marks`.
+        """
+        import torch
+
+        tokens = int(seen["image_grid_thw"][0].prod()) // self._pixels.merge_size**2
+        asked = (_SYSTEM if self._model.config.model_type.startswith("qwen2") else "") + _ASKED
+        asked = asked.replace(_IMAGE, _IMAGE * tokens).replace("{question}", text)
+        ids = self._tokenizer(asked, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": seen["pixel_values"].to(self._model.dtype),
+            "image_grid_thw": seen["image_grid_thw"],
+            "mm_token_type_ids": (ids == self._id(_IMAGE)).long(),
+        }
+        return {name: value.to(self._device) for name, value in inputs.items()}
+
+    def _id(self, word: str) -> int | None:
+        """Return the token that a word is, or None where it is several."""
+        ids = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+        unknown = self._tokenizer.unk_token_id
+        return ids[0] if len(ids) == 1 and ids[0] != unknown else None
+
+
+def without_marks(text: str) -> str:
+    """Return a user's text without the family's special tokens: it cannot smuggle in another image."""
+    return text.replace("<|", "< |")
+
+
+@contextlib.contextmanager
+def reading_family(path: Path) -> Iterator[None]:
+    """Tell what transformers raises over a folder as a CheckpointError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: expected a vision-language model of transformers ({brief(error)})"
+        ) from None
+
+
+class VisionLanguage(ImageReader):
     """Asks a model of the Qwen-VL family about each image."""
 
     name = "vision-language"
@@ -64,36 +140,21 @@ class VisionLanguage(PlainReward):
             ConfigurationError: no folder, or a question without a prompt.
             CheckpointError: a folder without such a model.
         """
-        if path is None:
-            raise ConfigurationError("reward.path: a vision-language model needs the folder of its files")
         if "{prompt}" not in question:
             raise ConfigurationError(f"reward.options: question: expected {{prompt}} in it, got {question!r}")
+        super().__init__(path, device)
         import torch
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText
 
-        self._path = path
-        try:
-            self._pixels = AutoImageProcessor.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+        with reading_family(self._path):
             model = AutoModelForImageTextToText.from_pretrained(
-                path,
+                self._path,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{path}: expected a vision-language model of transformers ({brief(error)})"
-            ) from None
-        if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
-            raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
-        self._model, self._device, self._question = model.to(device).eval(), device, question
-        self._asked = (_SYSTEM if model.config.model_type.startswith("qwen2") else "") + _ASKED
+        self._model, self._question = model.to(device).eval(), question
         self._tokens: dict[str, list[int]] = {}
         self.tokens_of("yes")
 
@@ -147,30 +208,11 @@ class VisionLanguage(PlainReward):
         """Return float32 [vocabulary] probabilities of the word after a question about prepared pixels."""
         import torch
 
-        tokens = int(seen["image_grid_thw"][0].prod()) // self._pixels.merge_size**2
-        # Only the template's own mark is the image: a prompt cannot smuggle in another one.
-        told = question.replace("<|", "< |")
-        asked = self._asked.replace(_IMAGE, _IMAGE * tokens).replace("{question}", told)
-        ids = self._tokenizer(asked, return_tensors="pt", add_special_tokens=False)["input_ids"]
-        marks = {"mm_token_type_ids": (ids == self._id(_IMAGE)).long()}
+        inputs = self._inputs(seen, without_marks(question))
         with torch.inference_mode():
-            logits = self._model(
-                input_ids=ids.to(self._device),
-                attention_mask=torch.ones_like(ids).to(self._device),
-                pixel_values=seen["pixel_values"].to(self._device, self._model.dtype),
-                image_grid_thw=seen["image_grid_thw"].to(self._device),
-                **{name: value.to(self._device) for name, value in marks.items()},
-                # Of 150,000 words at a thousand places only the last is read, and nothing follows it.
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits[0, -1]
+            # Of 150,000 words at a thousand places only the last is read, and nothing follows it.
+            logits = self._model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1]
         return logits.float().softmax(dim=-1)
-
-    def _id(self, word: str) -> int | None:
-        """Return the token that a word is, or None where it is several."""
-        ids = self._tokenizer(word, add_special_tokens=False)["input_ids"]
-        unknown = self._tokenizer.unk_token_id
-        return ids[0] if len(ids) == 1 and ids[0] != unknown else None
 
 
 def load_vision_language(

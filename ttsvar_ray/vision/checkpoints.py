@@ -186,8 +186,9 @@ def build_pretrained(
     weights: Mapping[str, Tensor],
     *,
     source: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Return a network of transformers with weights under its names, in float32 on the CPU.
+    """Return a network of transformers with weights under its names, on the CPU.
 
     Raises:
         CheckpointError: lists missing, unexpected and misshapen names, all at once.
@@ -196,7 +197,7 @@ def build_pretrained(
         check_fit(model_class(config), weights, source=source)
     # Unlike the constructor, it draws no initial weights.
     return model_class.from_pretrained(
-        None, config=config, state_dict=dict(weights), dtype=torch.float32, trust_remote_code=False
+        None, config=config, state_dict=dict(weights), dtype=dtype, trust_remote_code=False
     )
 
 
