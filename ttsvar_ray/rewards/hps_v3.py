@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Qwen2VLConfig, Qwen2VLModel
+from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLModel
 from transformers.tokenization_utils_base import AddedToken
 
 from ttsvar_ray.errors import CheckpointError
@@ -70,7 +70,9 @@ class HpsV3(ImageReader):
         super().__init__(folder, device)
         self._tokenizer.add_tokens([AddedToken(_MARK, special=True, normalized=False)])
         with reading_family(folder):
-            config = Qwen2VLConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not isinstance(config, Qwen2VLConfig):
+            raise CheckpointError(f"{folder}: expected Qwen2-VL's config.json, found {config.model_type}'s")
         config.text_config.vocab_size = len(self._tokenizer)
         source = folder / WEIGHTS_FILE
         if not source.is_file():

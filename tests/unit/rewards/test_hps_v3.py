@@ -234,6 +234,13 @@ def test_an_instruction_that_cannot_be_used_is_refused(folder: Path, tmp_path: P
         build_reward("hps-v3", path=other)
 
 
+def test_another_backbone_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    with pytest.raises(CheckpointError, match=r"expected Qwen2-VL's config\.json, found qwen3_vl's"):
+        build_reward("hps-v3", path=other)
+
+
 def test_settings_that_it_would_not_read_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"reward\.preprocessing: the reward 'hps-v3' has its own"):
         build_reward("hps-v3", path=folder, preprocessing="tensor")
