@@ -25,8 +25,8 @@ from ttsvar_ray.evaluate.questions import (
     Question,
     QuestionPrompt,
     Score,
-    by_group,
     by_kind,
+    overall,
     read_text,
     score_of,
 )
@@ -70,12 +70,9 @@ def _prompt(line: dict[str, Any], name: str) -> QuestionPrompt:
 
 def summary(images: Sequence[AnsweredImage]) -> list[Score]:
     """Return both means, then the arithmetic one by skill and the geometric one by number of atoms."""
-    return [
-        score_of("Soft-TIFA AM", ((one.prompt, float(np.mean(_shares(one)))) for one in images)),
-        score_of("Soft-TIFA GM", ((one.prompt, _geometric(_shares(one))) for one in images)),
-        *by_kind(images, _shares),
-        *by_group(images, lambda one: _geometric(_shares(one))),
-    ]
+    arithmetic = score_of("Soft-TIFA AM", ((one.prompt, float(np.mean(_shares(one)))) for one in images))
+    geometric, *by_atoms = overall("Soft-TIFA GM", images, lambda one: _geometric(_shares(one)))
+    return [arithmetic, geometric, *by_kind(images, _shares), *by_atoms]
 
 
 def _shares(image: AnsweredImage) -> list[float]:

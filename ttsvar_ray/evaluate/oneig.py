@@ -25,9 +25,8 @@ from ttsvar_ray.evaluate.questions import (
     Question,
     QuestionPrompt,
     Score,
-    by_group,
+    overall,
     read_text,
-    score_of,
 )
 
 CLASSES = ("anime", "human", "object")
@@ -86,7 +85,7 @@ def summary(images: Sequence[AnsweredImage]) -> list[Score]:
         ]
         return float(np.mean(counts))
 
-    return [score_of("alignment", ((one.prompt, share(one)) for one in images)), *by_group(images, share)]
+    return overall("alignment", images, share)
 
 
 ONEIG = Benchmark(

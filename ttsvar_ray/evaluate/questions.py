@@ -160,6 +160,17 @@ def score_of(
     return Score(name=name, mean=mean, standard_error=error, prompts=len(means), images=len(values))
 
 
+def overall(
+    name: str, images: Sequence[AnsweredImage], value: Callable[[AnsweredImage], float]
+) -> list[Score]:
+    """Return a line of all prompts and one for each group of them; a prompt is the mean of its images."""
+    groups: dict[str, list[tuple[QuestionPrompt, float]]] = {}
+    for image in images:
+        groups.setdefault(image.prompt.group, []).append((image.prompt, value(image)))
+    lines = [score_of(group, groups[group]) for group in sorted(groups) if group]
+    return [score_of(name, (one for own in groups.values() for one in own)), *lines]
+
+
 def by_kind(
     images: Sequence[AnsweredImage], values: Callable[[AnsweredImage], Sequence[float]]
 ) -> list[Score]:
@@ -169,14 +180,6 @@ def by_kind(
         for question, value in zip(image.prompt.questions, values(image), strict=True):
             kinds.setdefault(question.kind, []).append((image.prompt, value))
     return [score_of(kind, kinds[kind], over_prompts=False) for kind in sorted(kinds) if kind]
-
-
-def by_group(images: Sequence[AnsweredImage], value: Callable[[AnsweredImage], float]) -> list[Score]:
-    """Return a line for each group of prompts."""
-    groups: dict[str, list[tuple[QuestionPrompt, float]]] = {}
-    for image in images:
-        groups.setdefault(image.prompt.group, []).append((image.prompt, value(image)))
-    return [score_of(group, groups[group]) for group in sorted(groups) if group]
 
 
 def questions_digest(prompts: Iterable[QuestionPrompt]) -> str:

@@ -3,8 +3,8 @@
 Read from the user's JSONL file, a line a prompt: `prompt`, `category` and `chunks`, the noun chunks that the
 authors' code finds by spaCy's en_core_web_sm (at most eight, without "top", "the side", "the left" and "the
 right"), which is no dependency here. Each chunk is asked with a "?"; an image's score is the product over its
-chunks of P(yes) / (P(yes) + P(no)), a category's the mean over images, of which published scores have ten a
-prompt. The parts by UniDet (spatial, numeracy) have no judge here.
+chunks of P(yes) / (P(yes) + P(no)), a category's the mean over prompts, of which published scores have ten
+images each. The parts by UniDet (spatial, numeracy) have no judge here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from ttsvar_ray.evaluate.questions import (
     Question,
     QuestionPrompt,
     Score,
-    by_group,
+    overall,
     read_text,
-    score_of,
 )
 
 MOST_CHUNKS = 8
@@ -61,12 +60,12 @@ def name_of_file(path: Path) -> str:
 
 
 def summary(images: Sequence[AnsweredImage]) -> list[Score]:
-    """Return the mean over all images, then over those of each category."""
+    """Return the mean over all prompts, then over those of each category."""
 
     def product(image: AnsweredImage) -> float:
         return math.prod(yes / (yes + no) for yes, no in image.probabilities)
 
-    return [score_of("BLIP-VQA", ((one.prompt, product(one)) for one in images)), *by_group(images, product)]
+    return overall("BLIP-VQA", images, product)
 
 
 T2I_COMPBENCH = Benchmark(

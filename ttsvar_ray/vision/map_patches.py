@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from ttsvar_ray.vision.published import FLOAT32_BYTES, NetworkCost
 
@@ -15,14 +16,10 @@ MAP_PATCHES_FILE = "map_patches.safetensors"
 
 def map_patches_sizes(path: Path) -> dict[str, int] | None:
     """Return the sizes in a file's metadata; None where there is no such file, or none in it."""
-    if not path.is_file():
-        return None
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 1_000_000)))
-        sizes = json.loads(header["__metadata__"]["sizes"])
-    except (struct.error, ValueError, KeyError, TypeError):
+        with safe_open(path, framework="np") as file:
+            sizes = json.loads(file.metadata()["sizes"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     return sizes if isinstance(sizes, dict) else None
 
