@@ -1,4 +1,4 @@
-"""`ttsvar-ray evaluate geneval`: the benchmark over a run, or over any folder in its layout."""
+"""`ttsvar-ray evaluate`: benchmarks over a run, or over any folder in their layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -28,6 +28,33 @@ evaluate = typer.Typer(
 
 _TELL_EVERY = 50
 
+_Judge = TypeVar("_Judge", bound="Callable[[AskedImage], Mapping[str, Any]]")
+
+_Source = Annotated[
+    str,
+    typer.Argument(
+        help="Output of a run over its prompts, a folder with metadata.jsonl (file_name, prompt), or one "
+        "whose files are named as the benchmark does.",
+        metavar="OUTPUT",
+    ),
+]
+_Images = Annotated[
+    Which | None,
+    typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
+]
+_Detector = Annotated[
+    Path, typer.Option("--detector", help="Folder with the detector's weights.", metavar="DIR")
+]
+_Verdicts = Annotated[
+    Path | None,
+    typer.Option(
+        "--verdicts", help="File of verdicts; OUTPUT.BENCHMARK.jsonl if OUTPUT is local.", metavar="FILE"
+    ),
+]
+_Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
+]
+
 
 @evaluate.callback()
 def _group() -> None:
@@ -42,26 +69,14 @@ def geneval(
             help="Output of a run over GenEval's metadata file, or a folder in its layout.", metavar="OUTPUT"
         ),
     ],
-    detector: Annotated[
-        Path, typer.Option("--detector", help="Folder with the detector's weights.", metavar="DIR")
-    ],
+    detector: _Detector,
     clip: Annotated[Path, typer.Option("--clip", help="Folder of CLIP ViT-L/14, for colors.", metavar="DIR")],
-    images: Annotated[
-        Which | None,
-        typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
-    ] = None,
+    images: _Images = None,
     device: options.Device = "auto",
     workers: options.Workers = None,
     address: options.Address = None,
-    verdicts: Annotated[
-        Path | None,
-        typer.Option(
-            "--verdicts", help="File of verdicts; OUTPUT.geneval.jsonl if OUTPUT is local.", metavar="FILE"
-        ),
-    ] = None,
-    as_json: Annotated[
-        Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
-    ] = None,
+    verdicts: _Verdicts = None,
+    as_json: _Json = None,
     debug: options.Debug = False,
 ) -> None:
     """Judge images by GenEval's rules and print its six scores; the same command goes on after a stop.
@@ -72,12 +87,9 @@ def geneval(
     Example: ttsvar-ray evaluate geneval outputs/geneval --detector weights/mask2former --clip weights/clip
     """
     with errors_for_people(debug=debug):
-        from transformers.utils import logging as transformers_logging
-
         from ttsvar_ray.evaluate.geneval import GenEvalJudge, geneval_result
         from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
 
-        transformers_logging.disable_progress_bar()
         target = _device(device, workers, address, as_json)
         found, told = _images(
             source,
@@ -87,14 +99,12 @@ def geneval(
             is_folder=prompt_folders,
             expected="a folder with 00000/metadata.jsonl and 00000/samples/0000.png in it",
         )
-        # On Ray the workers load their own; here the networks say only whose they are.
-        own = GenEvalJudge.load(detector, clip, device=target if workers is None else "cpu")
-        build = partial(GenEvalJudge.load, detector.resolve(), clip.resolve(), device=target)
+        own, build = _own(partial(GenEvalJudge.load, detector.resolve(), clip.resolve()), target, workers)
         judged = _judged(
             found,
             verdicts or _beside(source, "geneval"),
             {**own.basis(), "device": target},
-            build if workers is not None else lambda: own,
+            build,
             workers=workers,
             address=address,
         )
@@ -117,14 +127,7 @@ def _asking(name: str) -> Callable[..., None]:
     """Return the command of a benchmark that asks questions."""
 
     def command(
-        source: Annotated[
-            str,
-            typer.Argument(
-                help="Output of a run over its prompts, a folder with metadata.jsonl (file_name, prompt), or "
-                "one whose files are named as the benchmark does.",
-                metavar="OUTPUT",
-            ),
-        ],
+        source: _Source,
         questions: Annotated[
             Path, typer.Option("--questions", help="The benchmark's own questions.", metavar="PATH")
         ],
@@ -140,12 +143,7 @@ def _asking(name: str) -> Callable[..., None]:
                 metavar="TEXT",
             ),
         ] = None,
-        images: Annotated[
-            Which | None,
-            typer.Option(
-                "--images", help="Of a run: the best of each search (default), or all that were kept."
-            ),
-        ] = None,
+        images: _Images = None,
         grid: Annotated[
             int | None,
             typer.Option(
@@ -158,15 +156,8 @@ def _asking(name: str) -> Callable[..., None]:
         device: options.Device = "auto",
         workers: options.Workers = None,
         address: options.Address = None,
-        verdicts: Annotated[
-            Path | None,
-            typer.Option(
-                "--verdicts", help="File of answers; by default OUTPUT.BENCHMARK.jsonl.", metavar="FILE"
-            ),
-        ] = None,
-        as_json: Annotated[
-            Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
-        ] = None,
+        verdicts: _Verdicts = None,
+        as_json: _Json = None,
         debug: options.Debug = False,
     ) -> None:
         with errors_for_people(debug=debug):
@@ -220,6 +211,58 @@ def _asking(name: str) -> Callable[..., None]:
 
 for _name in _ASKING:
     evaluate.command(_name)(_asking(_name))
+
+
+@evaluate.command("t2i-compbench-objects")
+def compbench_objects(
+    source: _Source,
+    questions: Annotated[
+        Path,
+        typer.Option("--questions", help="The authors' spatial_val.txt or numeracy_val.txt.", metavar="FILE"),
+    ],
+    detector: _Detector,
+    images: _Images = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    address: options.Address = None,
+    verdicts: _Verdicts = None,
+    as_json: _Json = None,
+    debug: options.Debug = False,
+) -> None:
+    """T2I-CompBench's spatial relations and counts by GenEval's detector: not comparable with UniDet.
+
+    The same command goes on after a stop. Exit codes: 0 done; 1 an image over which workers were lost; 2
+    images, prompts, weights or a file of verdicts that cannot be used.
+
+    Example: ttsvar-ray evaluate t2i-compbench-objects outputs/mine --questions spatial_val.txt
+    --detector weights/mask2former
+    """
+    with errors_for_people(debug=debug):
+        from ttsvar_ray.evaluate.benchmarks import QuestionImages, question_result
+        from ttsvar_ray.evaluate.compbench_objects import T2I_COMPBENCH_OBJECTS, ObjectJudge
+
+        target = _device(device, workers, address, as_json)
+        asked = QuestionImages.of(T2I_COMPBENCH_OBJECTS, questions)
+        found, told = _images(
+            source,
+            images,
+            of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
+            of_folder=lambda folder: asked.of_folder(folder, 1),
+            is_folder=Path.is_dir,
+            expected="a folder of images",
+        )
+        own, build = _own(partial(ObjectJudge.load, detector.resolve()), target, workers)
+        judged = _judged(
+            found,
+            verdicts or _beside(source, T2I_COMPBENCH_OBJECTS.name),
+            basis := {**own.basis(), "device": target},
+            build,
+            workers=workers,
+            address=address,
+        )
+        content = question_result(asked, judged, basis, told)
+        _write(as_json, content)
+    typer.echo("\n".join(_score_lines(content)))
 
 
 def _score_lines(content: Mapping[str, Any]) -> list[str]:
@@ -290,6 +333,20 @@ def _device(device: str, workers: int | None, address: str | None, as_json: Path
 def _write(as_json: Path | None, content: Mapping[str, Any]) -> None:
     if as_json is not None:
         as_json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _own(
+    load: Callable[..., _Judge], device: str, workers: int | None
+) -> tuple[_Judge, Callable[[], _Judge]]:
+    """Return a judge that says whose networks it has, and what makes one that judges.
+
+    On Ray the workers load their own.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    own = load(device=device if workers is None else "cpu")
+    return own, partial(load, device=device) if workers is not None else lambda: own
 
 
 def _of_piece(

@@ -4,7 +4,7 @@ Read from the user's JSONL file, a line a prompt: `prompt`, `category` and `chun
 authors' code finds by spaCy's en_core_web_sm (at most eight, without "top", "the side", "the left" and "the
 right"), which is no dependency here. Each chunk is asked with a "?"; an image's score is the product over its
 chunks of P(yes) / (P(yes) + P(no)), a category's the mean over prompts, of which published scores have ten
-images each. The parts by UniDet (spatial, numeracy) have no judge here.
+images each. Its parts by a detector are `compbench_objects`.
 """
 
 from __future__ import annotations
