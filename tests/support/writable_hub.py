@@ -21,6 +21,7 @@ from tests.support.loopback import Handler, git_oid, serving
 
 TOKEN = "hf_nobody_may_see_this"  # noqa: S105 - of a hub that ends with its test
 _LARGE = (".parquet", ".png")
+_LICENCES = {"unknown", "cc-by-4.0"}
 
 
 @dataclass
@@ -72,16 +73,16 @@ def serve(hub: WritableHub) -> Iterator[WritableHub]:
             if path.startswith("/lfs/"):
                 self._store(path.removeprefix("/lfs/"), body)
                 return
+            if path == "/api/validate-yaml":
+                # Asked without a token, by whoever wants to know.
+                errors = _complaints(json.loads(body)["content"])
+                self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+                return
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self._json(401, {"error": "Invalid credentials"})
                 return
             if path == "/api/repos/create":
                 self._create(json.loads(body))
-                return
-            if path == "/api/validate-yaml":
-                text = json.loads(body)["content"]
-                is_good = not text.startswith("---") or isinstance(yaml.safe_load(text.split("---")[1]), dict)
-                self._json(200 if is_good else 400, {"errors": [], "warnings": []})
                 return
             match = re.fullmatch(
                 r"/(?:api/)?datasets/([^/]+/[^/.]+)(?:\.git)?(?:/([^/]+)(?:/([^/]+))?(?:/(.*))?)?", path
@@ -150,6 +151,17 @@ def serve(hub: WritableHub) -> Iterator[WritableHub]:
 
     with serving(HubHandler) as hub.endpoint:
         yield hub
+
+
+def _complaints(card: str) -> list[str]:
+    """Return what a hub finds wrong with the head of a card."""
+    if not card.startswith("---"):
+        return []
+    head = yaml.safe_load(card.split("---")[1])
+    if not isinstance(head, dict):
+        return ["the head must be a mapping"]
+    licence = head.get("license", "unknown")
+    return [] if licence in _LICENCES else [f'"license" must be one of {sorted(_LICENCES)}, not {licence}']
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

@@ -120,11 +120,13 @@ def push(
         tell: told where it stands.
 
     Raises:
-        ConfigurationError: no such owner, or a token that may not write there.
+        ConfigurationError: no such owner, a token that may not write there, or a card that the hub refuses,
+            such as for a licence that it does not know.
         OutputError: the repository holds something else, or is public.
         RunFailedError: the hub cannot be reached or refuses; the same call goes on.
     """
     with _for_people(repository):
+        _check_cards(own)
         url = api.create_repo(repository, repo_type=_KIND, private=not is_public, exist_ok=True)
         if not is_public and api.repo_info(repository, repo_type=_KIND).private is False:
             raise OutputError(f"{repository}: expected a private data set, found a public one; add --public")
@@ -274,6 +276,23 @@ def _listed(api: HfApi, repository: str) -> dict[str, Any]:
     """Return the files of a repository by path."""
     entries = api.list_repo_tree(repository, repo_type=_KIND, recursive=True)
     return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+
+
+def _check_cards(own: Sequence[PushedFile]) -> None:
+    """Ask the hub what it thinks of a card before anything is sent: its commit would be the last."""
+    from huggingface_hub import DatasetCard
+
+    for file in own:
+        if file.path != "README.md":
+            continue
+        assert isinstance(file.source, bytes), "a card is made here"
+        try:
+            DatasetCard(file.source.decode(), ignore_metadata_errors=True).validate()
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the card: the hub refuses it ({error}); correct --licence, or README.md where it is "
+                "your own"
+            ) from None
 
 
 def _check_owner(api: HfApi, repository: str, remote: Mapping[str, Any], manifest: RunManifest) -> None:

@@ -49,6 +49,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
     # Parts go as files, as those of usual size do.
     monkeypatch.setattr(push_module, "_SMALL_BYTES", 0)
     with serve(WritableHub()) as hub:
+        # As HF_ENDPOINT does.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield hub
 
 
@@ -216,6 +220,13 @@ def test_the_command_pushes_what_is_whole_and_shows_no_token(
     mine = runner.invoke(app, ["push", str(damaged), NAME])
     assert mine.exit_code == 0, mine.output
     assert there.files["README.md"] == b"# Mine\n"
+    uploads = len(hub.uploads)
+    unknown = runner.invoke(app, ["push", str(output), "me/others", "--licence", "cc-by-5"])
+    assert unknown.exit_code == 2, unknown.output
+    assert "not cc-by-5" in unknown.stderr
+    assert "correct --licence" in unknown.stderr
+    assert "me/others" not in hub.repositories
+    assert len(hub.uploads) == uploads
     part = damaged / "data" / "part-00002.parquet"
     content = part.read_bytes()
     part.write_bytes(content[:-40] + b"x" * 36 + content[-4:])
