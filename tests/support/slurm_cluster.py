@@ -102,6 +102,8 @@ def slurm_cluster(folder: Path, *, cpus: int) -> Iterator[SlurmCluster]:
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))},
         "PATH": _search_path(),
         "SLURM_CONF": str(folder / "slurm.conf"),
+        # Ray's workers would give way to whatever else runs here.
+        "RAY_worker_niceness": "0",
     }
     munged = ["munged", "--foreground", "--force", f"--socket={munge_socket}", f"--key-file={key}"]
     munged += [f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log"]
