@@ -42,6 +42,7 @@ REWARDS = (
     "aesthetic-v2.5",
     "laion-aesthetic",
     "hps-v3",
+    "hps-v3-plus-plus",
 )
 
 

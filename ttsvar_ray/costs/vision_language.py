@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES, NetworkCost
+from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES, NetworkCost, rounded_sides
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """`model_type` of the config.json of a model whose costs are known."""
@@ -115,12 +115,7 @@ class VisionLanguageShape:
     def tokens(self, height: int, width: int) -> int:
         """Return the tokens that an image becomes, its sides rounded as the image processor rounds them."""
         side = self.patch * self.merge
-        high, wide = max(side, round(height / side) * side), max(side, round(width / side) * side)
-        if not self.fewest <= high * wide <= self.most:
-            grows = high * wide < self.fewest
-            scale = math.sqrt((self.fewest if grows else self.most) / (height * width))
-            whole = math.ceil if grows else math.floor
-            high, wide = (max(side, whole(length * scale / side) * side) for length in (height, width))
+        high, wide = rounded_sides(height, width, side=side, fewest=self.fewest, most=self.most)
         return (high // side) * (wide // side)
 
     def cost(self, height: int, width: int) -> NetworkCost:
@@ -163,7 +158,7 @@ class VisionLanguageShape:
 
 
 PUBLISHED = {
-    # It has no logits, so one embedding; the authors' instruction is about 600 tokens.
+    # Both have no logits, so one embedding; their authors' instruction is about 600 tokens.
     "hps-v3": VisionLanguageShape(
         width=1280,
         depth=32,
@@ -179,6 +174,26 @@ PUBLISHED = {
         query_width=3584,
         key_width=512,
         vocabulary=151658,
+        tied=True,
+        instruction=600,
+    ),
+    "hps-v3-plus-plus": VisionLanguageShape(
+        width=1152,
+        depth=27,
+        ffn_dim=4304,
+        gated=False,
+        patch=16,
+        full_blocks=27,
+        mergers=4,
+        positions=2304,
+        fewest=256 * 28 * 28,
+        most=256 * 28 * 28,
+        text_width=4096,
+        text_depth=36,
+        text_ffn_dim=12288,
+        query_width=4096,
+        key_width=1024,
+        vocabulary=151670,
         tied=True,
         instruction=600,
     ),

@@ -218,7 +218,9 @@ def _one_reward(name: str, given: str | None, description: ModelDescription) -> 
     sizes = _read(folder)
     shape = vision_language.PUBLISHED.get(name)
     is_known = sizes is not None and sizes.get("model_type") in vision_language.FAMILIES
-    if sizes is not None and is_known and (shape is not None or name == VISION_LANGUAGE):
+    # With a head, a backbone has the sizes of its publication alone.
+    reads_sizes = name == VISION_LANGUAGE or (shape is not None and not shape.instruction)
+    if sizes is not None and is_known and reads_sizes:
         pixels = _read(folder, "preprocessor_config.json") or {}
         shape = vision_language.VisionLanguageShape.of(sizes, pixels)
     if shape is not None:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
-from transformers import AutoConfig, Qwen2VLConfig, Qwen2VLModel
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLModel
 from transformers.tokenization_utils_base import AddedToken
 
 from ttsvar_ray.errors import CheckpointError
@@ -30,7 +31,6 @@ from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 from ttsvar_ray.vision.batches import settle
 from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, load_strict, rename_keys
 
-WEIGHTS_FILE = "HPSv3.safetensors"
 INSTRUCTION_FILE = "instruction.txt"
 PIXELS = 256 * 28 * 28
 """Of every image, about: its sides become the multiples of 28 that are nearest to this."""
@@ -39,7 +39,7 @@ _PROMPT = "{text_prompt}"
 _MARK = "<|Reward|>"
 _EMBEDDING = "language_model.embed_tokens.weight"
 _KEYS: KeyTable = (
-    (r"rm_head\.(.+)", r"rm_head.\1"),
+    (r"((?:rm_head|cond_encoder|film_gen|cap_encoder)\..+)", r"\1"),
     (r"(?:model\.)?visual\.(.+)", r"visual.\1"),
     (r"model\.language_model\.(.+)", r"language_model.\1"),
     # As transformers had them until 4.51.
@@ -62,6 +62,12 @@ class HpsV3(ImageReader):
         CheckpointError: a file is missing, the weights do not fit, or the instruction cannot be used.
     """
 
+    weights_file = "HPSv3.safetensors"
+    family = "Qwen2-VL"
+    base = "Qwen2-VL-7B-Instruct"
+    config_class: type[PretrainedConfig] = Qwen2VLConfig
+    model_class: type[PreTrainedModel] = Qwen2VLModel
+
     def __init__(
         self, folder: Path, *, name: str, preprocessing: Preprocessing, device: str, dtype: torch.dtype
     ) -> None:
@@ -70,27 +76,27 @@ class HpsV3(ImageReader):
         super().__init__(folder, device)
         self._tokenizer.add_tokens([AddedToken(_MARK, special=True, normalized=False)])
         with reading_family(folder):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if not isinstance(config, Qwen2VLConfig):
-            raise CheckpointError(f"{folder}: expected Qwen2-VL's config.json, found {config.model_type}'s")
-        config.text_config.vocab_size = len(self._tokenizer)
-        source = folder / WEIGHTS_FILE
-        if not source.is_file():
-            raise CheckpointError(f"{source}: no such file; expected the published weights of HPSv3")
-        weights = rename_keys(load_file(source), _KEYS, source=str(source))
-        tokens = len(self._tokenizer)
+            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if not isinstance(config, self.config_class):
+            raise CheckpointError(
+                f"{folder}: expected {self.family}'s config.json, found {config.model_type}'s"
+            )
+        tokens = config.text_config.vocab_size = len(self._tokenizer)
+        source = folder / self.weights_file
+        weights = rename_keys(self._read(source), _KEYS, source=str(source))
         if _EMBEDDING in weights and (found := len(weights[_EMBEDDING])) != tokens:
             raise CheckpointError(
                 f"{source}: expected one embedding for each of the tokenizer's {tokens} tokens, {_MARK} "
-                f"among them, found {found}; take the tokenizer of Qwen2-VL-7B-Instruct"
+                f"among them, found {found}; take the tokenizer of {self.base}"
             )
-        head = {key: weights.pop(key) for key in list(weights) if key.startswith("rm_head.")}
-        self._head = nn.ModuleDict({"rm_head": _head(config.text_config.hidden_size)})
-        load_strict(self._head, head, source=str(source))
+        of_backbone = ("visual.", "language_model.")
+        judging = {key: weights.pop(key) for key in list(weights) if not key.startswith(of_backbone)}
+        judge = self._make_judge(config.text_config.hidden_size)
+        load_strict(judge, judging, source=str(source))
         where = torch.device(device)
-        model = build_pretrained(Qwen2VLModel, config, weights, source=str(source), dtype=dtype)
+        model = build_pretrained(self.model_class, config, weights, source=str(source), dtype=dtype)
         self._model = settle(model, where, dtype)
-        settle(self._head, where, torch.float32)
+        self._judge: Any = settle(judge, where, torch.float32)
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
         """Return float32 [n] means of the preference; `images` uint8 RGB [n, height, width, 3]."""
@@ -98,23 +104,40 @@ class HpsV3(ImageReader):
         return np.array(scores, np.float32)
 
     def _score(self, image: UInt8Array, text: str) -> float:
-        seen = self._pixels(
-            images=Image.fromarray(image),
-            size={"shortest_edge": PIXELS, "longest_edge": PIXELS},
-            return_tensors="pt",
-        )
         said = self._instruction.replace(_PROMPT, without_marks(text))
-        inputs = self._inputs(seen, said)
+        inputs = self._inputs(self._seen(Image.fromarray(image)), said)
         ids = inputs["input_ids"]
-        # [3, 1, tokens]: of time, row and column, all the same.
-        places = torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
         with torch.inference_mode():
-            hidden = self._model(**inputs, position_ids=places, use_cache=False).last_hidden_state
-            read = hidden[ids == self._id(_MARK)].float()
-            return float(self._head["rm_head"](read)[0, 0])
+            hidden = self._model(**inputs, **self._places(ids), use_cache=False).last_hidden_state
+            return float(self._judged(hidden[ids == self._id(_MARK)])[0, 0])
+
+    def _read(self, source: Path) -> dict[str, Tensor]:
+        if not source.is_file():
+            raise CheckpointError(f"{source}: no such file; expected the published weights of HPSv3")
+        return load_file(source)
+
+    def _make_judge(self, width: int) -> nn.Module:
+        """Return what reads a hidden state of this width, under the published names, without weights."""
+        return nn.ModuleDict({"rm_head": rank_head(width)})
+
+    def _seen(self, image: Image.Image) -> Any:
+        """Return an image as the backbone sees it."""
+        size = {"shortest_edge": PIXELS, "longest_edge": PIXELS}
+        return self._pixels(images=image, size=size, return_tensors="pt")
+
+    def _places(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return what the backbone is told of where tokens [1, tokens] are; nothing: it counts itself."""
+        # [3, 1, tokens]: of time, row and column, all the same.
+        return {"position_ids": torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)}
+
+    def _judged(self, read: Tensor) -> Tensor:
+        """Return [1, 2], mean and spread, of the hidden state [1, width] that is read."""
+        judged: Tensor = self._judge["rm_head"](read.float())
+        return judged
 
 
-def _head(width: int) -> nn.Module:
+def rank_head(width: int) -> nn.Module:
+    """Return the head that makes mean and spread of a hidden state."""
     return nn.Sequential(
         nn.Linear(width, 1024),
         nn.ReLU(),

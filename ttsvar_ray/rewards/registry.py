@@ -196,6 +196,19 @@ _ENTRIES = (
         ),
         own_pixels=True,
     ),
+    RewardEntry(
+        name="hps-v3-plus-plus",
+        loader="ttsvar_ray.rewards.hps_v3_plus_plus:HpsV3PlusPlus",
+        weights=PublishedWeights(
+            cost=None,
+            files=(
+                PublishedFiles("Junjun2333/HPSv3-PlusPlus", ("hpsv3++.pth",)),
+                PublishedFiles("Qwen/Qwen3-VL-8B-Instruct", ("config.json", *_QWEN_FILES)),
+            ),
+            licence="Apache-2.0",
+        ),
+        own_pixels=True,
+    ),
     # The built-in model's own, in its directory; its config.json says its sizes.
     RewardEntry(
         name="shapes",

@@ -5,6 +5,7 @@ Pure values, read by the registries of rewards and features, by the costs and by
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ttsvar_ray.errors import ConfigurationError
@@ -97,3 +98,21 @@ class PublishedWeights:
     cost: NetworkCost | None
     files: tuple[PublishedFiles, ...]
     licence: str
+
+
+def rounded_sides(height: int, width: int, *, side: int, fewest: int, most: int) -> tuple[int, int]:
+    """Return the height and width that a Qwen-VL brings an image to.
+
+    Args:
+        height, width: of the image, in pixels.
+        side: both become multiples of it.
+        fewest, most: pixels of the result, as far as that allows.
+    """
+    high, wide = max(side, round(height / side) * side), max(side, round(width / side) * side)
+    if fewest <= high * wide <= most:
+        return high, wide
+    grows = high * wide < fewest
+    scale = math.sqrt((fewest if grows else most) / (height * width))
+    whole = math.ceil if grows else math.floor
+    high, wide = (max(side, whole(length * scale / side) * side) for length in (height, width))
+    return high, wide
