@@ -11,9 +11,12 @@ import re
 import shutil
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.storage import Location
+
+if TYPE_CHECKING:
+    from ttsvar_ray.storage import Location
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from ttsvar_ray.cluster.failures import explain_full
 from ttsvar_ray.cluster.session import StopRequest, stop_on_signals
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
 from ttsvar_ray.dataset import write_chunk, write_partial
+from ttsvar_ray.engine.device import device_name
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import (
@@ -33,7 +34,7 @@ from ttsvar_ray.errors import (
     TtsVarError,
     brief,
 )
-from ttsvar_ray.job.preflight import Device, device_name
+from ttsvar_ray.job.preflight import Device
 from ttsvar_ray.job.resolved import coordinator_settings
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.types import Prompt

@@ -8,13 +8,15 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.costs.profile import device_names, load_profile
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.preflight import USUAL_GPU, Device
+
+if TYPE_CHECKING:
+    from ttsvar_ray.job.preflight import Device
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +111,11 @@ def lay_out_workers(
 
 
 def profile_name(layout: WorkerLayout, resources: Mapping[str, float]) -> str:
-    """Return the cost profile of the workers' device.
+    """Return the cost profile of the workers' device, by Ray's totals of the cluster."""
+    # Every cell and every worker imports this file; what costs are known of is asked by the driver alone.
+    from ttsvar_ray.costs.profile import device_names
+    from ttsvar_ray.job.preflight import USUAL_GPU
 
-    Args:
-        layout: the workers.
-        resources: Ray's totals of the cluster.
-    """
     if not layout.gpus:
         return "cpu"
     kinds = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
@@ -129,12 +130,10 @@ def profile_name(layout: WorkerLayout, resources: Mapping[str, float]) -> str:
 
 
 def device_of(layout: WorkerLayout, resources: Mapping[str, float]) -> Device:
-    """Return the workers' devices, as far as Ray knows them.
+    """Return the workers' devices, as far as Ray's totals of the cluster tell them."""
+    from ttsvar_ray.costs.profile import load_profile
+    from ttsvar_ray.job.preflight import Device
 
-    Args:
-        layout: the workers.
-        resources: Ray's totals of the cluster.
-    """
     profile = profile_name(layout, resources)
     loaded = load_profile(profile)
     if not layout.gpus:

@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -24,13 +24,16 @@ from ray.exceptions import RayError, RayTaskError
 
 from ttsvar_ray.cluster.resources import WorkerLayout, describe_resources
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
-from ttsvar_ray.config import VerifiersConfig
 from ttsvar_ray.engine.device import is_device_lost
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import ConfigurationError, RewardError, TtsVarError
-from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.rewards.protocol import EnsembleScores, RewardEnsemble
 from ttsvar_ray.types import UInt8Array
+
+if TYPE_CHECKING:
+    # No replica and no worker waits for what the driver alone is given.
+    from ttsvar_ray.config import VerifiersConfig
+    from ttsvar_ray.job.runnable import JobParts
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from typing import Any
 import ray
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.engine.device import device_name
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
-from ttsvar_ray.job.preflight import device_name
 from ttsvar_ray.results import FinalImage
 
 EngineBuilder = Callable[[], Engine]

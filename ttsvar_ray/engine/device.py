@@ -1,10 +1,11 @@
-"""What a process must know of its device: which kernels to take, and which exceptions cost a prompt, ask for
-smaller micro-batches, or end the worker.
+"""What a process must know of its device: its name, which kernels to take, and which exceptions cost a
+prompt, ask for smaller micro-batches, or end the worker.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 
 
@@ -23,6 +24,16 @@ def choose_repeatable_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Memory that is written before it is read needs no filling, which would cost time in every scale.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def device_name(*, on_gpu: bool) -> str:
+    """Return what this process computes on."""
+    # Whatever computes on a GPU has imported torch; a worker without it need not wait for it.
+    torch = sys.modules.get("torch")
+    if torch is not None and on_gpu and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    kernels = f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else ""
+    return f"CPU ({platform.machine()}{kernels})"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -316,16 +314,6 @@ def devices_here(config: JobConfig) -> Device:
         count=torch.cuda.device_count(),
         memory_bytes=min(1.0, share or 1.0) * torch.cuda.get_device_properties(0).total_memory,
     )
-
-
-def device_name(*, on_gpu: bool) -> str:
-    """Return what this process computes on."""
-    # Whatever computes on a GPU has imported torch; a worker without it need not wait for it.
-    torch = sys.modules.get("torch")
-    if torch is not None and on_gpu and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    kernels = f", {torch.backends.cpu.get_cpu_capability()}" if torch is not None else ""
-    return f"CPU ({platform.machine()}{kernels})"
 
 
 def device_named(profile: str, count: int) -> Device:
