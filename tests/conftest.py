@@ -17,6 +17,11 @@ from tests.support.s3_server import S3Server, moto_server
 os.environ.setdefault("RAY_worker_niceness", "0")
 # And a cluster that starts beside another one on two cores may need more than its half minute.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+# What Ray counts and collects for a dashboard all the time, nobody looks at here.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "3600000")
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 # A tenth of the time of all tests in plain Python: few of their objects are in cycles.
 gc.set_threshold(20_000, 10, 10)
 if "PYTEST_XDIST_WORKER" in os.environ:

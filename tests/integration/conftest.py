@@ -28,6 +28,8 @@ def ray_cluster() -> Iterator[Cluster]:
                 "num_cpus": 2,
                 "object_store_memory": 200 * 1024 * 1024,
                 "include_dashboard": False,
+                "include_log_monitor": False,
+                "no_monitor": True,
             },
         )
         ray.init(address=cluster.address, log_to_driver=False)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
+from tests.support.doubles import doubles
+from tests.support.tiny_clip import save_clip
+from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster.sharing import share_on_ray
 from ttsvar_ray.errors import OutputError, RunFailedError
@@ -49,10 +51,6 @@ def folder(tmp_path: Path) -> Path:
 def test_geneval_on_two_workers_is_geneval_in_one_process(
     ray_cluster: Cluster, folder: Path, tmp_path: Path
 ) -> None:
-    # Workers import this file for the other test: what is slow to import is not at its top.
-    from tests.support.tiny_clip import save_clip
-    from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
-
     save_mmdet(tmp_path / "detector", mmdet_weights(tiny_mask2former()))
     save_clip(tmp_path / "clip")
     command = ["evaluate", "geneval", str(folder), "--device", "cpu"]
@@ -77,21 +75,6 @@ def test_geneval_on_two_workers_is_geneval_in_one_process(
     done, there = run("ray", *on_ray)
     assert done.exit_code == 0, done.output
     assert there == here
-
-
-def doubles(dies: Path | None) -> Callable[[int], int]:
-    """Return what doubles numbers, and ends its process at the first 3; without a file, at every 3."""
-
-    def do(number: int) -> int:
-        if number == 3 and (dies is None or not dies.exists()):
-            if dies is not None:
-                dies.touch()
-            os._exit(1)
-        if number == 9:
-            raise OutputError("no nine here")
-        return 2 * number
-
-    return do
 
 
 def shared(

@@ -49,7 +49,7 @@ def test_a_cell_that_dies_costs_its_unfinished_prompts_and_a_sink_nothing(
     """Images too large for a reply belong to the cell and die with it: those, too, are made again."""
     caplog.set_level(logging.INFO)
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
-    job(prompts_file, undisturbed, noisy=True)
+    job(prompts_file, undisturbed, noisy=True, cluster={"workers": 1, "in_process": True})
     images = pq.read_table(undisturbed / "data")["image"].to_pylist()
     assert len(images) == PROMPTS
     assert min(len(image["bytes"]) for image in images) > 90_000

@@ -51,8 +51,10 @@ def test_shards_share_a_prompt_set_and_together_are_the_data_set(
         lines = stream.read().splitlines()
     with_bad_line = tmp_path / prompts_file.name
     with_bad_line.write_text("\n".join([*lines, "{"]) + "\n")
+    # On Ray and off it: which prompts are a shard's has nothing to do with who runs them.
     summaries = [
-        job(with_bad_line, output, cluster={"workers": 1, "shard": f"{index}/4"}) for index in range(4)
+        job(with_bad_line, output, cluster={"workers": 1, "shard": f"{index}/4", "in_process": index > 0})
+        for index in range(4)
     ]
     assert sum(summary.prompts for summary in summaries) == PROMPTS
     assert [summary.bad_lines for summary in summaries] == [1, 0, 0, 0]

@@ -39,13 +39,14 @@ def job(
     seed: int = 5,
     retry_failed: bool = False,
     force_new: bool = False,
+    in_process: bool = False,
     **mischief: Any,
 ) -> JobSummary:
     config = JobConfig.model_validate(
         {
             "prompts": {"path": prompts},
             "output": {"path": output, "rows_per_part": ROWS_PER_PART},
-            "cluster": {"workers": 1},
+            "cluster": {"workers": 1, "in_process": in_process},
             "model": {"device": "cpu"},
             "seed": seed,
         }
@@ -66,10 +67,10 @@ def data_files(output: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def local(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("local")
     (folder / "p.jsonl").write_text(LINES)
-    summary = job(str(folder / "p.jsonl"), str(folder / "out"))
+    summary = job(str(folder / "p.jsonl"), str(folder / "out"), in_process=True)
     assert (summary.prompts, summary.failed) == (PROMPTS, 0)
     return str(folder / "p.jsonl"), data_files(str(folder / "out"))
 
@@ -120,7 +121,7 @@ def test_prompts_that_failed_run_again_and_the_data_is_as_if_they_had_not(
 ) -> None:
     prompts, expected = local
     output = str(tmp_path / "out")
-    summary = job(prompts, output, fail_on="number 1")
+    summary = job(prompts, output, fail_on="number 1", in_process=True)
     lost = [i for i in range(PROMPTS) if str(i).startswith("1")]
     assert (summary.prompts, summary.failed) == (PROMPTS - len(lost), len(lost))
 

@@ -33,7 +33,7 @@ SELECTIONS = [
 ]
 
 
-def config_for(folder: Path, selections: list[dict[str, Any]]) -> JobConfig:
+def config_for(folder: Path, selections: list[dict[str, Any]], *, workers: int) -> JobConfig:
     folder.mkdir(exist_ok=True)
     (folder / "prompts.txt").write_text("\n".join(TEXTS) + "\n")
     return JobConfig.model_validate(
@@ -42,7 +42,7 @@ def config_for(folder: Path, selections: list[dict[str, Any]]) -> JobConfig:
             "prompts": {"path": str(folder / "prompts.txt")},
             "output": {"path": str(folder / "out"), "keep": "all"},
             "strategy": {"selections": selections, "n": 2, "final_mean_of": [9, 12]},
-            "cluster": {"workers": 2, "spread": 2, "max_failure_rate": 1.0},
+            "cluster": {"workers": workers, "spread": workers, "max_failure_rate": 1.0},
             "seed": 11,
         }
     )
@@ -55,7 +55,7 @@ def run(config: JobConfig) -> JobSummary:
 def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
     ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_for(tmp_path, SELECTIONS)
+    config = config_for(tmp_path, SELECTIONS, workers=2)
     summary = run(config)
     assert (summary.prompts, summary.failed) == (2, 0)
     images = pq.read_table(tmp_path / "out" / "data").to_pylist()
@@ -97,7 +97,7 @@ def test_an_operator_that_chooses_what_cannot_be_costs_its_prompts_and_says_so(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     own = [{"scale": 4, "operator": "tests.support.own_operators:TooFew"}]
-    summary = run(config_for(tmp_path, own))
+    summary = run(config_for(tmp_path, own, workers=1))
     assert (summary.prompts, summary.failed) == (0, 2)
     (letters,) = (tmp_path / "out" / "failed").glob("part-*.jsonl")
     said = "operator too-few at scale 4: ancestor_index: expected 2 whole numbers, got int64 of shape (1,)"

@@ -19,6 +19,7 @@ SETTINGS = {
     "strategy.cluster_scales": [5],
     "strategy.resample_scales": [8],
     "engine.threads": 1,
+    "cluster.workers": 1,
     "output.trace": "bits",
 }
 

@@ -29,7 +29,7 @@ def test_kills_of_random_processes_change_nothing(ray_cluster: Cluster, tmp_path
         {
             "prompts": {"path": str(prompts)},
             "output": {"path": str(tmp_path / "calm"), "rows_per_part": ROWS_PER_PART},
-            "cluster": {"workers": 1, "max_attempts": 50},
+            "cluster": {"workers": 1, "in_process": True},
             "model": {"device": "cpu"},
             "seed": SEED,
         }

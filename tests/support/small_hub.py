@@ -16,7 +16,7 @@ from tests.support.recorded import recorded_rewards
 from ttsvar_ray.models.infinity.presets import PRESETS, TEXT_ENCODER_FOLDER, InfinityPreset
 from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD
 
-SMALLER = {"depth": 4, "embed_dim": 64, "num_heads": 4, "block_chunks": 2}
+SMALLER = {"depth": 2, "embed_dim": 64, "num_heads": 4, "block_chunks": 2}
 SMALLER_TOKENIZER = {
     "codebook_dim": 8,
     "base_channels": 32,
