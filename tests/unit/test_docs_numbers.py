@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import claims
 from benchmarks.scaling import summary
 from benchmarks.shapes_rows import over_prompts
 
@@ -70,6 +71,17 @@ def test_the_frontier_is_that_of_its_files(name: str, heading: str) -> None:
         assert cells[:6] == expected, (method, how)
         assert cells[7] == "" if row["reward"] is None else is_rounded(cells[7], row["reward"]), (method, how)
         assert own.mean() == pytest.approx(row["accuracy"]) and len(own) == row["prompts"]
+
+
+def test_the_claims_are_those_of_the_outcomes_and_of_other_tables() -> None:
+    page = (DOCS / "paper.md").read_text(encoding="utf-8")
+    assert claims.table().strip() in page, "python -m benchmarks.claims prints it"
+    section, rest = page.split("\n## Sweeps\n")
+    elsewhere = rest + (DOCS / "results.md").read_text(encoding="utf-8")
+    by_hand = section[section.index("| TTS-VAR beats best-of-N at equal FLOPs") :]
+    numbers = re.findall(r"[+-]0\.\d+ \[[^]]+\]|[+-]?0\.\d+ ± 0\.\d+", by_hand)
+    assert len(numbers) > 8
+    assert [number for number in numbers if number not in elsewhere] == []
 
 
 def test_the_readme_has_rows_of_the_frontier() -> None:
