@@ -84,7 +84,11 @@ def score(
         from ttsvar_ray.config import recorded_config
         from ttsvar_ray.dataset import read_run
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar
+        from ttsvar_ray.evaluate.near_duplicates import (
+            mark_near_duplicates,
+            mark_similar,
+            prompt_diversity,
+        )
 
         layout, manifest = read_run(output)
         if unsafe and safety is None:
@@ -109,7 +113,7 @@ def score(
             lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
         if similar is not None:
             found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
-            lines += _similar_lines(found, total, cosines)
+            lines += _similar_lines(found, total, cosines, prompt_diversity(layout, specs[-1].table))
     typer.echo("\n".join(lines))
 
 
@@ -165,14 +169,20 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
     )
 
 
-def _similar_lines(found: int, total: int, cosines: Float32Array) -> list[str]:
-    """Return how many images are like an earlier one, and how near images are to those before them."""
+def _similar_lines(found: int, total: int, cosines: Float32Array, diversity: Float64Array) -> list[str]:
+    """Return how many images are like an earlier one, how near to those before, and how diverse."""
     import numpy as np
 
     lines = [f"{found} of {total} images have features like those of an earlier one (column similar_of)"]
     if total > 1:
         low, middle, high = np.quantile(cosines[1:], [0.05, 0.5, 0.95])
         lines.append(f"cosine with the nearest before: 5% {low:.3f}, 50% {middle:.3f}, 95% {high:.3f}")
+    if count := len(diversity):
+        error = diversity.std(ddof=1) / count**0.5 if count > 1 else float("nan")
+        lines.append(
+            f"diversity within a prompt (1 - cosine, mean of all pairs): {diversity.mean():.4f} "
+            f"+- {error:.4f}, {count} prompts of several images"
+        )
     return lines
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.errors import FeatureError
 from ttsvar_ray.evaluate.score_table import KEYS, data_digest, read_scores, write_scores
-from ttsvar_ray.types import Float32Array, Int64Array
+from ttsvar_ray.types import Float32Array, Float64Array, Int64Array
 
 HASH_BITS = 64
 _ROWS_AT_A_TIME = 1024
@@ -122,6 +122,27 @@ def mark_similar(
         write_scores(layout, chunk, table, keys, found, columns, told)
         start += len(own)
     return int((cosines >= least).sum()), len(cosines), cosines
+
+
+def prompt_diversity(layout: OutputLayout, features: str) -> Float64Array:
+    """Return the mean distance, 1 - cosine, of all pairs of a prompt's images: [prompts of several images].
+
+    Args:
+        layout: the run.
+        features: name of the table of features.
+
+    Raises:
+        FeatureError: features that are no numbers.
+    """
+    found: list[float] = []
+    for chunk in layout.data_parts():
+        part = read_scores(layout, features, chunk, ["row", features])
+        _, first, counts = np.unique(part["row"].to_numpy(), return_index=True, return_counts=True)
+        for start, count in zip(first[counts > 1], counts[counts > 1], strict=True):
+            own = np.stack(part[features].slice(start, count).to_numpy())
+            unit = _unit(own, f"{features} of part {chunk}")
+            found.append(1.0 - float((unit @ unit.T)[np.triu_indices(count, 1)].mean()))
+    return np.array(found)
 
 
 def _keys(layout: OutputLayout, table: str, chunk: int) -> dict[str, Any]:

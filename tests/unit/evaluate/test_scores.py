@@ -230,6 +230,11 @@ def test_similar_images_point_to_the_first_of_them(output: Path) -> None:
     assert found[4]["similar_cosine"] == pytest.approx(unit[3] @ unit[4], abs=1e-5)
     assert "2 of 6 images have features like those of an earlier one (column similar_of)" in told
     assert "cosine with the nearest before: 5% 0." in told
+    apart = [1 - unit[0] @ unit[1], 1 - unit[3] @ unit[4]]
+    assert (
+        f"diversity within a prompt (1 - cosine, mean of all pairs): {np.mean(apart):.4f} "
+        f"+- {abs(apart[0] - apart[1]) / 2:.4f}, 2 prompts of several images"
+    ) in told
     again = score(output, "--similar", "mine_scores:Colours", "--similarity", "0.4")
     assert "5 of 6 images have features" in again, "features are kept, and compared anew"
     told = call("select", str(output), "--where", "similar_of is None", "--to", str(output.parent / "some"))
