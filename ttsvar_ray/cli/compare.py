@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.dataset import OutputLayout
     from ttsvar_ray.evaluate.comparison import Line, Outcomes
     from ttsvar_ray.evaluate.scorers import ScorerSpec
     from ttsvar_ray.job.sweep import Sweep, Variant
@@ -231,13 +232,15 @@ def _outcomes(
 
     names = [given.partition("=")[0] for given in sweep.evaluators]
     rows: list[dict[str, Any]] = []
-    seconds, prompts = 0.0, 0
+    seconds, device_seconds, prompts = 0.0, 0.0, 0
     for repetition, config in enumerate(variant.jobs):
         layout, manifest = read_run(config.output.path)
         prompts = manifest.prompt_count
         specs = evaluators_of(config, sweep.evaluators, device=device)
         run_scorers(layout, specs, workers=workers, address=address)
-        seconds += json.loads((layout.root / "seconds.json").read_text())["generating"]
+        generating = json.loads((layout.root / "seconds.json").read_text())["generating"]
+        seconds += generating
+        device_seconds += _device_seconds(config, layout, generating)
         wanted = ["row", "prompt_id", "ordinal", "prompt", "image_rank", "reward"]
         adaptive = ["cost_images"] if config.strategy.name == "adaptive" else []
         best = read_columns(layout, [*wanted, *adaptive])
@@ -272,9 +275,20 @@ def _outcomes(
         reward=_known(by_prompt("reward")),
         images=float(np.mean(paid)) if paid else cost,
         seconds=seconds,
+        device_seconds=device_seconds,
         failed=prompts - len({row["row"] for row in rows}),
     )
     return outcomes, rows
+
+
+def _device_seconds(config: JobConfig, layout: OutputLayout, generating: float) -> float:
+    """Return how long a job's workers were up and its verifiers there, times the devices that each has."""
+    from ttsvar_ray.dataset.sessions import read_sessions
+
+    verifiers, each = config.verifiers, config.verifiers.gpus_per_replica
+    workers = sum(session.device_seconds for session in read_sessions(layout))
+    held = verifiers.replicas * (1.0 if each is None else each)
+    return workers * (config.cluster.gpus_per_worker or 1.0) + generating * held
 
 
 def _known(values: Any) -> Any:

@@ -57,6 +57,7 @@ class Outcomes:
         reward: float64 [prompts], of the reward that steered.
         images: what a prompt costs in raw images, everything counted; NaN where nobody knows.
         seconds: of generating, all repetitions; NaN where it was not measured.
+        device_seconds: of all workers and verifiers, times the devices that each has; likewise.
         failed: prompts without an image in any repetition; they count as the worst score, 0.
     """
 
@@ -65,6 +66,7 @@ class Outcomes:
     reward: Float64Array
     images: float
     seconds: float
+    device_seconds: float = math.nan
     failed: int = 0
 
 
@@ -73,7 +75,7 @@ class Line:
     """One row of the table.
 
     Attributes:
-        name, images, seconds, failed: as of `Outcomes`.
+        name, images, seconds, device_seconds, failed: as of `Outcomes`.
         scores: by evaluator.
         differences: by evaluator, to the control; empty of the control itself.
         reward: of the reward that steered.
@@ -83,6 +85,7 @@ class Line:
     name: str
     images: float
     seconds: float
+    device_seconds: float
     failed: int
     scores: Mapping[str, Estimate]
     differences: Mapping[str, Interval]
@@ -143,6 +146,7 @@ def compare(
             name=one.name,
             images=one.images,
             seconds=one.seconds,
+            device_seconds=one.device_seconds,
             failed=one.failed,
             scores={name: grouped_mean(values, groups[name]) for name, values in one.scores.items()},
             differences={}
@@ -165,7 +169,7 @@ def compare(
 def table(lines: Sequence[Line], *, control: str) -> tuple[list[str], list[list[str]]]:
     """Return the head and the cells of the table."""
     evaluators = list(lines[0].scores)
-    head = ["variant", "cost in images", "seconds"]
+    head = ["variant", "cost in images", "seconds", "device seconds"]
     has_published = {name: any(name in line.published for line in lines) for name in evaluators}
     for name in evaluators:
         head += [name, f"{name} minus {control}"]
@@ -173,7 +177,8 @@ def table(lines: Sequence[Line], *, control: str) -> tuple[list[str], list[list[
     head += ["reward that steered", *(["failed"] if any(line.failed for line in lines) else [])]
     rows = []
     for line in lines:
-        cells = [line.name, _number(line.images, ".2f"), _number(line.seconds, ".0f")]
+        cells = [line.name, _number(line.images, ".2f")]
+        cells += [_number(line.seconds, ".0f"), _number(line.device_seconds, ".0f")]
         for name in evaluators:
             difference = line.differences.get(name)
             cells += [str(line.scores[name]), "" if difference is None else f"{difference:+.4f}"]
@@ -207,6 +212,7 @@ def to_json(line: Line) -> dict[str, Any]:
         "variant": line.name,
         "images": _known(line.images),
         "seconds": _known(line.seconds),
+        "device_seconds": _known(line.device_seconds),
         "failed": line.failed,
         "scores": {
             name: {"mean": one.mean, "standard_error": _known(one.standard_error)}

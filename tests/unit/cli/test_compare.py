@@ -97,7 +97,7 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert written.strip() in told
     head, _, raw, two = [line for line in written.splitlines() if line.startswith("|")]
     assert head.startswith(
-        "| variant | cost in images | seconds | shapes-checker | shapes-checker minus raw |"
+        "| variant | cost in images | seconds | device seconds | shapes-checker | shapes-checker minus raw |"
     )
     assert "| 0.7500 |" in raw and "Of no importance." in written
     assert two.split("|")[2].strip() == "1.99"
@@ -114,6 +114,7 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert {value for _, value in rewards.values()} <= {0.0, 1.0}
     content = json.loads((output / "table.json").read_text())
     assert [row["variant"] for row in content["rows"]] == ["raw", "best-of-2"]
+    assert all(row["device_seconds"] > 0 for row in content["rows"])
     assert content["rows"][1]["minus_control"]["constant"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert Image.open(output / "frontier.png").size == (1440, 880)
     assert (output / "frontier.svg").read_text().count("<circle") == 2
@@ -233,7 +234,7 @@ def test_the_table_counts_failures_and_leaves_the_unknown_out() -> None:
     head, rows = table(lines, control="a")
     assert head[-1] == "failed" and [row[-1] for row in rows] == ["0", "1"]
     assert rows[0][1] == "" and "published" not in " ".join(head)
-    assert rows[1][4].startswith("-0.2500 [")
+    assert rows[1][5].startswith("-0.2500 [")
     assert markdown(head, rows).count("\n") == 4
 
 
