@@ -98,6 +98,7 @@ def tiny_model(
     *,
     guidance: float | Sequence[float] = 3.0,
     top_p: float = 0.97,
+    confidence: Sequence[float | None] = (),
     schedule: ScaleSchedule = REPEATED_SCHEDULE,
     text_length: int = TEXT_LENGTH,
 ) -> InfinityModel:
@@ -116,5 +117,6 @@ def tiny_model(
             guidance=per_scale("guidance", guidance, scales),
             temperature=per_scale("temperature", 2.0, scales),
             top_p=top_p,
+            confidence=tuple(confidence),
         ),
     )

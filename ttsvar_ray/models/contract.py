@@ -8,6 +8,7 @@ resumes rests on nothing else of a model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,18 @@ def check_model(model: NextScaleModel, texts: Sequence[str], *, run_seed: int = 
     _Check(model, texts, run_seed).run()
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The bits of a state by scale, and its images."""
+
+    bits: Sequence[np.ndarray]
+    images: np.ndarray
+
+    @classmethod
+    def of(cls, model: NextScaleModel, state: Any) -> _Seen:
+        return cls(model.bits(state), model.decode(state))
+
+
 class _Check:
     def __init__(self, model: NextScaleModel, texts: Sequence[str], run_seed: int) -> None:
         self._model = model
@@ -50,41 +63,41 @@ class _Check:
     def run(self) -> None:
         model = self._model
         half = max(1, model.num_scales // 2)
-        whole = self._draw(self._rows, model.num_scales)
-        images = model.decode(whole)
-        self._check_shapes(whole, images)
-        self._check_independence(whole, images)
+        state = self._draw(self._rows, model.num_scales)
+        whole = _Seen.of(model, state)
+        self._check_shapes(state, whole)
+        self._check_independence(whole)
         middle = self._draw(self._rows, half)
         before = self._fingerprint(middle)
+        if isinstance(model, LooksAhead):
+            self._check_look_ahead(model, middle)
         later = self._finish(middle, self._rows)
         _require(
             self._fingerprint(middle) == before, "advance changed its argument; return a new state instead"
         )
-        self._same(later, whole, "going on from a state that was kept")
-        self._check_gather(middle, whole)
+        self._same(later, whole, self._rows, "going on from a state that was kept")
+        self._check_gather(state, middle, whole)
         if isinstance(model, ScoringModel):
             self._check_likelihood(model, whole)
-        if isinstance(model, LooksAhead):
-            self._check_look_ahead(model, middle, whole)
         replayed = model.replay(self._start(self._rows), model.bits(middle))
-        self._same(self._finish(replayed, self._rows), whole, "going on from replayed bits")
-        self._same(model.replay(self._start(self._rows), model.bits(whole)), whole, "replaying all bits")
+        self._same(self._finish(replayed, self._rows), whole, self._rows, "going on from replayed bits")
+        self._same(model.replay(self._start(self._rows), whole.bits), whole, self._rows, "replaying all bits")
 
-    def _check_shapes(self, whole: Any, images: np.ndarray) -> None:
-        model, rows = self._model, len(self._rows)
+    def _check_shapes(self, state: Any, whole: _Seen) -> None:
+        model, rows, images = self._model, len(self._rows), whole.images
         expected = (rows, model.image_height, model.image_width, 3)
         _require(images.dtype == np.uint8, f"decode: expected uint8, got {images.dtype}")
         _require(images.shape == expected, f"decode: expected {expected}, got {images.shape}")
-        selector = model.decode(whole, size="selector")
+        selector = model.decode(state, size="selector")
         _require(
             selector.dtype == np.uint8 and selector.ndim == 4 and len(selector) == rows,
             f"decode(size='selector'): expected uint8 [{rows}, height, width, 3], got {selector.shape}",
         )
         _require(
-            model.scale_index(whole) == model.num_scales,
-            f"scale_index: expected {model.num_scales} after the last scale, got {model.scale_index(whole)}",
+            model.scale_index(state) == model.num_scales,
+            f"scale_index: expected {model.num_scales} after the last scale, got {model.scale_index(state)}",
         )
-        bits = model.bits(whole)
+        bits = whole.bits
         for scale_index, (height, width) in enumerate(model.scale_schedule):
             shape = (rows, height * width, model.bits_per_token)
             _require(
@@ -93,21 +106,16 @@ class _Check:
                 f"{bits[scale_index].shape}",
             )
 
-    def _check_independence(self, whole: Any, images: np.ndarray) -> None:
+    def _check_independence(self, whole: _Seen) -> None:
         last = self._rows[-1]
         for rows in ([0], [last], [last, 0], self._rows[1:]):
             part = self._draw(rows, self._model.num_scales)
-            where = f"rows {rows} drawn without the others"
-            self._same(part, self._model.gather(whole, rows), where)
-            _require(
-                np.array_equal(self._model.decode(part), images[rows]),
-                f"{where}: other pixels; a row's result must not depend on its batch",
-            )
+            self._same(part, whole, rows, f"rows {rows} drawn without the others")
 
-    def _check_likelihood(self, model: ScoringModel, whole: Any) -> None:
+    def _check_likelihood(self, model: ScoringModel, whole: _Seen) -> None:
         """What is drawn while it is scored is what is drawn, and no row's score depends on the others."""
         everyone = self._scored(model, self._rows)
-        self._same(everyone[0], whole, "drawing with advance_scored")
+        self._same(everyone[0], whole, self._rows, "drawing with advance_scored")
         for rows in ([0], self._rows[1:]):
             _, scores = self._scored(model, rows)
             _require(
@@ -116,16 +124,13 @@ class _Check:
                 "result must not depend on its batch",
             )
 
-    def _check_look_ahead(self, model: LooksAhead, middle: Any, whole: Any) -> None:
-        """What is run on to draws nothing, changes nothing, and no row of it depends on the others."""
+    def _check_look_ahead(self, model: LooksAhead, middle: Any) -> None:
+        """What is run on to draws nothing, and no row of it depends on the others."""
         last = self._model.num_scales - 1
-        ahead = model.look_ahead(middle, last)
-        self._same(
-            self._finish(middle, self._rows), whole, "going on from a state that was looked ahead from"
-        )
+        ahead = _Seen.of(self._model, model.look_ahead(middle, last))
         for rows in ([0], self._rows[1:]):
             alone = model.look_ahead(self._model.gather(middle, rows), last)
-            self._same(alone, self._model.gather(ahead, rows), f"rows {rows} looked ahead from alone")
+            self._same(alone, ahead, rows, f"rows {rows} looked ahead from alone")
 
     def _scored(self, model: ScoringModel, rows: Sequence[int]) -> tuple[Any, np.ndarray]:
         """Return the rows drawn to the end, and the log probabilities of their scales, [scales, rows]."""
@@ -135,14 +140,15 @@ class _Check:
             scores.append(logs)
         return state, np.array(scores)
 
-    def _check_gather(self, middle: Any, whole: Any) -> None:
+    def _check_gather(self, state: Any, middle: Any, whole: _Seen) -> None:
         model = self._model
         halves = [self._rows[::2], self._rows[1::2]]
         joined = model.concatenate([model.gather(middle, rows) for rows in halves])
         order = halves[0] + halves[1]
-        self._same(self._finish(joined, order), model.gather(whole, order), "gathered and concatenated rows")
+        self._same(self._finish(joined, order), whole, order, "gathered and concatenated rows")
         twice = model.gather(middle, [1, 1])
-        self._same(self._finish(twice, [1, 1]), model.gather(whole, [1, 1]), "a row that was gathered twice")
+        self._same(self._finish(twice, [1, 1]), whole, [1, 1], "a row that was gathered twice")
+        self._same(model.gather(state, order), whole, order, "rows that were gathered at the end")
 
     def _start(self, rows: Sequence[int]) -> Any:
         # One text at a time, as an engine does: no text may be padded by its neighbours.
@@ -171,12 +177,14 @@ class _Check:
             + self._model.decode(state).tobytes()
         )
 
-    def _same(self, one: Any, other: Any, where: str) -> None:
-        for scale_index, (a, b) in enumerate(
-            zip(self._model.bits(one), self._model.bits(other), strict=True)
-        ):
-            _require(np.array_equal(a, b), f"{where}: other bits at scale {scale_index}")
-        _require(np.array_equal(self._model.decode(one), self._model.decode(other)), f"{where}: other pixels")
+    def _same(self, state: Any, whole: _Seen, rows: Sequence[int], where: str) -> None:
+        """Require that a state is what some rows of the whole are."""
+        for scale_index, (a, b) in enumerate(zip(self._model.bits(state), whole.bits, strict=True)):
+            _require(np.array_equal(a, b[rows]), f"{where}: other bits at scale {scale_index}")
+        _require(
+            np.array_equal(self._model.decode(state), whole.images[rows]),
+            f"{where}: other pixels; a row's result must not depend on its batch",
+        )
 
 
 def _require(holds: bool, message: str) -> None:
