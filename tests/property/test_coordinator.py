@@ -102,9 +102,10 @@ _REMEMBERED: dict[Any, Choice] = {}
 def remembered_select(plan: Plan, selection: Selection, **seen: Any) -> Choice:
     """Compute each selection once: schedules differ in order, not in what a selection sees."""
     features = seen["features"]
+    # Plans of rounds are kept with the plans above, so that no other ever has their place.
     key = (
-        plan,
-        selection,
+        id(plan),
+        selection.scale_index,
         seen["prompt_key"],
         seen["run_seed"],
         seen["round_index"],

@@ -97,6 +97,7 @@ class DummyCluster:
         self._batch_ids: set[int] = set()
         self._leased: set[str] = set()
         self._told_last = False
+        self._largest_population = plan.widest.segments[0].population
 
     # What may happen.
 
@@ -290,7 +291,7 @@ class DummyCluster:
 
     def _live_limit(self, worker: DummyWorker) -> int:
         usual = (self.settings.batches_in_flight + 2) * worker.rows
-        return max(self.settings.live_rows or usual, self.plan.widest.segments[0].population)
+        return max(self.settings.live_rows or usual, self._largest_population)
 
 
 FOUR_SCALES = compile_plan(

@@ -135,6 +135,7 @@ class Plan:
         scored_scales: scales after which every live trajectory is scored: those whose rewards an operator or
             the final choice reads, where a round may be abandoned, and the last one.
         segments: the plan cut after each selection.
+        needs_likelihood: whether the log probability of what is drawn has to be known.
     """
 
     strategy: str
@@ -149,6 +150,7 @@ class Plan:
     looks: tuple[Look, ...] = ()
     scored_scales: tuple[int, ...] = field(init=False, compare=False)
     segments: tuple[Segment, ...] = field(init=False, compare=False, repr=False)
+    needs_likelihood: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         last = len(self.scale_schedule) - 1
@@ -180,6 +182,8 @@ class Plan:
         assert set(falls) <= set(scales)
         assert all(self.survivors_after[k] < self.population_before[k] for k in falls)
         object.__setattr__(self, "segments", _segments(self))
+        needs = Signal.LIKELIHOOD in self.reads or self.final.ties_by_likelihood
+        object.__setattr__(self, "needs_likelihood", needs)
 
     @property
     def num_scales(self) -> int:
@@ -200,11 +204,6 @@ class Plan:
     def looks_ahead(self) -> bool:
         """Whether trajectories are run on to be judged."""
         return any(look.ahead_to is not None for look in self.looks)
-
-    @property
-    def needs_likelihood(self) -> bool:
-        """Whether the log probability of what is drawn has to be known."""
-        return Signal.LIKELIHOOD in self.reads or self.final.ties_by_likelihood
 
     @property
     def population_before(self) -> tuple[int, ...]:
