@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,19 +44,13 @@ from ttsvar_ray.rewards.registry import REWARDS, build_reward
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
-def test_this_machine_can_run_the_built_in_model(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "ttsvar_ray", "doctor", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+def test_this_machine_can_run_the_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["doctor", "--json"])
+    assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["ready"]
     found = {finding["name"]: finding for finding in report["findings"]}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,17 +105,23 @@ def test_linears_of_few_rows() -> None:
             assert torch.equal(linear(strided), whole[:count]), f"{count}, columns first"
 
 
-@pytest.mark.parametrize("name", ["own_modulation", "shared_modulation"])
-def test_var(name: str) -> None:
-    model = load_case(name).model
-    book, schedule = model.tokenizer.quantize, model.scale_schedule
-    tokens = torch.randint(book.config.vocabulary, (ROWS, 4096), generator=torch.Generator().manual_seed(1))
-    summed = maps(book.config.codebook_dim, *schedule[-1])
+def test_images_of_var() -> None:
+    model = load_case("shared_modulation").model
+    summed = maps(model.tokenizer.quantize.config.codebook_dim, *model.scale_schedule[-1])
     with torch.inference_mode():
         images = model.decode_float(summed[:4])
         for rows in ([3], [0, 2, 1]):
             for layout, part in layouts(summed[rows]).items():
                 assert torch.equal(model.decode_float(part), images[rows]), f"rows {rows}, {layout}"
+
+
+@pytest.mark.parametrize("name", ["own_modulation", "shared_modulation"])
+def test_maps_of_var(name: str) -> None:
+    model = load_case(name).model
+    book, schedule = model.tokenizer.quantize, model.scale_schedule
+    tokens = torch.randint(book.config.vocabulary, (ROWS, 4096), generator=torch.Generator().manual_seed(1))
+    summed = maps(book.config.codebook_dim, *schedule[-1])
+    with torch.inference_mode():
         for scale_index, (height, width) in enumerate(schedule):
             drawn = tokens[:, : height * width]
             whole = book.accumulate(summed, drawn, scale_index, schedule)
@@ -151,20 +158,28 @@ def images(size: int) -> np.ndarray:
     return np.random.default_rng(5).integers(0, 256, (ROWS, size, size + 9, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("preprocessing", list(Preprocessing))
-def test_rewards(preprocessing: Preprocessing, tmp_path: Path) -> None:
-    save_clip(tmp_path)
-    for reward in (
+def rewards(folder: Path, preprocessing: Preprocessing) -> list[Any]:
+    save_clip(folder)
+    return [
         build_reward("shapes", path=model_path("shapes") / "reward", preprocessing=preprocessing.value),
-        build_reward("clip-score", path=tmp_path, preprocessing=preprocessing.value),
-    ):
+        build_reward("clip-score", path=folder, preprocessing=preprocessing.value),
+    ]
+
+
+def test_rewards(tmp_path: Path) -> None:
+    for reward in rewards(tmp_path, Preprocessing.TENSOR):
         texts = reward.encode_text(["a red ring"])
 
         def score(pixels: Tensor, reward=reward, texts=texts) -> Tensor:  # type: ignore[no-untyped-def]
             return torch.from_numpy(reward.score_prepared(pixels, texts * len(pixels)))
 
+        check(score, reward.preprocess(images(48)))
+
+
+@pytest.mark.parametrize("preprocessing", list(Preprocessing))
+def test_pixels_of_rewards(preprocessing: Preprocessing, tmp_path: Path) -> None:
+    for reward in rewards(tmp_path, preprocessing):
         pixels = reward.preprocess(images(48))
-        check(score, pixels)
         for row in range(ROWS):
             assert torch.equal(reward.preprocess(images(48)[row : row + 1])[0], pixels[row])
 
