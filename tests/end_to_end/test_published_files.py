@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,7 +23,6 @@ from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.types import Prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ("two green rings above a blue square",)
 
 SETTINGS = (
@@ -48,19 +44,10 @@ def tiny_image_reward(folder: Path) -> Path:
     return folder
 
 
-def run(*arguments: str) -> None:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def call(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 @pytest.mark.timeout(600)
@@ -70,21 +57,17 @@ def test_published_files_are_converted_and_generate_what_they_generate_as_they_a
     monkeypatch.setitem(PRESETS, TINY.name, TINY)
     files, model = write_published(tmp_path / "files", TINY), tmp_path / "model"
     backbone = recorded_rewards() / "dinov2_reg" / "dinov2_vitl14_reg4_pretrain.pth"
-    converted = CliRunner().invoke(
-        app,
-        [
-            *("convert", str(files), "--to", str(model), "--preset", TINY.name, "--backbone", str(backbone)),
-            *("--reward-path", str(tiny_image_reward(tmp_path / "reward"))),
-        ],
+    converted = call(
+        *("convert", str(files), "--to", str(model), "--preset", TINY.name, "--backbone", str(backbone)),
+        *("--reward-path", str(tiny_image_reward(tmp_path / "reward"))),
     )
-    assert converted.exit_code == 0, converted.output
-    assert converted.stdout.splitlines()[-1].startswith(f"{model}: a model directory")
+    assert converted.splitlines()[-1].startswith(f"{model}: a model directory")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
     options = [option for setting in SETTINGS for option in ("--set", setting)]
-    run(
-        *("-m", "ttsvar_ray", "generate", "--model", str(model), "--prompts", str(prompts)),
-        *("--output", str(tmp_path / "out"), "--workers", "1", "--set", "model.device=cpu", *options),
+    call(
+        *("generate", "--model", str(model), "--prompts", str(prompts), "--output", str(tmp_path / "out")),
+        *("--in-process", "--set", "model.device=cpu", *options),
     )
     (part,) = (tmp_path / "out" / "data").glob("*.parquet")
     rows = pq.read_table(part).to_pylist()

@@ -65,14 +65,14 @@ def test_geneval_on_two_workers_is_geneval_in_one_process(
 
     done, here = run("here")
     assert done.exit_code == 0 and len(here) == 2, done.output
-    on_ray = ["--workers", "2", "--address", ray_cluster.address]
+    on_ray = ["--address", ray_cluster.address, "--workers"]
     fourth = folder / "00003" / "samples" / "0000.png"
     fourth.write_bytes(b"damaged")
-    stopped, kept = run("ray", *on_ray)
+    stopped, kept = run("ray", *on_ray, "1")
     assert stopped.exit_code == 2 and "00003/samples/0000.png: not an image" in stopped.stderr
     assert here[1].startswith(kept[0]), "what is judged before an end is kept, in order"
     fourth.write_bytes(picture(3))
-    done, there = run("ray", *on_ray)
+    done, there = run("ray", *on_ray, "2")
     assert done.exit_code == 0, done.output
     assert there == here
 

@@ -62,12 +62,11 @@ class _Check:
 
     def run(self) -> None:
         model = self._model
-        half = max(1, model.num_scales // 2)
         state = self._draw(self._rows, model.num_scales)
         whole = _Seen.of(model, state)
         self._check_shapes(state, whole)
         self._check_independence(whole)
-        middle = self._draw(self._rows, half)
+        middle = self._draw(self._rows, max(1, model.num_scales // 2))
         before = self._fingerprint(middle)
         if isinstance(model, LooksAhead):
             self._check_look_ahead(model, middle)
@@ -172,10 +171,8 @@ class _Check:
         return np.stack([bit_uniforms(self._run_seed, f"row-{row}", scale_index, 0, count) for row in rows])
 
     def _fingerprint(self, state: Any) -> bytes:
-        return (
-            b"".join(scale.tobytes() for scale in self._model.bits(state))
-            + self._model.decode(state).tobytes()
-        )
+        bits = b"".join(scale.tobytes() for scale in self._model.bits(state))
+        return bits + self._model.decode(state).tobytes()
 
     def _same(self, state: Any, whole: _Seen, rows: Sequence[int], where: str) -> None:
         """Require that a state is what some rows of the whole are."""
