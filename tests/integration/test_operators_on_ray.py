@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from ttsvar_ray.cluster.job import JobSummary, run_job
+from tests.support.tiny_jobs import job, write_prompts
+from tests.support.tiny_model import TINY_SCHEDULE
+from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.errors import OutputError
@@ -19,6 +20,7 @@ from ttsvar_ray.job import prepare
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.results import PromptResult
+from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 from ttsvar_ray.types import Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -33,30 +35,25 @@ SELECTIONS = [
 ]
 
 
-def config_for(folder: Path, selections: list[dict[str, Any]], *, workers: int) -> JobConfig:
-    folder.mkdir(exist_ok=True)
+def config_for(folder: Path) -> JobConfig:
     (folder / "prompts.txt").write_text("\n".join(TEXTS) + "\n")
     return JobConfig.model_validate(
         {
             "model": {"name": "shapes", "device": "cpu"},
             "prompts": {"path": str(folder / "prompts.txt")},
             "output": {"path": str(folder / "out"), "keep": "all"},
-            "strategy": {"selections": selections, "n": 2, "final_mean_of": [9, 12]},
-            "cluster": {"workers": workers, "spread": workers, "max_failure_rate": 1.0},
+            "strategy": {"selections": SELECTIONS, "n": 2, "final_mean_of": [9, 12]},
+            "cluster": {"workers": 2, "spread": 2},
             "seed": 11,
         }
     )
 
 
-def run(config: JobConfig) -> JobSummary:
-    return run_job(config)
-
-
 def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
     ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_for(tmp_path, SELECTIONS, workers=2)
-    summary = run(config)
+    config = config_for(tmp_path)
+    summary = run_job(config)
     assert (summary.prompts, summary.failed) == (2, 0)
     images = pq.read_table(tmp_path / "out" / "data").to_pylist()
     trace = pq.read_table(tmp_path / "out" / "trace").to_pylist()
@@ -90,14 +87,16 @@ def test_operators_of_the_settings_give_on_ray_what_they_give_in_this_process(
     assert content[f"code.operator.{OWN}"] == hashlib.sha256(source).hexdigest()
     monkeypatch.setattr(prepare, "own_sources", lambda operators: {f"code.operator.{OWN}": "changed"})
     with pytest.raises(OutputError, match=rf"code.operator.{OWN}: .* in the folder, .changed. now"):
-        run(config)
+        run_job(config)
 
 
 def test_an_operator_that_chooses_what_cannot_be_costs_its_prompts_and_says_so(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    own = [{"scale": 4, "operator": "tests.support.own_operators:TooFew"}]
-    summary = run(config_for(tmp_path, own, workers=1))
+    own = SelectionSetting(scale=4, operator="tests.support.own_operators:TooFew")
+    plan = compile_plan(scale_schedule=TINY_SCHEDULE, n=2, selections=[own])
+    prompts, cluster = write_prompts(tmp_path / "prompts.jsonl", 2), {"workers": 1, "max_failure_rate": 1.0}
+    summary = job(prompts, tmp_path / "out", plan=plan, cluster=cluster)
     assert (summary.prompts, summary.failed) == (0, 2)
     (letters,) = (tmp_path / "out" / "failed").glob("part-*.jsonl")
     said = "operator too-few at scale 4: ancestor_index: expected 2 whole numbers, got int64 of shape (1,)"

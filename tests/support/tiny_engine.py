@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyS
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.protocol import RewardEnsemble
+from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
@@ -98,6 +99,7 @@ class TinyEngineBuilder:
     sleep_once: Path | None = None
     pause_s: float = 0.0
     unusable: str | None = None
+    plan: Plan = field(default_factory=tts_var_plan)
 
     def __call__(self, rewards: Callable[[], RewardEnsemble] | None = None) -> Engine:
         if self.unusable is not None:
@@ -114,7 +116,7 @@ class TinyEngineBuilder:
             model=mortal,
             reward=TinyReward() if rewards is None else rewards(),
             extractor=TinyExtractor(),
-            plan=tts_var_plan(),
+            plan=self.plan,
             run_seed=self.seed,
             settings=EngineSettings(micro_batch_rows=self.rows),
         )

@@ -13,6 +13,7 @@ from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.dataset import OutputLayout, committed_chunks, partial_rows
 from ttsvar_ray.job.runnable import JobParts
+from ttsvar_ray.search.plan import Plan
 
 PROMPTS = 22
 ROWS_PER_PART = 4
@@ -36,6 +37,7 @@ def job(
     verifiers: dict[str, Any] | None = None,
     progress: Callable[[JobProgress], None] = lambda state: None,
     extend: bool = False,
+    plan: Plan | None = None,
     **mischief: Any,
 ) -> JobSummary:
     """Run a job of two workers.
@@ -47,6 +49,7 @@ def job(
         cluster, verifiers: settings of the sections of these names.
         progress: called about once a second.
         extend: add prompts to a run that is there.
+        plan: for the tiny model; None is the published one.
         mischief: what `TinyEngineBuilder` does wrong.
     """
     config = JobConfig.model_validate(
@@ -59,9 +62,9 @@ def job(
             "seed": seed,
         }
     )
-    builder = TinyEngineBuilder(seed=seed, rows=rows, **mischief)
+    builder = TinyEngineBuilder(seed=seed, rows=rows, plan=plan or tts_var_plan(), **mischief)
     parts = JobParts(
-        plan=tts_var_plan(),
+        plan=builder.plan,
         build_engine=builder,
         build_rewards=tiny_rewards,
         build_engine_around=builder,
