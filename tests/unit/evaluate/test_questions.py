@@ -261,6 +261,11 @@ def test_a_run_is_found_by_its_prompts_or_by_the_columns_of_the_benchmark(
     assert source["prompts"]["rewrite"] == "{prompt}, drawn" and source["prompts"]["digest"]
     refused = run(name, tmp_path / "run", questions, judge, "--grid", "2")
     assert refused.exit_code == 2 and "--grid:" in refused.stderr
+    if name == "oneig":
+        exported = ["export", str(tmp_path / "run"), "--to", str(tmp_path / "folder"), "--layout", "oneig"]
+        assert CliRunner().invoke(app, exported).exit_code == 0
+        done_again = run(name, tmp_path / "folder", questions, judge, "--grid", "1", "--json", str(out))
+        assert result(done_again, out)["scores"] == content["scores"], "the folder holds the run's images"
 
 
 def test_what_cannot_be_judged_is_said(tmp_path: Path, judge: Path) -> None:
