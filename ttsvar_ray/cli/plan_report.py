@@ -103,7 +103,11 @@ class JobReport:
             *_cost_lines(self.counted),
             *_rounds_lines(self),
             "",
-            *_memory_lines(self.counted, rows_of(self.job.config, self.plan)),
+            *_memory_lines(
+                self.counted,
+                rows_of(self.job.config, self.plan),
+                selector_decode=self.job.config.engine.selector_decode,
+            ),
             *self._verifier_lines(self.counted),
         ]
         return wrapped([*lines, *self._seconds_lines()])
@@ -364,7 +368,7 @@ def _rows_text(rows: Sequence[int]) -> str:
     return str(rows[0]) if len(set(rows)) == 1 else " ".join(map(str, rows))
 
 
-def _memory_lines(counted: CountedCosts, rows: Sequence[int]) -> list[str]:
+def _memory_lines(counted: CountedCosts, rows: Sequence[int], *, selector_decode: str) -> list[str]:
     memory = counted.memory
     precision = "bfloat16" if counted.networks.model.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)
@@ -392,11 +396,14 @@ def _memory_lines(counted: CountedCosts, rows: Sequence[int]) -> list[str]:
     if misfits:
         recorded = any(one.recorded for size, (one, _) in counted.sizes.items() if one.misfit(size * 1e9))
         wide = counted.networks.reward_precision.element_bytes == FLOAT32_BYTES
-        misfits.append(
-            "  what helps: a smaller --resolution or --n, engine.selector_decode=selector, --dtype bfloat16"
-            + (", engine.cuda_graphs=never" if recorded else "")
-            + (", reward.dtype=float16" if wide else "")
-        )
+        helpful = {
+            "a smaller --resolution or --n": True,
+            "engine.selector_decode=selector": selector_decode != "selector",
+            "--dtype bfloat16": precision != "bfloat16",
+            "engine.cuda_graphs=never": recorded,
+            "reward.dtype=float16": wide,
+        }
+        misfits.append(f"  what helps: {', '.join(what for what, is_left in helpful.items() if is_left)}")
     peak = (
         f"peak of one prompt, weights included: {bytes_text(memory.peak_bytes)} in micro-batches of "
         f"{_rows_text(rows)} rows, {bytes_text(memory.least_bytes)} in such of one"

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ttsvar_ray.cli.simulation_report import between_start_and_tail
 from ttsvar_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def draw(result: SimulationResult, path: Path) -> None:
     over_time.set(xlim=(0, edges[-1]), ylim=(0, 100), xlabel=unit_name, ylabel="% of GPU time")
     over_time.set_title(
         f"{result.prompts:,} prompts on {settings.gpus:,} GPUs ({result.strategy}): "
-        f"{result.utilisation:.1%} computes, {result.steady_utilisation:.1%} between start and tail"
+        f"{result.utilisation:.1%} computes, {between_start_and_tail(result)}"
     )
     over_time.legend(loc="lower center", ncols=3, fontsize="small")
     idle = {reason: value for reason, value in result.seconds.items() if reason != "useful"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,16 @@ from ttsvar_ray.cli.show import bytes_text, duration, table_lines
 
 if TYPE_CHECKING:
     from ttsvar_ray.simulation import SimulationResult
+
+
+def between_start_and_tail(result: SimulationResult) -> str:
+    """Return how much of the GPU time computes while all workers are there and prompts are left to lease."""
+    return _unless_short("{:.2%} between start and tail", result.steady_utilisation)
+
+
+def _unless_short(text: str, number: float) -> str:
+    """Return the text with its number, or why there is none."""
+    return "too short for a steady state" if math.isnan(number) else text.format(number)
 
 
 def result_lines(result: SimulationResult) -> list[str]:
@@ -22,12 +33,12 @@ def result_lines(result: SimulationResult) -> list[str]:
     )
     speed = (
         f"throughput: {result.prompts_per_second:.4g} prompts/s, {result.images_per_second:.4g} images/s; "
-        f"in steady state {result.steady_prompts_per_second:.4g}; "
+        f"{_unless_short('in steady state {:.4g}', result.steady_prompts_per_second)}; "
         f"at most {result.ideal_prompts_per_second:.4g} with full micro-batches and no wait"
     )
     use = (
         f"utilisation: {result.utilisation:.2%} of all GPU time computes, {result.goodput_utilisation:.2%} "
-        f"to some use; {result.steady_utilisation:.2%} between start and tail"
+        f"to some use; {between_start_and_tail(result)}"
     )
     lines = [head, speed, use, "", "GPU time"]
     shares = [

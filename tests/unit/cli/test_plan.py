@@ -96,6 +96,11 @@ def test_what_does_not_fit_is_said_with_why() -> None:
     assert "24 GB: does not fit: the weights take 23.3 of 24 GB" in lines
     (start,) = (index for index, line in enumerate(lines) if line.startswith("device"))
     assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["80", "141"]
+    helps = " ".join(" ".join(lines).partition("what helps: ")[2].split())
+    assert helps.startswith("a smaller --resolution or --n, engine.selector_decode=selector, ")
+    assert "--dtype" not in helps, "it is bfloat16"
+    done = run("--model", "infinity-8b", "--set", "engine.selector_decode=selector")
+    assert "a smaller --resolution or --n, reward.dtype=float16" in " ".join(done.split())
 
 
 def test_hours_and_gigabytes_of_a_run_are_said_as_its_preflight_says_them() -> None:

@@ -47,6 +47,18 @@ def test_a_run_on_a_known_device(tmp_path: Path) -> None:
     assert "variants" not in values
 
 
+def test_a_run_whose_prompts_are_all_leased_at_once_has_no_steady_state(tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    result = CliRunner().invoke(
+        app,
+        ["simulate", "--gpus", "4", "--prompts", "2", "--plot", str(plot), "--set", "model.name=infinity-2b"],
+    )
+    assert result.exit_code == 0, result.output
+    assert plot.is_file()
+    assert "too short for a steady state" in result.output
+    assert "nan" not in result.output
+
+
 def test_variants_are_compared(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     result = invoke("simulation.compare=true", output=("--json", str(out)))
