@@ -80,7 +80,7 @@ def test_a_run_in_which_everything_fails_is_stopped_with_the_reason(tmp_path: Pa
     prompts = write_prompts(tmp_path / "prompts.jsonl", 80)
     output = tmp_path / "out"
     with pytest.raises(RunFailedError) as caught:
-        job(prompts, output, fail_on="red", cluster={"workers": 3, "failure_window": 50})
+        job(prompts, output, fail_on="red", cluster={"workers": 1, "failure_window": 50})
     message = str(caught.value)
     assert "50 of the last 50 prompts failed, more than cluster.max_failure_rate (0.5) allows" in message
     assert "text cannot be encoded: 'a red circle number" in message

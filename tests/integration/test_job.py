@@ -95,7 +95,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_changes(
 
 def test_an_engine_that_cannot_be_built_ends_the_job_at_once(prompts_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotStartError, match="CheckpointError: weights of another model"):
-        job(prompts_file, tmp_path / "out", unusable="weights of another model")
+        job(prompts_file, tmp_path / "out", unusable="weights of another model", cluster={"workers": 1})
     assert not (tmp_path / "out" / ".lock").exists()
 
 

@@ -50,7 +50,7 @@ def test_outputs_are_those_of_a_reward_in_the_worker_also_when_a_replica_is_kill
     assert not left[0]
     assert [name.rpartition("verifier-")[2] for name in sorted(seen)] == ["0", "1"]
     assert data_bytes(tmp_path / "two") == expected
-    job(prompts_file, tmp_path / "one", rows=3, cluster={**cluster, "spread": 1}, verifiers=one)
+    job(prompts_file, tmp_path / "one", rows=3, cluster={**cluster, "workers": 1}, verifiers=one)
     assert data_bytes(tmp_path / "one") == expected
     assert not replicas(), "they end with the run"
 
