@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sklearn.cluster import KMeans
 
 from ttsvar_ray.search.operators.cluster import k_means
 
@@ -66,6 +65,9 @@ def test_clusters_are_as_tight_as_those_of_many_more_restarts(population: int, n
 
 @pytest.mark.parametrize(("population", "num_clusters"), [(6, 4), (8, 6), (16, 12)])
 def test_clusters_are_as_tight_as_those_of_scikit_learn(population: int, num_clusters: int) -> None:
+    # Every process of the tests reads this file, and one runs it.
+    from sklearn.cluster import KMeans
+
     found, reference = 0.0, 0.0
     for seed in range(15):
         points = draw_points(seed, "normal", population, dim=256)
