@@ -60,8 +60,14 @@ def job(method: Method, model: str, seed: int) -> JobConfig:
     )
 
 
-SETS: dict[str, tuple[Kind, ...]] = {"genevals-kinds": KINDS, "hard": HARD_SET}
+SETS: dict[str, tuple[Kind, ...]] = {
+    "genevals-kinds": KINDS,
+    "color-positions": (Kind.COLOR_POSITION,),
+    "hard": HARD_SET,
+}
 """Kinds of the captions of each prompt set."""
+HARD_MODEL = "recipes/shapes/hard_weights"
+"""Draws the set `hard` unless another model is named; the others are drawn by the shipped one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The frontier of docs/results.md: accuracy against cost of every search, on the built-in model.
 
     python -m benchmarks.shapes_results --per-kind 170
-    python -m benchmarks.shapes_results --set hard --per-kind 240 --tuning-per-kind 48 --best-of 8
+    python -m benchmarks.shapes_results --set hard --per-kind 120 --tuning-per-kind 24 --best-of 8
 
 Every method runs the reporting prompts (never used for tuning). Accuracy is the exact checker's verdict on
 the image that the method returns; the reward that steered stands beside it. Cost is FLOPs of everything that
@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.shapes_methods import BEST_OF, LOOKING, POOL_METHOD, REPLAYED, RUN
 from benchmarks.shapes_pieces import (
+    HARD_MODEL,
     POOL_SCALES,
     POOL_SIZE,
     SETS,
@@ -66,6 +67,8 @@ from benchmarks.shapes_rows import (
 )
 from ttsvar_ray.cli.calibrate import costs_of
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.models.registry import describe_model
+from ttsvar_ray.rewards.map_reward import MAP_PATCHES_FILE
 from ttsvar_ray.search.calibration import Pool, calibrate
 from ttsvar_ray.shapes.captions import KINDS
 
@@ -209,7 +212,9 @@ def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[C
 
 def _pool_and_looks(model: str, folder: Path, share: Share) -> None:
     run_pool(model, SEED, share, pool_path(folder, share))
-    run_looks(model, SEED, share, looks_path(folder, share))
+    reward = describe_model(model).reward_path
+    if reward is not None and (reward / MAP_PATCHES_FILE).exists():
+        run_looks(model, SEED, share, looks_path(folder, share))
 
 
 def draw(rows: Sequence[Row], picture: Path) -> None:
@@ -308,7 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--model", help=f"default: shapes, of the set hard {HARD_MODEL}")
     parser.add_argument("--set", choices=SETS, default=next(iter(SETS)), help="which kinds of captions")
     parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each kind")
     parser.add_argument("--tuning-per-kind", type=int, default=20)
@@ -323,6 +328,7 @@ def main() -> None:
         "--print", action="store_true", dest="only_print", help="what is finished, and no more"
     )
     options = parser.parse_args()
+    options.model = options.model or (HARD_MODEL if options.set == "hard" else "shapes")
     names = [*(method.name for method in RUN), *map(ADAPTIVE_NAME.format, BUDGETS)]
     if unknown := set(options.methods or ()) - set(names):
         parser.error(f"--methods: expected some of {names}, got {', '.join(sorted(unknown))}")

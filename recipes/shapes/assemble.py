@@ -47,6 +47,7 @@ def assemble(
     work_dir: Path,
     model_dir: Path,
     *,
+    name: str = "shapes",
     sampling: Mapping[str, Any],
     plan: Mapping[str, Any],
     reward: Mapping[str, Any] | None,
@@ -58,7 +59,7 @@ def assemble(
     model.load_state_dict(_checkpoint(work_dir, "transformer")["average"])
     save_infinity(
         model_dir,
-        name="shapes",
+        name=name,
         transformer=model.transformer,
         tokenizer=tokenizer,
         quantizer=quantizer,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from recipes.shapes.scenes import CROWD, Scene, sample_scene
 from ttsvar_ray.shapes.captions import (
     COUNT_WORDS,
     HARD_KINDS,
-    KINDS,
     LONG_RELATIONS,
     MAX_WORDS,
     PLURALS,
@@ -25,7 +24,8 @@ from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
 _PREFIX_SHARE = 0.25
 _LONG_RELATION_SHARE = 0.3
 _ONE_COLOR_SHARE = 0.6
-"""Of `Kind.COLOR_POSITION`: the others name the colours of both objects."""
+"""Of `Kind.COLOR_POSITION`: the others name the colours of both objects. Of three objects one, two or three
+have their colours named, each as often; of two counts both."""
 KIND_WEIGHTS: dict[Kind, float] = {
     Kind.SINGLE_OBJECT: 0.10,
     Kind.TWO_OBJECT: 0.18,
@@ -68,14 +68,18 @@ def write_caption(
     return Caption(text=text, kind=kind, claims=claims, relations=relations)
 
 
+def sample_kind(rng: np.random.Generator, weights: Mapping[Kind, float]) -> Kind:
+    """Draw a kind by weights of any sum."""
+    shares = np.array(list(weights.values()))
+    return tuple(weights)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+
+
 def sample_caption(rng: np.random.Generator, kind: Kind | None = None, *, paraphrase: bool = True) -> Caption:
     """Draw a caption of a kind (None: drawn by `KIND_WEIGHTS`).
 
     With `paraphrase` the optional wordings are mixed in; without it every text is the shortest one.
     """
-    if kind is None:
-        weights = np.array([KIND_WEIGHTS[k] for k in KINDS])
-        kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
+    kind = kind or sample_kind(rng, KIND_WEIGHTS)
     shapes = [SHAPES[int(i)] for i in rng.permutation(len(SHAPES))]
     colors = [COLORS[int(i)] for i in rng.permutation(len(COLORS))]
     claims, relations = _sample_claims(rng, kind, shapes, colors)
@@ -109,11 +113,12 @@ def _sample_claims(
         Claim(count=count, shape=shape, color=color if colored else None)
         for count, shape, color in zip(counts, shapes, colors, strict=False)
     )
+    plain: set[int] = set()
     if kind is Kind.COLOR_POSITION and rng.random() < _ONE_COLOR_SHARE:
-        plain = int(rng.integers(2))
-        claims = tuple(
-            replace(claim, color=None) if at == plain else claim for at, claim in enumerate(claims)
-        )
+        plain = {int(rng.integers(2))}
+    elif kind in (Kind.THREE_OBJECT, Kind.TWO_RELATIONS):
+        plain = set(rng.permutation(3)[: int(rng.integers(3))].tolist())
+    claims = tuple(replace(claim, color=None) if at in plain else claim for at, claim in enumerate(claims))
     linked = kind in (Kind.POSITION, Kind.COLOR_POSITION, Kind.TWO_RELATIONS)
     every = tuple(Relation)
     return claims, tuple(every[int(rng.integers(len(every)))] for _ in counts[1:] if linked)
@@ -132,6 +137,30 @@ def sample_scene_for(rng: np.random.Generator, caption: Caption) -> Scene:
             color = common if share else COLORS[int(rng.integers(len(COLORS)))]
             items.append((claim.shape, claim.color or color))
     return sample_scene(rng, items, caption.relations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """Which captions a network is trained on.
+
+    Attributes:
+        weights: how often each kind is drawn, of any sum.
+        held_out: (claims, relations) that no caption may have.
+    """
+
+    weights: Mapping[Kind, float]
+    held_out: frozenset[tuple[tuple[Claim, ...], tuple[Relation, ...]]] = frozenset()
+
+    def allows(self, caption: Caption) -> bool:
+        """Whether a caption may be trained on."""
+        return (caption.claims, caption.relations) not in self.held_out
+
+    def example(self, rng: np.random.Generator, kind: Kind | None = None) -> tuple[Scene, Caption]:
+        """Draw a caption, of a kind or of any, and a scene that shows just that."""
+        kind = kind or sample_kind(rng, self.weights)
+        while not self.allows(caption := sample_caption(rng, kind)):
+            pass
+        return sample_scene_for(rng, caption), caption
 
 
 def sample_example(rng: np.random.Generator, kind: Kind | None = None) -> tuple[Scene, Caption]:

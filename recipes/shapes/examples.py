@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,11 +17,15 @@ from torch import Tensor
 from recipes.shapes.architecture import IMAGE_SIZE, TRANSFORMER
 from recipes.shapes.captions import sample_example
 from recipes.shapes.render import render_batch
+from recipes.shapes.scenes import Scene
 from recipes.shapes.text import build_text_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
+from ttsvar_ray.shapes.captions import Caption
 from ttsvar_ray.types import UInt8Array
 
 BLOCK = 500
+Sample = Callable[[np.random.Generator], tuple[Scene, Caption]]
+"""Draws a scene and a caption; a function of a module, so that other processes find it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +38,10 @@ class ExampleBatch:
     mask: Tensor
 
 
-def _render_block(arguments: tuple[int, int, int]) -> tuple[UInt8Array, npt.NDArray[np.int16]]:
-    seed, block, count = arguments
+def _render_block(arguments: tuple[Sample, int, int, int]) -> tuple[UInt8Array, npt.NDArray[np.int16]]:
+    sample, seed, block, count = arguments
     rng = np.random.default_rng([seed, 11, block])
-    pairs = [sample_example(rng) for _ in range(count)]
+    pairs = [sample(rng) for _ in range(count)]
     length = TRANSFORMER.text_max_length
     encoded = build_text_tokenizer(length)(
         [caption.text for _, caption in pairs], padding="max_length", truncation=True, max_length=length
@@ -66,7 +71,14 @@ class Examples:
         )
 
 
-def make_examples(work_dir: Path, *, seed: int, size: int, processes: int | None = None) -> None:
+def make_examples(
+    work_dir: Path,
+    *,
+    seed: int,
+    size: int,
+    sample: Sample = sample_example,
+    processes: int | None = None,
+) -> None:
     """Render the captioned scenes under `work_dir` where they are missing."""
     stem = work_dir / f"examples-{seed}-{size}"
     if stem.with_suffix(".ids.npy").exists():
@@ -77,7 +89,7 @@ def make_examples(work_dir: Path, *, seed: int, size: int, processes: int | None
     )
     ids = np.zeros((size, TRANSFORMER.text_max_length), dtype=np.int16)
     with get_context("spawn").Pool(processes or os.cpu_count()) as workers:
-        jobs = [(seed, start // BLOCK, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
+        jobs = [(sample, seed, start // BLOCK, min(BLOCK, size - start)) for start in range(0, size, BLOCK)]
         for block, (some_images, some_ids) in enumerate(workers.imap(_render_block, jobs)):
             rows = slice(block * BLOCK, min(size, (block + 1) * BLOCK))
             images[rows], ids[rows] = some_images, some_ids

@@ -15,22 +15,18 @@ def muon_and_adamw(
     learning_rate: float,
     weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
-    """Return Muon over the parameters that `is_matrix` names and AdamW over all others."""
+    """Return Muon over the parameters that `is_matrix` names, if any, and AdamW over all others."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         (matrices if is_matrix(name, parameter) else others).append(parameter)
-    assert matrices
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            ns_steps=4,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.97)),
-    ]
+    adamw = torch.optim.AdamW(others, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.97))
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices, lr=learning_rate, weight_decay=weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adamw]
 
 
 def warm_hold_decay(step: int, *, steps: int, warmup: int, decay_share: float) -> float:

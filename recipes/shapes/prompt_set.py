@@ -28,9 +28,10 @@ _HARD_TEXTS = 1000
 """Captions of each harder kind, of both sets together."""
 
 
-HARD_SET = (Kind.COLOR_POSITION,)
-"""Kinds of the harder prompts: the one of the harder kinds that the shipped model gets right at times. The
-others it draws wrong nearly always, and nothing is told by prompts that no search can help."""
+HARD_SET = (Kind.COLOR_POSITION, Kind.THREE_OBJECT)
+"""Kinds of the harder prompts: those of the harder kinds that a model of ours gets right at times
+(recipes/shapes/hard.py). The others are drawn wrong nearly always, and nothing is told by prompts that no
+search can help."""
 
 
 class PromptSet(str, enum.Enum):

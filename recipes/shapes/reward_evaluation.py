@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from recipes.shapes.architecture import IMAGE_SIZE
+from recipes.shapes.captions import Mix
 from recipes.shapes.reward_degrade import Degrade, load_truncated_decodes
-from recipes.shapes.reward_examples import RewardBatch, sample_batch
+from recipes.shapes.reward_examples import USUAL, RewardBatch, sample_batch
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.shapes.captions import Kind
@@ -30,7 +31,9 @@ _MEASURING = 22
 _BLOCK = 100
 
 
-def pair_accuracy(score: ScoreBatch, *, seed: int, images: int, degrade: Degrade | None) -> dict[str, float]:
+def pair_accuracy(
+    score: ScoreBatch, *, seed: int, images: int, degrade: Degrade | None, mix: Mix = USUAL
+) -> dict[str, float]:
     """Return how often the true caption beats a false one, per kind of the true caption and for `all`.
 
     Args:
@@ -38,11 +41,12 @@ def pair_accuracy(score: ScoreBatch, *, seed: int, images: int, degrade: Degrade
         seed: names the scenes.
         images: how many scenes.
         degrade: None for clean images.
+        mix: what the captions are drawn from.
     """
     won: dict[str, list[float]] = {kind.value: [] for kind in Kind}
     for block in range(0, images, _BLOCK):
         rng = np.random.default_rng([seed, _MEASURING, block])
-        batch = sample_batch(rng, min(_BLOCK, images - block), IMAGE_SIZE)
+        batch = sample_batch(rng, min(_BLOCK, images - block), IMAGE_SIZE, mix)
         if degrade is not None:
             batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
         scores = score(batch)

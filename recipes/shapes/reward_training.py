@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from recipes.shapes.architecture import IMAGE_SIZE
+from recipes.shapes.captions import Mix
 from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkpoint
 from recipes.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
 from recipes.shapes.reward_evaluation import ScoreBatch, pair_accuracy
-from recipes.shapes.reward_examples import RewardBatch, sample_batch
+from recipes.shapes.reward_examples import USUAL, RewardBatch, sample_batch
 from recipes.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
 from recipes.shapes.reward_network import (
     PATCH_SIZE,
@@ -54,6 +55,7 @@ class RewardRecipe:
     steps: int = 1800
     batch: int = 64
     learning_rate: float = 1.5e-3
+    muon: bool = True
     warmup: int = 100
     decay_share: float = 0.6
     weight_decay: float = 0.03
@@ -64,6 +66,7 @@ class RewardRecipe:
     measure_every: int = 400
     measure_images: int = 300
     seed: int = 0
+    mix: Mix = USUAL
 
 
 class RewardTrainer(torch.nn.Module):
@@ -130,7 +133,7 @@ def train_reward(
     average.load_state_dict(trainer.state_dict())
     optimizers = muon_and_adamw(
         trainer.named_parameters(),
-        is_matrix=lambda name, p: p.ndim == 2 and ".encoder.layer" in name,
+        is_matrix=lambda name, p: recipe.muon and p.ndim == 2 and ".encoder.layer" in name,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
     )
@@ -140,8 +143,9 @@ def train_reward(
     if saved is not None:
         trainer.load_state_dict(saved["trainer"])
         average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        if "optimizers" in saved:  # not where training begins with a finished reward's weights
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         first_step = saved["step"]
 
     def save(step: int) -> None:
@@ -156,7 +160,7 @@ def train_reward(
     session = Session(budget_seconds, save_every_seconds=60)
     for step in range(first_step, recipe.steps):
         rng = np.random.default_rng([recipe.seed, _TRAINING, step])
-        batch = sample_batch(rng, recipe.batch, IMAGE_SIZE)
+        batch = sample_batch(rng, recipe.batch, IMAGE_SIZE, recipe.mix)
         batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
         rate = recipe.learning_rate * warm_hold_decay(
             step, steps=recipe.steps, warmup=recipe.warmup, decay_share=recipe.decay_share
@@ -185,7 +189,7 @@ def train_reward(
             point = {name: round(getattr(parts, name).item(), 4) for name in LossParts.__dataclass_fields__}
             curve.add(step=step, images=(step + 1) * recipe.batch, **point)
         if (step and step % recipe.measure_every == 0) or last:
-            curve.add(step=step, **_measured(average, degrade, recipe.measure_images))
+            curve.add(step=step, **_measured(average, degrade, recipe))
         if last or session.is_over() or session.save_is_due():
             save(step + 1)
         if session.is_over() and not last:
@@ -194,7 +198,7 @@ def train_reward(
 
 
 def export_reward(
-    work_dir: Path, directory: Path, *, degrade: Degrade, calibration_images: int = 2000
+    work_dir: Path, directory: Path, *, degrade: Degrade, calibration_images: int = 2000, mix: Mix = USUAL
 ) -> None:
     """Write the reward directory from the averaged weights, in half precision, at unit scale.
 
@@ -212,7 +216,7 @@ def export_reward(
     scores = []
     for block in range(0, calibration_images, 100):
         rng = np.random.default_rng([0, _CALIBRATION, block])
-        batch = sample_batch(rng, 100, IMAGE_SIZE)
+        batch = sample_batch(rng, 100, IMAGE_SIZE, mix)
         batch = dataclasses.replace(batch, images=degrade(batch.images, rng))
         with torch.inference_mode():
             rows, _ = trainer(batch)
@@ -239,10 +243,12 @@ def _score_with(trainer: RewardTrainer) -> ScoreBatch:
     return score
 
 
-def _measured(average: RewardTrainer, degrade: Degrade, images: int) -> dict[str, float]:
+def _measured(average: RewardTrainer, degrade: Degrade, recipe: RewardRecipe) -> dict[str, float]:
     """Return the pair accuracies that the learning curve holds."""
-    clean = pair_accuracy(_score_with(average), seed=1, images=images, degrade=None)
-    hard = pair_accuracy(_score_with(average), seed=1, images=images, degrade=degrade)
+    clean, hard = (
+        pair_accuracy(_score_with(average), seed=1, images=recipe.measure_images, degrade=how, mix=recipe.mix)
+        for how in (None, degrade)
+    )
     return {f"clean_{kind}": value for kind, value in clean.items()} | {
         f"degraded_{kind}": value for kind, value in hard.items()
     }

@@ -7,6 +7,7 @@ covers are in units of the object's radius, x right, y down.
 from __future__ import annotations
 
 import colorsys
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ CLEAR_RATIO = 2.0
 direction whose share of the offset is above 1/2; no second one is named beside so clear a one."""
 _TRIES = 32
 """Places tried for one object before the whole scene is drawn afresh; 16 times more where room is scarce."""
+_ROWS = 1024
+"""Places tried for objects in relation, all of them at once, before the scene is drawn afresh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,31 +206,24 @@ def _try_place(
     items: Sequence[tuple[Shape, Color]],
     relations: Sequence[Relation],
 ) -> tuple[SceneObject, ...] | None:
-    """Place the objects one by one; None when one finds no room, so that the caller draws all afresh."""
+    """Place the objects; None when one finds no room, so that the caller draws all afresh."""
     low, high = LARGE_RADIUS if len(items) <= 2 else SMALL_RADIUS
-    tries = _TRIES
     if len(items) > MAX_OBJECTS or len(relations) > 1:
-        (low, high), tries = CROWD_RADIUS, 16 * _TRIES
-    placed: list[SceneObject] = []
-    taken = np.empty((0, 3))
-    for shape, color in items:
-        radius, angle = (
-            float(rng.uniform(low, high)),
-            float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
-        )
+        low, high = CROWD_RADIUS
+    radii = [float(rng.uniform(low, high)) for _ in items]
+    angles = [float(rng.uniform(-MAX_ANGLE, MAX_ANGLE)) for _ in items]
+    bounds, discs = [], []
+    for (shape, _), radius, angle in zip(items, radii, angles, strict=True):
         cosine, sine = math.cos(angle), math.sin(angle)
         turn = radius * np.array([[cosine, sine], [-sine, cosine]])
         outline = OUTLINES[shape] @ turn
-        centers = rng.uniform(MARGIN - outline.min(axis=0), 1 - MARGIN - outline.max(axis=0), (tries, 2))
-        discs = np.column_stack([COVER[shape][:, :2] @ turn, radius * COVER[shape][:, 2]])
-        free = _has_room(centers, discs, taken)
-        if relations and placed:
-            last, relation = placed[-1], relations[len(placed) - 1]
-            free &= _relation_holds(last.x - centers[:, 0], last.y - centers[:, 1], relation)
-        if not free.any():
-            return None
-        center = centers[int(free.argmax())]
-        taken = np.concatenate([taken, discs + np.array([center[0], center[1], 0.0])])
+        bounds.append((MARGIN - outline.min(axis=0), 1 - MARGIN - outline.max(axis=0)))
+        discs.append(np.column_stack([COVER[shape][:, :2] @ turn, radius * COVER[shape][:, 2]]))
+    centers = (_related if relations else _scattered)(rng, bounds, discs, relations)
+    if centers is None:
+        return None
+    placed: list[SceneObject] = []
+    for (shape, color), center, radius, angle in zip(items, centers, radii, angles, strict=True):
         jitter = rng.integers(-COLOR_JITTER, COLOR_JITTER + 1, size=3)
         rgb = np.clip(np.array(PALETTE[color]) + jitter, 0, 255).tolist()
         placed.append(
@@ -243,6 +239,42 @@ def _try_place(
         )
     order = range(len(placed)) if relations else rng.permutation(len(placed))
     return tuple(placed[int(i)] for i in order)
+
+
+_Bounds = Sequence[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+_Discs = Sequence[npt.NDArray[np.float64]]
+
+
+def _scattered(
+    rng: np.random.Generator, bounds: _Bounds, discs: _Discs, _: Sequence[Relation]
+) -> npt.NDArray[np.float64] | None:
+    """Place objects one by one: centres [num_objects, 2], or None when one finds no room."""
+    centers, taken = np.empty((0, 2)), np.empty((0, 3))
+    tries = _TRIES if len(discs) <= MAX_OBJECTS else 16 * _TRIES
+    for (low, high), own in zip(bounds, discs, strict=True):
+        tried = rng.uniform(low, high, (tries, 2))
+        free = _has_room(tried, own, taken)
+        if not free.any():
+            return None
+        center = tried[int(free.argmax())]
+        centers = np.concatenate([centers, center[None]])
+        taken = np.concatenate([taken, own + np.array([center[0], center[1], 0.0])])
+    return centers
+
+
+def _related(
+    rng: np.random.Generator, bounds: _Bounds, discs: _Discs, relations: Sequence[Relation]
+) -> npt.NDArray[np.float64] | None:
+    """Place objects in relation all at once, as few first places leave room for a row: as `_scattered`."""
+    tried = np.stack([rng.uniform(low, high, (_ROWS, 2)) for low, high in bounds], axis=1)
+    offset = tried[:, :-1] - tried[:, 1:]
+    held = [
+        _relation_holds(offset[:, at, 0], offset[:, at, 1], relation) for at, relation in enumerate(relations)
+    ]
+    tried = tried[np.all(held, axis=0)]
+    for a, b in itertools.combinations(range(len(discs)), 2):
+        tried = tried[_has_room(tried[:, a] - tried[:, b], discs[a], discs[b])]
+    return tried[0] if len(tried) else None
 
 
 def _has_room(

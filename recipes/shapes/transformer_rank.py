@@ -9,13 +9,11 @@ from recipes.shapes.examples import open_examples
 from recipes.shapes.parallel import Rank
 from recipes.shapes.transformer_stage import TransformerRecipe, train_transformer
 
-EXAMPLES_SEED = 0
-
 
 def transformer_rank(
     rank: Rank, recipe: TransformerRecipe, work_dir: Path, num_examples: int, budget_seconds: float | None
 ) -> None:
     """Open the examples that all ranks share, then train."""
     tokenizer, quantizer = trained_tokenizer(work_dir)
-    examples = open_examples(work_dir, tokenizer, seed=EXAMPLES_SEED, size=num_examples)
+    examples = open_examples(work_dir, tokenizer, seed=recipe.seed, size=num_examples)
     train_transformer(rank, recipe, quantizer, examples, work_dir, budget_seconds)

@@ -49,6 +49,7 @@ class TransformerRecipe:
         Course(num_scales=13, batch=8, early_share=0.12, late_share=0.25),
     )
     learning_rate: float = 2e-3
+    muon: bool = True
     warmup: int = 80
     decay_share: float = 0.75
     weight_decay: float = 0.02
@@ -58,6 +59,7 @@ class TransformerRecipe:
     object_weight: float = 4.0
     scale_exponent: float = 0.7
     weight_average: float = 0.996
+    report_every: int = 100
     seed: int = 0
 
 
@@ -134,7 +136,9 @@ def train_transformer(
     average.load_state_dict(model.state_dict())
     optimizers = muon_and_adamw(
         model.named_parameters(),
-        is_matrix=lambda name, p: name.startswith("transformer.block_chunks.") and p.ndim == 2,
+        is_matrix=lambda name, p: (
+            recipe.muon and name.startswith("transformer.block_chunks.") and p.ndim == 2
+        ),
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
     )
@@ -145,8 +149,9 @@ def train_transformer(
     if saved is not None:
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        if "optimizers" in saved:  # not where training begins with a finished model's weights
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         first_step = saved["step"]
 
     curve = Curve(work_dir / "transformer.jsonl")
@@ -209,7 +214,7 @@ def train_transformer(
         counts = [height * width for height, width in SCHEDULE[: course.num_scales]]
         per_scale = [part.mean().item() for part in token_loss.detach().split(counts, dim=1)]
         losses.setdefault(course.num_scales, []).append(per_scale)
-        if rank.is_first and (step + 1) % 100 == 0:
+        if rank.is_first and (step + 1) % recipe.report_every == 0:
             means = {n: np.mean(rows, axis=0).round(4).tolist() for n, rows in losses.items()}
             best = means[max(means)]
             curve.add(step=step + 1, images_this_session=images_seen, rate=rate, bit_loss=best)

@@ -11,7 +11,16 @@ import numpy as np
 
 from recipes.shapes.captions import write_caption
 from recipes.shapes.scenes import Scene, clear_relation
-from ttsvar_ray.shapes.captions import COUNT_WORDS, HARD_KINDS, LONG_RELATIONS, PREFIX, Caption, Claim, Kind
+from ttsvar_ray.shapes.captions import (
+    COUNT_WORDS,
+    HARD_KINDS,
+    LONG_RELATIONS,
+    MAX_WORDS,
+    PREFIX,
+    Caption,
+    Claim,
+    Kind,
+)
 from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation, Shape
 
 _T = TypeVar("_T")
@@ -63,9 +72,14 @@ def hard_negatives(caption: Caption, rng: np.random.Generator) -> list[Caption]:
                 negatives.append((_replaced(exchanged, place + 1, count=first.count), relations))
     long_relation = any(text in caption.text for text in LONG_RELATIONS.values())
     prefix = caption.text.startswith(PREFIX)
-    return [
+    written = [
         write_caption(caption.kind, *negatives[int(i)], long_relation=long_relation, prefix=prefix)
         for i in rng.permutation(len(negatives))
+    ]
+    # Another relation may take more words than there is room for; the shortest wording has room.
+    return [
+        one if len(one.text.split()) <= MAX_WORDS else write_caption(caption.kind, one.claims, one.relations)
+        for one in written
     ]
 
 

@@ -25,8 +25,8 @@ from benchmarks.shapes_pieces import (
     run_pool,
 )
 from benchmarks.shapes_rows import BestOfCurve, best_of, markdown, prompt_flops, replayed_row, run_row
+from recipes.shapes.prompt_set import HARD_SET
 from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.shapes.captions import Kind
 
 MODULES = sorted(
     f"{path.parent.name}.{path.stem}" if path.parent.name == "benchmarks" else f"recipes.shapes.{path.stem}"
@@ -94,7 +94,7 @@ def test_the_harder_set_has_prompts_and_a_folder_of_its_own(
     shapes_results.main()
     assert [path.name for path in tmp_path.iterdir()] == ["hard"]
     kinds = {(share.prompts_of, caption.kind) for share in seen for _, caption in share.prompts()}
-    assert kinds == {("reporting", Kind.COLOR_POSITION), ("tuning", Kind.COLOR_POSITION)}
+    assert kinds == {(name, kind) for name in ("reporting", "tuning") for kind in HARD_SET}
 
 
 def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
 from recipes.shapes.captions import sample_example, write_caption
+from recipes.shapes.hard import mix
 from recipes.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
 from recipes.shapes.reward_examples import (
     CAPTIONS_PER_IMAGE,
@@ -23,7 +24,9 @@ from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import KINDS, Kind, parse_caption
+from ttsvar_ray.shapes.captions import HARD_KINDS, KINDS, Kind, parse_caption
+from ttsvar_ray.shapes.checker import judge
+from ttsvar_ray.shapes.detection import FoundObject
 from ttsvar_ray.shapes.world import COLORS, SHAPES
 
 
@@ -39,6 +42,40 @@ def test_no_negative_is_true_and_no_true_caption_is_false(kind: Kind) -> None:
         assert len(negatives) == CAPTIONS_PER_IMAGE - 1
         for negative in negatives:
             assert write_caption(negative.kind, negative.claims, negative.relations).text not in true
+
+
+@pytest.mark.parametrize("kind", HARD_KINDS)
+def test_the_checker_agrees_on_what_is_true_and_false_of_harder_scenes(kind: Kind) -> None:
+    rng = np.random.default_rng([2, tuple(Kind).index(kind)])
+    kinds = set()
+    for _ in range(40):
+        scene, caption = sample_example(rng, kind)
+        objects = tuple(
+            FoundObject(
+                shape=item.shape,
+                color=item.color,
+                fit=1.0,
+                box=tuple(  # type: ignore[arg-type]
+                    round(480 * edge)
+                    for edge in (
+                        item.x - item.radius,
+                        item.y - item.radius,
+                        item.x + item.radius,
+                        item.y + item.radius,
+                    )
+                ),
+                area=1.0,
+            )
+            for item in scene.objects
+        )
+        assert judge(objects, caption).correct
+        assert not is_false(scene, caption)
+        for negative in draw_negatives(scene, caption, rng, CAPTIONS_PER_IMAGE - 1, mix()):
+            assert not judge(objects, negative).correct
+            assert mix().allows(negative)
+            kinds.add(negative.kind)
+    # Beside what is one thing away: another number of the same shapes, where there are several.
+    assert len(kinds & set(HARD_KINDS)) > (kind is Kind.TWO_COUNTS)
 
 
 def test_exchanged_relations_and_colours_are_always_among_the_negatives() -> None:
@@ -84,7 +121,7 @@ def test_nouns_point_at_their_objects() -> None:
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
         scene = scenes[row // 2]
         claims = parse_caption(text).claims
-        for column in range(2):
+        for column in range(3):
             place = batch.noun_token[row, column]
             if column >= len(claims):
                 assert place == 0

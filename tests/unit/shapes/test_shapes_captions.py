@@ -220,7 +220,7 @@ def test_negatives_of_the_harder_kinds_are_told_apart() -> None:
 def test_the_harder_sets_are_shipped(path: str, name: str, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[3] / "jobs" / "prompts" / f"{path}.jsonl"
     lines = len(shipped.read_text(encoding="utf-8").splitlines())
-    write_prompt_set(tmp_path / "again.jsonl", prompt_set(name, lines, HARD_SET))
+    write_prompt_set(tmp_path / "again.jsonl", prompt_set(name, lines // len(HARD_SET), HARD_SET))
     assert shipped.read_bytes() == (tmp_path / "again.jsonl").read_bytes()
 
 
