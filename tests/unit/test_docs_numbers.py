@@ -41,7 +41,12 @@ def with_interval(values: list[float], sign: str = "") -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "heading"), [("frontier", "## The frontier"), ("frontier_hard", "## The harder set")]
+    ("name", "heading"),
+    [
+        ("frontier", "## The frontier"),
+        ("frontier_hard", "## The harder set"),
+        ("frontier_three", "## The harder set with three objects"),
+    ],
 )
 def test_the_frontier_is_that_of_its_files(name: str, heading: str) -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8")
