@@ -33,7 +33,9 @@ def staged(
         for scale, _, operator in survivors[1:]
     ]
     strategy = {"name": "tts-var", "batch_schedule": schedule, "selections": selections}
-    return Method(name=name, strategy={**strategy, **(final or {})}, sampling=sampling)
+    return Method(
+        name=name, strategy={**strategy, **(final or {})}, sampling=sampling, is_side=sampling is not None
+    )
 
 
 def _resample(**options: Any) -> dict[str, Any]:
@@ -85,14 +87,14 @@ RUN = (
         [(0, 8, None), (6, 2, "resample"), (9, 1, "resample")],
     ),
     *(
-        Method(name=f"resampling alone, N={n}", strategy={"name": "resampling", "plan": "published", "n": n})
-        for n in (2, 4)
+        Method(name=f"{name}, N={n}", strategy={**strategy, "n": n}, is_side=True)
+        for name, strategy, sizes in (
+            ("resampling alone", {"name": "resampling", "plan": "published"}, (2, 4, 8)),
+            ("TTS-VAR, published plan", {"name": "tts-var", "plan": "published"}, (2, 4)),
+            ("TTS-VAR, 12 trajectories", {"name": "tts-var", **TWELVE}, (2, 4)),
+        )
+        for n in sizes
     ),
-    Method(name="TTS-VAR, 12 trajectories, N=2", strategy={"name": "tts-var", **TWELVE, "n": 2}),
-    Method(name="TTS-VAR, published plan, N=2", strategy={"name": "tts-var", "plan": "published", "n": 2}),
-    Method(name="resampling alone, N=8", strategy={"name": "resampling", "plan": "published", "n": 8}),
-    Method(name="TTS-VAR, 12 trajectories, N=4", strategy={"name": "tts-var", **TWELVE, "n": 4}),
-    Method(name="TTS-VAR, published plan, N=4", strategy={"name": "tts-var", "plan": "published", "n": 4}),
     *IDEAS,
 )
 POOL_METHOD = Method(name="pool", strategy={"name": "best-of-n", "n": BEST_OF[-1]})

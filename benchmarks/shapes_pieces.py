@@ -39,11 +39,18 @@ from ttsvar_ray.types import Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A row of a table: a name and the `strategy` section of its job, and `sampling` where it differs."""
+    """A row of a table.
+
+    Attributes:
+        name: of the row.
+        strategy, sampling: sections of its job; no `sampling` is the model's own.
+        is_side: asked of the first share of the prompts alone, so that the whole table ends in its time.
+    """
 
     name: str
     strategy: Mapping[str, Any]
     sampling: Mapping[str, Any] | None = None
+    is_side: bool = False
 
 
 def job(method: Method, model: str, seed: int) -> JobConfig:

@@ -13,10 +13,12 @@ the checker. Three kinds of rows:
 * replayed: a plan that keeps no trajectory twice, on 8 complete trajectories a prompt that were looked at on
   their way (`search.replay`: exact, in distribution); the mean over several orders of them.
 
+What is dear, N of 2 and more and the field's ideas, comes last, and of the first share of the prompts alone.
+
 Thresholds of adaptive searches are chosen on a pool of tuning prompts alone, for each budget. One number per
 prompt enters the intervals, which are of the bootstrap over prompts, 95 %; differences are paired. Finished
-pieces are kept in the work folder, the first share of the prompts of all methods before the second: the same
-command goes on after a stop, and `--print` shows what is finished. Beside table.md and frontier.png it gets
+pieces are kept in the work folder, the first share of the prompts before the second: the same command goes on
+after a stop, and `--print` shows what is finished. Beside table.md and frontier.png it gets
 results.json and outcomes.parquet, with every prompt's outcome.
 """
 
@@ -196,25 +198,26 @@ def pool_shares(options: argparse.Namespace, prompts_of: str) -> list[Share]:
 def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[Callable[[], None]]:
     """Return what is to be run, in order; adaptive searches need the tuning pool and come later."""
     folder, model = options.work_dir, options.model
-    pieces: list[Callable[[], None]] = []
-    for share in shares_of(options):
-        pieces += [
-            functools.partial(_pool_and_looks, model, folder, one)
-            for one in pool_shares(options, "reporting")
-            if one.index % SHARES == share.index
-        ]
-        pieces += [
-            functools.partial(run_piece, method, model, SEED, share, piece_path(folder, method, 0, share))
-            for method in (*([POOL_METHOD] if options.best_of != POOL_SIZE else []), *searches)
-        ]
-    return pieces
-
-
-def _pool_and_looks(model: str, folder: Path, share: Share) -> None:
-    run_pool(model, SEED, share, pool_path(folder, share))
+    first, *others = shares_of(options)
     reward = describe_model(model).reward_path
-    if reward is not None and (reward / MAP_PATCHES_FILE).exists():
-        run_looks(model, SEED, share, looks_path(folder, share))
+    looks = reward is not None and (reward / MAP_PATCHES_FILE).exists()
+    pool = [POOL_METHOD] if options.best_of != POOL_SIZE else []
+    pieces: list[Callable[[], None]] = []
+    for share in (first, *others):
+        of_share = [one for one in pool_shares(options, "reporting") if one.index % SHARES == share.index]
+        main = [method for method in (*pool, *searches) if not method.is_side]
+        pieces += [functools.partial(run_pool, model, SEED, one, pool_path(folder, one)) for one in of_share]
+        pieces += [_piece(method, model, folder, share) for method in main]
+    of_first = [one for one in pool_shares(options, "reporting") if one.index % SHARES == first.index]
+    if looks:
+        pieces += [
+            functools.partial(run_looks, model, SEED, one, looks_path(folder, one)) for one in of_first
+        ]
+    return [*pieces, *(_piece(method, model, folder, first) for method in searches if method.is_side)]
+
+
+def _piece(method: Method, model: str, folder: Path, share: Share) -> Callable[[], None]:
+    return functools.partial(run_piece, method, model, SEED, share, piece_path(folder, method, 0, share))
 
 
 def draw(rows: Sequence[Row], picture: Path) -> None:

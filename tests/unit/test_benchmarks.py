@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,24 @@ def test_the_harder_set_has_prompts_and_a_folder_of_its_own(
     assert [path.name for path in tmp_path.iterdir()] == ["hard"]
     kinds = {(share.prompts_of, caption.kind) for share in seen for _, caption in share.prompts()}
     assert kinds == {(name, kind) for name in ("reporting", "tuning") for kind in HARD_SET}
+
+
+def test_what_is_dear_is_asked_last_and_of_the_first_share_alone(tmp_path: Path) -> None:
+    options = argparse.Namespace(
+        work_dir=tmp_path,
+        model="shapes",
+        best_of=16,
+        per_kind=8,
+        tuning_per_kind=2,
+        shares=4,
+        set="genevals-kinds",
+    )
+    pieces: list[Any] = shapes_results.pieces_of(options, RUN)
+    asked = [(piece.args[0], piece.args[3].index) for piece in pieces if piece.func is run_piece]
+    shares = {method.name: [at for one, at in asked if one is method] for method in RUN}
+    assert shares["one cut: 8, the best at 6"] == [0, 1, 2, 3]
+    assert shares["TTS-VAR, published plan, N=4"] == [0]
+    assert [method.is_side for method, _ in asked] == sorted(method.is_side for method, _ in asked)
 
 
 def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> None:
