@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes_pieces import POOL_SIZE, Method, PoolPrompt, job
-from ttsvar_ray.costs import image_costs
+from ttsvar_ray.costs import image_costs, plan_cost
 from ttsvar_ray.evaluate.comparison import Interval, interval
 from ttsvar_ray.evaluate.comparison import markdown as as_markdown
 from ttsvar_ray.job.footprint import job_networks
@@ -55,6 +55,13 @@ def prompt_flops(resolved: ResolvedJob) -> float:
     text, *each = costs_by_segment(resolved)
     counts = [segment.population for segment in resolved.plan.segments]
     return float(text + np.dot(counts, each))
+
+
+def flops_of(method: Method, model: str) -> float:
+    """Return the FLOPs of one prompt of a plan without rounds, everything counted."""
+    resolved = resolve(job(method, model, 0))
+    networks = job_networks(resolved.config, resolved.description, resolved.plan, on_gpu=False)
+    return plan_cost(resolved.plan, networks, selector_decode="full").flops
 
 
 def costs_by_segment(resolved: ResolvedJob) -> tuple[float, ...]:
@@ -132,7 +139,12 @@ def best_of_curve(model: str, pool: Mapping[int, tuple[np.ndarray, np.ndarray]])
 def run_row(method: Method, model: str, finished: Mapping[int, Any]) -> Row:
     """Return the row of a search that ran."""
     resolved = resolve(job(method, model, 0))
-    text, *each = costs_by_segment(resolved)
+    # Images of the model's own guidance: one that is guided in part is cheaper itself.
+    raw = [
+        flops_of(Method(name="", strategy={"name": "raw"}, sampling=one), model)
+        for one in (method.sampling, None)
+    ]
+    text, *each = (cost * raw[0] / raw[1] for cost in costs_by_segment(resolved))
     planned = [segment.population for segment in resolved.plan.segments]
     counts = np.array([one.get("trajectories", planned) for one in finished.values()], dtype=np.float64)
     return Row(
