@@ -198,22 +198,21 @@ def pool_shares(options: argparse.Namespace, prompts_of: str) -> list[Share]:
 def pieces_of(options: argparse.Namespace, searches: Sequence[Method]) -> list[Callable[[], None]]:
     """Return what is to be run, in order; adaptive searches need the tuning pool and come later."""
     folder, model = options.work_dir, options.model
-    first, *others = shares_of(options)
-    reward = describe_model(model).reward_path
-    looks = reward is not None and (reward / MAP_PATCHES_FILE).exists()
-    pool = [POOL_METHOD] if options.best_of != POOL_SIZE else []
+    shares = shares_of(options)
+    pools = pool_shares(options, "reporting")
+    main = [method for method in searches if not method.is_side]
+    if options.best_of != POOL_SIZE:
+        main.insert(0, POOL_METHOD)
     pieces: list[Callable[[], None]] = []
-    for share in (first, *others):
-        of_share = [one for one in pool_shares(options, "reporting") if one.index % SHARES == share.index]
-        main = [method for method in (*pool, *searches) if not method.is_side]
-        pieces += [functools.partial(run_pool, model, SEED, one, pool_path(folder, one)) for one in of_share]
+    for share in shares:
+        own = [one for one in pools if one.index % SHARES == share.index]
+        pieces += [functools.partial(run_pool, model, SEED, one, pool_path(folder, one)) for one in own]
         pieces += [_piece(method, model, folder, share) for method in main]
-    of_first = [one for one in pool_shares(options, "reporting") if one.index % SHARES == first.index]
-    if looks:
-        pieces += [
-            functools.partial(run_looks, model, SEED, one, looks_path(folder, one)) for one in of_first
-        ]
-    return [*pieces, *(_piece(method, model, folder, first) for method in searches if method.is_side)]
+    reward = describe_model(model).reward_path
+    if reward is not None and (reward / MAP_PATCHES_FILE).exists():
+        own = [one for one in pools if one.index % SHARES == 0]
+        pieces += [functools.partial(run_looks, model, SEED, one, looks_path(folder, one)) for one in own]
+    return [*pieces, *(_piece(method, model, folder, shares[0]) for method in searches if method.is_side)]
 
 
 def _piece(method: Method, model: str, folder: Path, share: Share) -> Callable[[], None]:

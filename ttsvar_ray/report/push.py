@@ -281,6 +281,7 @@ def _listed(api: HfApi, repository: str) -> dict[str, Any]:
 def _check_cards(own: Sequence[PushedFile]) -> None:
     """Ask the hub what it thinks of a card before anything is sent: its commit would be the last."""
     from huggingface_hub import DatasetCard
+    from yaml import YAMLError
 
     for file in own:
         if file.path != "README.md":
@@ -288,7 +289,7 @@ def _check_cards(own: Sequence[PushedFile]) -> None:
         assert isinstance(file.source, bytes), "a card is made here"
         try:
             DatasetCard(file.source.decode(), ignore_metadata_errors=True).validate()
-        except ValueError as error:
+        except (ValueError, YAMLError) as error:
             raise ConfigurationError(
                 f"the card: the hub refuses it ({error}); correct --licence, or README.md where it is "
                 "your own"

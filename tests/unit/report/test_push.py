@@ -220,6 +220,10 @@ def test_the_command_pushes_what_is_whole_and_shows_no_token(
     mine = runner.invoke(app, ["push", str(damaged), NAME])
     assert mine.exit_code == 0, mine.output
     assert there.files["README.md"] == b"# Mine\n"
+    (damaged / "README.md").write_text("---\nlicense: [mit\n---\n# Mine\n")
+    broken = runner.invoke(app, ["push", str(damaged), "me/others"])
+    assert broken.exit_code == 2, broken.output
+    assert "README.md where it is your own" in broken.stderr
     uploads = len(hub.uploads)
     unknown = runner.invoke(app, ["push", str(output), "me/others", "--licence", "cc-by-5"])
     assert unknown.exit_code == 2, unknown.output
