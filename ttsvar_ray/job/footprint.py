@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.costs import JobNetworks, ModelCost, ScaleCost, recorded_costs, vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, nearest
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.job.plan import rows_of
@@ -250,10 +250,11 @@ def _extractor(config: JobConfig, description: ModelDescription) -> NetworkCost:
 def _published(weights: PublishedWeights | None, name: str, setting: str) -> NetworkCost:
     if weights is None or weights.cost is None:
         entries = {**REWARDS} if setting == "reward.name" else {**EXTRACTORS}
-        known = [key for key, entry in entries.items() if entry.weights.cost is not None]
+        priced = vision_language.PUBLISHED if setting == "reward.name" else {}
+        known = [key for key, entry in entries.items() if entry.weights.cost is not None or key in priced]
         raise ConfigurationError(
             f"{setting}: costs are known for {', '.join(known)}, or from a directory's config.json; "
-            f"got {name!r}"
+            f"got {name!r}{nearest(name, known)}"
         )
     return weights.cost
 

@@ -128,6 +128,13 @@ def test_a_reward_whose_costs_are_unknown_is_named(monkeypatch: pytest.MonkeyPat
         workload(job())
 
 
+def test_a_reward_that_is_misspelt_is_told_the_nearest_name() -> None:
+    config = load_config(None, ["model.name=infinity-2b", "reward.name=hps-v3-plus"], needs_files=False)
+    job = resolve(config)
+    with pytest.raises(ValueError, match=r"qwen3-vl-2b, .*; did you mean 'hps-v3-plus-plus'\?"):
+        job_networks(job.config, job.description, job.plan, on_gpu=False)
+
+
 def test_recorded_passes_are_counted_on_a_gpu() -> None:
     def recorded(*settings: str, on_gpu: bool = True) -> int:
         config = load_config(None, ["model.name=infinity-2b", *settings], needs_files=False)
