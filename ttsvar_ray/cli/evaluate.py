@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -17,8 +18,10 @@ from ttsvar_ray.cli.export import Which
 
 if TYPE_CHECKING:
     from ttsvar_ray.dataset import OutputLayout, RunManifest
+    from ttsvar_ray.evaluate.benchmarks import QuestionImages
     from ttsvar_ray.evaluate.geneval import GenEvalResult
     from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
+    from ttsvar_ray.evaluate.questions import Benchmark
 
 evaluate = typer.Typer(
     help="Benchmarks over the images of a run, or over a folder.",
@@ -38,22 +41,88 @@ _Source = Annotated[
         metavar="OUTPUT",
     ),
 ]
-_Images = Annotated[
-    Which | None,
-    typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
+_Questions = Annotated[
+    Path, typer.Option("--questions", help="The benchmark's own questions.", metavar="PATH")
 ]
 _Detector = Annotated[
     Path, typer.Option("--detector", help="Folder with the detector's weights.", metavar="DIR")
 ]
-_Verdicts = Annotated[
-    Path | None,
-    typer.Option(
-        "--verdicts", help="File of verdicts; OUTPUT.BENCHMARK.jsonl if OUTPUT is local.", metavar="FILE"
-    ),
-]
-_Json = Annotated[
-    Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
-]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """The options of every benchmark."""
+
+    images: Annotated[
+        Which | None,
+        typer.Option("--images", help="Of a run: the best of each search (default), or all that were kept."),
+    ] = None
+    device: options.Device = "auto"
+    workers: options.Workers = None
+    address: options.Address = None
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(
+            "--verdicts", help="File of verdicts; OUTPUT.BENCHMARK.jsonl if OUTPUT is local.", metavar="FILE"
+        ),
+    ] = None
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
+    ] = None
+    debug: options.Debug = False
+
+    def target(self) -> str:
+        """Return the device of whoever judges; look at the options that go together.
+
+        Raises:
+            ConfigurationError: not a device, an address that has no use, or a file that cannot be written.
+        """
+        from ttsvar_ray.errors import ConfigurationError
+
+        if self.address is not None and self.workers is None:
+            raise ConfigurationError("--address: add --workers, how many share the images")
+        if self.as_json is not None:
+            options.file_to_write(self.as_json, "--json")
+        return options.named_device(self.device, self.workers)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Write the result where it was asked for."""
+        if self.as_json is not None:
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            self.as_json.write_text(text, encoding="utf-8")
+
+
+def _command(name: str) -> Callable[[Callable[..., list[str]]], Callable[..., None]]:
+    """Make what returns lines a command with the options of `_Shared`, which it gets together as `shared`."""
+
+    def decorate(function: Callable[..., list[str]]) -> Callable[..., None]:
+        own, shared = (get_type_hints(one, include_extras=True) for one in (function, _Shared))
+
+        @wraps(function)
+        def command(**given: Any) -> None:
+            together = _Shared(**{option: given.pop(option) for option in shared})
+            with errors_for_people(debug=together.debug):
+                lines = function(**given, shared=together)
+            typer.echo("\n".join(lines))
+
+        parameters = [
+            one.replace(annotation=own[one.name])
+            for one in inspect.signature(function).parameters.values()
+            if one.name != "shared"
+        ]
+        parameters += [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=shared[one.name]
+            )
+            for one in dataclasses.fields(_Shared)
+        ]
+        # What typer reads.
+        vars(command)["__signature__"] = inspect.Signature(parameters)
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        evaluate.command(name)(command)
+        return command
+
+    return decorate
 
 
 @evaluate.callback()
@@ -61,7 +130,7 @@ def _group() -> None:
     """Benchmarks over the images of a run, or over a folder."""
 
 
-@evaluate.command()
+@_command("geneval")
 def geneval(
     source: Annotated[
         str,
@@ -71,14 +140,9 @@ def geneval(
     ],
     detector: _Detector,
     clip: Annotated[Path, typer.Option("--clip", help="Folder of CLIP ViT-L/14, for colors.", metavar="DIR")],
-    images: _Images = None,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    address: options.Address = None,
-    verdicts: _Verdicts = None,
-    as_json: _Json = None,
-    debug: options.Debug = False,
-) -> None:
+    *,
+    shared: _Shared,
+) -> list[str]:
     """Judge images by GenEval's rules and print its six scores; the same command goes on after a stop.
 
     Exit codes: 0 done; 1 an image over which workers were lost; 2 images, metadata, weights or file of
@@ -86,32 +150,24 @@ def geneval(
 
     Example: ttsvar-ray evaluate geneval outputs/geneval --detector weights/mask2former --clip weights/clip
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.evaluate.geneval import GenEvalJudge, geneval_result
-        from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
+    from ttsvar_ray.evaluate.geneval import GenEvalJudge, geneval_result
+    from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
 
-        target = _device(device, workers, address, as_json)
-        found, told = _images(
-            source,
-            images,
-            of_run=lambda layout, run, best: images_of_run(layout, run, best_only=best),
-            of_folder=images_of_folder,
-            is_folder=prompt_folders,
-            expected="a folder with 00000/metadata.jsonl and 00000/samples/0000.png in it",
-        )
-        own, build = _own(partial(GenEvalJudge.load, detector.resolve(), clip.resolve()), target, workers)
-        judged = _judged(
-            found,
-            verdicts or _beside(source, "geneval"),
-            {**own.basis(), "device": target},
-            build,
-            workers=workers,
-            address=address,
-        )
-        result = geneval_result(judged)
-        content = result.to_json(own, source=told, device=target)
-        _write(as_json, content)
-    typer.echo("\n".join(_lines(result, content["notes"])))
+    target = shared.target()
+    found, told = _images(
+        source,
+        shared.images,
+        of_run=lambda layout, run, best: images_of_run(layout, run, best_only=best),
+        of_folder=images_of_folder,
+        is_folder=prompt_folders,
+        expected="a folder with 00000/metadata.jsonl and 00000/samples/0000.png in it",
+    )
+    own, build = _own(partial(GenEvalJudge.load, detector.resolve(), clip.resolve()), target, shared.workers)
+    judged = _judged(found, source, "geneval", {**own.basis(), "device": target}, build, shared)
+    result = geneval_result(judged)
+    content = result.to_json(own, source=told, device=target)
+    shared.write(content)
+    return _lines(result, content["notes"])
 
 
 _ASKING = {
@@ -123,14 +179,12 @@ _ASKING = {
 """The benchmarks of `evaluate.benchmarks`, which are not imported to show what commands there are."""
 
 
-def _asking(name: str) -> Callable[..., None]:
+def _asking(name: str) -> Callable[..., list[str]]:
     """Return the command of a benchmark that asks questions."""
 
     def command(
         source: _Source,
-        questions: Annotated[
-            Path, typer.Option("--questions", help="The benchmark's own questions.", metavar="PATH")
-        ],
+        questions: _Questions,
         judge: Annotated[
             Path,
             typer.Option("--judge", help="Folder of a Qwen2.5-VL, a Qwen3-VL, or a BLIP-VQA.", metavar="DIR"),
@@ -143,7 +197,6 @@ def _asking(name: str) -> Callable[..., None]:
                 metavar="TEXT",
             ),
         ] = None,
-        images: _Images = None,
         grid: Annotated[
             int | None,
             typer.Option(
@@ -153,50 +206,33 @@ def _asking(name: str) -> Callable[..., None]:
         dtype: Annotated[
             str, typer.Option("--dtype", help="Of the judge: float32, bfloat16 or float16.")
         ] = "float32",
-        device: options.Device = "auto",
-        workers: options.Workers = None,
-        address: options.Address = None,
-        verdicts: _Verdicts = None,
-        as_json: _Json = None,
-        debug: options.Debug = False,
-    ) -> None:
-        with errors_for_people(debug=debug):
-            from ttsvar_ray.errors import ConfigurationError
-            from ttsvar_ray.evaluate.benchmarks import BENCHMARKS, QuestionImages, question_result
-            from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
+        *,
+        shared: _Shared,
+    ) -> list[str]:
+        from ttsvar_ray.errors import ConfigurationError
+        from ttsvar_ray.evaluate.benchmarks import BENCHMARKS, question_result
+        from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
 
-            benchmark = BENCHMARKS[name]
-            if wording is not None:
-                if "{question}" not in wording:
-                    raise ConfigurationError(f"--asked: expected {{question}} in it, got {wording!r}")
-                benchmark = dataclasses.replace(benchmark, asked=wording)
-            if dtype not in (known := ("float32", "bfloat16", "float16")):
-                raise ConfigurationError(f"--dtype: expected one of {', '.join(known)}, got {dtype!r}")
-            target = _device(device, workers, address, as_json)
-            asked = QuestionImages.of(benchmark, questions)
-            found, told = _images(
-                source,
-                images,
-                of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
-                of_folder=lambda folder: asked.of_folder(folder, grid or benchmark.grid),
-                is_folder=Path.is_dir,
-                expected="a folder of images",
-            )
-            if grid is not None and "settings" in told:
-                raise ConfigurationError(f"--grid: {source} is a run, whose files hold one image; remove it")
-            answers = sorted(
-                {word for one in asked.prompts.values() for own in one.questions for word in own.answers}
-            )
-            build = partial(
-                QuestionJudge, judge.resolve(), benchmark.asked, answers, device=target, dtype=dtype
-            )
-            basis = judge_basis(benchmark, judge, device=target, dtype=dtype)
-            judged = _judged(
-                found, verdicts or _beside(source, name), basis, build, workers=workers, address=address
-            )
-            content = question_result(asked, judged, basis, told)
-            _write(as_json, content)
-        typer.echo("\n".join(_score_lines(content)))
+        benchmark = BENCHMARKS[name]
+        if wording is not None:
+            if "{question}" not in wording:
+                raise ConfigurationError(f"--asked: expected {{question}} in it, got {wording!r}")
+            benchmark = dataclasses.replace(benchmark, asked=wording)
+        if dtype not in (known := ("float32", "bfloat16", "float16")):
+            raise ConfigurationError(f"--dtype: expected one of {', '.join(known)}, got {dtype!r}")
+        target = shared.target()
+        asked, found, told = _asked_images(benchmark, questions, source, shared, grid or benchmark.grid)
+        if grid is not None and "settings" in told:
+            raise ConfigurationError(f"--grid: {source} is a run, whose files hold one image; remove it")
+        answers = sorted(
+            {word for one in asked.prompts.values() for own in one.questions for word in own.answers}
+        )
+        build = partial(QuestionJudge, judge.resolve(), benchmark.asked, answers, device=target, dtype=dtype)
+        basis = judge_basis(benchmark, judge, device=target, dtype=dtype)
+        judged = _judged(found, source, name, basis, build, shared)
+        content = question_result(asked, judged, basis, told)
+        shared.write(content)
+        return _score_lines(content)
 
     command.__doc__ = f"""{_ASKING[name]}
 
@@ -210,25 +246,34 @@ def _asking(name: str) -> Callable[..., None]:
 
 
 for _name in _ASKING:
-    evaluate.command(_name)(_asking(_name))
+    _command(_name)(_asking(_name))
 
 
-@evaluate.command("t2i-compbench-objects")
-def compbench_objects(
+@_command("t2i-compbench-clip")
+def compbench_clip(
     source: _Source,
-    questions: Annotated[
-        Path,
-        typer.Option("--questions", help="The authors' spatial_val.txt or numeracy_val.txt.", metavar="FILE"),
-    ],
-    detector: _Detector,
-    images: _Images = None,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    address: options.Address = None,
-    verdicts: _Verdicts = None,
-    as_json: _Json = None,
-    debug: options.Debug = False,
-) -> None:
+    questions: _Questions,
+    clip: Annotated[Path, typer.Option("--clip", help="Folder of CLIP ViT-B/32.", metavar="DIR")],
+    *,
+    shared: _Shared,
+) -> list[str]:
+    """T2I-CompBench's non-spatial relations: CLIP's cosine with the prompt.
+
+    The same command goes on after a stop. Exit codes: 0 done; 1 an image over which workers were lost; 2
+    images, prompts, weights or a file of verdicts that cannot be used.
+
+    Example: ttsvar-ray evaluate t2i-compbench-clip outputs/mine --questions non_spatial_val.txt
+    --clip weights/clip-vit-base-patch32
+    """
+    from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH_CLIP, ClipJudge
+
+    return _by_network(T2I_COMPBENCH_CLIP, partial(ClipJudge, clip.resolve()), questions, source, shared)
+
+
+@_command("t2i-compbench-objects")
+def compbench_objects(
+    source: _Source, questions: _Questions, detector: _Detector, *, shared: _Shared
+) -> list[str]:
     """T2I-CompBench's spatial relations and counts by GenEval's detector: not comparable with UniDet.
 
     The same command goes on after a stop. Exit codes: 0 done; 1 an image over which workers were lost; 2
@@ -237,32 +282,26 @@ def compbench_objects(
     Example: ttsvar-ray evaluate t2i-compbench-objects outputs/mine --questions spatial_val.txt
     --detector weights/mask2former
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.evaluate.benchmarks import QuestionImages, question_result
-        from ttsvar_ray.evaluate.compbench_objects import T2I_COMPBENCH_OBJECTS, ObjectJudge
+    from ttsvar_ray.evaluate.compbench_objects import T2I_COMPBENCH_OBJECTS, ObjectJudge
 
-        target = _device(device, workers, address, as_json)
-        asked = QuestionImages.of(T2I_COMPBENCH_OBJECTS, questions)
-        found, told = _images(
-            source,
-            images,
-            of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
-            of_folder=lambda folder: asked.of_folder(folder, 1),
-            is_folder=Path.is_dir,
-            expected="a folder of images",
-        )
-        own, build = _own(partial(ObjectJudge.load, detector.resolve()), target, workers)
-        judged = _judged(
-            found,
-            verdicts or _beside(source, T2I_COMPBENCH_OBJECTS.name),
-            basis := {**own.basis(), "device": target},
-            build,
-            workers=workers,
-            address=address,
-        )
-        content = question_result(asked, judged, basis, told)
-        _write(as_json, content)
-    typer.echo("\n".join(_score_lines(content)))
+    load = partial(ObjectJudge.load, detector.resolve())
+    return _by_network(T2I_COMPBENCH_OBJECTS, load, questions, source, shared)
+
+
+def _by_network(
+    benchmark: Benchmark, load: Callable[..., Any], questions: Path, source: str, shared: _Shared
+) -> list[str]:
+    """Judge by a network that says itself what its scores rest on; return what is to be printed."""
+    from ttsvar_ray.evaluate.benchmarks import question_result
+
+    target = shared.target()
+    asked, found, told = _asked_images(benchmark, questions, source, shared, 1)
+    own, build = _own(load, target, shared.workers)
+    basis = {**own.basis(), "device": target}
+    judged = _judged(found, source, benchmark.name, basis, build, shared)
+    content = question_result(asked, judged, basis, told)
+    shared.write(content)
+    return _score_lines(content)
 
 
 def _score_lines(content: Mapping[str, Any]) -> list[str]:
@@ -276,6 +315,24 @@ def _score_lines(content: Mapping[str, Any]) -> list[str]:
             f"{one['name']:<{width}} {one['images']:>6} {one['prompts']:>7} {one['mean']:>8.4f} {error:>7}"
         )
     return lines + [f"note: {note}" for note in content["notes"]]
+
+
+def _asked_images(
+    benchmark: Benchmark, questions: Path, source: str, shared: _Shared, grid: int
+) -> tuple[QuestionImages, Iterator[AskedImage], Mapping[str, Any]]:
+    """Return a benchmark's questions, the images of a run or a folder, and what is to be known of them."""
+    from ttsvar_ray.evaluate.benchmarks import QuestionImages
+
+    asked = QuestionImages.of(benchmark, questions)
+    found, told = _images(
+        source,
+        shared.images,
+        of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
+        of_folder=lambda folder: asked.of_folder(folder, grid),
+        is_folder=Path.is_dir,
+        expected="a folder of images",
+    )
+    return asked, found, told
 
 
 def _images(
@@ -315,26 +372,6 @@ def _images(
     return of_folder(Path(source)), {"folder": source}
 
 
-def _device(device: str, workers: int | None, address: str | None, as_json: Path | None) -> str:
-    """Return the device of whoever judges; look at the other options that benchmarks share.
-
-    Raises:
-        ConfigurationError: not a device, an address that has no use, or a file that cannot be written.
-    """
-    from ttsvar_ray.errors import ConfigurationError
-
-    if address is not None and workers is None:
-        raise ConfigurationError("--address: add --workers, how many share the images")
-    if as_json is not None:
-        options.file_to_write(as_json, "--json")
-    return options.named_device(device, workers)
-
-
-def _write(as_json: Path | None, content: Mapping[str, Any]) -> None:
-    if as_json is not None:
-        as_json.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _own(
     load: Callable[..., _Judge], device: str, workers: int | None
 ) -> tuple[_Judge, Callable[[], _Judge]]:
@@ -359,26 +396,25 @@ def _of_piece(
 
 def _judged(
     images: Iterator[AskedImage],
-    path: Path,
+    source: str,
+    benchmark: str,
     basis: Mapping[str, Any],
     build: Callable[[], Callable[[AskedImage], Mapping[str, Any]]],
-    *,
-    workers: int | None,
-    address: str | None,
+    shared: _Shared,
 ) -> list[JudgedImage]:
     """Judge images that have no verdict yet, here or on Ray.
 
     Args:
         images: read here, one at a time, also where workers on Ray judge them.
-        path: of the file of verdicts.
+        source, benchmark: beside which and for which the file of verdicts is, if it has no other name.
         basis: what they rest on.
         build: makes what judges, here or on a worker.
-        workers, address: on Ray; None is here.
+        shared: options.
     """
     from ttsvar_ray.evaluate.judging import here, judge_images
     from ttsvar_ray.evaluate.verdict_file import VerdictFile
 
-    if workers is None:
+    if shared.workers is None:
         each = here(build())
     else:
         from ttsvar_ray.cluster.sharing import share_on_ray
@@ -387,12 +423,12 @@ def _judged(
             share_on_ray,
             build=partial(_of_piece, build),
             name_of=lambda piece: f"judging {piece[1].key}",
-            address=address,
-            workers=workers,
+            address=shared.address,
+            workers=shared.workers,
             gpus=float(basis["device"].startswith("cuda")),
             run_name="ttsvar-ray evaluate",
         )
-    with VerdictFile(path, basis) as file:
+    with VerdictFile(shared.verdicts or _beside(source, benchmark), basis) as file:
         return judge_images(images, file, each, on_image=_tell)
 
 

@@ -1,10 +1,13 @@
-"""T2I-CompBench's attributes (arXiv 2307.06350): color, shape and texture by BLIP-VQA.
+"""T2I-CompBench (arXiv 2307.06350): color, shape and texture by BLIP-VQA, non-spatial relations by CLIP.
 
-Read from the user's JSONL file, a line a prompt: `prompt`, `category` and `chunks`, the noun chunks that the
-authors' code finds by spaCy's en_core_web_sm (at most eight, without "top", "the side", "the left" and "the
-right"), which is no dependency here. Each chunk is asked with a "?"; an image's score is the product over its
-chunks of P(yes) / (P(yes) + P(no)), a category's the mean over prompts, of which published scores have ten
-images each. Its parts by a detector are `compbench_objects`.
+Attributes are read from the user's JSONL file, a line a prompt: `prompt`, `category` and `chunks`, the noun
+chunks that the authors' code finds by spaCy's en_core_web_sm (at most eight, without "top", "the side", "the
+left" and "the right"), which is no dependency here. Each chunk is asked with a "?"; an image's score is the
+product over its chunks of P(yes) / (P(yes) + P(no)), a category's the mean over prompts, of which published
+scores have ten images each.
+
+Non-spatial relations are a line of text a prompt (`non_spatial_val.txt`), scored by CLIP's cosine. The
+parts by a detector are `compbench_objects`.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ttsvar_ray.errors import InputError
+from ttsvar_ray.evaluate.judging import AskedImage
 from ttsvar_ray.evaluate.questions import (
     AnsweredImage,
     Benchmark,
@@ -25,6 +30,8 @@ from ttsvar_ray.evaluate.questions import (
     overall,
     read_text,
 )
+from ttsvar_ray.models.weight_source import fingerprint_path
+from ttsvar_ray.rewards.registry import build_reward
 
 MOST_CHUNKS = 8
 
@@ -78,4 +85,54 @@ T2I_COMPBENCH = Benchmark(
     images=10,
     name_of_file=name_of_file,
     notes=("the official judge is BLIP-VQA (blip-vqa-capfilt-large)",),
+)
+
+
+class ClipJudge:
+    """Scores one image after another by CLIP's cosine with its prompt, as the reward `clip-score` does.
+
+    Args:
+        folder: of CLIP as transformers saves it, with `vocab.json` and `merges.txt`.
+        device: torch device name.
+
+    Raises:
+        CheckpointError: weights that cannot be used.
+    """
+
+    def __init__(self, folder: Path, *, device: str) -> None:
+        self._clip, self._folder = build_reward("clip-score", path=folder, device=device), folder
+
+    def __call__(self, image: AskedImage) -> dict[str, Any]:
+        """Return what the judges of questions do: a score in place of each probability."""
+        (score,) = self._clip.score(image.pixels()[None], [image.prompt.text])
+        return {"prompt": image.prompt.name, "probabilities": [[float(score)]]}
+
+    def basis(self) -> dict[str, Any]:
+        """Return what scores rest on beside the image and the prompt."""
+        return {
+            "benchmark": T2I_COMPBENCH_CLIP.title,
+            "judge": {"label": self._folder.name, "weights": fingerprint_path(self._folder)},
+            "dtype": "float32",
+        }
+
+
+def _read_lines(path: Path) -> list[QuestionPrompt]:
+    texts = (line.strip() for line in read_text(path).splitlines())
+    return [
+        QuestionPrompt(name=text, text=text, group="non-spatial", questions=(Question(text=text),))
+        for text in texts
+        if text
+    ]
+
+
+T2I_COMPBENCH_CLIP = Benchmark(
+    name="t2i-compbench-clip",
+    title="T2I-CompBench, non-spatial",
+    read=_read_lines,
+    asked="",
+    summary=lambda images: overall("CLIP", images, lambda image: image.probabilities[0][0]),
+    prompts=300,
+    images=10,
+    name_of_file=name_of_file,
+    notes=("the official judge is CLIP ViT-B/32",),
 )
