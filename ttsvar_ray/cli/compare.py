@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 EXACT = "shapes-checker"
 _EXACT_CLASS = "ttsvar_ray.shapes.checker:ExactChecker"
-_GENEVAL = "geneval"
+_BENCHMARKS = ("geneval", "t2i-compbench", "t2i-compbench-clip", "t2i-compbench-objects")
+"""Of `evaluate.benchmark_scorers`, whose networks are not imported where none of them judges."""
 
 
 def compare(
@@ -161,54 +162,52 @@ def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float])
     return lines
 
 
-def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> list[ScorerSpec]:
-    """Return what judges the images of a job.
+def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[str, ScorerSpec]:
+    """Return what judges the images of a job, by the name of its column.
 
     Args:
         config: the job.
-        names: a reward as `score` takes it, "shapes-checker", or "geneval=DETECTOR:CLIP".
+        names: a reward as `score` takes it, "shapes-checker", or a benchmark with its files as
+            "geneval=DETECTOR:CLIP" (`evaluate.benchmark_scorers`), which may be several columns.
         device: of all of them.
 
     Raises:
         ConfigurationError: with every problem.
+        InputError: prompts or questions that cannot be read.
+        CheckpointError: a benchmark's weights that are not there.
     """
     from ttsvar_ray.cli.score import scorers_of
     from ttsvar_ray.errors import ConfigurationError, noting
-    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
-    from ttsvar_ray.models.weight_source import fingerprint_path
 
-    specs, problems = [], []
+    specs: dict[str, ScorerSpec] = {}
+    problems: list[str] = []
     for given in names:
-        name, _, folders = given.partition("=")
-        if name != _GENEVAL:
-            own: list[str] = []
-            with noting(own):
-                specs += scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
-            problems += [f"evaluators: {problem}" for problem in own]
-            continue
-        detector, _, clip = folders.partition(":")
-        if not clip:
-            problems.append(
-                "evaluators: expected geneval=DETECTOR:CLIP, the folders of the detector and of CLIP "
-                f"ViT-L/14, got {given!r}"
-            )
-            continue
-        prints = {
-            part: fingerprint_path(Path(path)) for part, path in (("detector", detector), ("clip", clip))
-        }
-        specs.append(
-            ScorerSpec(
-                kind=ScorerKind.GENEVAL,
-                name=_GENEVAL,
-                path=Path(detector),
-                clip=Path(clip),
-                device=device,
-                fingerprints=prints,
-            )
-        )
+        name = given.partition("=")[0]
+        own: list[str] = []
+        with noting(own):
+            if name in _BENCHMARKS:
+                from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs
+
+                found = benchmark_specs(given, lambda: _texts(config), device=device)
+            else:
+                (spec,) = scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
+                found = {name: spec}
+            own += [f"{column!r} is given twice" for column in found if column in specs]
+            specs |= found
+        problems += [f"evaluators: {problem}" for problem in own]
     if problems:
         raise ConfigurationError(problems)
     return specs
+
+
+def _texts(config: JobConfig) -> set[str]:
+    """Return what the prompts of a job say, before any is rewritten."""
+    import dataclasses
+
+    from ttsvar_ray.job.prepare import named_source
+    from ttsvar_ray.prompts import read_prompts
+
+    return {prompt.text for prompt in read_prompts(dataclasses.replace(named_source(config), rewrite=None))}
 
 
 def _outcomes(
@@ -230,14 +229,15 @@ def _outcomes(
     from ttsvar_ray.evaluate.comparison import Outcomes
     from ttsvar_ray.evaluate.score_table import read_scores
 
-    names = [given.partition("=")[0] for given in sweep.evaluators]
+    names: list[str] = []
     rows: list[dict[str, Any]] = []
     seconds, device_seconds, prompts = 0.0, 0.0, 0
     for repetition, config in enumerate(variant.jobs):
         layout, manifest = read_run(config.output.path)
         prompts = manifest.prompt_count
         specs = evaluators_of(config, sweep.evaluators, device=device)
-        run_scorers(layout, specs, workers=workers, address=address)
+        names = list(specs)
+        run_scorers(layout, list(specs.values()), workers=workers, address=address)
         generating = json.loads((layout.root / "seconds.json").read_text())["generating"]
         seconds += generating
         device_seconds += _device_seconds(config, layout, generating)
@@ -246,7 +246,7 @@ def _outcomes(
         best = read_columns(layout, [*wanted, *adaptive])
         chosen = pc.equal(best["image_rank"], 0)
         own = best.filter(chosen).drop_columns(["image_rank"]).to_pylist()
-        for name, spec in zip(names, specs, strict=True):
+        for name, spec in specs.items():
             found = [
                 one
                 for chunk in layout.data_parts()
@@ -263,7 +263,7 @@ def _outcomes(
     def by_prompt(column: str) -> Any:
         totals, seen = np.zeros(prompts), np.zeros(prompts)
         for row in rows:
-            totals[row["row"]] += row[column]
+            totals[row["row"]] += row[column] or 0.0  # one that is not judged counts nowhere: see _groups
             seen[row["row"]] += 1
         # A prompt without an image is no success: its score is 0, its reward nothing.
         return totals / count if column in names else totals / np.where(seen == 0, np.nan, seen)
@@ -298,13 +298,15 @@ def _known(values: Any) -> Any:
 
 
 def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:
-    """Return the group of each prompt: by the evaluator's tags, else all in one."""
+    """Return the group of each prompt: by the evaluator's tags, else all in one; -1 where it judges none."""
     import numpy as np
 
     groups = np.zeros(prompts, dtype=np.int64)
     tags = sorted({row[f"{name}_tag"] for row in rows if f"{name}_tag" in row})
     for row in rows:
-        if tags:
+        if row[name] is None:
+            groups[row["row"]] = -1
+        elif tags:
             groups[row["row"]] = tags.index(row[f"{name}_tag"])
     return groups
 

@@ -1,7 +1,8 @@
 """Variants of a job beside each other: means, paired differences to a control, and the table of them.
 
 One number a prompt enters, the mean over its repetitions: images of one prompt are not independent. Where an
-evaluator puts prompts into groups, as GenEval does by its tags, a score is the mean of the groups' means.
+evaluator puts prompts into groups, as GenEval does by its tags, a score is the mean of the groups' means; one
+that asks of some prompts alone, as T2I-CompBench's do, counts those.
 """
 
 from __future__ import annotations
@@ -137,10 +138,12 @@ def compare(
     Args:
         outcomes: of all variants, their prompts in one order.
         control: name of one of them.
-        groups: by evaluator, int64 [prompts].
+        groups: by evaluator, int64 [prompts]; -1 of prompts that it does not judge.
         published: by variant, then evaluator.
     """
     reference = next(one for one in outcomes if one.name == control)
+    judged = {name: own >= 0 for name, own in groups.items()}
+    groups = {name: own[judged[name]] for name, own in groups.items()}
     return [
         Line(
             name=one.name,
@@ -148,12 +151,14 @@ def compare(
             seconds=one.seconds,
             device_seconds=one.device_seconds,
             failed=one.failed,
-            scores={name: grouped_mean(values, groups[name]) for name, values in one.scores.items()},
+            scores={
+                name: grouped_mean(values[judged[name]], groups[name]) for name, values in one.scores.items()
+            },
             differences={}
             if one is reference
             else {
                 name: interval(
-                    values - reference.scores[name],
+                    (values - reference.scores[name])[judged[name]],
                     random=stream(0, f"{one.name}/{name}", 0, 0, "bootstrap"),
                     groups=groups[name],
                 )

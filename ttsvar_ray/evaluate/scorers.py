@@ -7,7 +7,6 @@ one part at a time and knows nothing of files.
 from __future__ import annotations
 
 import enum
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ class ScorerKind(str, enum.Enum):
     EMBEDDING = "embedding"
     SAFETY = "safety"
     GENEVAL = "geneval"
+    QUESTIONS = "questions"
 
 
 class Scorer(Protocol):
@@ -57,20 +57,23 @@ class ScorerSpec:
 
     Attributes:
         kind: how it looks.
-        name: of a reward or a feature extractor, or of the table where it is the only one of its kind.
+        name: of a reward, a feature extractor or a benchmark, or of the table where it is the only one of
+            its kind.
         path: files of its weights.
         clip: of GenEval, the folder of CLIP.
+        questions: of a benchmark that has such, their file.
         device: torch device name.
         dtype, preprocessing: of a reward.
         options: keywords of a reward of one's own.
-        label: of a safety model, the class that is not safe; "" is its last one.
-        fingerprints: what tells its code and weights from others.
+        label: of a safety model, the class that is not safe, "" is its last one; of a benchmark, a category.
+        fingerprints: what tells its code, weights and questions from others.
     """
 
     kind: ScorerKind
     name: str
     path: Path | None = None
     clip: Path | None = None
+    questions: Path | None = None
     device: str = "cpu"
     dtype: str = "float32"
     preprocessing: str = "published"
@@ -81,6 +84,8 @@ class ScorerSpec:
     @property
     def table(self) -> str:
         """Name of its table and of its main column."""
+        if self.kind is ScorerKind.QUESTIONS:
+            return column_name(f"{self.name} {self.label}")
         return column_name(f"features_{self.name}" if self.kind is ScorerKind.EMBEDDING else self.name)
 
     @property
@@ -108,8 +113,10 @@ class ScorerSpec:
         if self.kind is ScorerKind.SAFETY:
             assert self.path is not None
             return _SafetyScorer(self.path, table=self.table, label=self.label, device=self.device)
-        if self.kind is ScorerKind.GENEVAL:
-            return _geneval(self)
+        if self.kind in (ScorerKind.GENEVAL, ScorerKind.QUESTIONS):
+            from ttsvar_ray.evaluate.benchmark_scorers import build_benchmark
+
+            return build_benchmark(self)
         if self.kind is ScorerKind.EMBEDDING:
             from ttsvar_ray.features.registry import build_extractor
 
@@ -254,40 +261,3 @@ class _SafetyScorer:
             scores.append(float(shares[self._label]))
             tags.append(self._names[int(shares.argmax())])
         return {self._table: scores, f"{self._table}_tag": tags}
-
-
-class _GenEvalScorer:
-    def __init__(self, judged_by: Any, table: str) -> None:
-        self._judge, self._table = judged_by, table
-        self.columns = pa.schema([(table, pa.float32()), (f"{table}_tag", pa.string())])
-
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
-        from ttsvar_ray.evaluate.geneval_prompts import read_prompt
-
-        prompts = [read_prompt(_decoded(row), where=f"row {row['row']}") for row in rows]
-        verdicts = [self._judge.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
-        return {
-            self._table: [float(verdict.correct) for verdict in verdicts],
-            f"{self._table}_tag": [prompt.tag for prompt in prompts],
-        }
-
-
-def _decoded(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row whose clauses are lists again, where the output holds them as JSON."""
-    clauses = {name: row[name] for name in ("include", "exclude") if isinstance(row.get(name), str)}
-    return {**row, **{name: json.loads(text) for name, text in clauses.items()}}
-
-
-def _geneval(spec: ScorerSpec) -> _GenEvalScorer:
-    from ttsvar_ray.evaluate.color_names import ColorNames
-    from ttsvar_ray.evaluate.detector import Detector
-    from ttsvar_ray.evaluate.geneval import GenEvalJudge
-
-    assert spec.path is not None
-    assert spec.clip is not None
-    detector = Detector.load(spec.path, device=spec.device)
-    return _GenEvalScorer(
-        GenEvalJudge(detector, ColorNames.load(spec.clip, device=spec.device)), table=spec.table
-    )

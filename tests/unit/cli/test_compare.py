@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.support.tiny_blip import save_blip
+from tests.support.tiny_clip import save_clip
+from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
 from ttsvar_ray.job.sweep import read_sweep
 from ttsvar_ray.report.plot import Chart, Series
@@ -251,9 +253,102 @@ def test_charts_hold_their_points(tmp_path: Path) -> None:
         Chart(title="t", x_label="x", y_label="y").write(tmp_path / "none")
 
 
-def test_geneval_needs_both_networks() -> None:
-    from ttsvar_ray.cli.compare import evaluators_of
-    from ttsvar_ray.config import JobConfig
+def test_prompts_that_an_evaluator_does_not_judge_count_nowhere() -> None:
+    def outcomes(name: str, *scores: float) -> Outcomes:
+        values = np.array(scores)
+        return Outcomes(name=name, scores={"judge": values}, reward=values, images=1.0, seconds=1.0)
 
-    with pytest.raises(ConfigurationError, match="geneval=DETECTOR:CLIP"):
-        evaluators_of(JobConfig(), ["geneval=only"], device="cpu")
+    both = [outcomes("a", 0.25, 0.0, 0.75, 0.0), outcomes("b", 0.5, 0.0, 1.0, 9.0)]
+    groups = {"judge": np.array([0, -1, 0, -1])}
+    a, b = compare(both, control="a", groups=groups, published={})
+    assert a.scores["judge"].mean == 0.5 and a.scores["judge"].standard_error == 0.25
+    assert b.differences["judge"].mean == b.differences["judge"].high == 0.25
+
+
+COMPBENCH = """
+name: small
+base: {model: {name: shapes, device: cpu}, prompts: {path: HERE/drawn.txt}, cluster: {in_process: true}}
+control: raw
+evaluators:
+  - t2i-compbench=HERE/chunks.jsonl:HERE/blip
+  - t2i-compbench-clip=HERE/non_spatial_val.txt:HERE/clip
+  - t2i-compbench-objects=HERE/spatial_val.txt:HERE/detector
+  - clip-score=HERE/clip
+variants: {raw: {strategy: {name: raw}}, best-of-2: {strategy: {name: best-of-n, n: 2}}}
+published: {raw: {t2i-compbench color: 0.5}}
+"""
+DRAWN = ["a red circle", "a blue ring", "a cyan moon", "a ring", "a dog on the left of a cat", "a cross"]
+
+
+def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path) -> None:
+    save_blip(tmp_path / "blip")
+    save_clip(tmp_path / "clip")
+    save_mmdet(tmp_path / "detector", mmdet_weights(tiny_mask2former()))
+    (tmp_path / "drawn.txt").write_text("\n".join(DRAWN))
+    chunks = [("color", DRAWN[0]), ("color", DRAWN[1]), ("shape", DRAWN[2]), ("texture", "never drawn")]
+    lines = [{"prompt": text, "category": group, "chunks": [text]} for group, text in chunks]
+    (tmp_path / "chunks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "non_spatial_val.txt").write_text(f"{DRAWN[3]}\nnever drawn\n{DRAWN[0]}\n")
+    (tmp_path / "spatial_val.txt").write_text(f"{DRAWN[4]}\n")
+    file, output = write_sweep(tmp_path, COMPBENCH), tmp_path / "out"
+    call("compare", str(file), "--output", str(output), "--device", "cpu")
+    rows = json.loads((output / "table.json").read_text())["rows"]
+    spatial = "spatial, not comparable with UniDet"
+    columns = ["t2i-compbench color", "t2i-compbench shape", "t2i-compbench-clip non-spatial"]
+    assert list(rows[0]["scores"]) == [*columns, f"t2i-compbench-objects {spatial}", "clip-score"]
+    for row in rows:
+        found = {name: (one["mean"], one["standard_error"]) for name, one in row["scores"].items()}
+        del found["clip-score"]
+        folder = str(output / row["variant"] / "repetition-0")
+        for name, questions, judge in (
+            ("t2i-compbench", "chunks.jsonl", ("--judge", "blip")),
+            ("t2i-compbench-clip", "non_spatial_val.txt", ("--clip", "clip")),
+            ("t2i-compbench-objects", "spatial_val.txt", ("--detector", "detector")),
+        ):
+            command = ["evaluate", name, folder, "--questions", str(tmp_path / questions), judge[0]]
+            told = tmp_path / "told.json"
+            call(*command, str(tmp_path / judge[1]), "--device", "cpu", "--json", str(told))
+            for one in json.loads(told.read_text())["scores"]:
+                if f"{name} {one['name']}" in found:
+                    mean, error = found.pop(f"{name} {one['name']}")
+                    assert mean == pytest.approx(one["mean"], rel=1e-5)
+                    expected = one["standard_error"]  # None of one prompt
+                    assert error == (expected and pytest.approx(expected, rel=1e-4))
+        assert not found
+    assert {row["scores"]["t2i-compbench color"]["mean"] for row in rows} != {0.0}
+    outcomes = pq.read_table(output / "outcomes.parquet").to_pylist()
+    judged = [row for row in outcomes if row["t2i-compbench-clip non-spatial"] is not None]
+    assert [row["prompt"] for row in judged] == 2 * [DRAWN[0], DRAWN[3]]
+    for row in judged:
+        assert row["t2i-compbench-clip non-spatial"] == pytest.approx(row["clip-score"], rel=1e-5)
+    assert "| t2i-compbench color published |" in (output / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "complaint"),
+    [
+        (
+            "geneval=only",
+            "evaluators: expected geneval=DETECTOR:CLIP, the folders of the detector and of CLIP",
+        ),
+        ("t2i-compbench=:", "evaluators: expected t2i-compbench=QUESTIONS:JUDGE, the file of noun chunks"),
+        (
+            "t2i-compbench-clip=HERE/other.txt:HERE",
+            "t2i-compbench-clip: expected prompts of HERE/other.txt among those of the job, found none",
+        ),
+        ("constant, constant", "evaluators: 'constant' is given twice"),
+        ("t2i-compbench-objects=HERE/no.txt:HERE", "HERE/no.txt: expected a file of questions"),
+        ("t2i-compbench-clip=HERE/same.txt:HERE/no", "HERE/no: no such file or folder"),
+    ],
+)
+def test_evaluators_that_cannot_judge_are_refused_before_anything_is_drawn(
+    tmp_path: Path, evaluators: str, complaint: str
+) -> None:
+    (tmp_path / "other.txt").write_text("a dog\n")
+    (tmp_path / "same.txt").write_text("a photo of a red circle\n")
+    file = write_sweep(
+        tmp_path, SMALL.replace("[shapes-checker, constant]", f'["{evaluators}"]'.replace(", ", '", "'))
+    )
+    told = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
+    assert complaint.replace("HERE", str(tmp_path)) in told
+    assert not (tmp_path / "out").exists()
