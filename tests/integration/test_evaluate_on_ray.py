@@ -77,6 +77,32 @@ def test_geneval_on_two_workers_is_geneval_in_one_process(
     assert there == here
 
 
+def test_objects_on_two_workers_are_those_of_one_process(ray_cluster: Cluster, tmp_path: Path) -> None:
+    save_mmdet(tmp_path / "detector", mmdet_weights(tiny_mask2former()))
+    # What this detector sees in noise.
+    (tmp_path / "new_objects.txt").write_text("scissors - scissors\n")
+    (tmp_path / "numeracy_val.txt").write_text("one scissors\ntwo scissors\n")
+    (tmp_path / "images").mkdir()
+    for number in range(2 * PROMPTS):
+        name = ("one scissors", "two scissors", "scissors")[number % 3]
+        (tmp_path / "images" / f"{name}_{number:06d}.png").write_bytes(picture(number))
+    command = ["evaluate", "t2i-compbench-objects", str(tmp_path / "images"), "--device", "cpu"]
+    command += ["--questions", str(tmp_path / "numeracy_val.txt"), "--detector", str(tmp_path / "detector")]
+
+    def run(name: str, *more: str) -> list[bytes]:
+        files = [tmp_path / f"{name}.json", tmp_path / f"{name}.jsonl"]
+        done = CliRunner().invoke(
+            app, [*command, "--json", str(files[0]), "--verdicts", str(files[1]), *more]
+        )
+        assert done.exit_code == 0, done.output
+        return [file.read_bytes() for file in files]
+
+    here = run("here")
+    assert here[1].count(b"\n") == 1 + 8, "one of each image that something is asked of"
+    assert json.loads(here[0])["scores"][0]["mean"] > 0
+    assert run("ray", "--address", ray_cluster.address, "--workers", "2") == here
+
+
 def shared(
     cluster: Cluster, numbers: Iterator[int], dies: Path | None, **options: Any
 ) -> Iterator[tuple[int, int]]:
