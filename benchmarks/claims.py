@@ -2,21 +2,37 @@
 
     python -m benchmarks.claims
 
-prints the table of docs/paper.md from docs/curves/frontier.parquet and frontier_hard.parquet. A claim holds
-where the 95 % bootstrap interval of the difference that it predicts to be positive lies above 0.
+prints tables of docs/paper.md: the claims, from docs/curves/frontier.parquet, frontier_hard.parquet and
+frontier_three.parquet, and the sweeps on three objects, from sweeps_three.parquet. A claim holds where the
+95 % bootstrap interval of the difference that it predicts to be positive lies above 0.
+
+    python -m benchmarks.claims --collect DIR ...
+
+writes sweeps_three.parquet anew from the output folders of `ttsvar-ray compare`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shapes_rows import over_prompts
-from ttsvar_ray.evaluate.comparison import markdown
+from ttsvar_ray.evaluate.comparison import Outcomes, compare, markdown
 
 CURVES = Path(__file__).resolve().parents[1] / "docs" / "curves"
-SETS = {"easier set": "frontier.parquet", "harder set": "frontier_hard.parquet"}
+SETS = {
+    "easier set": "frontier.parquet",
+    "harder set": "frontier_hard.parquet",
+    "three objects": "frontier_three.parquet",
+}
+SWEEPS = CURVES / "sweeps_three.parquet"
+JUDGE = "shapes-checker"
 PUBLISHED, ONE_CUT = "TTS-VAR, published plan, N={n}", "one cut: 8, the best at {scale}"
 CLAIMS = (
     ("a search is right more often than one image", PUBLISHED.format(n=1), "raw"),
@@ -63,5 +79,52 @@ def table() -> str:
     return markdown(["claim", "difference", *SETS], lines)
 
 
+def collect(folders: list[Path]) -> None:
+    """Write every prompt's outcome of sweeps into one file, and what each variant costs."""
+    tables = []
+    for folder in folders:
+        content = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        costs = {row["variant"]: row["images"] for row in content["rows"]}
+        own = pq.read_table(folder / "outcomes.parquet").to_pandas()
+        own["cost"] = own["variant"].map(costs)
+        own["control"] = content["control"]
+        own["sweep"] = content["name"]
+        tables.append(own.rename(columns={JUDGE: "correct"}))
+    kept = ["sweep", "control", "variant", "cost", "row", "prompt", "correct", "reward"]
+    pq.write_table(pa.Table.from_pandas(pd.concat(tables)[kept], preserve_index=False), SWEEPS)
+
+
+def sweeps() -> dict[str, str]:
+    """Return the tables of the sweeps on three objects in Markdown, by the name of the sweep."""
+    tables = {}
+    for sweep, rows in pq.read_table(SWEEPS).to_pandas().groupby("sweep", sort=False):
+        control = rows["control"].iloc[0]
+        outcomes = [
+            Outcomes(
+                name=name,
+                scores={JUDGE: own["correct"].to_numpy(float)},
+                reward=own["reward"].to_numpy(float),
+                images=own["cost"].iloc[0],
+                seconds=np.nan,
+            )
+            for name, own in rows.sort_values("row", kind="stable").groupby("variant", sort=False)
+        ]
+        groups = {JUDGE: np.zeros(len(outcomes[0].reward), dtype=np.int64)}
+        cells = []
+        for line in compare(outcomes, control=control, groups=groups, published={}):
+            minus = line.differences.get(JUDGE)
+            score, reward = str(line.scores[JUDGE]), str(line.reward)
+            cells.append(
+                [line.name, f"{line.images:.2f}", score, "" if minus is None else f"{minus:+.4f}", reward]
+            )
+        head = ["three objects", "cost in images", JUDGE, f"{JUDGE} minus {control}", "reward that steered"]
+        tables[str(sweep)] = markdown(head, cells)
+    return tables
+
+
 if __name__ == "__main__":
-    print(table())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="output folders of compare")
+    if folders := parser.parse_args().collect:
+        collect(folders)
+    print("\n".join([table(), *(f"{name}\n\n{text}" for name, text in sweeps().items())]))
