@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from recipes.shapes.captions import KIND_WEIGHTS, Mix
 from recipes.shapes.progress import save_checkpoint
 from recipes.shapes.prompt_set import PromptSet, distinct_captions
+from recipes.shapes.reward_degrade import take_tokenizer
 from recipes.shapes.reward_training import CHECKPOINT, RewardRecipe, RewardTrainer
 from recipes.shapes.scenes import Scene
 from recipes.shapes.transformer_stage import Course, TextToBits, TransformerRecipe
@@ -100,8 +101,7 @@ def begin_with(name: str, work_dir: Path) -> None:
     both.text_encoder.load_state_dict(model.text_encoder.model.state_dict())
     assert described.reward_path is not None
     trainer.network.load_state_dict(load_file(described.reward_path / "model.safetensors"))
-    tokenizer = {"average": model.tokenizer.state_dict(), "gains": list(model.quantizer.gains)}
-    save_checkpoint(work_dir / "tokenizer.pt", tokenizer)
+    take_tokenizer(name, work_dir)
     for path, key, state in (
         ("transformer.pt", "model", both.state_dict()),
         (CHECKPOINT, "trainer", trainer.state_dict()),

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
-from recipes.shapes.progress import load_checkpoint
+from recipes.shapes.progress import load_checkpoint, save_checkpoint
 from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.infinity.directory import load_infinity
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
+from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.types import UInt8Array
 
 Degrade = Callable[[UInt8Array, np.random.Generator], UInt8Array]
@@ -52,8 +54,13 @@ def blur_and_noise(images: UInt8Array, rng: np.random.Generator) -> UInt8Array:
     return noisy.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def as_rendered(images: UInt8Array, rng: np.random.Generator) -> UInt8Array:
+    """Leave the images as they are."""
+    return images.copy()
+
+
 class TruncatedDecodes:
-    """Decodes of the first scales of a tokenizer; the images not chosen for it get `blur_and_noise`.
+    """Decodes of the first scales of a tokenizer; the images not chosen for it are spoilt otherwise.
 
     Args:
         tokenizer: the trained image tokenizer.
@@ -61,6 +68,7 @@ class TruncatedDecodes:
         num_scales: how many scales are kept, drawn evenly; repeat an entry to see it more often.
         flip_rate: largest share of bits turned over, at random places: the mistakes a generator makes.
         share: of the images that are decodes.
+        others: what becomes of the rest.
     """
 
     def __init__(
@@ -71,7 +79,9 @@ class TruncatedDecodes:
         *,
         flip_rate: float = 0.1,
         share: float = DECODED_SHARE,
+        others: Degrade = blur_and_noise,
     ) -> None:
+        self._others = others
         self._tokenizer = tokenizer.eval().requires_grad_(False)
         self._quantizer = quantizer
         self._num_scales = num_scales
@@ -84,7 +94,7 @@ class TruncatedDecodes:
         rows = np.flatnonzero(chosen)
         kept = rng.choice(self._num_scales, size=len(rows))
         flips = rng.uniform(0, self._flip_rate, len(rows)) * (rng.random(len(rows)) < 0.5)
-        result = blur_and_noise(images, rng)
+        result = self._others(images, rng)
         if not len(rows):
             return result
         device = next(self._tokenizer.parameters()).device
@@ -123,6 +133,22 @@ def truncated_maps(
 
 TRUNCATIONS = (7, 8, 8, 9, 9, 10, 10, 11, 12, 13, 13, 13)
 """How many scales a truncated decode keeps: whole images most often, then what a search looks at."""
+WHOLE = (13,)
+"""All scales: decodes of finished images alone."""
+
+
+def take_tokenizer(model: str, work_dir: Path) -> None:
+    """Write a finished model's image tokenizer as `work_dir`'s.
+
+    Args:
+        model: name or folder, of the built-in sizes.
+    """
+    described = describe_model(model)
+    loaded = load_infinity(
+        described, device=torch.device("cpu"), dtype=torch.float32, sampling=described.sampling
+    )
+    saved = {"average": loaded.tokenizer.state_dict(), "gains": list(loaded.quantizer.gains)}
+    save_checkpoint(work_dir / "tokenizer.pt", saved)
 
 
 def load_truncated_decodes(
@@ -131,6 +157,7 @@ def load_truncated_decodes(
     num_scales: tuple[int, ...] = TRUNCATIONS,
     flip_rate: float = 0.1,
     share: float = DECODED_SHARE,
+    others: Degrade = blur_and_noise,
 ) -> TruncatedDecodes | None:
     """Return the truncated decodes of `work_dir`'s tokenizer, or None where there is none yet.
 
@@ -142,4 +169,4 @@ def load_truncated_decodes(
     tokenizer = ImageTokenizer(TOKENIZER)
     tokenizer.load_state_dict(saved["average"])
     quantizer = dataclasses.replace(QUANTIZER, gains=tuple(saved["gains"]))
-    return TruncatedDecodes(tokenizer, quantizer, num_scales, flip_rate=flip_rate, share=share)
+    return TruncatedDecodes(tokenizer, quantizer, num_scales, flip_rate=flip_rate, share=share, others=others)

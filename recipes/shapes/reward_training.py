@@ -4,7 +4,9 @@
 
 trains, or goes on training, for ten minutes, and writes `reward.pt` (checkpoint), `reward.jsonl` (learning
 curve) and, once all steps are done, the reward directory `reward/`. With an image tokenizer in the same work
-folder (`tokenizer.pt`) its truncated decodes are the augmentation, else blur and noise.
+folder (`tokenizer.pt`; `--tokenizer shapes` puts the shipped model's there) its truncated decodes are the
+augmentation, else blur and noise. With `--finished-alone` no image is cut off or blurred: they are renders,
+and decodes of all scales.
 
 Every step's examples are drawn from (seed, step): a run that was killed goes on as if it had not been.
 """
@@ -27,7 +29,14 @@ from recipes.shapes.architecture import IMAGE_SIZE
 from recipes.shapes.captions import Mix
 from recipes.shapes.optimizers import mixed_precision, muon_and_adamw, warm_hold_decay
 from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkpoint
-from recipes.shapes.reward_degrade import Degrade, blur_and_noise, load_truncated_decodes
+from recipes.shapes.reward_degrade import (
+    WHOLE,
+    Degrade,
+    as_rendered,
+    blur_and_noise,
+    load_truncated_decodes,
+    take_tokenizer,
+)
 from recipes.shapes.reward_evaluation import ScoreBatch, pair_accuracy
 from recipes.shapes.reward_examples import USUAL, RewardBatch, sample_batch
 from recipes.shapes.reward_losses import AuxiliaryHeads, LossParts, caption_losses, noun_loss, patch_loss
@@ -261,14 +270,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget-seconds", type=float, default=None, help="length of this session")
     parser.add_argument("--steps", type=int, default=RewardRecipe().steps)
     parser.add_argument("--seed", type=int, default=RewardRecipe().seed)
+    parser.add_argument(
+        "--tokenizer",
+        help="a model, by name or folder, whose image tokenizer is taken where the work folder has none",
+    )
+    parser.add_argument(
+        "--finished-alone", action="store_true", help="learn from finished images, none cut off or blurred"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     recipe = RewardRecipe(steps=options.steps, seed=options.seed)
-    degrade: Degrade = load_truncated_decodes(options.work_dir) or blur_and_noise
-    logger.info(
-        "augmentation: %s", type(degrade).__name__ if degrade is not blur_and_noise else "blur and noise"
-    )
+    if options.tokenizer and not (options.work_dir / "tokenizer.pt").exists():
+        take_tokenizer(options.tokenizer, options.work_dir)
+    degrade: Degrade
+    if options.finished_alone:
+        degrade = (
+            load_truncated_decodes(options.work_dir, num_scales=WHOLE, others=as_rendered) or as_rendered
+        )
+    else:
+        degrade = load_truncated_decodes(options.work_dir) or blur_and_noise
+    logger.info("augmentation: %s", getattr(degrade, "__name__", None) or type(degrade).__name__)
     if train_reward(options.work_dir, recipe=recipe, degrade=degrade, budget_seconds=options.budget_seconds):
         export_reward(options.work_dir, options.work_dir / DIRECTORY, degrade=degrade)
         logger.info("reward directory: %s", options.work_dir / DIRECTORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ import torch
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
 from recipes.shapes.captions import sample_example, write_caption
 from recipes.shapes.hard import mix
-from recipes.shapes.reward_degrade import TruncatedDecodes, blur_and_noise
+from recipes.shapes.reward_degrade import (
+    WHOLE,
+    TruncatedDecodes,
+    as_rendered,
+    blur_and_noise,
+    load_truncated_decodes,
+    take_tokenizer,
+)
 from recipes.shapes.reward_examples import (
     CAPTIONS_PER_IMAGE,
     draw_negatives,
@@ -187,3 +195,18 @@ def test_truncated_decodes_are_what_the_tokenizer_makes_of_its_first_scales() ->
         decoded = to_uint8(tokenizer.decode(summed)).numpy()
     is_decode = (np.abs(degraded.astype(int) - decoded) <= 1).all(axis=(1, 2, 3))
     assert 4 <= is_decode.sum() <= 11
+
+
+def test_images_of_finished_ones_alone_are_renders_and_decodes_of_all_scales(tmp_path: Path) -> None:
+    take_tokenizer("shapes", tmp_path)
+    finished = load_truncated_decodes(tmp_path, num_scales=WHOLE, flip_rate=0.0, others=as_rendered)
+    usual = load_truncated_decodes(tmp_path, flip_rate=0.0)
+    assert finished is not None
+    assert usual is not None
+    images = sample_batch(np.random.default_rng(9), 40, 48).images
+    seen, spoilt = (how(images, np.random.default_rng(1)).astype(int) for how in (finished, usual))
+    unchanged = (seen == images).all(axis=(1, 2, 3))
+    assert 0.2 < unchanged.mean() < 0.5
+    away = np.abs(seen - images).mean(axis=(1, 2, 3))
+    assert away.max() < 8  # grey levels; a decode of seven scales is about 20 away
+    assert np.abs(spoilt - images).mean(axis=(1, 2, 3)).max() > 2 * away.max()

@@ -89,6 +89,16 @@ def test_the_export_scores_like_the_network_at_unit_scale(trained: Path, tmp_pat
     assert build_extractor("pool", backbone=tmp_path).extract(batch.images).shape == (12, 128)
 
 
+def test_the_command_takes_a_tokenizer_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    command = ["--work-dir", str(tmp_path), "--tokenizer", "shapes", "--budget-seconds", "0"]
+    reward_training.main([*command, "--finished-alone"])
+    assert (tmp_path / "tokenizer.pt").exists()
+    assert "augmentation: TruncatedDecodes" in caplog.text
+    assert "run the same command to go on" in caplog.text
+    assert torch.load(tmp_path / "reward.pt", weights_only=True)["step"] == 1
+
+
 def test_exporting_nothing_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the reward stage first"):
         export_reward(tmp_path, tmp_path / "out", degrade=blur_and_noise)
