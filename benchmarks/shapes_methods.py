@@ -17,6 +17,7 @@ def staged(
     *,
     final: Mapping[str, Any] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    is_side: bool | None = None,
 ) -> Method:
     """Return a search of named selections.
 
@@ -26,6 +27,7 @@ def staged(
             an operator is a name, or a name with its options.
         final: how final images are ranked.
         sampling: of the job, where it is not the model's own.
+        is_side: as in `Method`; None where it is one if it samples otherwise.
     """
     schedule = [[kept for scale, kept, _ in survivors if scale <= at][-1] for at in range(13)]
     selections = [
@@ -34,7 +36,10 @@ def staged(
     ]
     strategy = {"name": "tts-var", "batch_schedule": schedule, "selections": selections}
     return Method(
-        name=name, strategy={**strategy, **(final or {})}, sampling=sampling, is_side=sampling is not None
+        name=name,
+        strategy={**strategy, **(final or {})},
+        sampling=sampling,
+        is_side=sampling is not None if is_side is None else is_side,
     )
 
 
@@ -51,7 +56,7 @@ TWELVE = {
 """What the model's own plan was before one cut (docs/shapes_model.md)."""
 
 
-def _guided(first: int, last: int = 12) -> dict[str, Any]:
+def guided(first: int, last: int = 12) -> dict[str, Any]:
     """Return the settings that guide the scales from `first` to `last` alone."""
     return {"guidance": [3.5 if first <= scale <= last else 1.0 for scale in range(13)]}
 
@@ -61,13 +66,26 @@ def _softened(confidence: float) -> dict[str, Any]:
     return {"confidence": [confidence] * 7 + [None] * 6}
 
 
+LAST_GUIDED = 9
+"""Where guidance may end: on tuning prompts nothing was lost (docs/results.md, "Ideas of the field")."""
 _CUT = [(6, 1, "top-k")]
 IDEAS = (
-    staged("guided from 7 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(7)),
-    staged("guided from 5 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(5)),
-    staged("guided from 7 on: 16, the best at 6", [(0, 16, None), *_CUT], sampling=_guided(7)),
-    staged("guided up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(0, 6)),
-    staged("guided up to 9: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_guided(0, 9)),
+    staged("guided from 7 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=guided(7)),
+    staged("guided from 5 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=guided(5)),
+    staged("guided from 7 on: 16, the best at 6", [(0, 16, None), *_CUT], sampling=guided(7)),
+    staged("guided up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=guided(0, 6)),
+    staged(
+        "guided up to 9: 8, the best at 6",
+        [(0, 8, None), *_CUT],
+        sampling=guided(0, LAST_GUIDED),
+        is_side=False,
+    ),
+    Method(
+        name="best-of-8, guided up to 9",
+        strategy={"name": "best-of-n", "n": 8},
+        sampling=guided(0, LAST_GUIDED),
+        is_side=True,
+    ),
     staged("confidence 0.85 up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_softened(0.85)),
     staged("confidence 0.8 up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_softened(0.8)),
 )
@@ -75,6 +93,7 @@ IDEAS = (
 
 RUN = (
     staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
+    Method(name="raw, guided up to 9", strategy={"name": "raw"}, sampling=guided(0, LAST_GUIDED)),
     Method(name="TTS-VAR, 12 trajectories, N=1", strategy={"name": "tts-var", **TWELVE}),
     Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published"}),
     # Trajectories dropped before anything is known of them are trajectories not started.

@@ -30,7 +30,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.shapes_methods import BEST_OF, LOOKING, POOL_METHOD, REPLAYED, RUN
+from benchmarks.shapes_methods import BEST_OF, LAST_GUIDED, LOOKING, POOL_METHOD, REPLAYED, RUN, guided
 from benchmarks.shapes_pieces import (
     HARD_MODEL,
     POOL_SCALES,
@@ -79,6 +79,11 @@ SHARES = 4
 SIZES = (1, 2, 4, 8, 16)
 BUDGETS = (1.2, 1.5, 2.0, 3.0)
 ADAPTIVE_NAME = "adaptive, budget {:g}"
+GUIDED_NAME = "{}, guided up to 9"
+ADAPTIVE_NAMES = (
+    *map(ADAPTIVE_NAME.format, BUDGETS),
+    *(GUIDED_NAME.format(ADAPTIVE_NAME.format(budget)) for budget in BUDGETS[:2]),
+)
 SEED, TUNING_SEED = 1000, 11
 
 
@@ -89,9 +94,7 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> l
         known: the file that keeps them: chosen once, they are those of the finished pieces.
     """
     if known.exists():
-        return [
-            Method(name=name, strategy=strategy) for name, strategy in json.loads(known.read_text()).items()
-        ]
+        return _with_less_guidance(json.loads(known.read_text()))
     scales = [at for at, scale in enumerate(POOL_SCALES) if scale != 9]  # as `calibrate` looks at them
     pool = Pool(
         scales=tuple(POOL_SCALES[at] for at in scales),
@@ -99,18 +102,31 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> l
         quality=np.array([prompt.correct for prompt in tuning]),
     )
     costs = costs_of(resolve(job(RUN[0], model, 0)))
-    methods = []
+    strategies = {}
     chosen = calibrate(pool, budgets=BUDGETS, max_rounds=POOL_SIZE, image_costs=costs)
     for budget, found in chosen.items():
-        strategy = {
+        strategies[ADAPTIVE_NAME.format(budget)] = {
             "name": "adaptive",
             "max_rounds": POOL_SIZE,
             "reject_below": {scale: round(least, 4) for scale, least in found.rounds.reject_below},
             "stop_at": round(float(found.rounds.stop_at or 0.0), 4),
         }
-        methods.append(Method(name=ADAPTIVE_NAME.format(budget), strategy=strategy))
-    known.write_text(json.dumps({method.name: method.strategy for method in methods}, indent=1))
-    return methods
+    known.write_text(json.dumps(strategies, indent=1))
+    return _with_less_guidance(strategies)
+
+
+def _with_less_guidance(strategies: Mapping[str, Any]) -> list[Method]:
+    """Return the adaptive searches, and those of the least budgets once more without guidance of late scales.
+
+    Up to there they draw the same trajectories, so that the same thresholds serve.
+    """
+    return [
+        *(Method(name=name, strategy=strategy) for name, strategy in strategies.items()),
+        *(
+            Method(name=GUIDED_NAME.format(name), strategy=strategies[name], sampling=guided(0, LAST_GUIDED))
+            for name in map(ADAPTIVE_NAME.format, BUDGETS[:2])
+        ),
+    ]
 
 
 def table_rows(
@@ -156,7 +172,8 @@ def table_rows(
             rows.append(run_row(method, model, finished))
     if reporting:
         looked = [prompt for prompt in reporting if prompt.trajectories.looked]
-        rows += [replayed_row(method, model, reporting) for method in (*adaptive, *REPLAYED)]
+        thresholds = [method for method in adaptive if method.sampling is None]
+        rows += [replayed_row(method, model, reporting) for method in (*thresholds, *REPLAYED)]
         rows += [replayed_row(method, model, looked) for method in LOOKING if looked]
     return rows, curve
 
@@ -331,7 +348,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.model = options.model or (HARD_MODEL if options.set == "hard" else "shapes")
-    names = [*(method.name for method in RUN), *map(ADAPTIVE_NAME.format, BUDGETS)]
+    names = [*(method.name for method in RUN), *ADAPTIVE_NAMES]
     if unknown := set(options.methods or ()) - set(names):
         parser.error(f"--methods: expected some of {names}, got {', '.join(sorted(unknown))}")
     searches = [method for method in RUN if method.name in (options.methods or names)]
