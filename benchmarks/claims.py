@@ -1,10 +1,11 @@
-"""Which of the paper's claims hold on the built-in model: paired differences over the committed outcomes.
+"""Paired differences over the committed outcomes of the searches of the built-in model.
 
     python -m benchmarks.claims
 
-prints tables of docs/paper.md: the claims, from docs/curves/frontier.parquet, frontier_hard.parquet and
-frontier_three.parquet, and the sweeps on three objects, from sweeps_three.parquet. A claim holds where the
-95 % bootstrap interval of the difference that it predicts to be positive lies above 0.
+prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
+frontier_hard.parquet and frontier_three.parquet; differences between methods of the frontier; the sweeps on
+three objects, from sweeps_three.parquet. A claim holds where the 95 % bootstrap interval of the difference that it
+predicts to be positive lies above 0.
 
     python -m benchmarks.claims --collect DIR ...
 
@@ -54,29 +55,111 @@ CLAIMS = (
 """(the claim, "" for another difference of the one before; the method that it prefers; its control)."""
 
 
+RUN = " (run)"
+"""Behind the name of a method that was run and replayed, where the run is meant."""
+_CUT, _CUT_OF_4, _FINALISTS = (
+    ONE_CUT.format(scale=6),
+    "one cut: 4, the best at 6",
+    "8, 2 at 6, the better at the end",
+)
+_ADAPTIVE = "adaptive, budget {:g}"
+_TWELVE = "TTS-VAR, 12 trajectories, N={n}"
+DIFFERENCES = (
+    *(
+        (_ADAPTIVE.format(1.5) + how, control)
+        for how in (RUN, "")
+        for control in ("best-of-8", "best-of-4", _CUT + how, _TWELVE.format(n=1), PUBLISHED.format(n=1))
+    ),
+    (_ADAPTIVE.format(1.5) + RUN, _ADAPTIVE.format(1.5)),
+    (_CUT, "best-of-8"),
+    (_CUT + RUN, "best-of-8"),
+    (_CUT + RUN, _TWELVE.format(n=1)),
+    (_CUT + RUN, PUBLISHED.format(n=1)),
+    *((ONE_CUT.format(scale=scale), _CUT) for scale in (5, 7)),
+    (_FINALISTS, _CUT),
+    *((PUBLISHED.format(n=n), control) for n in (2, 4) for control in ("best-of-8", _CUT + RUN)),
+    (_TWELVE.format(n=2), _TWELVE.format(n=1)),
+    *((f"resampling alone, N={n}", f"best-of-{n}") for n in (2, 4, 8)),
+    (PUBLISHED.format(n=1), "published plan without clustering: 4, resample 6 and 9"),
+    (_TWELVE.format(n=1), "12 trajectories without clustering: 8, resample 6 and 9"),
+    *(
+        (f"8, {name} to 4 at 4, the best at 6", _CUT_OF_4)
+        for name in (
+            "cluster",
+            "density",
+            "density, half at random",
+            "DPP",
+            "farthest points",
+            "likelihood",
+            "best of each cluster",
+            "diverse top-k",
+        )
+    ),
+    *((f"no reward: 8, {name}", "raw") for name in ("density to 1 at 5", "likelihood to 1 at 6")),
+    *((f"8, one drawn at 6, {how}", _CUT) for how in ("lambda 10", "z-scores, lambda 3", "ranks, lambda 10")),
+    ("best-of-8 by the mean of 8, 9 and 12", "best-of-8"),
+    ("8, 2 at 6, the better by the mean of 8, 9 and 12", _FINALISTS),
+    ("guided up to 9: 8, the best at 6", _CUT + RUN),
+    *(
+        (f"{how}: {start}, the best at 6", _CUT + RUN)
+        for how, start in (
+            ("guided up to 6", 8),
+            ("guided from 5 on", 8),
+            ("guided from 7 on", 8),
+            ("guided from 7 on", 16),
+            ("confidence 0.85 up to 6", 8),
+            ("confidence 0.8 up to 6", 8),
+        )
+    ),
+)
+"""(method, its control) of the frontier."""
+
+
+def outcomes(file: str) -> dict[str, pd.DataFrame]:
+    """Return correctness and cost of every prompt, by row, for each method.
+
+    Where a method was replayed and run, the replay has its name, because it has the pool's own trajectories;
+    the run is `NAME (run)`.
+    """
+    found = pq.read_table(CURVES / file).to_pandas().sort_values("how", key=lambda how: how != "run")
+    by_name: dict[str, pd.DataFrame] = {}
+    for (method, how), own in found.groupby(["method", "how"], sort=False):
+        by_row = own.set_index("row").sort_index()[["correct", "cost"]]
+        by_name[method] = by_row
+        if how == "run":
+            by_name[method + RUN] = by_row
+    return by_name
+
+
 def table() -> str:
     """Return the claims in Markdown."""
-    correct = {}
-    for name, file in SETS.items():
-        # Where a method was replayed and run, the replay counts: it has the pool's own trajectories.
-        outcomes = pq.read_table(CURVES / file).to_pandas().sort_values("how", key=lambda how: how != "run")
-        correct[name] = {
-            method: own.set_index("row").sort_index()["correct"]
-            for (method, _), own in outcomes.groupby(["method", "how"], sort=False)
-        }
+    found_in = {name: outcomes(file) for name, file in SETS.items()}
     lines = []
     for claim, first, control in CLAIMS:
         cells = [claim, f"{first} minus {control}"]
-        for own in correct.values():
+        for own in found_in.values():
             if not {first, control} <= own.keys():
                 cells.append("not run")
                 continue
             rows = own[first].index.intersection(own[control].index)
-            found = over_prompts((own[first][rows] - own[control][rows]).to_numpy())
+            correct, before = own[first]["correct"][rows], own[control]["correct"][rows]
+            found = over_prompts((correct - before).to_numpy())
             verdict = "holds" if found.low > 0 else "the reverse holds" if found.high < 0 else "not shown"
             cells.append(f"{verdict}: {found:+.3f}, {len(rows)} prompts")
         lines.append(cells)
     return markdown(["claim", "difference", *SETS], lines)
+
+
+def differences() -> str:
+    """Return what separates methods of the frontier, in Markdown."""
+    own, lines = outcomes("frontier.parquet"), []
+    for first, control in DIFFERENCES:
+        rows = own[first].index.intersection(own[control].index)
+        one, other = own[first].loc[rows], own[control].loc[rows]
+        found = over_prompts((one["correct"] - other["correct"]).to_numpy())
+        costs = [f"{way['cost'].mean():.2f}" for way in (one, other)]
+        lines.append([first, costs[0], control, costs[1], f"{found:+.3f}", str(len(rows))])
+    return markdown(["method", "cost", "its control", "its cost", "difference", "prompts"], lines)
 
 
 def collect(folders: list[Path]) -> None:
@@ -99,7 +182,7 @@ def sweeps() -> dict[str, str]:
     tables = {}
     for sweep, rows in pq.read_table(SWEEPS).to_pandas().groupby("sweep", sort=False):
         control = rows["control"].iloc[0]
-        outcomes = [
+        variants = [
             Outcomes(
                 name=name,
                 scores={JUDGE: own["correct"].to_numpy(float)},
@@ -109,9 +192,9 @@ def sweeps() -> dict[str, str]:
             )
             for name, own in rows.sort_values("row", kind="stable").groupby("variant", sort=False)
         ]
-        groups = {JUDGE: np.zeros(len(outcomes[0].reward), dtype=np.int64)}
+        groups = {JUDGE: np.zeros(len(variants[0].reward), dtype=np.int64)}
         cells = []
-        for line in compare(outcomes, control=control, groups=groups, published={}):
+        for line in compare(variants, control=control, groups=groups, published={}):
             minus = line.differences.get(JUDGE)
             score, reward = str(line.scores[JUDGE]), str(line.reward)
             cells.append(
@@ -127,4 +210,4 @@ if __name__ == "__main__":
     parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="output folders of compare")
     if folders := parser.parse_args().collect:
         collect(folders)
-    print("\n".join([table(), *(f"{name}\n\n{text}" for name, text in sweeps().items())]))
+    print("\n".join([table(), differences(), *(f"{name}\n\n{text}" for name, text in sweeps().items())]))
