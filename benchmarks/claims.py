@@ -4,8 +4,8 @@
 
 prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
 frontier_hard.parquet and frontier_three.parquet; differences between methods of the frontier; the sweeps on
-three objects, from sweeps_three.parquet. A claim holds where the 95 % bootstrap interval of the difference that it
-predicts to be positive lies above 0.
+three objects, from sweeps_three.parquet. A claim holds where the 95 % bootstrap interval of the difference
+that it predicts to be positive lies above 0.
 
     python -m benchmarks.claims --collect DIR ...
 
