@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
+from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.sweep import read_sweep
 from ttsvar_ray.report.plot import Chart, Series
 
@@ -50,6 +52,22 @@ def test_a_dry_run_shows_plans_and_costs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "2B, raw: 0.32 images" in told, "costs of all variants are in images of one model"
     assert "8 -> 1 trajectories over 13 scales: cluster at 2, 5; resample at 6, 9" in told
     assert not (ROOT / "outputs" / "equal_seconds").exists()
+
+
+def test_the_sweeps_on_three_objects_are_those_of_the_docs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = re.search(
+        r"```\n.*compare (jobs/shapes/\S+) ((?:--set \S+|\\\n| )+)\n```", Path("docs/paper.md").read_text()
+    )
+    assert command is not None
+    overrides = re.findall(r"--set (\S+)", command[2])
+    _, variants = read_sweep(Path(command[1]), tmp_path, overrides)
+    for job in (variant.job for variant in variants):
+        (reward,) = resolve(job).rewards
+        assert reward.path == Path("recipes/shapes/hard_weights/reward")
+        assert str(job.prompts.path).endswith("shapes_hard.jsonl") and job.prompts.id_column is None
 
 
 @pytest.mark.slow
