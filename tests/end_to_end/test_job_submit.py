@@ -50,6 +50,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Workers that start before they are asked for are of no use to a job with files of its own.
+        "RAY_prestart_worker_first_driver": "0",
     }
     environment.pop("RAY_ADDRESS", None)
     port, dashboard_port = free_port(), free_port()
@@ -59,7 +61,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--temp-dir={session}"]
     # The agent takes jobs; its default port may be another cluster's.
     command += [f"--dashboard-agent-listen-port={free_port()}"]
-    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats", "--include-log-monitor=false"]
     log = (tmp_path / "ray.log").open("wb")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     dashboard = f"http://127.0.0.1:{dashboard_port}"

@@ -7,6 +7,7 @@ changes everything that follows.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,17 +35,21 @@ def draw_bits(
     return hashlib.blake2b(name + b"".join(past), digest_size=8).digest()
 
 
+# Ten thousand schedules ask for the same few thousand trajectories.
+@functools.cache
 def reward_of(bits: PackedBits) -> float:
     """Return a float32 reward in [0, 1) of the image that these bits would decode to."""
     return float(np.float32(int.from_bytes(_digest(b"reward", bits)[:3], "little") / 2**24))
 
 
-def features_of(bits: PackedBits) -> list[float]:
+@functools.cache
+def features_of(bits: PackedBits) -> tuple[float, ...]:
     """Return `FEATURE_DIM` numbers in [0, 1)."""
     digest = _digest(b"features", bits)
-    return [digest[i] / 256 for i in range(FEATURE_DIM)]
+    return tuple(digest[i] / 256 for i in range(FEATURE_DIM))
 
 
+@functools.cache
 def image_of(bits: PackedBits) -> FinalImage:
     """Return an "image" that names all the bits it came from."""
     return FinalImage.of_bytes(_digest(b"image", bits), width=4, height=4, image_format="raw")
@@ -205,8 +210,16 @@ def reference_outcome(plan: Plan, run_seed: int, prompt_key: str) -> Reference:
 def _run_trajectory(
     segment: Segment, run_seed: int, prompt_key: str, slot: int, past: PackedBits, round_index: int
 ) -> PackedBits:
+    scales = range(segment.first_scale, segment.last_scale + 1)
+    return _drawn_on(scales, run_seed, prompt_key, slot, past, round_index)
+
+
+@functools.cache
+def _drawn_on(
+    scales: range, run_seed: int, prompt_key: str, slot: int, past: PackedBits, round_index: int
+) -> PackedBits:
     bits = past
-    for scale_index in range(segment.first_scale, segment.last_scale + 1):
+    for scale_index in scales:
         bits = (*bits, draw_bits(run_seed, prompt_key, scale_index, slot, bits, round_index))
     return bits
 
