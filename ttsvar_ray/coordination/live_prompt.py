@@ -61,7 +61,7 @@ class LivePrompt:
     @property
     def key(self) -> str:
         """The prompt's unique name."""
-        return self.population.prompt.key
+        return self.population.key
 
     @property
     def segment(self) -> Segment:

@@ -63,6 +63,7 @@ class Population:
         trace_bits: bool = False,
     ) -> None:
         self.prompt = prompt
+        self.key = prompt.key
         self.trace: list[SelectionRecord] = []
         self._whole_plan = plan
         self._run_seed = run_seed
@@ -88,8 +89,12 @@ class Population:
         self._past = Past.empty(self._segment.population)
         self._bits: tuple[PackedBits, ...] = ((),) * self._segment.population
         self._parent_slots: tuple[int, ...] = ()
-        # Each slot's report, and its row there.
+        self._await_reports()
+
+    def _await_reports(self) -> None:
+        # Each slot's report, and its row there; and the slots without one.
         self._reported: dict[int, tuple[SegmentReport, int]] = {}
+        self._unreported = tuple(range(self._segment.population))
 
     def _finish_round(self, end: RoundEnd) -> None:
         """Go on from the best trajectory of an abandoned round."""
@@ -100,7 +105,7 @@ class Population:
         self._segment = next(s for s in self._plan.segments if s.first_scale == end.scale_index + 1)
         self._past, self._bits = abandoned.past, (abandoned.bits,)
         self._parent_slots = (0,)
-        self._reported = {}
+        self._await_reports()
 
     @property
     def rounds(self) -> int:
@@ -120,12 +125,12 @@ class Population:
     @property
     def unreported(self) -> tuple[int, ...]:
         """Slots whose segment has not been reported, ascending."""
-        return tuple(slot for slot in range(self._segment.population) if slot not in self._reported)
+        return self._unreported
 
     @property
     def is_complete(self) -> bool:
         """Whether every slot of this segment has been reported."""
-        return len(self._reported) == self._segment.population
+        return not self._unreported
 
     def task(self, slots: Sequence[int], *, attempt: int, held_parents: Container[int]) -> ShardTask:
         """Return the task that runs `slots`, with the bits of every parent not in `held_parents`."""
@@ -154,8 +159,9 @@ class Population:
         if complaint is not None:
             return complaint
         for row, slot in enumerate(report.slots):
-            assert slot not in self._reported, f"slot {slot} of {self.prompt.key} reported twice"
+            assert slot not in self._reported, f"slot {slot} of {self.key} reported twice"
             self._reported[slot] = (report, row)
+        self._unreported = tuple(slot for slot in self._unreported if slot not in self._reported)
         self._seconds += report.seconds
         self._counters.update(report.counters)
         return None
@@ -178,7 +184,7 @@ class Population:
         missed = None if self._finishes else rejection(self._plan, segment.last_scale, past.reward_history)
         if missed is not None:
             record = abandoned_record(
-                self.prompt.key, selection, past.latest, missed=missed, round_index=self._round_index
+                self.key, selection, past.latest, missed=missed, round_index=self._round_index
             )
             bits = self._bits_now()
             self.trace.append(self._with_bits(record, bits))
@@ -189,8 +195,8 @@ class Population:
         self._past, self._bits = past, self._bits_now()
         record = self._with_bits(record, self._bits)
         self._parent_slots = record.ancestor_index
-        self._reported = {}
         self._segment = self._plan.segments[self._segment.index + 1]
+        self._await_reports()
         assert len(self._parent_slots) == self._segment.population
         return Selected(record=record)
 
@@ -236,12 +242,12 @@ class Population:
                 features=self._features(),
                 reward_history=past.reward_history,
                 run_seed=self._run_seed,
-                prompt_key=self.prompt.key,
+                prompt_key=self.key,
                 round_index=self._round_index,
                 log_likelihood=past.log_likelihood,
             )
         return selection_record(
-            self.prompt.key, selection, past.reward_history, choice=choice, round_index=self._round_index
+            self.key, selection, past.reward_history, choice=choice, round_index=self._round_index
         )
 
     def _end_round(self, past: Past) -> Restarted | Stop:
