@@ -6,14 +6,16 @@ in it. Whatever is missing, left over or of another shape is named at once, and 
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ttsvar_ray.errors import CheckpointError
 
@@ -29,6 +31,27 @@ LISTED = 8
 KeyTable = Sequence[tuple[str, str | None]]
 """(pattern of the published key, our key), the first match counts. None is dropped on purpose; a row with
 {part} is a fused attention, split in query, key and value."""
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors as they are where a constructor would draw weights."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (nn.init.normal_, Tensor.normal_, Tensor.erfinv_):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Let modules be built on the meta device, where they have shapes and no weights.
+
+    `torch.device("meta")` does that too, but has an embedding drawn all the same, in Python that imports
+    torch's compiler first: seconds that each process would wait for nothing.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def read_published(path: Path, *, expected: str, inside: str | None = None) -> dict[str, Tensor]:
@@ -193,7 +216,7 @@ def build_pretrained(
     Raises:
         CheckpointError: lists missing, unexpected and misshapen names, all at once.
     """
-    with torch.device("meta"):
+    with on_meta():
         check_fit(model_class(config), weights, source=source)
     # Unlike the constructor, it draws no initial weights.
     return model_class.from_pretrained(
@@ -223,7 +246,7 @@ def build_loaded(
         narrow: prefix of the names that are held in `dtype`; the rest is float32.
         dtype: see `narrow`.
     """
-    with torch.device("meta"):
+    with on_meta():
         module = make()
     placed = {
         key: value.to(device, dtype if narrow and key.startswith(narrow) else torch.float32)

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipes.shapes.assemble import save_infinity
 from tests.support.tiny_infinity import TEXT_LENGTH, text_parts, tiny_config, tiny_model
@@ -15,7 +18,7 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.infinity.directory import TOKENIZER_KEYS, transformer_weights
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.models.weight_files import read_weights
-from ttsvar_ray.vision.checkpoints import load_strict, rename_keys
+from ttsvar_ray.vision.checkpoints import load_strict, on_meta, rename_keys
 
 PLAN = {"batch_schedule": [4, 4, 4, 2, 2, 2, 1, 1], "cluster_scales": [2], "resample_scales": [5]}
 
@@ -201,3 +204,24 @@ def test_unreadable_weights_are_named(tmp_path: Path) -> None:
     for name in ("junk.safetensors", "junk.pth", "absent.pth"):
         with pytest.raises(CheckpointError, match=name):
             read_weights(tmp_path / name)
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_weights_are_drawn_for_a_module_that_has_none_yet() -> None:
+    with Operations() as seen, on_meta():
+        table = nn.Embedding(3, 4)
+        nn.init.trunc_normal_(nn.Linear(3, 4).weight)
+    assert table.weight.is_meta and table.weight.requires_grad
+    # Either would import torch's compiler.
+    assert "empty" in seen.names and not {"normal_", "erfinv_"} & seen.names

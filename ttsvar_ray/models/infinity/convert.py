@@ -41,7 +41,7 @@ from ttsvar_ray.models.weight_files import (
     write_shards,
 )
 from ttsvar_ray.models.weight_source import fetch_all
-from ttsvar_ray.vision.checkpoints import check_fit, rename_keys
+from ttsvar_ray.vision.checkpoints import check_fit, on_meta, rename_keys
 
 SHARD_BYTES = 5 * 10**9
 SHARDED_TRANSFORMER = "transformer"
@@ -156,7 +156,7 @@ def _transformer_plans(
 ) -> dict[str, TensorPlan]:
     config = TransformerConfig.from_json(description.transformer)
     weights = transformer_weights(read_weights(file), config, source=str(file))
-    with torch.device("meta"):
+    with on_meta():
         module = InfinityTransformer(config, description.scale_schedule)
     check_fit(module, weights, source=str(file))
     return {
@@ -167,7 +167,7 @@ def _transformer_plans(
 def _tokenizer_plans(description: ModelDescription, file: Path) -> dict[str, TensorPlan]:
     config, _ = parse_tokenizer(description.tokenizer, description.scale_schedule)
     weights = rename_keys(read_weights(file), TOKENIZER_KEYS, source=str(file))
-    with torch.device("meta"):
+    with on_meta():
         module = ImageTokenizer(config)
     check_fit(module, weights, source=str(file))
     return {name: _plan(tensor) for name, tensor in weights.items()}

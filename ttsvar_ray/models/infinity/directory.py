@@ -31,7 +31,7 @@ from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.weight_files import Weights, read_weights
 from ttsvar_ray.models.weight_source import fetch_all
 from ttsvar_ray.types import ScaleSchedule
-from ttsvar_ray.vision.checkpoints import KeyTable, build_loaded, rename_keys
+from ttsvar_ray.vision.checkpoints import KeyTable, build_loaded, on_meta, rename_keys
 
 BLOCKS = "block_chunks."
 """Prefix of the weights that may be held in a narrow dtype."""
@@ -201,7 +201,7 @@ def infinity_on_meta(
     # Chunks only name the blocks, and need not divide every depth.
     config = TransformerConfig.from_json({**description.transformer, "block_chunks": 1})
     tokenizer_config, quantizer = parse_tokenizer(description.tokenizer, description.scale_schedule)
-    with torch.device("meta"):
+    with on_meta():
         transformer = InfinityTransformer(config, description.scale_schedule)
         tokenizer = ImageTokenizer(tokenizer_config)
     transformer.set_block_dtype(dtype)

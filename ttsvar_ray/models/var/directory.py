@@ -24,7 +24,7 @@ from ttsvar_ray.models.var.tokenizer import VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.models.weight_files import read_weights
 from ttsvar_ray.models.weight_source import fetch_all
-from ttsvar_ray.vision.checkpoints import KeyTable, build_loaded, rename_keys
+from ttsvar_ray.vision.checkpoints import KeyTable, build_loaded, on_meta, rename_keys
 
 CLASSES = "classes.json"
 _BLOCKS = "blocks."
@@ -84,7 +84,7 @@ def load_var(
 def var_on_meta(description: ModelDescription, *, dtype: torch.dtype, sampling: SamplingSettings) -> VarModel:
     """Return a model on the meta device, with nameless classes."""
     config = VarConfig.from_json(description.transformer)
-    with torch.device("meta"):
+    with on_meta():
         transformer = VarTransformer(config, description.scale_schedule)
         tokenizer = VqDecoder(VqConfig.from_json(description.tokenizer))
     transformer.blocks.to(dtype)
