@@ -66,7 +66,7 @@ _CUT, _CUT_OF_4, _FINALISTS = (
     "one cut: 4, the best at 6",
     "8, 2 at 6, the better at the end",
 )
-_ADAPTIVE = "adaptive, budget {:g}"
+_ADAPTIVE, _GUIDED = "adaptive, budget {:g}", "{}, guided up to 9"
 _TWELVE = "TTS-VAR, 12 trajectories, N={n}"
 DIFFERENCES = (
     *(
@@ -103,7 +103,14 @@ DIFFERENCES = (
     *((f"8, one drawn at 6, {how}", _CUT) for how in ("lambda 10", "z-scores, lambda 3", "ranks, lambda 10")),
     ("best-of-8 by the mean of 8, 9 and 12", "best-of-8"),
     ("8, 2 at 6, the better by the mean of 8, 9 and 12", _FINALISTS),
+    (_GUIDED.format("raw"), "raw"),
+    (_GUIDED.format("best-of-8"), "best-of-8"),
     ("guided up to 9: 8, the best at 6", _CUT + RUN),
+    *(
+        (_GUIDED.format(_ADAPTIVE.format(budget)), control)
+        for budget in (1.5, 1.2)
+        for control in (_ADAPTIVE.format(budget) + RUN, "best-of-8", "raw")
+    ),
     *(
         (f"{how}: {start}, the best at 6", _CUT + RUN)
         for how, start in (

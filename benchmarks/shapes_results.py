@@ -247,15 +247,18 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
     groups = {
         "best-of-N": [row for row in rows if row.kind == "pool" and "any" not in row.name],
         "adaptive": [row for row in rows if "adaptive" in row.name and row.kind == "replayed"],
+        "guidance up to scale 9": [row for row in rows if "guided up to 9" in row.name],
         "TTS-VAR": [row for row in rows if row.name.startswith("TTS-VAR")],
         "resampling alone": [row for row in rows if row.name.startswith("resampling")],
         "other plans": [
             row
             for row in rows
-            if row.kind != "pool" and not row.name.startswith(("TTS-VAR", "resampling", "adaptive"))
+            if row.kind != "pool"
+            and not row.name.startswith(("TTS-VAR", "resampling", "adaptive"))
+            and "guided up to 9" not in row.name
         ],
     }
-    for (label, members), marker in zip(groups.items(), "osD^.", strict=True):
+    for (label, members), marker in zip(groups.items(), "os*D^.", strict=True):
         if not members:
             continue
         ordered = sorted(members, key=lambda row: float(row.cost.mean()))
@@ -271,7 +274,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
             label=label,
         )
     axis.set(xscale="log", xlabel="cost in images (FLOPs of everything)", ylabel="accuracy (exact checker)")
-    axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axis.set_xticks([0.7, 1, 2, 4, 8, 16], ["0.7", "1", "2", "4", "8", "16"])
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     figure.tight_layout()

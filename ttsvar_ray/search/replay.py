@@ -2,9 +2,9 @@
 
 Algorithm 1 itself runs (`search.loop`); in place of a model it is shown what the pool has. A trajectory that
 a plan keeps once goes on in the pool as it would have by itself, so that a plan that keeps none twice is
-replayed
-exactly: pool and run are draws of the same distribution. The copies of one that is kept twice would have gone
-their own ways, and here they stay the same: such a replay is an approximation, and says so (`repeats`).
+replayed exactly: pool and run are draws of the same distribution. The copies of one that is kept twice would
+have gone their own ways, and here they stay the same: such a replay is an approximation, and says so
+(`repeats`).
 """
 
 from __future__ import annotations
