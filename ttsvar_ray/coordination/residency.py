@@ -89,10 +89,8 @@ class Residency:
     def candidate(self, prompt_key: str, worker: WorkerView) -> Candidate:
         """Return what a worker can take of a prompt."""
         live = self.live[prompt_key]
-        segment_index = live.segment.index
-        memory = worker.memory
-        free = worker.free
-        reserved = live.reserved.get(worker.worker_id, 0)
+        memory, segment_index = worker.memory, live.segment.index
+        free, reserved = worker.free, live.reserved.get(worker.worker_id, 0)
         if reserved and memory.children_replace_parents:
             free += reserved - memory.slots[segment_index] * len(live.assigned_to(worker.worker_id))
         return Candidate(
@@ -184,11 +182,9 @@ class Residency:
     def begin_segment(self, live: LivePrompt) -> None:
         """After a selection: what is held becomes the parents, and nothing of the new segment is assigned."""
         assert not live.in_flight
-        live.parent_holders = live.assigned
-        live.assigned = {}
+        live.parent_holders, live.assigned = live.assigned, {}
         live.rebuilt.clear()
-        live.failures = 0
-        live.suspicions = 0
+        live.failures = live.suspicions = 0
         for worker_id, reserved in list(live.reserved.items()):
             memory = self.workers[worker_id].memory
             if not memory.children_replace_parents:
@@ -199,12 +195,9 @@ class Residency:
     def begin_round(self, live: LivePrompt) -> None:
         """After a round: nothing that is held is of use, whoever waits may have its places."""
         assert not live.in_flight
-        self._end_attempt(live)
-        live.attempt += 1
         live.restarts += 1
-        live.failures = 0
-        live.suspicions = 0
-        self.displace(live)
+        live.failures = live.suspicions = 0
+        self._begin_anew(live)
 
     def evict_unused(self, live: LivePrompt) -> None:
         """Evict a prompt wherever nothing of it is assigned any more."""
@@ -243,16 +236,28 @@ class Residency:
             case Preempt():
                 self._preempt(self.live[decision.prompt_key])
             case RunChunked():
-                self._run_chunked(self.live[decision.prompt_key], self.workers[decision.worker_id])
+                live, worker = self.live[decision.prompt_key], self.workers[decision.worker_id]
+                assert worker.dedicated_to is None
+                worker.dedicated_to, live.chunked_on = live.key, worker.worker_id
+                self.chunked[live.key] = None
+                self.unplaced.pop(live.key, None)
             case Requeue():
                 live, worker = self.live[decision.prompt_key], self.workers[decision.worker_id]
                 self._wait(live, worker, decision.slots)
                 if not worker.state.takes_work and self._take_back(live, worker):
                     self.displace(live)
             case Blame():
-                self._blame(self.live[decision.prompt_key], decision)
+                live = self.live[decision.prompt_key]
+                live.errors.append(decision.reason)
+                live.failures += decision.is_proven
+                live.repeats += decision.killed_worker
+                live.suspicions += decision.killed_worker
             case Restart():
-                self._restart(self.live[decision.prompt_key], decision)
+                live = self.live[decision.prompt_key]
+                live.avoid.add(decision.away_from)
+                self._begin_anew(live)
+                if decision.is_speculative:
+                    _record_move(live, {}, decision.reason)
             case GiveUp():
                 live = self.live[decision.prompt_key]
                 failure = PromptFailure(
@@ -354,28 +359,6 @@ class Residency:
             if not live.runs_on(worker_id):
                 self._evict(live, worker_id)
 
-    def _run_chunked(self, live: LivePrompt, worker: Worker) -> None:
-        assert worker.dedicated_to is None
-        worker.dedicated_to = live.key
-        live.chunked_on = worker.worker_id
-        self.chunked[live.key] = None
-        self.unplaced.pop(live.key, None)
-
-    def _blame(self, live: LivePrompt, decision: Blame) -> None:
-        live.errors.append(decision.reason)
-        live.failures += decision.is_proven
-        if decision.killed_worker:
-            live.repeats += 1
-            live.suspicions += 1
-
-    def _restart(self, live: LivePrompt, decision: Restart) -> None:
-        live.avoid.add(decision.away_from)
-        self._end_attempt(live)
-        live.attempt += 1
-        self.displace(live)
-        if decision.is_speculative:
-            _record_move(live, {}, decision.reason)
-
     def _shrink(self, worker: Worker, decision: Shrink) -> None:
         worker.limits[decision.segment_index] = decision.rows
         worker.capacity = decision.capacity
@@ -397,6 +380,11 @@ class Residency:
             if not live.runs_on(worker_id):
                 del live.touched[worker_id]
             self._actions.append(Release(worker_id=worker_id, prompt_key=live.key, attempt=live.attempt))
+
+    def _begin_anew(self, live: LivePrompt) -> None:
+        self._end_attempt(live)
+        live.attempt += 1
+        self.displace(live)
 
     def _end_attempt(self, live: LivePrompt) -> None:
         """Nothing of a prompt waits or is held any more, and what is in flight runs to no purpose."""
@@ -426,10 +414,8 @@ class Residency:
         return bool(slots)
 
     def _unassign(self, live: LivePrompt, slots: Sequence[int]) -> None:
-        left = []
-        for slot in slots:
-            assert slot not in live.in_flight
-            left.append(live.assigned.pop(slot))
+        assert live.in_flight.keys().isdisjoint(slots)
+        left = [live.assigned.pop(slot) for slot in slots]
         for worker_id in dict.fromkeys(left):
             self._account(live, worker_id)
 

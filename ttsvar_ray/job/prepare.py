@@ -170,7 +170,6 @@ def planned_run(
     device = device_named(profile or ("cpu" if on_cpu else USUAL_GPU), gpus)
     images = prompts * images_kept(config, job.plan)
     job = sized(job, device.known)
-    workload = expected_workload(job, device.known)
     output = OutputFact(
         root=config.output.path,
         parts_there=0,
@@ -181,6 +180,7 @@ def planned_run(
         free_bytes=free_bytes(locate(config.output.path)) if config.output.path else None,
     )
     rows = rows_of(job.config, job.plan)
+    workload = expected_workload(job, device.known)
     return output, time_fact(job.plan, device, workload, rows=rows, prompts=prompts)
 
 
@@ -259,7 +259,9 @@ def prepared(
         check_space(output)
         check_staging(layout.root, config.output.rows_per_part, parts.image_bytes)
         # From here on torch is imported, which takes seconds.
-        manifest = dataclasses.replace(manifest, cpu_kernels=_cpu_kernels())
+        from ttsvar_ray.models.row_stability import cpu_kernels
+
+        manifest = dataclasses.replace(manifest, cpu_kernels=cpu_kernels())
         device = _device(config) if here else None
         if device is not None and resolved is not None:
             # Elsewhere every worker chooses by its own GPU, and rows are no part of what is generated.
@@ -345,7 +347,9 @@ def _extended(layout: OutputLayout, manifest: RunManifest, source: PromptSource)
     if present is None or present.prompts_digest == manifest.prompts_digest:
         return manifest
     count = present.prompt_count
-    if manifest.prompt_count <= count or _first_digest(source, count) != present.prompts_digest:
+    if manifest.prompt_count <= count or (
+        scan_prompts(dataclasses.replace(source, limit=count)).digest != present.prompts_digest
+    ):
         raise OutputError(
             f"{layout.root}: --extend adds prompts at the end of the {count} of this run, and they are no "
             f"longer the first of the {manifest.prompt_count} in {manifest.prompts_path}; put them back as "
@@ -359,18 +363,8 @@ def _extended(layout: OutputLayout, manifest: RunManifest, source: PromptSource)
     return dataclasses.replace(manifest, created=present.created, extended=(*present.extended, count))
 
 
-def _first_digest(source: PromptSource, count: int) -> str:
-    return scan_prompts(dataclasses.replace(source, limit=count)).digest
-
-
 def _columns(manifest: RunManifest) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in manifest.column_types.items()) or "none"
-
-
-def _cpu_kernels() -> str:
-    from ttsvar_ray.models.row_stability import cpu_kernels
-
-    return cpu_kernels()
 
 
 def _output_fact(
