@@ -109,12 +109,14 @@ def brief(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def noting(problems: list[str]) -> Iterator[None]:
-    """Add what is wrong with settings to a list, so that all problems can be told at once."""
+def noting(problems: list[str], *others: type[TtsVarError]) -> Iterator[None]:
+    """Add what is wrong with settings, and `others`, to a list, so that all problems can be told at once."""
     try:
         yield
     except ConfigurationError as error:
         problems.extend(error.problems)
+    except others as error:
+        problems.append(str(error))
 
 
 @contextlib.contextmanager

@@ -172,19 +172,17 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[s
         device: of all of them.
 
     Raises:
-        ConfigurationError: with every problem.
-        InputError: prompts or questions that cannot be read.
-        CheckpointError: a benchmark's weights that are not there.
+        ConfigurationError: with every problem, files that cannot be read among them.
     """
     from ttsvar_ray.cli.score import scorers_of
-    from ttsvar_ray.errors import ConfigurationError, noting
+    from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, noting
 
     specs: dict[str, ScorerSpec] = {}
     problems: list[str] = []
     for given in names:
         name = given.partition("=")[0]
         own: list[str] = []
-        with noting(own):
+        with noting(own, InputError, CheckpointError):
             if name in _BENCHMARKS:
                 from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs
 

@@ -357,6 +357,7 @@ def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path
         ("constant, constant", "evaluators: 'constant' is given twice"),
         ("t2i-compbench-objects=HERE/no.txt:HERE", "HERE/no.txt: expected a file of questions"),
         ("t2i-compbench-clip=HERE/same.txt:HERE/no", "HERE/no: no such file or folder"),
+        ("t2i-compbench-objects=HERE/no.txt:HERE, geneval=only, constan", "3 problems:"),
     ],
 )
 def test_evaluators_that_cannot_judge_are_refused_before_anything_is_drawn(
