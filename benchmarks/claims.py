@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.shapes_methods import ADAPTIVE_NAME, GUIDED_NAME
 from benchmarks.shapes_rows import over_prompts
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, markdown
 
@@ -66,15 +67,14 @@ _CUT, _CUT_OF_4, _FINALISTS = (
     "one cut: 4, the best at 6",
     "8, 2 at 6, the better at the end",
 )
-_ADAPTIVE, _GUIDED = "adaptive, budget {:g}", "{}, guided up to 9"
 _TWELVE = "TTS-VAR, 12 trajectories, N={n}"
 DIFFERENCES = (
     *(
-        (_ADAPTIVE.format(1.5) + how, control)
+        (ADAPTIVE_NAME.format(1.5) + how, control)
         for how in (RUN, "")
         for control in ("best-of-8", "best-of-4", _CUT + how, _TWELVE.format(n=1), PUBLISHED.format(n=1))
     ),
-    (_ADAPTIVE.format(1.5) + RUN, _ADAPTIVE.format(1.5)),
+    (ADAPTIVE_NAME.format(1.5) + RUN, ADAPTIVE_NAME.format(1.5)),
     (_CUT, "best-of-8"),
     (_CUT + RUN, "best-of-8"),
     (_CUT + RUN, _TWELVE.format(n=1)),
@@ -103,13 +103,13 @@ DIFFERENCES = (
     *((f"8, one drawn at 6, {how}", _CUT) for how in ("lambda 10", "z-scores, lambda 3", "ranks, lambda 10")),
     ("best-of-8 by the mean of 8, 9 and 12", "best-of-8"),
     ("8, 2 at 6, the better by the mean of 8, 9 and 12", _FINALISTS),
-    (_GUIDED.format("raw"), "raw"),
-    (_GUIDED.format("best-of-8"), "best-of-8"),
+    (GUIDED_NAME.format("raw"), "raw"),
+    (GUIDED_NAME.format("best-of-8"), "best-of-8"),
     ("guided up to 9: 8, the best at 6", _CUT + RUN),
     *(
-        (_GUIDED.format(_ADAPTIVE.format(budget)), control)
+        (GUIDED_NAME.format(ADAPTIVE_NAME.format(budget)), control)
         for budget in (1.5, 1.2)
-        for control in (_ADAPTIVE.format(budget) + RUN, "best-of-8", "raw")
+        for control in (ADAPTIVE_NAME.format(budget) + RUN, "best-of-8", "raw")
     ),
     *(
         (f"{how}: {start}, the best at 6", _CUT + RUN)

@@ -67,7 +67,10 @@ def _softened(confidence: float) -> dict[str, Any]:
 
 
 LAST_GUIDED = 9
-"""Where guidance may end: on tuning prompts nothing was lost (docs/results.md, "Ideas of the field")."""
+"""Where guidance may end: on tuning prompts nothing was lost (docs/results.md, "What separates them")."""
+GUIDED_EARLY = guided(0, LAST_GUIDED)
+GUIDED_NAME = f"{{}}, guided up to {LAST_GUIDED}"
+ADAPTIVE_NAME = "adaptive, budget {:g}"
 _CUT = [(6, 1, "top-k")]
 IDEAS = (
     staged("guided from 7 on: 8, the best at 6", [(0, 8, None), *_CUT], sampling=guided(7)),
@@ -75,15 +78,15 @@ IDEAS = (
     staged("guided from 7 on: 16, the best at 6", [(0, 16, None), *_CUT], sampling=guided(7)),
     staged("guided up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=guided(0, 6)),
     staged(
-        "guided up to 9: 8, the best at 6",
+        f"guided up to {LAST_GUIDED}: 8, the best at 6",
         [(0, 8, None), *_CUT],
-        sampling=guided(0, LAST_GUIDED),
+        sampling=GUIDED_EARLY,
         is_side=False,
     ),
     Method(
-        name="best-of-8, guided up to 9",
+        name=GUIDED_NAME.format("best-of-8"),
         strategy={"name": "best-of-n", "n": 8},
-        sampling=guided(0, LAST_GUIDED),
+        sampling=GUIDED_EARLY,
         is_side=True,
     ),
     staged("confidence 0.85 up to 6: 8, the best at 6", [(0, 8, None), *_CUT], sampling=_softened(0.85)),
@@ -93,7 +96,7 @@ IDEAS = (
 
 RUN = (
     staged("one cut: 8, the best at 6", [(0, 8, None), (6, 1, "top-k")]),
-    Method(name="raw, guided up to 9", strategy={"name": "raw"}, sampling=guided(0, LAST_GUIDED)),
+    Method(name=GUIDED_NAME.format("raw"), strategy={"name": "raw"}, sampling=GUIDED_EARLY),
     Method(name="TTS-VAR, 12 trajectories, N=1", strategy={"name": "tts-var", **TWELVE}),
     Method(name="TTS-VAR, published plan, N=1", strategy={"name": "tts-var", "plan": "published"}),
     # Trajectories dropped before anything is known of them are trajectories not started.

@@ -39,7 +39,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.shapes_methods import BEST_OF, LAST_GUIDED, LOOKING, POOL_METHOD, REPLAYED, RUN, guided
+from benchmarks.shapes_methods import (
+    ADAPTIVE_NAME,
+    BEST_OF,
+    GUIDED_EARLY,
+    GUIDED_NAME,
+    LAST_GUIDED,
+    LOOKING,
+    POOL_METHOD,
+    REPLAYED,
+    RUN,
+)
 from benchmarks.shapes_pieces import (
     HARD_MODEL,
     POOL_SCALES,
@@ -78,8 +88,6 @@ SHARES = 4
 """Pieces that each method's prompts are cut into; a pool's are cut into four times as many."""
 SIZES = (1, 2, 4, 8, 16)
 BUDGETS = (1.2, 1.5, 2.0, 3.0)
-ADAPTIVE_NAME = "adaptive, budget {:g}"
-GUIDED_NAME = "{}, guided up to 9"
 ADAPTIVE_NAMES = (
     *map(ADAPTIVE_NAME.format, BUDGETS),
     *(GUIDED_NAME.format(ADAPTIVE_NAME.format(budget)) for budget in BUDGETS[:2]),
@@ -123,7 +131,7 @@ def _with_less_guidance(strategies: Mapping[str, Any]) -> list[Method]:
     return [
         *(Method(name=name, strategy=strategy) for name, strategy in strategies.items()),
         *(
-            Method(name=GUIDED_NAME.format(name), strategy=strategies[name], sampling=guided(0, LAST_GUIDED))
+            Method(name=GUIDED_NAME.format(name), strategy=strategies[name], sampling=GUIDED_EARLY)
             for name in map(ADAPTIVE_NAME.format, BUDGETS[:2])
         ),
     ]
@@ -244,10 +252,11 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(9, 5.5))
+    early = GUIDED_NAME.format("").strip(", ")
     groups = {
         "best-of-N": [row for row in rows if row.kind == "pool" and "any" not in row.name],
         "adaptive": [row for row in rows if "adaptive" in row.name and row.kind == "replayed"],
-        "guidance up to scale 9": [row for row in rows if "guided up to 9" in row.name],
+        f"guidance up to scale {LAST_GUIDED}": [row for row in rows if early in row.name],
         "TTS-VAR": [row for row in rows if row.name.startswith("TTS-VAR")],
         "resampling alone": [row for row in rows if row.name.startswith("resampling")],
         "other plans": [
@@ -255,7 +264,7 @@ def draw(rows: Sequence[Row], picture: Path) -> None:
             for row in rows
             if row.kind != "pool"
             and not row.name.startswith(("TTS-VAR", "resampling", "adaptive"))
-            and "guided up to 9" not in row.name
+            and early not in row.name
         ],
     }
     for (label, members), marker in zip(groups.items(), "os*D^.", strict=True):

@@ -9,7 +9,6 @@ import functools
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
 from recipes.shapes.captions import KIND_WEIGHTS, Mix
@@ -19,7 +18,6 @@ from recipes.shapes.reward_degrade import take_tokenizer
 from recipes.shapes.reward_training import CHECKPOINT, RewardRecipe, RewardTrainer
 from recipes.shapes.scenes import Scene
 from recipes.shapes.transformer_stage import Course, TextToBits, TransformerRecipe
-from ttsvar_ray.models.infinity.directory import load_infinity
 from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.shapes.captions import HARD_KINDS, Caption, Kind
@@ -92,16 +90,13 @@ def begin_with(name: str, work_dir: Path) -> None:
     """
     if (work_dir / CHECKPOINT).exists():
         return
-    described = describe_model(name)
-    cpu = torch.device("cpu")
-    model = load_infinity(described, device=cpu, dtype=torch.float32, sampling=described.sampling)
+    model, reward = take_tokenizer(name, work_dir), describe_model(name).reward_path
     both, trainer = TextToBits(), RewardTrainer()
     both.transformer.load_state_dict(model.transformer.state_dict())
     assert isinstance(model.text_encoder, T5TextEncoder)
     both.text_encoder.load_state_dict(model.text_encoder.model.state_dict())
-    assert described.reward_path is not None
-    trainer.network.load_state_dict(load_file(described.reward_path / "model.safetensors"))
-    take_tokenizer(name, work_dir)
+    assert reward is not None
+    trainer.network.load_state_dict(load_file(reward / "model.safetensors"))
     for path, key, state in (
         ("transformer.pt", "model", both.state_dict()),
         (CHECKPOINT, "trainer", trainer.state_dict()),

@@ -19,6 +19,7 @@ from recipes.shapes.architecture import QUANTIZER, TOKENIZER
 from recipes.shapes.progress import load_checkpoint, save_checkpoint
 from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.directory import load_infinity
+from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import describe_model
@@ -137,8 +138,8 @@ WHOLE = (13,)
 """All scales: decodes of finished images alone."""
 
 
-def take_tokenizer(model: str, work_dir: Path) -> None:
-    """Write a finished model's image tokenizer as `work_dir`'s.
+def take_tokenizer(model: str, work_dir: Path) -> InfinityModel:
+    """Write a finished model's image tokenizer as `work_dir`'s, and return the model.
 
     Args:
         model: name or folder, of the built-in sizes.
@@ -149,6 +150,7 @@ def take_tokenizer(model: str, work_dir: Path) -> None:
     )
     saved = {"average": loaded.tokenizer.state_dict(), "gains": list(loaded.quantizer.gains)}
     save_checkpoint(work_dir / "tokenizer.pt", saved)
+    return loaded
 
 
 def load_truncated_decodes(

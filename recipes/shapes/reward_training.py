@@ -46,6 +46,7 @@ from recipes.shapes.reward_network import (
     new_reward_network,
     reward_config,
 )
+from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.image_reward import ImageReward, tokenize
 from ttsvar_ray.types import Float32Array
 from ttsvar_ray.vision.pixels import PixelRecipe
@@ -282,7 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     recipe = RewardRecipe(steps=options.steps, seed=options.seed)
     if options.tokenizer and not (options.work_dir / "tokenizer.pt").exists():
-        take_tokenizer(options.tokenizer, options.work_dir)
+        try:
+            take_tokenizer(options.tokenizer, options.work_dir)
+        except CheckpointError as error:
+            parser.error(f"--tokenizer: {error}")
     degrade: Degrade
     if options.finished_alone:
         degrade = (
