@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,9 +24,6 @@ os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "3600")
 os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 # A tenth of the time of all tests in plain Python: few of their objects are in cycles.
 gc.set_threshold(20_000, 10, 10)
-# Hundreds of processes are started here, and none should compile again what another one has compiled.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A core for each process. Tests that are about threads set their number themselves.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -48,11 +44,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogethe
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):
         long_ones_first(items)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Have Python's own collector look at nothing that was imported: seconds each time."""
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

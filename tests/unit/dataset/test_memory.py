@@ -19,12 +19,15 @@ def peak_of(count: int, folder: Path) -> tuple[int, int]:
     """Return the most bytes that Python, and that pyarrow, held while `count` prompts passed through."""
     folder.mkdir()
     million_prompts.write_prompts(folder / "p.jsonl", count)
+    # As in a process of its own: what other tests left alive decides when Python looks for cycles.
     gc.collect()
+    gc.freeze()
     tracemalloc.start()
     arrow_before = pa.total_allocated_bytes()
     million_prompts.pass_through(folder / "p.jsonl", folder / "out")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    gc.unfreeze()
     return peak, pa.total_allocated_bytes() - arrow_before
 
 
