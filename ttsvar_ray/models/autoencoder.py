@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels import group_norm_silu, interleaved, residual_sum
+from ttsvar_ray.models.row_stability import stable_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,7 @@ class _SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        attended = stable_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         return x + self.proj_out(attended.transpose(1, 2).reshape(x.shape))
 
 

@@ -7,7 +7,6 @@ bits add to the feature map; everything that `NextScaleModel` promises of states
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,7 +33,6 @@ MOST_DECODE_ROWS = 8
 DECODE_PIXELS = 9 * 2**18
 """Pixels decoded at once: two images of about 1024 x 1024, at 2.7 GB each in bfloat16. More of them would
 not be faster: one already fills a GPU."""
-
 
 CPU_DECODE_PIXELS = 2**16
 """The same on a CPU, where several images of 256 x 256 fall out of its caches: 470 ms each in eights, 300 ms
@@ -88,10 +86,6 @@ CONDITIONAL, UNCONDITIONAL = range(1), range(1, 2)
 
 ChooseBits = Callable[[Tensor], Tensor]
 """From a family's logits (temperature and guidance applied) to bits uint8 [B, n, D]."""
-
-
-def _given(bits: Tensor, _logits: Tensor) -> Tensor:
-    return bits
 
 
 class CachedModel(ABC):
@@ -270,17 +264,16 @@ class CachedModel(ABC):
     @torch.inference_mode()
     def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:
         """Run the next scale and let `choose` turn its logits into bits."""
-        tokens = self._tokens(state)
-        if self.sampling.begins_unconditional(state.scale_index):
-            state = self._caught_up(state)
         logits, cache = self.next_logits(state)
         bits = choose(logits)
-        assert bits.shape == (state.num_rows, tokens, self.bits_per_token), bits.shape
+        assert bits.shape == (state.num_rows, self._tokens(state), self.bits_per_token), bits.shape
         return self._extend(state, bits, cache)
 
     def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
         """Return the logits of the next scale, temperature and guidance applied, and the extended cache."""
         scale_index = state.scale_index
+        if self.sampling.begins_unconditional(scale_index):
+            state = self._caught_up(state)
         raw, cache = self.run_scale(state, range(self.sampling.streams_at(scale_index)))
         return self.mixed(raw, scale_index, self.sampling.guidance[scale_index]), cache
 
@@ -316,11 +309,9 @@ class CachedModel(ABC):
         """
         for scale_bits in bits:
             given = self._given_bits(state, scale_bits)
-            if state.scale_index == self.num_scales - 1:
-                # Nothing reads the last scale's keys: its bits alone complete the feature map.
-                state = self._extend(state, given, state.cache)
-            else:
-                state = self.advance_with(state, functools.partial(_given, given))
+            # Nothing reads the last scale's keys: its bits alone complete the feature map.
+            last = state.scale_index == self.num_scales - 1
+            state = self._extend(state, given, state.cache if last else self.next_logits(state)[1])
         return state
 
     @torch.inference_mode()

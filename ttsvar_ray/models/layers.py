@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels import unit_rotated
-from ttsvar_ray.models.row_stability import StableLinear, stable_linear
+from ttsvar_ray.models.row_stability import StableLinear, stable_attention, stable_linear
 from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache
 
 NORM_EPS = 1e-6
@@ -161,9 +161,7 @@ class SelfAttention(nn.Module):
         """
         q, k, v = self.qkv(x, rope)
         full = extend(k.unflatten(0, (streams, -1)), v.unflatten(0, (streams, -1)))
-        attended = F.scaled_dot_product_attention(
-            q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0
-        )
+        attended = stable_attention(q, full.keys.flatten(0, 1), full.values.flatten(0, 1), scale=1.0)
         return self.output(attended), full
 
     def output(self, attended: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ The CPU matmul kernels change their summation order when a matrix has very few r
 MKL and oneDNN: below 4 rows with one thread, below 12 with two), and convolutions when the batch holds one
 image, or lies in memory in another order: channels first and channels last have kernels of their own. Rows
 are padded, which costs little (few rows are cheap; images too large to be doubled are always decoded alone),
-and images are brought into one order.
+and images are brought into one order. With several threads, attention gives each thread a buffer of its own,
+which may lie on another boundary and be added up otherwise: each row then asks alone.
 On other devices, and when gradients are recorded, nothing is changed.
 """
 
@@ -19,8 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MIN_ROWS_PER_THREAD = 8
-MIN_CONV_IMAGES = 2
-
 
 KERNEL_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
 """Environment variables that decide which kernels the libraries under torch take."""
@@ -46,13 +45,11 @@ def min_linear_rows() -> int:
 
 def stable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply `F.linear` to x [..., in] with at least `min_linear_rows()` rows on a CPU."""
-    if not _pads(x):
-        return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
-    least = min_linear_rows()
-    if rows >= least:
+    missing = min_linear_rows() - rows if _pads(x) else 0
+    if missing <= 0:
         return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, least - rows))
+    padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, missing))
     return F.linear(padded, weight, bias)[:rows].reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -61,6 +58,25 @@ class StableLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return stable_linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def stable_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Apply `F.scaled_dot_product_attention`, on a CPU to each row as if it were alone; return [R, H, n, D].
+
+    Args:
+        q: queries [R, H, n, D].
+        k: keys [R, H, L, D].
+        v: values, as the keys.
+        mask: bool [R or 1, 1, 1, L], false where nothing is attended to; None is all.
+        scale: of the products; None is 1 / sqrt(D).
+    """
+    if not _pads(q) or torch.get_num_threads() == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    masks = [None] * len(q) if mask is None else mask.expand(len(q), -1, -1, -1).split(1)
+    rows = zip(q.split(1), k.split(1), v.split(1), masks, strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*row, scale=scale) for row in rows])
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -78,8 +94,8 @@ def pad_images(images: Tensor) -> Tensor:
     A lone image is doubled, so the result may have more rows than its argument; memory order as
     `channels_first`. From 16 images on, one thread computes convolutions of one pixel by another library.
     """
-    if images.shape[0] < MIN_CONV_IMAGES and _pads(images):
-        images = images.expand(MIN_CONV_IMAGES, *images.shape[1:])
+    if len(images) == 1 and _pads(images):
+        images = images.expand(2, *images.shape[1:])
     return channels_first(images)
 
 

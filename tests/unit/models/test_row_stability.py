@@ -21,7 +21,7 @@ from ttsvar_ray.features.backbones import load_backbone
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.registry import model_path
-from ttsvar_ray.models.row_stability import StableLinear, pad_images
+from ttsvar_ray.models.row_stability import StableLinear, pad_images, stable_attention
 from ttsvar_ray.models.var.tokenizer import next_input
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.types import Preprocessing
@@ -103,6 +103,26 @@ def test_linears_of_few_rows() -> None:
             assert torch.equal(linear(rows[:count]), whole[:count]), count
             strided = rows[:count].T.contiguous().T
             assert torch.equal(linear(strided), whole[:count]), f"{count}, columns first"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("width", [8, 16, 64])
+def test_attention_of_any_number_of_threads(threads: int, width: int) -> None:
+    torch.set_num_threads(threads)
+    draws = torch.Generator().manual_seed(4)
+    for tokens, attended in ((1, 32), (1, 203), (3, 8), (9, 9), (25, 80), (31, 63), (64, 155)):
+        q = torch.randn(ROWS, 2, tokens, width, generator=draws)
+        k, v = torch.randn(2, ROWS, 2, attended, width, generator=draws).unbind()
+        mask = torch.arange(attended) < torch.randint(1, attended + 1, (ROWS, 1, 1, 1), generator=draws)
+        with torch.inference_mode():
+            for seen, scale in ((None, 1.0), (mask, None)):
+                whole = stable_attention(q, k, v, mask=seen, scale=scale)
+                plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+                torch.testing.assert_close(whole, plain)
+                for rows in BATCHES:
+                    some = None if seen is None else seen[rows]
+                    part = stable_attention(q[rows], k[rows], v[rows], mask=some, scale=scale)
+                    assert torch.equal(part, whole[rows]), f"rows {rows} of {tokens} tokens"
 
 
 def test_images_of_var() -> None:

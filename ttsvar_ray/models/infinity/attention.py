@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.models.infinity.batch_texts import TextKeys
 from ttsvar_ray.models.infinity.config import TransformerConfig
-from ttsvar_ray.models.row_stability import StableLinear, stable_linear
+from ttsvar_ray.models.row_stability import StableLinear, stable_attention, stable_linear
 
 ROPE_BASE = 10000.0
 """Of the rotary embedding: every scale covers the same picture, so positions are stretched to one grid."""
@@ -82,12 +81,7 @@ class CrossAttention(nn.Module):
 
     @staticmethod
     def _attend(q: Tensor, text: TextKeys) -> Tensor:
-        keys, values = text.keys.to(q.dtype), text.values.to(q.dtype)
-        if torch.is_grad_enabled():
-            scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-2, -1)).float()
-            weights = scores.masked_fill(~text.mask, -math.inf).softmax(dim=-1)
-            return torch.matmul(weights.to(values.dtype), values)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=text.mask)
+        return stable_attention(q, text.keys.to(q.dtype), text.values.to(q.dtype), mask=text.mask)
 
 
 class TextPoolAttention(nn.Module):
