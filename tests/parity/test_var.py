@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.var import SMALL_CASES, load_case, public_keys
+from tests.support.var import SMALL_CASES, load_case, public_keys, tokens_to_bits
 from ttsvar_ray.models.sampling import restricted_probabilities
 from ttsvar_ray.models.var.config import PRESETS, VqConfig
 from ttsvar_ray.models.var.directory import TOKENIZER_KEYS, TRANSFORMER_KEYS
@@ -44,7 +44,7 @@ def test_forced_generation_computes_what_the_public_code_computes(name: str) -> 
 
         def forced(logits: torch.Tensor, index: int = scale_index, seen: list[Any] = seen) -> torch.Tensor:
             seen.append(logits)
-            return model.token_bits(tensors[f"tokens.{index}"])
+            return tokens_to_bits(tensors[f"tokens.{index}"], model.bits_per_token)
 
         state = model.advance_with(state, forced)
         probabilities = restricted_probabilities(
@@ -62,7 +62,7 @@ def test_forced_generation_computes_what_the_public_code_computes(name: str) -> 
 def test_replayed_tokens_rebuild_the_forced_state(name: str) -> None:
     case = load_case(name)
     tokens = [case.tensors[f"tokens.{k}"] for k in range(case.model.num_scales)]
-    bits = [case.model.token_bits(scale).numpy() for scale in tokens]
+    bits = [tokens_to_bits(scale, case.model.bits_per_token).numpy() for scale in tokens]
     start = case.model.start(tuple(case.tensors["labels"].tolist()), [0, 1])
     state = case.model.replay(start, bits)
     torch.testing.assert_close(

@@ -31,6 +31,12 @@ DATA = Path(__file__).parents[1] / "data" / "var"
 SMALL_CASES = ("own_modulation", "shared_modulation")
 
 
+def tokens_to_bits(tokens: Tensor, bits_per_token: int) -> Tensor:
+    """Return uint8 [B, n, bits] of entries int64 [B, n]: the most significant bit first."""
+    shifts = torch.arange(bits_per_token - 1, -1, -1, device=tokens.device)
+    return ((tokens[..., None] >> shifts) & 1).to(torch.uint8)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One file of reference vectors and the model it was made with."""

@@ -11,7 +11,7 @@ from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.sampling import SamplingSettings, draw_token_bits, restricted_probabilities
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.models.var.classes import ClassNames
-from ttsvar_ray.models.var.tokenizer import VqDecoder, bits_to_tokens, next_input, tokens_to_bits
+from ttsvar_ray.models.var.tokenizer import VqDecoder, bits_to_tokens, next_input
 from ttsvar_ray.models.var.transformer import VarTransformer
 
 
@@ -111,7 +111,3 @@ class VarModel(CachedModel):
             raise ValueError(
                 f"bits: expected entries below {vocabulary} at scale {scale_index}, got {largest}"
             )
-
-    def token_bits(self, tokens: Tensor) -> Tensor:
-        """Return the bits uint8 [B, n, bits_per_token] that name entries int64 [B, n]."""
-        return tokens_to_bits(tokens, self.bits_per_token)

@@ -98,12 +98,6 @@ def next_input(summed: Tensor, size: tuple[int, int]) -> Tensor:
     return reduced.flatten(2).transpose(1, 2)
 
 
-def tokens_to_bits(tokens: Tensor, bits_per_token: int) -> Tensor:
-    """Return uint8 [B, n, bits] of entries int64 [B, n]: the most significant bit first."""
-    shifts = torch.arange(bits_per_token - 1, -1, -1, device=tokens.device)
-    return ((tokens[..., None] >> shifts) & 1).to(torch.uint8)
-
-
 def bits_to_tokens(bits: Tensor) -> Tensor:
     """Return entries int64 [B, n] of uint8 bits [B, n, bits], the most significant first."""
     count = bits.shape[-1]
