@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ttsvar_ray.evaluate.comparison import Line, Outcomes
     from ttsvar_ray.evaluate.scorers import ScorerSpec
     from ttsvar_ray.job.sweep import Sweep, Variant
+
+_T = TypeVar("_T")
 
 EXACT = "shapes-checker"
 _EXACT_CLASS = "ttsvar_ray.shapes.checker:ExactChecker"
@@ -55,7 +58,6 @@ def compare(
     from ttsvar_ray.cli.generate import run
 
     with errors_for_people(debug=debug):
-        from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.job.sweep import read_sweep
 
         folder = output or Path("outputs") / sweep.stem
@@ -64,10 +66,8 @@ def compare(
         if dry_run:
             typer.echo("\n".join(_plans(asked, variants, costs)))
             return
-        if address is not None and workers is None:
-            raise ConfigurationError("--address: add --workers, how many share the evaluation")
-        device = options.named_device(device, workers)
-        evaluators_of(variants[0].job, asked.evaluators, device=device)  # before hours are spent
+        device = options.named_device(device, workers, address)
+        _require_all(asked, variants, device)
     console = Console(stderr=True)
     for number, variant in enumerate(variants, start=1):
         console.print(f"{number} of {len(variants)}: {variant.name}", markup=False, highlight=False)
@@ -80,6 +80,46 @@ def compare(
         ]
         lines = _write(folder, asked, found)
     typer.echo(lines)
+
+
+def _require_all(sweep: Sweep, variants: tuple[Variant, ...], device: str) -> None:
+    """Refuse what would end a comparison after hours: weights, evaluators or devices that are not here.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    from ttsvar_ray.errors import ConfigurationError, noting
+    from ttsvar_ray.job.prepare import uses_this_machine
+    from ttsvar_ray.job.resolved import resolve
+
+    def look(config: JobConfig) -> None:
+        resolve(config, needs_parts=True, here=uses_this_machine(config, submitted=False))
+
+    _, problems = _of_each(variants, look)
+    with noting(problems):
+        evaluators_of(variants[0].job, sweep.evaluators, device=device)
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _of_each(
+    variants: tuple[Variant, ...], look: Callable[[JobConfig], _T]
+) -> tuple[dict[str, _T], list[str]]:
+    """Return what is found of each variant's job, by name, and all problems; one that variants share once."""
+    from ttsvar_ray.errors import CheckpointError, noting
+
+    found: dict[str, _T] = {}
+    names_of: dict[str, list[str]] = {}
+    for variant in variants:
+        own: list[str] = []
+        with noting(own, CheckpointError):
+            found[variant.name] = look(variant.job)
+        for problem in own:
+            names_of.setdefault(problem, []).append(repr(variant.name))
+    return found, [
+        f"{'every variant' if len(own) == len(variants) else 'variant ' + ', '.join(own)}: {problem}"
+        for problem, own in names_of.items()
+    ]
 
 
 def _run(run: Any, config: JobConfig, *, console: Console, debug: bool) -> None:
@@ -97,18 +137,12 @@ def _costs(sweep: Sweep, variants: tuple[Variant, ...]) -> dict[str, float]:
     Raises:
         ConfigurationError: with the problems of every variant.
     """
-    from ttsvar_ray.errors import ConfigurationError, noting
+    from ttsvar_ray.config import StrategyConfig
+    from ttsvar_ray.errors import ConfigurationError
 
     control = next(variant.job for variant in variants if variant.name == sweep.control)
-    raw = control.strategy.model_copy(update=dict.fromkeys(_SELECTING, None) | {"name": "raw", "n": 1})
-    one_image = _flops(control.model_copy(update={"strategy": raw}))
-    problems: list[str] = []
-    costs: dict[str, float] = {}
-    for variant in variants:
-        own: list[str] = []
-        with noting(own):
-            costs[variant.name] = _flops(variant.job) / one_image
-        problems += [f"variant {variant.name!r}: {problem}" for problem in own]
+    one_image = _flops(control.model_copy(update={"strategy": StrategyConfig(name="raw")}))
+    costs, problems = _of_each(variants, lambda config: _flops(config) / one_image)
     if problems:
         raise ConfigurationError(problems)
     return costs
@@ -128,20 +162,6 @@ def _flops(config: JobConfig) -> float:
     except ConfigurationError:  # a reward of one's own, whose costs nobody has counted
         return math.nan
     return math.nan if counted is None else counted.cost.flops
-
-
-_SELECTING = (
-    "batch_schedule",
-    "cluster_scales",
-    "resample_scales",
-    "selections",
-    "potential",
-    "lambda_",
-    "max_rounds",
-    "growth",
-    "reject_below",
-    "stop_at",
-)
 
 
 def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float]) -> list[str]:

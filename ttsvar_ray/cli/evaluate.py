@@ -15,6 +15,7 @@ import typer
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.export import Which
+from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
     from ttsvar_ray.dataset import OutputLayout, RunManifest
@@ -77,13 +78,9 @@ class _Shared:
         Raises:
             ConfigurationError: not a device, an address that has no use, or a file that cannot be written.
         """
-        from ttsvar_ray.errors import ConfigurationError
-
-        if self.address is not None and self.workers is None:
-            raise ConfigurationError("--address: add --workers, how many share the images")
         if self.as_json is not None:
             options.file_to_write(self.as_json, "--json")
-        return options.named_device(self.device, self.workers)
+        return options.named_device(self.device, self.workers, self.address)
 
     def write(self, content: Mapping[str, Any]) -> None:
         """Write the result where it was asked for."""
@@ -123,11 +120,6 @@ def _command(name: str) -> Callable[[Callable[..., list[str]]], Callable[..., No
         return command
 
     return decorate
-
-
-@evaluate.callback()
-def _group() -> None:
-    """Benchmarks over the images of a run, or over a folder."""
 
 
 @_command("geneval")
@@ -306,15 +298,14 @@ def _by_network(
 
 def _score_lines(content: Mapping[str, Any]) -> list[str]:
     """Return the scores with their standard errors over prompts, and what is to be known of them."""
-    scores = content["scores"]
-    width = max(len("score"), *(len(one["name"]) for one in scores))
-    lines = [f"{'score':<{width}} {'of':>6} {'prompts':>7} {'mean':>8} {'+-':>7}"]
-    for one in scores:
-        error = "" if one["standard_error"] is None else f"{one['standard_error']:.4f}"
-        lines.append(
-            f"{one['name']:<{width}} {one['images']:>6} {one['prompts']:>7} {one['mean']:>8.4f} {error:>7}"
-        )
-    return lines + [f"note: {note}" for note in content["notes"]]
+    counts, numbers = ("images", "prompts"), ("mean", "standard_error")
+    rows = [
+        [one["name"], *(str(one[key]) for key in counts)]
+        + ["" if one[key] is None else f"{one[key]:.4f}" for key in numbers]
+        for one in content["scores"]
+    ]
+    table = table_lines(("score", "of", "prompts", "mean", "+-"), rows)
+    return table + [f"note: {note}" for note in content["notes"]]
 
 
 def _asked_images(
@@ -344,15 +335,7 @@ def _images(
     is_folder: Callable[[Path], object],
     expected: str,
 ) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
-    """Return the images of a run or a folder, and what is to be known of them.
-
-    Args:
-        source, which: as given.
-        of_run: images of a run, with whether the best alone count.
-        of_folder: images of a folder.
-        is_folder: whether a folder is one.
-        expected: what it is then, for messages.
-    """
+    """Return the images of a run, or of a folder of an expected kind, and what is to be known of them."""
     from ttsvar_ray.dataset import OutputLayout, read_manifest
     from ttsvar_ray.errors import ConfigurationError, OutputError
     from ttsvar_ray.evaluate.judging import told_of_run
@@ -375,10 +358,7 @@ def _images(
 def _own(
     load: Callable[..., _Judge], device: str, workers: int | None
 ) -> tuple[_Judge, Callable[[], _Judge]]:
-    """Return a judge that says whose networks it has, and what makes one that judges.
-
-    On Ray the workers load their own.
-    """
+    """Return a judge that says whose networks it has, and what makes one that judges, on Ray a worker's."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -402,15 +382,7 @@ def _judged(
     build: Callable[[], Callable[[AskedImage], Mapping[str, Any]]],
     shared: _Shared,
 ) -> list[JudgedImage]:
-    """Judge images that have no verdict yet, here or on Ray.
-
-    Args:
-        images: read here, one at a time, also where workers on Ray judge them.
-        source, benchmark: beside which and for which the file of verdicts is, if it has no other name.
-        basis: what they rest on.
-        build: makes what judges, here or on a worker.
-        shared: options.
-    """
+    """Judge images that have no verdict yet, read here one at a time, here or on workers of Ray."""
     from ttsvar_ray.evaluate.judging import here, judge_images
     from ttsvar_ray.evaluate.verdict_file import VerdictFile
 
@@ -451,13 +423,15 @@ def _tell(done: int) -> None:
 def _lines(result: GenEvalResult, notes: list[str]) -> list[str]:
     """Return the table: shares with their standard errors over prompts."""
     summary = result.summary
-    lines = [f"{'tag':<15} {'images':>6} {'prompts':>7} {'correct':>8} {'+-':>7}"]
-    lines += [
-        f"{tag:<15} {one.images:>6} {one.prompts:>7} {one.score:>8.4f} {one.standard_error:>7.4f}"
-        for tag, one in summary.tags.items()
+    scores = [
+        (tag, one.images, one.prompts, one.score, one.standard_error) for tag, one in summary.tags.items()
     ]
-    total = f"{summary.images:>6} {summary.prompts:>7} {summary.overall:>8.4f} {summary.standard_error:>7.4f}"
-    lines.append(f"{'mean of tags':<15} {total}")
+    scores.append(("mean of tags", summary.images, summary.prompts, summary.overall, summary.standard_error))
+    rows = [
+        (name, str(images), str(prompts), f"{mean:.4f}", f"{error:.4f}")
+        for name, images, prompts, mean, error in scores
+    ]
+    lines = table_lines(("tag", "images", "prompts", "correct", "+-"), rows)
     any_correct = f"prompts with a correct image {summary.correct_prompts:.2%}"
     lines.append(f"correct images {summary.correct_images:.2%}, {any_correct}")
     return lines + [f"note: {note}" for note in notes]

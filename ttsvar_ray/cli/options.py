@@ -81,18 +81,22 @@ def overrides(flags: Mapping[str, object], settings: Sequence[str] | None) -> li
     return given + list(settings or ())
 
 
-def named_device(device: str, workers: int | None) -> str:
+def named_device(device: str, workers: int | None, address: str | None) -> str:
     """Return the device of whoever looks at images: "auto" is a GPU where this machine has one.
 
     Args:
         device: as given.
         workers: on Ray, which may have the GPU that is named though this machine has none.
+        address: of Ray.
 
     Raises:
-        ConfigurationError: not a device name, or a GPU that is not here.
+        ConfigurationError: not a device name, a GPU that is not here, or an address without workers.
     """
+    from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.models.registry import resolve_device
 
+    if address is not None and workers is None:
+        raise ConfigurationError("--address: add --workers, how many share the work")
     return device if workers is not None and device == "cuda" else str(resolve_device(device))
 
 

@@ -11,6 +11,7 @@ import typer
 
 from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import errors_for_people
+from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
     from ttsvar_ray.config import JobConfig
@@ -93,10 +94,8 @@ def score(
         layout, manifest = read_run(output)
         if unsafe and safety is None:
             raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
-        if address is not None and workers is None:
-            raise ConfigurationError("--address: add --workers, how many share the parts")
         config = recorded_config(manifest.config)
-        device = options.named_device(device, workers)
+        device = options.named_device(device, workers, address)
         specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
         if near_duplicates is not None:
             specs.append(_hash_spec())
@@ -292,20 +291,18 @@ def summary_lines(layout: OutputLayout, specs: list[ScorerSpec]) -> list[str]:
 
     no_scores = (ScorerKind.HASH, ScorerKind.EMBEDDING)
     shown = shown_scores(layout, [spec.table for spec in specs if spec.kind not in no_scores])
-    width = max(len(name) for name, _ in shown)
-    head = f"{'best image of each prompt':<{width}} {'prompts':>7} {'mean':>8} {'+-':>7}"
-    lines = [f"{head} {'5%':>8} {'50%':>8} {'95%':>8}"]
+    rows: list[list[str]] = []
     for name, values in shown:
         good = values[np.isfinite(values)]
+        lost = f"{len(values) - len(good)} not finite" if len(good) < len(values) else ""
         if not len(good):
-            lines.append(f"{name:<{width}} {0:>7} no finite score")
+            rows.append([name, "0", *[""] * 5, "no finite score"])
             continue
         error = good.std(ddof=1) / len(good) ** 0.5 if len(good) > 1 else float("nan")
-        low, middle, high = np.quantile(good, [0.05, 0.5, 0.95])
-        lost = f"   {len(values) - len(good)} not finite" if len(good) < len(values) else ""
-        numbers = f"{len(good):>7} {good.mean():>8.4f} {error:>7.4f} {low:>8.4f} {middle:>8.4f} {high:>8.4f}"
-        lines.append(f"{name:<{width}} {numbers}{lost}")
-    return lines
+        numbers = (good.mean(), error, *np.quantile(good, [0.05, 0.5, 0.95]))
+        rows.append([name, str(len(good)), *(f"{number:.4f}" for number in numbers), lost])
+    head = ("best image of each prompt", "prompts", "mean", "+-", "5%", "50%", "95%", "")
+    return table_lines(head, rows)
 
 
 def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str, Float64Array]]:

@@ -11,7 +11,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,15 +22,6 @@ from ttsvar_ray.evaluate.verdict_file import VerdictFile
 from ttsvar_ray.types import UInt8Array
 
 
-class AskedPrompt(Protocol):
-    """What was asked of an image."""
-
-    @property
-    def key(self) -> str:
-        """A line of text that equal prompts share, and no others."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedImage:
     """One image file and its prompt.
@@ -38,7 +29,7 @@ class AskedImage:
     Attributes:
         key: unique name within the run or folder.
         encoded: the file.
-        prompt: what it was drawn from.
+        prompt: what it was drawn from; its `key` is a line of text that equal prompts share, and no others.
     """
 
     key: str

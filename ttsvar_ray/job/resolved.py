@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from ttsvar_ray.config import FeaturesConfig, JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.job.parts import (
+    FETCH_WORDS,
     VISION_LANGUAGE,
     NamedPart,
     require_known_extractor,
@@ -25,7 +27,13 @@ from ttsvar_ray.job.parts import (
 )
 from ttsvar_ray.job.plan import build_plan, check_rows, rows_of
 from ttsvar_ray.models.description import ModelChoice, ModelDescription
-from ttsvar_ray.models.registry import check_top_k, confidences, describe_model, resolve_device
+from ttsvar_ray.models.registry import (
+    check_top_k,
+    confidences,
+    describe_model,
+    published_names,
+    resolve_device,
+)
 from ttsvar_ray.models.sampling import per_scale
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.prompts.rewrite import rewriter_of
@@ -105,7 +113,7 @@ def resolve(
     Args:
         config: the settings.
         needs_parts: also find what is wrong with the reward, the features and the sampling, and whether
-            their files are there; not for looking at plans.
+            their files and the model's are there; not for looking at plans.
         here: with them, whether the job runs on this machine, so that it can be asked for a GPU.
         selections: of the plan, in place of `strategy.selections`: operators may be objects here.
 
@@ -238,7 +246,15 @@ def coordinator_settings(config: JobConfig) -> CoordinatorSettings:
 def _check_parts(
     config: JobConfig, description: ModelDescription, plan: Plan | None, problems: list[str]
 ) -> None:
-    """Find what is wrong with a job's reward, features and sampling without loading anything."""
+    """Find what is wrong with a job's weights, reward, features and sampling without loading anything."""
+    absent = [
+        f"{part.replace('_', ' ')} at {source}"
+        for part, source in description.weights.items()
+        if isinstance(source.root, Path) and not (source.root / source.name).exists()
+    ]
+    if absent:
+        words = f"; {FETCH_WORDS}" if config.model.name in published_names() else ""
+        problems.append(f"model: expected its {' and its '.join(absent)}, found nothing there{words}")
     with noting(problems):
         rewards = resolve_rewards(config.reward, description)
         if plan is not None and plan.reads_maps:

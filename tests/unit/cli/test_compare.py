@@ -342,6 +342,19 @@ def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path
     assert "| t2i-compbench color published |" in (output / "table.md").read_text()
 
 
+def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    text = SMALL.replace("n: 2}}", "n: 2}, reward: {path: HERE/absent}}").replace(
+        "device: cpu", "device: cuda:99"
+    )
+    file = write_sweep(tmp_path, text.replace("constant]", "geneval=only]"))
+    told = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
+    assert "3 problems:" in told
+    assert "every variant: model.device: 'cuda:99'" in told
+    assert f"variant 'best-of-2': reward.path: expected the files of the weights at {tmp_path}" in told
+    assert "evaluators: expected geneval=DETECTOR:CLIP" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("evaluators", "complaint"),
     [

@@ -32,7 +32,10 @@ OWN_PLAN = {
 
 
 def model_directory(folder: Path, **changes: Any) -> str:
-    """Return a directory with the built-in model's config.json, changed; no weights are needed here."""
+    """Return a directory with the built-in model's files, its config.json changed."""
+    for file in model_path("shapes").iterdir():
+        if not (folder / file.name).exists() and file.name != "config.json":
+            (folder / file.name).symlink_to(file)
     config = json.loads((model_path("shapes") / "config.json").read_text())
     config.update({"plan": OWN_PLAN, **changes})
     (folder / "config.json").write_text(json.dumps(config))
@@ -362,6 +365,47 @@ def test_a_gpu_that_is_not_here_is_refused_with_everything_else(monkeypatch: pyt
     ]
     with pytest.raises(ConfigurationError, match=r"model\.device: expected .*\"cuda:N\", got 'tpu'"):
         load_config(None, ["model.device=tpu"], needs_files=False)
+
+
+def test_all_weights_that_are_not_there_come_at_once_with_what_brings_them(tmp_path: Path) -> None:
+    (dinov2 := tmp_path / "dinov2").mkdir()
+    (tmp_path / "infinity_vae_d32reg.pth").touch()
+    strategy, published = {"name": "tts-var", "plan": "published"}, {"name": "infinity-2b", "device": "cpu"}
+    config = JobConfig.model_validate(
+        {
+            "model": {**published, "path": str(tmp_path)},
+            "strategy": strategy,
+            "reward": {"name": "image-reward", "path": str(tmp_path / "reward")},
+            "features": {"extractor": "pca", "backbone": str(dinov2)},
+        }
+    )
+    fetch = "; `ttsvar-ray fetch JOB.yaml` brings them"
+    with pytest.raises(ConfigurationError) as refused:
+        resolve(config, needs_parts=True)
+    assert list(refused.value.problems) == [
+        f"model: expected its transformer at {tmp_path}/infinity_2b_reg.pth, found nothing there{fetch}",
+        f"reward.path: expected the files of the weights at {tmp_path}/reward, found nothing there{fetch}",
+        f"features.backbone: expected config.json and model.safetensors in {dinov2}, found none{fetch}",
+    ]
+    assert resolve(config).plan.num_scales == 13
+
+
+def test_a_model_directory_without_its_weights_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    config = config_for(model_directory(tmp_path))
+    resolve(config, needs_parts=True)
+    missing = resolve(config).description.weights["transformer"].fetch()
+    missing.unlink()
+    with pytest.raises(
+        ConfigurationError, match=f"^model: expected its transformer at {missing}, found nothing"
+    ):
+        resolve(config, needs_parts=True)
+
+
+def test_a_backbone_in_pieces_is_there(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).touch()
+    features = {"extractor": "pca", "backbone": str(tmp_path)}
+    resolve(config_for("shapes", strategy={"plan": "published"}, features=features), needs_parts=True)
 
 
 def test_settings_that_a_reward_would_not_read_are_refused_before_it_is_built(tmp_path: Path) -> None:
