@@ -44,5 +44,10 @@ def check_output_at(output: str, *, quiet: bool = False) -> CheckReport:
     report = check_folder(
         OutputLayout(output), on_problem=lambda problem: typer.echo(for_people(str(problem)))
     )
+    if not report.is_whole:
+        typer.echo(
+            "To have a part made again, with its trace and manifest, delete its file in data/ and type the "
+            "command that began the run."
+        )
     typer.echo(report.verdict())
     return report

@@ -53,7 +53,7 @@ def export(
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.dataset import read_run
-        from ttsvar_ray.dataset.export import LAYOUTS, claim, exported_images, to_webdataset
+        from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
         from ttsvar_ray.errors import ConfigurationError
 
         if shard_size is not None and layout is not _Layout.WEBDATASET:
@@ -61,10 +61,10 @@ def export(
         source, manifest = read_run(output)
         size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
         options.folder_to_write(to, "--to")
-        claim(to, source, {"layout": layout.value, "images": images.value, "shard_size": size})
         found = exported_images(source, manifest.column_types, best_only=images is Which.BEST)
-        if size is not None:
-            count = to_webdataset(found, to, shard_size=size)
-        else:
-            count = LAYOUTS[layout.value](found, to)
+        with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
+            if size is not None:
+                count = to_webdataset(found, to, shard_size=size)
+            else:
+                count = LAYOUTS[layout.value](found, to)
     typer.echo(f"{to}: {count} images ({layout.value})")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from ttsvar_ray.job.preflight import Fact, OutputFact, TimeFact
+    from ttsvar_ray.job.preflight import Fact, OutputFact, PromptsFact, TimeFact
     from ttsvar_ray.search.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def fact_lines(fact: Fact) -> list[str]:
             to = f" -> {fact.output}" if fact.output else ""
             return [_line("job", f"{fact.model}, {fact.strategy} N={fact.n}, seed {fact.seed}{to}")]
         case PromptsFact():
-            bad = f", {fact.bad_lines:,} bad lines (see failed/bad_lines.jsonl)" if fact.bad_lines else ""
-            return [_line("prompts", f"{fact.count:,} in {fact.path}{bad}")]
+            return [_line("prompts", words) for words in _prompt_words(fact)]
         case PlanFact():
             note = [_line("", f"note: {fact.note}")] if fact.note else []
             return [_line("plan", _plan_words(fact.plan)), *note]
@@ -63,6 +62,17 @@ def fact_lines(fact: Fact) -> list[str]:
             return [_line("time", _time_words(fact))]
         case _:
             assert_never(fact)
+
+
+def _prompt_words(fact: PromptsFact) -> list[str]:
+    words, bad = f"{fact.count:,} in {fact.path}", fact.first_bad_line
+    if bad is None:
+        return [words]
+    where = f"{bad.file}, line {bad.line}" if bad.file else f"line {bad.line}"
+    words += f", {fact.bad_lines:,} bad lines, all in failed/bad_lines.jsonl of a run; {where}: {bad.reason}"
+    if fact.max_failed.allows(fact.bad_lines, of=fact.count + fact.bad_lines):
+        return [words]
+    return [words, f"warning: more bad lines than max_failed ({fact.max_failed}): exit code 3 at the end"]
 
 
 def _plan_words(plan: Plan) -> str:

@@ -30,6 +30,7 @@ import pyarrow as pa
 from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.dataset.schema import data_schema
 from ttsvar_ray.errors import OutputError
 
@@ -74,7 +75,7 @@ def exported_images(
             for row in _readable(batch).to_pylist():
                 if best_only and row["image_rank"] > 0:
                     continue
-                metadata = {name: _finite(value) for name, value in row.items() if name not in _PICTURE}
+                metadata = {name: value for name, value in row.items() if name not in _PICTURE}
                 for name in texts_of_json & metadata.keys():
                     if isinstance(metadata[name], str):
                         metadata[name] = json.loads(metadata[name])
@@ -82,7 +83,7 @@ def exported_images(
                     key=f"{row['row']:08d}-{row['image_rank']:02d}",
                     encoded=row["image"]["bytes"],
                     suffix=Path(row["image"]["path"]).suffix,
-                    metadata=metadata,
+                    metadata=_finite(metadata),
                 )
 
 
@@ -95,8 +96,11 @@ def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 
-def claim(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def claimed(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> Iterator[None]:
     """Note in a folder what is exported to it, so that only the same goes on there.
+
+    Of a run that the layout cannot hold the note goes, where nothing was written beside it.
 
     Args:
         folder: made if it is not there.
@@ -104,15 +108,11 @@ def claim(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> No
         settings: of the export.
 
     Raises:
-        OutputError: the folder holds another export, or one of fewer parts of the run.
+        OutputError: the folder holds another export, or one of other images: the run was extended since, its
+            failed prompts were retried, a part was made again.
     """
-    told = json.dumps(
-        {
-            **settings,
-            "run": json.loads(layout.run_file.read_text())["config_digest"],
-            "parts": len(layout.data_parts()),
-        }
-    )
+    run = json.loads(layout.run_file.read_text())["config_digest"]
+    told = json.dumps({**settings, "run": run, "images_digest": data_digest(layout)})
     file = folder / ".export.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
@@ -125,6 +125,12 @@ def claim(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> No
         raise OutputError(
             f"{folder}: expected an export of {told}, found one of {found}; choose another folder"
         )
+    try:
+        yield
+    except OutputError:
+        if [each.name for each in folder.iterdir()] == [file.name]:
+            file.unlink()
+        raise
 
 
 def to_webdataset(images: Iterator[ExportedImage], folder: Path, *, shard_size: int) -> int:
@@ -151,14 +157,22 @@ def to_webdataset(images: Iterator[ExportedImage], folder: Path, *, shard_size: 
     raise AssertionError("unreachable: counting does not end")
 
 
+_PATHS = re.compile(r"(?<![^_])file_name(?=s?$)")
+"""Of names of columns: what an image folder of `datasets` takes for paths."""
+
+
 def to_folder(images: Iterator[ExportedImage], folder: Path) -> int:
-    """Write `images/00000/KEY.png` and `metadata.jsonl`, which `datasets` opens as an image folder."""
+    """Write `images/00000/KEY.png` and `metadata.jsonl`, which `datasets` opens as an image folder.
+
+    It takes what ends in `file_name` for paths: such a column of the caller's ends in `filename`.
+    """
     total = 0
     with _whole(folder / "metadata.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
         for image in images:
             name = f"images/{total // _FILES_PER_FOLDER:05d}/{image.key}{image.suffix}"
             _write(folder / name, image.encoded)
-            lines.write(_json({"file_name": name, **image.metadata}) + "\n")
+            told = {_PATHS.sub("filename", key): value for key, value in image.metadata.items()}
+            lines.write(_json({"file_name": name, **told}) + "\n")
             total += 1
     return total
 
@@ -359,6 +373,8 @@ def _finite(value: Any) -> Any:
     """Return a value whose numbers JSON has: NaN and infinity are nothing there."""
     if isinstance(value, list):
         return [_finite(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from ttsvar_ray.storage import Location, locate
 
 _PART_NAME = re.compile(r"part-(\d{5,})(\.\w+)")
+_SHARD_NAME = re.compile(r"shard-(\d+)-of-\d+")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -34,6 +35,17 @@ class OutputLayout:
     def __init__(self, root: str | Path | Location) -> None:
         """Start at a path, a URI or a location."""
         object.__setattr__(self, "root", root if isinstance(root, Location) else locate(root))
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether this is the folder of one of several runs that share a prompt set."""
+        return _SHARD_NAME.fullmatch(self.root.name) is not None
+
+    def shards(self) -> list[OutputLayout]:
+        """Return the folders of such runs in this one."""
+        found = filter(None, map(_SHARD_NAME.fullmatch, self.root.names()))
+        named = [self.root / name[0] for name in sorted(found, key=lambda name: int(name[1]))]
+        return [each for each in map(OutputLayout, named) if each.run_file.is_file()]
 
     @property
     def run_file(self) -> Location:

@@ -157,6 +157,9 @@ def read_manifest(layout: OutputLayout) -> RunManifest | None:
         return None
     try:
         return RunManifest.from_json(json.loads(text))
+    except json.JSONDecodeError as error:
+        advice = "put it back from a copy, or from a folder in which the same command begins a new run"
+        raise OutputError(f"{layout.run_file}: damaged, it is no JSON ({error}); {advice}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise OutputError(
             f"{layout.run_file}: not a manifest this version can read ({error}); choose another output folder"
@@ -172,5 +175,7 @@ def read_run(output: str | Path | OutputLayout) -> tuple[OutputLayout, RunManife
     layout = output if isinstance(output, OutputLayout) else OutputLayout(output)
     manifest = read_manifest(layout)
     if manifest is None:
-        raise OutputError(f"{layout.root}: expected the output of a run, found no run.json")
+        shards = layout.shards()
+        more = f", but {len(shards)} shards: name one, or put them together first" if shards else ""
+        raise OutputError(f"{layout.root}: expected the output of a run, found no run.json{more}")
     return layout, manifest

@@ -130,6 +130,18 @@ def read_part_manifest(location: Location) -> PartManifest | None:
         ) from None
 
 
+def data_digest(layout: OutputLayout) -> str:
+    """Return what tells the images of a run from those that it had before: by the sums of all parts.
+
+    It is another one after `--extend` and `--retry-failed`, and when a part was made again of other bytes.
+    """
+    digest = hashlib.sha256()
+    for chunk in sorted(layout.data_parts()):
+        manifest = read_part_manifest(layout.manifest_part(chunk))
+        digest.update(f"{chunk} {None if manifest is None else manifest.data.sha256}\n".encode())
+    return digest.hexdigest()
+
+
 def settle(layout: OutputLayout, chunk_index: int) -> None:
     """Have the manifest of a part name what its files are now, if a run was killed while it replaced them."""
     location = layout.manifest_part(chunk_index)

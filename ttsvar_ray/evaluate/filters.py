@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from ttsvar_ray.dataset import OutputLayout, RunManifest
 from ttsvar_ray.dataset.contents import damaged, image_rows
+from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
 from ttsvar_ray.storage import locate
@@ -287,6 +288,7 @@ def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection:
     told: Mapping[str, Any] = {
         "source": str(layout.root),
         "run": manifest.config_digest,
+        "images_digest": data_digest(layout),
         "where": selection.where,
         "best_per_prompt": selection.best_per_prompt,
         "by": selection.by,
@@ -296,7 +298,10 @@ def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection:
     if file.is_file():
         before = json.loads(file.read_text())
         if any(before.get(name) != value for name, value in told.items()):
-            raise OutputError(f"{folder}: holds another selection; choose another --to folder")
+            raise OutputError(
+                f"{folder}: holds another selection, or one of the run before it had more images; choose "
+                "another --to folder"
+            )
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder}: expected an empty folder, found something in it; choose another --to")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config import FailureBudget, JobConfig
 from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.costs.profile import device_names
@@ -23,6 +23,7 @@ from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.prompts import BadLine
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.run import seconds_per_prompt
 from ttsvar_ray.storage import Location
@@ -55,11 +56,13 @@ class JobFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsFact:
-    """The prompt set: usable prompts, and lines that hold none."""
+    """The prompt set: usable prompts, lines that hold none and the first of them, and how many may be."""
 
     path: str
     count: int
     bad_lines: int
+    first_bad_line: BadLine | None
+    max_failed: FailureBudget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -227,7 +227,15 @@ def prepared(
         prompt_files(named)
     with _readable_twice(named) as source:
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
-        tell(PromptsFact(path=named.name, count=scan.count, bad_lines=scan.bad_lines))
+        tell(
+            PromptsFact(
+                path=named.name,
+                count=scan.count,
+                bad_lines=scan.bad_lines,
+                first_bad_line=scan.first_bad_line,
+                max_failed=config.max_failed,
+            )
+        )
         resolved = None
         if parts is None:
             resolved = resolve(config, needs_parts=True, here=here)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ SILENT_SECONDS = 120.0
 """Without a sign of life after which a running session is taken for dead: it writes one every ten seconds,
 and to an object store every thirty."""
 
-_SHARD = re.compile(r"shard-\d+-of-\d+")
+_STATES = ("starting", "running", "done", "stopped", "failed")
+"""What a session writes of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class RunStatus:
 
 
 def read_status(root: str, *, now: datetime.datetime | None = None) -> list[RunStatus]:
-    """Return the status of the run in a folder, or of each of its shards.
+    """Return the status of the run in a folder, or of each of its shards, if they are not put together yet.
 
     Args:
         root: path or URI of the output folder.
@@ -65,9 +65,7 @@ def read_status(root: str, *, now: datetime.datetime | None = None) -> list[RunS
         OutputError: no run is there.
     """
     layout = OutputLayout(root)
-    names = sorted(layout.root.names(), key=_numbers)
-    shards = [OutputLayout(layout.root / name) for name in names if _SHARD.fullmatch(name)]
-    layouts = [each for each in (layout, *shards) if each.run_file.is_file()]
+    layouts = [layout] if layout.run_file.is_file() else layout.shards()
     if not layouts:
         raise OutputError(f"{layout.root}: expected an output folder with a run.json, found none")
     moment = now or datetime.datetime.now(datetime.timezone.utc)
@@ -78,7 +76,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     manifest = read_manifest(layout)
     assert manifest is not None
     each = int(manifest.config["output"]["rows_per_part"])
-    shard = manifest.config["cluster"].get("shard") if _SHARD.fullmatch(layout.root.name) else None
+    shard = manifest.config["cluster"].get("shard") if layout.is_shard else None
     first, step = map(int, shard.split("/")) if shard else (0, 1)
     chunks = range(first, -(-manifest.prompt_count // each), step)
     rows = {chunk: min(each, manifest.prompt_count - chunk * each) for chunk in chunks}
@@ -113,7 +111,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
 
 
 def _last_line(file: Location) -> dict[str, Any] | None:
-    """Return the last whole line of a progress file; one that is being written is passed over."""
+    """Return the last line of a progress file that can be read; one that is being written is passed over."""
     try:
         lines = file.read_text().splitlines()
     except FileNotFoundError:
@@ -121,11 +119,9 @@ def _last_line(file: Location) -> dict[str, Any] | None:
     for line in reversed(lines):
         try:
             values = json.loads(line)
-        except ValueError:
+            time = datetime.datetime.fromisoformat(values["time"])
+        except (KeyError, TypeError, ValueError):
             continue
-        return values if isinstance(values, dict) and {"time", "state"} <= values.keys() else None
+        if values.get("state") in _STATES and time.tzinfo is not None:
+            return dict(values)
     return None
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", name)]

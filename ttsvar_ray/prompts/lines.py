@@ -101,10 +101,8 @@ def undecodable_byte(raw: bytes) -> int | None:
 
 
 def is_blank(text: str) -> bool:
-    """Whether people see nothing: white space, and characters without a glyph, such as zero-width ones."""
-    return not text.strip() or (
-        not text.isascii() and all(char.isspace() or unicodedata.category(char) in _UNSEEN for char in text)
-    )
+    """Whether people see nothing: white space, and characters without a glyph: zero-width ones, controls."""
+    return all(char.isspace() or unicodedata.category(char) in _UNSEEN for char in text)
 
 
 _UNSEEN = ("Cc", "Cf")

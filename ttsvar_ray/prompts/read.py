@@ -46,6 +46,7 @@ class PromptScan:
     Attributes:
         count: usable prompts.
         bad_lines: lines that hold none.
+        first_bad_line: the first of these.
         digest: sha256 over ids, texts and columns in order: equal digests are equal prompt sets,
             whatever the file format, and of their column types where a text file could not have them.
         rows_per_chunk: prompts of a chunk; the last one may have fewer.
@@ -56,6 +57,7 @@ class PromptScan:
 
     count: int
     bad_lines: int
+    first_bad_line: BadLine | None
     digest: str
     rows_per_chunk: int
     chunk_digests: tuple[str, ...]
@@ -102,6 +104,7 @@ def scan_prompts(source: PromptSource, *, rows_per_chunk: int = ROWS_PER_CHUNK) 
     return PromptScan(
         count=count,
         bad_lines=bad.count,
+        first_bad_line=bad.first,
         digest=_with_types(whole, column_types),
         rows_per_chunk=rows_per_chunk,
         chunk_digests=chunks,
@@ -191,18 +194,18 @@ class _FirstBadLine:
 
     def __init__(self) -> None:
         self.count = 0
-        self._first: BadLine | None = None
+        self.first: BadLine | None = None
 
     def __call__(self, bad: BadLine) -> None:
         self.count += 1
-        self._first = self._first or bad
+        self.first = self.first or bad
 
     def nothing_usable(self, source: PromptSource) -> str:
-        if self._first is None:
+        if self.first is None:
             return f"{source.name}: the prompt file holds no prompt"
         return (
             f"{source.name}: none of its {self.count} lines holds a usable prompt; "
-            f"line {self._first.line}: {self._first.reason}"
+            f"line {self.first.line}: {self.first.reason}"
         )
 
 

@@ -169,10 +169,19 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
         check_output(OutputLayout(tmp_path / "thesis.tex"), manifest_of())
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format_version": 99}'])
-def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "damaged.*put it back"),
+        ("{", "damaged.*put it back"),
+        ("[]", "not a manifest.*choose another"),
+        ("{}", "not a manifest.*choose another"),
+        ('{"format_version": 99}', "not a manifest.*choose another"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_an_error(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(OutputError, match=r"run\.json: not a manifest"):
+    with pytest.raises(OutputError, match=rf"run\.json: {told}"):
         check_output(OutputLayout(tmp_path), manifest_of())
 
 

@@ -27,7 +27,7 @@ from ttsvar_ray.dataset import (
 )
 from ttsvar_ray.dataset.export import (
     ExportedImage,
-    claim,
+    claimed,
     exported_images,
     to_folder,
     to_geneval,
@@ -63,7 +63,8 @@ def layout(tmp_path: Path) -> OutputLayout:
     )
     first = [result(0, images=2, **COLUMNS), result(1, images=2, **COLUMNS)]
     write_chunk(layout, 0, rows=range(2), finished=first, failed=[], context=context)
-    write_chunk(layout, 1, rows=range(2, 3), finished=[result(2, **COLUMNS)], failed=[], context=context)
+    last = result(2, tag="counting", include=[{"class": "dog", "count": float("nan")}])
+    write_chunk(layout, 1, rows=range(2, 3), finished=[last], failed=[], context=context)
     return layout
 
 
@@ -82,6 +83,7 @@ def test_rows_come_in_order_with_their_columns_and_without_numbers_that_json_lac
     assert found[0].metadata["include"] == COLUMNS["include"]
     assert found[0].metadata["reward_history"] == [None, 0.25]
     assert not {"image", "bits"} & found[0].metadata.keys()
+    assert found[4].metadata["include"] == [{"class": "dog", "count": None}]
     json.dumps(found[0].metadata, allow_nan=False)
 
 
@@ -277,14 +279,40 @@ def test_other_formats_become_png_where_only_that_is_read(tmp_path: Path) -> Non
 
 def test_a_folder_takes_one_export(layout: OutputLayout, tmp_path: Path) -> None:
     folder = tmp_path / "to"
-    claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
-    claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
+
+    def claim(folder: Path, shard_size: int) -> None:
+        with claimed(folder, layout, {"layout": "webdataset", "shard_size": shard_size}):
+            pass
+
+    claim(folder, 2)
+    claim(folder, 2)
     with pytest.raises(OutputError, match="choose another folder"):
-        claim(folder, layout, {"layout": "webdataset", "shard_size": 3})
-    write_chunk(layout, 2, rows=range(3, 4), finished=[result(3)], failed=[], context=CONTEXT)
+        claim(folder, 3)
+    # A prompt that was given up has its images now: shards that are there lack them.
+    layout.data_part(0).delete()
+    write_chunk(layout, 0, rows=range(2), finished=[result(0), result(1)], failed=[], context=CONTEXT)
     with pytest.raises(OutputError, match="choose another folder"):
-        claim(folder, layout, {"layout": "webdataset", "shard_size": 2})
+        claim(folder, 2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="expected an empty folder"):
-        claim(tmp_path / "full", layout, {"layout": "folder"})
+        claim(tmp_path / "full", 2)
+
+
+def test_a_run_that_a_layout_cannot_hold_leaves_the_folder_to_another(
+    layout: OutputLayout, tmp_path: Path
+) -> None:
+    folder = tmp_path / "to"
+    with pytest.raises(OutputError), claimed(folder, layout, {"layout": "oneig"}):
+        to_oneig(images(layout), folder)
+    with claimed(folder, layout, {"layout": "folder"}):
+        to_folder(images(layout), folder)
+
+
+def test_a_column_that_is_called_as_the_name_of_the_file_hides_no_image(tmp_path: Path) -> None:
+    told = {"row": 3, "file_name": "mine.jpg", "old_file_names": "a.jpg", "profile_name": "b"}
+    image = ExportedImage(key="k", encoded=encoded(0).payload, suffix=".png", metadata=told)
+    to_folder(iter([image]), tmp_path / "to")
+    (row,) = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "to"), split="train")
+    np.testing.assert_array_equal(np.asarray(row["image"]), pixels(0))
+    assert (row["filename"], row["old_filenames"], row["profile_name"]) == ("mine.jpg", "a.jpg", "b")

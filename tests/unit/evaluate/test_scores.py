@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,8 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
     assert "4 of 6 images, of 4 prompts" in call(*best), "the same command goes on"
     other = ("select", str(output), "--where", "row == 0", "--to", str(tmp_path / "last"))
     assert "holds another selection" in call(*other, code=2)
+    shutil.copy(output / "manifest" / "part-00000.json", output / "manifest" / "part-00001.json")
+    assert "holds another selection" in call(*best, code=2), "the run's images are others now"
 
 
 @pytest.mark.parametrize(

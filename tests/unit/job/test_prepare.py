@@ -50,9 +50,12 @@ def facts_of(config: JobConfig) -> tuple[list[Fact], prepare.PreparedJob]:
 def test_everything_is_said_in_order(config: JobConfig, tmp_path: Path) -> None:
     facts, job = facts_of(config)
     lines = [line for fact in facts for line in fact_lines(fact)]
+    warning = lines.pop(2)
+    assert warning.startswith("prompts   warning: ") and "max_failed (1%)" in warning
     assert [line.split()[0] for line in lines] == ["job", "prompts", "plan", "weights", "output", "time"]
     assert lines[0] == f"job       shapes, tts-var N=1, seed 0 -> {tmp_path / 'out'}"
     assert lines[1].startswith(f"prompts   4 in {tmp_path / 'p.jsonl'}, 1 bad lines")
+    assert "line 2: expected a JSON object" in lines[1]
     assert lines[2] == "plan      8 -> 1 trajectories over 13 scales: top-k at 6"
     assert "4 images to make, about 13.8 kB (" in lines[4]
     assert "about " in lines[5] and " on CPU" in lines[5]

@@ -93,6 +93,21 @@ def test_a_line_that_is_being_written_is_passed_over(unfinished: Path) -> None:
     assert status_of(unfinished).reason == "no workers"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"time": "2026-01-02T00:00:00", "state": "done"}',
+        '{"time": "yesterday", "state": "done"}',
+        '{"time": "2026-01-02T00:00:00+00:00", "state": "of another version"}',
+        "[1]",
+    ],
+)
+def test_a_line_of_another_version_or_damaged_is_passed_over(line: str, unfinished: Path) -> None:
+    whole = {"time": "2026-01-01T00:00:00+00:00", "state": "failed", "reason": "no workers"}
+    (unfinished / "progress.jsonl").write_text(f"{json.dumps(whole)}\n{line}\n")
+    assert status_of(unfinished).reason == "no workers"
+
+
 def test_a_folder_of_an_older_run_and_none_at_all(unfinished: Path, tmp_path: Path) -> None:
     assert status_of(unfinished).state == "unknown"
     with pytest.raises(OutputError, match=r"expected an output folder with a run\.json"):
@@ -112,6 +127,12 @@ def test_shards_are_listed_and_added(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["status", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
     assert "together  22 of 22 prompts (100 %)" in shown.stdout
+    for command in (["check"], ["score", "--near-duplicates", "4"]):
+        refused = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
+        assert (refused.exit_code, "but 2 shards: name one" in refused.output) == (2, True), refused.output
+    for index in (0, 1):
+        shutil.copytree(tmp_path / "out" / f"shard-{index}-of-2", tmp_path / "out", dirs_exist_ok=True)
+    assert [one.prompts_done for one in read_status(str(tmp_path / "out"))] == [22]
 
 
 def test_what_the_command_prints(unfinished: Path) -> None:

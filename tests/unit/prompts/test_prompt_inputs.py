@@ -152,9 +152,9 @@ def test_marks_inside_files_are_dropped_and_what_nobody_sees_is_blank(tmp_path: 
     found, bad = read(write(tmp_path, "p.txt", content))
     assert found == ["a red circle", "a blue square", "a ring"]
     assert [(each.line, each.reason) for each in bad] == [(3, "prompt: expected text, got a blank")]
-    lines = '{"prompt": "\\ufeffa ring"}\n{"prompt": "\\u200b"}\n'
+    lines = '{"prompt": "\\ufeffa ring"}\n{"prompt": "\\u200b"}\n{"prompt": " \\u0000\\u0007"}\n'
     found, bad = read(write(tmp_path, "p.jsonl", lines))
-    assert (found, [each.line for each in bad]) == (["a ring"], [2])
+    assert (found, [each.line for each in bad]) == (["a ring"], [2, 3])
 
 
 def test_a_named_pipe_is_told_at_once(tmp_path: Path) -> None:
