@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 EXACT = "shapes-checker"
 _EXACT_CLASS = "ttsvar_ray.shapes.checker:ExactChecker"
-_BENCHMARKS = ("geneval", "t2i-compbench", "t2i-compbench-clip", "t2i-compbench-objects")
+BENCHMARKS = ("geneval", "t2i-compbench", "t2i-compbench-clip", "t2i-compbench-objects")
 """Of `evaluate.benchmark_scorers`, whose networks are not imported where none of them judges."""
 
 
@@ -203,7 +203,7 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[s
         name = given.partition("=")[0]
         own: list[str] = []
         with noting(own, InputError, CheckpointError):
-            if name in _BENCHMARKS:
+            if name in BENCHMARKS:
                 from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs
 
                 found = benchmark_specs(given, lambda: _texts(config), device=device)

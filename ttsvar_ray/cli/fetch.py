@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import http
+import itertools
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,7 +86,9 @@ class Download:
 def fetch(
     job: Annotated[
         str,
-        typer.Argument(help='YAML job file, or "prompts" for a published prompt set.', metavar="JOB.yaml"),
+        typer.Argument(
+            help='YAML job file or sweep, or "prompts" for a published prompt set.', metavar="JOB.yaml"
+        ),
     ] = "",
     name: Annotated[
         str | None, typer.Argument(help="Prompt set after the word prompts: geneval.", metavar="NAME")
@@ -104,7 +107,8 @@ def fetch(
     """Bring what a job reads to where it looks: `ttsvar-ray fetch JOB.yaml && ttsvar-ray generate JOB.yaml`.
 
     Weights of the model, the reward and the features go to the folders that the job names (or to the cache
-    of the hub, where it names none), on this machine or a file system that all share. What is there stays; a
+    of the hub, where it names none), on this machine or a file system that all share; of a sweep for
+    `compare` also those of its evaluators; and a published prompt set. What is there stays; a
     broken download goes on where it broke, at the same commit. The commits are noted in .fetched.json: copy
     that file into an empty folder to get the same weights there.
 
@@ -118,16 +122,54 @@ def fetch(
         if job == "prompts":
             _fetch_prompts(name, to, dry_run=dry_run)
             return
-        from ttsvar_ray.config import load_config
+        from ttsvar_ray.config import load_config, read_job_file
+        from ttsvar_ray.job.sweep import read_sweep
 
         overrides = options.overrides({"model.name": model}, settings)
-        config = load_config(Path(job) if job else None, overrides, needs_files=False)
-        wanted = downloads(config)
+        if job and {"variants", "grid"} & read_job_file(Path(job)).keys():
+            sweep, variants = read_sweep(Path(job), Path(), overrides)
+            configs, evaluators = [variant.job for variant in variants], sweep.evaluators
+        else:
+            configs = [load_config(Path(job) if job else None, overrides, needs_files=False)]
+            evaluators = []
+        each = [downloads(config) for config in configs]
+        wanted = _merged([*itertools.chain(*each), *_of_evaluators(evaluators)])
         if not wanted:
-            typer.echo(f"model {config.model.name}: nothing to fetch, all that it reads is here")
+            typer.echo(f"model {configs[0].model.name}: nothing to fetch, all that it reads is here")
+        read = {config.prompts.path for config in configs}
+        for one in PROMPT_SETS:
+            if str(file := _prompts_file(one)) in read and not file.exists():
+                _fetch_prompts(one, None, dry_run=dry_run)
         left_over = [download for download in wanted if not _bring(download, dry_run=dry_run)]
         if left_over and not dry_run:
             raise typer.Exit(ExitCode.BAD_SETTINGS)
+
+
+def _merged(each: Iterable[Download]) -> tuple[Download, ...]:
+    """Return one download for each source and folder."""
+    found: dict[tuple[str, Path | None], Download] = {}
+    for download in each:
+        key = download.source, download.folder
+        before = found[key].patterns if key in found else ()
+        patterns = tuple(dict.fromkeys((*before, *download.patterns)))
+        found[key] = dataclasses.replace(download, patterns=patterns)
+    return tuple(found.values())
+
+
+def _of_evaluators(evaluators: Iterable[str]) -> Iterator[Download]:
+    """Yield what the evaluators of a sweep read: `NAME=FOLDER`, or a benchmark's `NAME=FIRST:SECOND`."""
+    from ttsvar_ray.cli.compare import BENCHMARKS
+    from ttsvar_ray.rewards.registry import REWARDS
+
+    for given in evaluators:
+        name, _, folder = given.partition("=")
+        if name in BENCHMARKS:
+            from ttsvar_ray.evaluate.benchmark_scorers import published_weights
+
+            for files, place in published_weights(given):
+                yield Download(source=files.source, patterns=files.names, folder=Path(place).expanduser())
+        elif name in REWARDS:
+            yield from _of_network(REWARDS[name].weights, f"evaluators: {name}", folder or None)
 
 
 def downloads(config: JobConfig) -> tuple[Download, ...]:
@@ -141,13 +183,7 @@ def downloads(config: JobConfig) -> tuple[Download, ...]:
 
     job = resolve(config)
     has_features = Signal.FEATURES in job.plan.reads
-    found: dict[tuple[str, Path | None], Download] = {}
-    for download in (*_of_model(config), *_of_parts(config, job.description, has_features)):
-        key = download.source, download.folder
-        before = found[key].patterns if key in found else ()
-        patterns = tuple(dict.fromkeys((*before, *download.patterns)))
-        found[key] = dataclasses.replace(download, patterns=patterns)
-    return tuple(found.values())
+    return _merged((*_of_model(config), *_of_parts(config, job.description, has_features)))
 
 
 def _of_model(config: JobConfig) -> Iterator[Download]:
@@ -266,11 +302,15 @@ def _read_record(folder: Path) -> dict[str, dict[str, object]]:
     return read
 
 
+def _prompts_file(name: str) -> Path:
+    return Path("prompts") / f"{name}.jsonl"
+
+
 def _fetch_prompts(name: str | None, to: Path | None, *, dry_run: bool) -> None:
     if name not in PROMPT_SETS:
         raise InputError(f"prompts: expected one of {', '.join(PROMPT_SETS)}, got {name or 'nothing'}")
     wanted = PROMPT_SETS[name]
-    file = to or Path("prompts") / f"{name}.jsonl"
+    file = to or _prompts_file(name)
     if file.is_file() and _sha256(file) == wanted.sha256:
         typer.echo(f"there     {file}  ({wanted.about})")
         return

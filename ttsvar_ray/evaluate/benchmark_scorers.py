@@ -26,6 +26,7 @@ from ttsvar_ray.evaluate.scorers import Scorer, ScorerKind, ScorerSpec
 from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH, T2I_COMPBENCH_CLIP, ClipJudge
 from ttsvar_ray.models.weight_source import fingerprint_path
 from ttsvar_ray.types import UInt8Array
+from ttsvar_ray.vision.published import PublishedFiles
 
 GENEVAL = "geneval"
 FOLDERS = {
@@ -35,6 +36,26 @@ FOLDERS = {
     T2I_COMPBENCH_OBJECTS.name: "PROMPTS:DETECTOR, the file of prompts and the folder of the detector",
 }
 """What stands behind each name."""
+
+_CLIP_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+_DETECTOR = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+_DETECTOR_FILE = f"{_DETECTOR}_20220504_001756-743b7d99.pth"
+_MASK2FORMER = PublishedFiles(
+    f"https://download.openmmlab.com/mmdetection/v2.0/mask2former/{_DETECTOR}/{_DETECTOR_FILE}",
+    (_DETECTOR_FILE,),
+)
+_WEIGHTS = {
+    GENEVAL: (_MASK2FORMER, PublishedFiles("openai/clip-vit-large-patch14", _CLIP_FILES)),
+    T2I_COMPBENCH.name: (
+        None,
+        PublishedFiles(
+            "Salesforce/blip-vqa-capfilt-large", ("config.json", "model.safetensors", "vocab.txt")
+        ),
+    ),
+    T2I_COMPBENCH_CLIP.name: (None, PublishedFiles("openai/clip-vit-base-patch32", _CLIP_FILES)),
+    T2I_COMPBENCH_OBJECTS.name: (None, _MASK2FORMER),
+}
+"""What the authors judge by, at its place behind each name."""
 
 
 def _question_judge(folder: Path, *, device: str) -> QuestionJudge:
@@ -46,6 +67,20 @@ _JUDGED: dict[str, tuple[Benchmark, Callable[..., Callable[[AskedImage], Mapping
     T2I_COMPBENCH_CLIP.name: (T2I_COMPBENCH_CLIP, ClipJudge),
     T2I_COMPBENCH_OBJECTS.name: (T2I_COMPBENCH_OBJECTS, ObjectJudge.load),
 }
+
+
+def published_weights(given: str) -> list[tuple[PublishedFiles, str]]:
+    """Return the published weights of a benchmark as `benchmark_specs` takes it, each with its folder."""
+    name, places = _split(given)
+    return [(files, place) for files, place in zip(_WEIGHTS[name], places, strict=True) if files is not None]
+
+
+def _split(given: str) -> tuple[str, tuple[str, str]]:
+    name, _, folders = given.partition("=")
+    first, _, second = folders.partition(":")
+    if not first or not second:
+        raise ConfigurationError(f"expected {name}={FOLDERS[name]}, got {given!r}")
+    return name, (first, second)
 
 
 def benchmark_specs(
@@ -63,10 +98,15 @@ def benchmark_specs(
         InputError: a file that holds no such questions.
         CheckpointError: no such weights.
     """
-    name, _, folders = given.partition("=")
-    first, _, second = folders.partition(":")
-    if not first or not second:
-        raise ConfigurationError(f"expected {name}={FOLDERS[name]}, got {given!r}")
+    name, (first, second) = _split(given)
+    absent = [
+        f"{name}: expected {' and '.join(files.names)} in {place}, found nothing there; `ttsvar-ray fetch` "
+        "with the sweep brings them"
+        for files, place in published_weights(given)
+        if not Path(place).exists()
+    ]
+    if absent:
+        raise ConfigurationError(absent)
     if name == GENEVAL:
         prints = {"detector": fingerprint_path(Path(first)), "clip": fingerprint_path(Path(second))}
         return {

@@ -369,7 +369,10 @@ def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tm
         ),
         ("constant, constant", "evaluators: 'constant' is given twice"),
         ("t2i-compbench-objects=HERE/no.txt:HERE", "HERE/no.txt: expected a file of questions"),
-        ("t2i-compbench-clip=HERE/same.txt:HERE/no", "HERE/no: no such file or folder"),
+        (
+            "t2i-compbench-clip=HERE/same.txt:HERE/no",
+            "merges.txt in HERE/no, found nothing there; `ttsvar-ray fetch`",
+        ),
         ("t2i-compbench-objects=HERE/no.txt:HERE, geneval=only, constan", "3 problems:"),
     ],
 )

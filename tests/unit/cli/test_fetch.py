@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +140,38 @@ def test_a_folder_with_a_dot_in_its_name_is_a_folder(tmp_path: Path) -> None:
 
 def test_a_job_that_reads_nothing_published_says_so() -> None:
     assert run() == (0, "model shapes: nothing to fetch, all that it reads is here\n")
+
+
+SWEEPS = sorted((Path(__file__).parents[3] / "jobs" / "paper").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda file: file.stem)
+def test_all_folders_of_weights_that_a_sweep_names_are_filled(sweep: Path) -> None:
+    named = set(re.findall(r"weights[-\w./]*", re.sub("#.*", "", sweep.read_text())))
+    code, text = run(str(sweep), "--dry-run")
+    assert code == 0, text
+    filled = {
+        line.rpartition("  ->  ")[2] for line in text.splitlines() if line[:7] in ("missing", "yours  ")
+    }
+    # Nothing there reads features.
+    unread = {"weights/dinov2"} if sweep.stem == "resampling_scales" else set()
+    assert "weights/mask2former" in named
+    assert named - filled == unread
+    assert ("prompts/geneval.jsonl" in text) == ("prompts/geneval.jsonl" in sweep.read_text())
+
+
+def test_a_sweep_that_cannot_be_read_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("variants: {a: {strategy: {nam: raw}}}\nevaluators: [hps-v2.1]\n")
+    code, text = run(str(tmp_path / "sweep.yaml"))
+    assert code == 2 and "variant 'a': strategy.nam: unknown key; did you mean 'name'?" in text
+
+
+def test_prompts_of_ones_own_by_a_published_sets_name_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = ("--set", "prompts.path=prompts/geneval.jsonl")
+    assert "missing   https://" in run(*job, "--dry-run")[1]
+    Path("prompts").mkdir()
+    Path("prompts/geneval.jsonl").write_text("mine")
+    assert run(*job) == (0, "model shapes: nothing to fetch, all that it reads is here\n")
