@@ -195,7 +195,9 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[s
         ConfigurationError: with every problem, files that cannot be read among them.
     """
     from ttsvar_ray.cli.score import scorers_of
-    from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, noting
+    from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, nearest, noting
+    from ttsvar_ray.own_code import is_own
+    from ttsvar_ray.rewards.registry import REWARDS
 
     specs: dict[str, ScorerSpec] = {}
     problems: list[str] = []
@@ -207,6 +209,10 @@ def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[s
                 from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs
 
                 found = benchmark_specs(given, lambda: _texts(config), device=device)
+            elif name not in (known := (EXACT, *BENCHMARKS, *REWARDS, "auto")) and not is_own(name):
+                raise ConfigurationError(
+                    f"expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}"
+                )
             else:
                 (spec,) = scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
                 found = {name: spec}

@@ -17,6 +17,8 @@ from tests.support.tiny_blip import save_blip
 from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
+from ttsvar_ray.cli.compare import BENCHMARKS
+from ttsvar_ray.evaluate.benchmark_scorers import FOLDERS
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.sweep import read_sweep
@@ -342,6 +344,10 @@ def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path
     assert "| t2i-compbench color published |" in (output / "table.md").read_text()
 
 
+def test_the_benchmarks_that_compare_takes_are_those_that_there_are() -> None:
+    assert set(BENCHMARKS) == set(FOLDERS)
+
+
 def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tmp_path: Path) -> None:
     text = SMALL.replace("n: 2}}", "n: 2}, reward: {path: HERE/absent}}").replace(
         "device: cpu", "device: cuda:99"
@@ -368,6 +374,8 @@ def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tm
             "t2i-compbench-clip: expected prompts of HERE/other.txt among those of the job, found none",
         ),
         ("constant, constant", "evaluators: 'constant' is given twice"),
+        ("shapes-cheker", "evaluators: expected one of shapes-checker, geneval, t2i-compbench, "),
+        ("shapes-cheker", "got 'shapes-cheker'; did you mean 'shapes-checker'?"),
         ("t2i-compbench-objects=HERE/no.txt:HERE", "HERE/no.txt: expected a file of questions"),
         (
             "t2i-compbench-clip=HERE/same.txt:HERE/no",
