@@ -168,7 +168,7 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
             "at least 1 of them",
         ),
         ("evaluators: [shapes-checker, constant]", "evaluators: x", "expected a list, got 'x'"),
-        ("evaluators: [shapes-checker, constant]", "evaluators: [shape]", "reward.name: expected"),
+        ("evaluators: [shapes-checker, constant]", "evaluators: [shape]", "evaluators: expected one of"),
         ("0.75", "much", "published.raw.shapes-checker: expected a number, got 'much'"),
         (
             "{strategy: {name: raw}}",
