@@ -124,8 +124,7 @@ def _of_each(
 
 def _run(run: Any, config: JobConfig, *, console: Console, debug: bool) -> None:
     """Run one job, unless it is done; note how long its sessions took."""
-    folder = Path(config.output.path)
-    file = folder / "seconds.json"
+    file = Path(config.output.path) / "seconds.json"
     summary = run(config, console=console, debug=debug)
     before = json.loads(file.read_text())["generating"] if file.is_file() else 0.0
     file.write_text(json.dumps({"generating": before + summary.generating_seconds}) + "\n")
@@ -172,8 +171,7 @@ def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float])
     judges = ", ".join(sweep.evaluators)
     lines = [f"{sweep.name}: {len(variants)} variants, {sweep.repetitions} repetitions, judged by {judges}"]
     for variant in variants:
-        job = resolve(variant.job)
-        cost = costs[variant.name]
+        job, cost = resolve(variant.job), costs[variant.name]
         counted = (
             f"{cost:.2f} images a prompt" if math.isfinite(cost) else "its cost is known when it has run"
         )
