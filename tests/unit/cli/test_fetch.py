@@ -6,8 +6,10 @@ import hashlib
 import http.server
 import re
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -90,6 +92,31 @@ def test_what_was_not_published_is_not_kept(
     code, text = run("prompts", "geneval", "--to", str(target))
     assert code == 2 and "is not what was published" in text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_detector_with_another_checksum_than_its_name_says_is_not_kept(
+    url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    urlopen = urllib.request.urlopen
+
+    def here(request: urllib.request.Request, *, timeout: float) -> Any:
+        asked.append(request.full_url)
+        whole = urllib.request.Request(url, headers={"Range": "bytes=0-"})  # noqa: S310
+        return urlopen(whole, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", here)
+    sweep, detector = tmp_path / "sweep.yaml", tmp_path / "detector"
+    sweep.write_text(
+        f"""{{name: mine, control: a, evaluators: ["t2i-compbench-objects=p.txt:{detector}"],
+        variants: {{a: {{strategy: {{name: raw}}}}, b: {{strategy: {{name: best-of-n, n: 2}}}}}}}}"""
+    )
+    code, text = run(str(sweep))
+    assert code == 2 and "what came is not what was published (sha256 743b7d99)" in text
+    assert list(detector.iterdir()) == []
+    assert [one.rpartition("/")[0] for one in asked] == [
+        "https://download.openmmlab.com/mmdetection/v2.0/mask2former/mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+    ]
 
 
 def test_without_a_network_it_ends_with_2_and_the_command_for_elsewhere(
