@@ -58,13 +58,18 @@ def compare(
     from ttsvar_ray.cli.generate import run
 
     with errors_for_people(debug=debug):
+        from ttsvar_ray.errors import noting
         from ttsvar_ray.job.sweep import read_sweep
 
         folder = output or Path("outputs") / sweep.stem
         asked, variants = read_sweep(sweep, folder, settings or ())
         costs = _costs(asked, variants)
         if dry_run:
-            typer.echo("\n".join(_plans(asked, variants, costs)))
+            absent: list[str] = []
+            with noting(absent):
+                evaluators_of(variants[0].job, asked.evaluators, device="cpu")
+            told = [f"\nnot here: {problem}" for problem in absent]
+            typer.echo("\n".join([*_plans(asked, variants, costs), *told]))
             return
         device = options.named_device(device, workers, address)
         _require_all(asked, variants, device)

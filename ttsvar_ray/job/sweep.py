@@ -102,7 +102,7 @@ def _variants_of(
         problems: gets those of every variant that cannot be read, which is left out.
     """
     found: list[Variant] = []
-    for name, settings in _named_settings(sweep).items():
+    for name, settings in _named_settings(sweep, problems).items():
         own: list[str] = []
         with noting(own):
             config = recorded_config(settings, overrides)
@@ -141,7 +141,7 @@ def _unfit(sweep: Sweep, variants: Sequence[Variant]) -> list[str]:
     return problems + _unpaired(variants)
 
 
-def _named_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def _named_settings(sweep: Sweep, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Return the settings of each variant by its name: those that are named, then those of the grid."""
     named = {name: _laid_over(sweep.base, sections) for name, sections in sweep.variants.items()}
     if sweep.grid:
@@ -151,6 +151,8 @@ def _named_settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
             for key, value in chosen.items():
                 _set(settings, key, value)
             name = ", ".join(f"{key.removeprefix('strategy.')}={value}" for key, value in chosen.items())
+            if name in named:
+                problems.append(f"grid: variant {name!r} is there twice; remove one")
             named[name] = settings
     return named
 

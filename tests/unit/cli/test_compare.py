@@ -56,6 +56,15 @@ def test_a_dry_run_shows_plans_and_costs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (ROOT / "outputs" / "equal_seconds").exists()
 
 
+def test_a_dry_run_tells_which_evaluators_could_not_judge(tmp_path: Path) -> None:
+    evaluators = "evaluators: [shapes-chekcer, hps-v2.1, constant, constant]"
+    file = write_sweep(tmp_path, SMALL.replace("evaluators: [shapes-checker, constant]", evaluators))
+    told = call("compare", str(file), "--dry-run")
+    assert "not here: evaluators: reward.name: expected" in told and "got 'shapes-chekcer'" in told
+    assert "not here: evaluators: reward.path: the reward 'hps-v2.1' needs" in told
+    assert "not here: evaluators: 'constant' is given twice" in told
+
+
 def test_the_sweeps_on_three_objects_are_those_of_the_docs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -214,6 +223,16 @@ control: n=2, lambda=1
 evaluators: [constant]
 repetitions: 3
 """
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("[2, 4]", "[2, 2]"), ("repetitions", "variants: {'n=4, lambda=1': {seed: 0}}\nrepetitions")],
+)
+def test_a_variant_that_is_there_twice_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    file = write_sweep(tmp_path, GRID.replace(before, after))
+    told = call("compare", str(file), "--dry-run", code=2)
+    assert re.search(r"grid: variant 'n=[24], lambda=1' is there twice", told), told
 
 
 def test_grids_are_all_combinations(tmp_path: Path) -> None:
