@@ -60,6 +60,7 @@ def simulate(
     with errors_for_people(debug=debug):
         from ttsvar_ray.cli.simulation_report import comparison_lines, result_lines
         from ttsvar_ray.config import load_config
+        from ttsvar_ray.job.resolved import plan_note, resolve
         from ttsvar_ray.job.simulation import simulated_job
         from ttsvar_ray.simulation.settings import variants
 
@@ -73,6 +74,8 @@ def simulate(
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
         simulated = simulated_job(config)
         typer.echo(f"costs: {simulated.workload.source}", err=True)
+        if note := plan_note(resolve(config)):
+            typer.echo(f"note: {note}", err=True)
         asked = simulated.settings.prompts
         part = asked if whole or config.simulation.compare else part_of(asked, gpus=simulated.settings.gpus)
         if part < asked:

@@ -29,6 +29,7 @@ from ttsvar_ray.cli.doctor.job import (
     check_choice,
     check_device,
     check_model,
+    check_own_code,
     check_prompts,
     check_scores,
     needs_of,
@@ -344,6 +345,23 @@ def test_a_jobs_reward_is_tried_on_known_pairs(
     (finding,) = check_scores(needs)
     assert (finding.mark, finding.text[: len(said)]) == (mark, said)
     assert finding.name == f"scores {'shapes' if reward == 'auto' else name}"
+
+
+def test_code_of_the_users_own_that_is_not_here_keeps_the_job_from_running(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    own = ["reward.name=no_module:Mine", "features.extractor=json:Mine", "strategy.plan=published"]
+    needs = needs_of(load_config(None, ["model.device=cpu", *own], needs_files=False))
+    module, name = check_own_code(needs)
+    assert module.mark is name.mark is Mark.MISSING
+    assert module.text.startswith("reward.name: no module 'no_module' on the Python path")
+    assert name.text.startswith("features.extractor: module 'json' has no 'Mine'")
+    assert check_scores(needs) == [], "said once"
+    here = load_config(None, [f"reward.name={__name__}:Blind", "model.device=cpu"], needs_files=False)
+    (found,) = check_own_code(needs_of(here))
+    assert (found.mark, found.text) == (Mark.OK, f"{__name__}:Blind")
+    assert check_own_code(needs_of(load_config(None, ["model.device=cpu"], needs_files=False))) == []
 
 
 def test_a_reward_that_is_not_here_is_not_tried(job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

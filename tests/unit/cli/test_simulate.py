@@ -49,13 +49,26 @@ def test_a_run_on_a_known_device(tmp_path: Path) -> None:
 
 def test_a_run_whose_prompts_are_all_leased_at_once_has_no_steady_state(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
+    own = ["--set", "reward.name=ttsvar_ray.shapes.checker:ExactChecker"]
     result = CliRunner().invoke(
         app,
-        ["simulate", "--gpus", "4", "--prompts", "2", "--plot", str(plot), "--set", "model.name=infinity-2b"],
+        [
+            "simulate",
+            "--gpus",
+            "4",
+            "--prompts",
+            "2",
+            "--plot",
+            str(plot),
+            "--set",
+            "model.name=infinity-2b",
+            *own,
+        ],
     )
     assert result.exit_code == 0, result.output
     assert plot.is_file()
     assert "too short for a steady state" in result.output
+    assert "times are without ttsvar_ray.shapes.checker:ExactChecker, which nobody" in result.output
     assert "nan" not in result.output
 
 

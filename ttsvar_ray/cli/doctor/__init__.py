@@ -98,6 +98,7 @@ def examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) -> 
             ("job", partial(of_job.check_prompts, config), Mark.MISSING),
             ("job", partial(of_job.check_model, needs), Mark.MISSING),
             ("job", partial(of_job.check_networks, needs), Mark.MISSING),
+            ("job", partial(of_job.check_own_code, needs), Mark.MISSING),
             ("job", partial(of_job.check_choice, needs), Mark.WARN),
             ("job", partial(of_job.check_device, needs), Mark.WARN),
             *([("job", partial(of_job.check_scores, needs), Mark.MISSING)] if scores else []),

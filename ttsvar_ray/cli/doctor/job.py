@@ -13,7 +13,7 @@ from ttsvar_ray.cli.doctor.weights import size_on_disk
 from ttsvar_ray.cli.fetch import Download, downloads
 from ttsvar_ray.cli.show import bytes_text
 from ttsvar_ray.config import JobConfig
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.preflight import check_memory, devices_here
 from ttsvar_ray.job.prepare import named_source, uses_this_machine
@@ -171,6 +171,20 @@ def _network(needs: Needs, name: str, path: str, licence: str) -> Finding:
     return Finding(name=name, mark=Mark.OK, text=f"{path}; licence: {licence}")
 
 
+def check_own_code(needs: Needs) -> list[Finding]:
+    """Import the classes of the user's own that score and embed, as the job does before it starts."""
+    job, problems = needs.job, list[str]()
+    found = [one for one in (job.config.reward.members or [job.config.reward.name]) if is_own(one)]
+    with noting(problems):
+        _ = job.rewards if found else None
+    if Signal.FEATURES in job.plan.reads and is_own(job.config.features.extractor):
+        found.append(job.config.features.extractor)
+        with noting(problems):
+            _ = job.extractor
+    mark = Mark.MISSING if problems else Mark.OK
+    return [Finding(name="own code", mark=mark, text=text) for text in problems or [", ".join(found)] if text]
+
+
 def check_scores(needs: Needs) -> list[Finding]:
     """Load each reward, on the job's device, and see what it makes of twenty known pairs.
 
@@ -179,7 +193,8 @@ def check_scores(needs: Needs) -> list[Finding]:
     config = needs.job.config
     if not uses_this_machine(config, submitted=False):
         return []
-    if any(finding.mark is Mark.MISSING for finding in (*check_networks(needs), *check_device(needs))):
+    needed = (*check_networks(needs), *check_device(needs), *check_own_code(needs))
+    if any(finding.mark is Mark.MISSING for finding in needed):
         return []
     from ttsvar_ray.job.build import build_ensemble
     from ttsvar_ray.rewards.known_pairs import score_known_pairs
