@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 
 class TtsVarError(Exception):
@@ -104,8 +106,18 @@ def nearest(found: str, names: Sequence[str]) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Return kind and first line of what other code raised, for messages."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no more is known').splitlines()[0]}"
+    """Return kind and first line of what other code raised, and the user's own line that it came through."""
+    text = (str(error).strip() or "no more is known").splitlines()[0]
+    return f"{type(error).__name__}: {text}{own_line(error)}"
+
+
+def own_line(error: BaseException) -> str:
+    """Return ` [file.py, line 3]`, the innermost line not of ours, Python or a package, or nothing."""
+    ours, pythons = str(Path(__file__).parent), str(Path(traceback.__file__).parent)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((ours, pythons, "<")) and "-packages" not in frame.filename:
+            return f" [{Path(frame.filename).name}, line {frame.lineno}]"
+    return ""
 
 
 @contextlib.contextmanager

@@ -318,6 +318,9 @@ def _refuse_other_objects(objects: Mapping[str, Any]) -> None:
         if name not in objects:
             continue
         one = objects[name]
+        if isinstance(one, type):
+            problems.append(f"{name}: expected an object, got the class {one.__qualname__}; make one of it")
+            continue
         missing = [method for method in methods if not callable(getattr(one, method, None))]
         missing += [] if isinstance(getattr(one, "name", None), str) else ["name"]
         if missing:

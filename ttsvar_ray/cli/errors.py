@@ -15,6 +15,7 @@ from ttsvar_ray.errors import (
     LostRowsError,
     RunFailedError,
     TtsVarError,
+    own_line,
 )
 
 
@@ -57,7 +58,7 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
     except OSError as error:
         # Of a file: what the system refuses is no defect of ours.
         is_told = error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if is_told else _unexpected(error)
+        message = f"{error.filename}: {error.strerror}{own_line(error)}" if is_told else _unexpected(error)
         code = ExitCode.BAD_SETTINGS if is_told and not has_started() else ExitCode.FAILED
         _end(error, code, debug=debug, message=message)
     except KeyboardInterrupt as error:
@@ -69,6 +70,8 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
 
 
 def _unexpected(error: Exception) -> str:
+    if where := own_line(error):  # a fault of the code that the user gave
+        return f"{type(error).__name__}: {error}{where}"
     return f"unexpected {type(error).__name__}: {error}\nRun again with --debug to see where."
 
 

@@ -25,12 +25,12 @@ import numpy as np
 
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.coordination.settings import rows_by_segment
-from ttsvar_ray.engine.device import describe, free_device_memory, is_device_lost, is_out_of_memory
+from ttsvar_ray.engine.device import free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
 from ttsvar_ray.engine.rows import Row, form_micro_batches, rows_of
 from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
 from ttsvar_ray.engine.state_store import StateStore
-from ttsvar_ray.errors import RewardError, StaleStateError
+from ttsvar_ray.errors import RewardError, StaleStateError, brief
 from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.models.protocol import KeepsMemory, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps
 from ttsvar_ray.results import FinalImage, PackedBits
@@ -240,7 +240,7 @@ class Engine:
             if is_device_lost(error):
                 raise
             out_of_memory = is_out_of_memory(error)
-            failure = describe(error)
+            failure = brief(error)
         else:
             elapsed = time.perf_counter() - started
             for row, outcome in zip(rows, outcomes, strict=True):
@@ -375,5 +375,5 @@ def _failure(task: ShardTask, kind: FailureKind, error: BaseException | str) -> 
         segment_index=task.segment_index,
         slots=task.slots,
         kind=kind,
-        error=error if isinstance(error, str) else describe(error),
+        error=error if isinstance(error, str) else brief(error),
     )

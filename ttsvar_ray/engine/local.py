@@ -157,6 +157,8 @@ def search_prompt(
     finally:
         for round_index in range(plan.rounds.most):
             engine.release(prompt.key, 1 + round_index)
+    if not isinstance(found, Found):
+        raise TypeError(f"loop: expected a Found of search.loop, got {type(found).__name__}")
     images = []
     for rank, (place, slot) in enumerate(found.ranking):
         one = found.rounds[place]

@@ -21,7 +21,7 @@ from ttsvar_ray.coordination.messages import ShardTask
 from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
 from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
 from ttsvar_ray.errors import StaleStateError
-from ttsvar_ray.features.registry import FeatureExtractor
+from ttsvar_ray.features.registry import FeatureExtractor, extracted
 from ttsvar_ray.models.protocol import CutsTexts, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.rewards.protocol import MapReward, RewardEnsemble
@@ -162,12 +162,7 @@ class SegmentRunner:
                     self._count_cut_texts(rows, scores.cut_texts, counters)
             if embedded:
                 assert self._extractor is not None, "a plan that reads features has an extractor"
-                features = np.asarray(self._extractor.extract(images), dtype=np.float32)
-                if features.ndim < 2 or len(features) != len(images):
-                    raise ValueError(
-                        f"features: expected a vector for each of {len(images)} images, got shape "
-                        f"{features.shape}"
-                    )
+                features = extracted(self._extractor, images)
 
         packed = self._pack_segment(segment, state)
         if not segment.is_last:

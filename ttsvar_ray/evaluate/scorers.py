@@ -18,6 +18,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ttsvar_ray.errors import CheckpointError
+from ttsvar_ray.features.registry import FeatureExtractor, extracted
+from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.types import UInt8Array
 
 HASH_SIDE = 8
@@ -150,8 +152,8 @@ def column_name(name: str) -> str:
 class _RewardScorer:
     """The score of a reward."""
 
-    def __init__(self, reward: Any, *, table: str) -> None:
-        self._reward, self._table = reward, table
+    def __init__(self, reward: Reward, *, table: str) -> None:
+        self._reward, self._table = RewardEnsemble([reward]), table
         self.columns = pa.schema([(table, pa.float32())])
 
     def score(
@@ -161,14 +163,15 @@ class _RewardScorer:
         scores = np.empty(len(images), dtype=np.float32)
         for places in _by_shape(images):
             texts = [str(rows[place]["prompt"]) for place in places]
-            scores[places] = self._reward.score(np.stack([images[place] for place in places]), texts)
+            alike = np.stack([images[place] for place in places])
+            scores[places] = self._reward.score(alike, texts).rewards[:, 0]
         return {self._table: scores.tolist()}
 
 
 class _EmbeddingScorer:
     """The features of an extractor; of patches, their mean."""
 
-    def __init__(self, extractor: Any, *, table: str) -> None:
+    def __init__(self, extractor: FeatureExtractor, *, table: str) -> None:
         self._extractor, self._table = extractor, table
         self.columns = pa.schema([(table, pa.list_(pa.float32()))])
 
@@ -178,7 +181,7 @@ class _EmbeddingScorer:
         """Return float32 features an image."""
         found: list[Any] = [None] * len(images)
         for places in _by_shape(images):
-            features = self._extractor.extract(np.stack([images[place] for place in places]))
+            features = extracted(self._extractor, np.stack([images[place] for place in places]))
             features = features.mean(axis=1) if features.ndim == 3 else features
             for place, own in zip(places, features, strict=True):
                 found[place] = own

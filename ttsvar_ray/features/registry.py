@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ttsvar_ray.errors import ConfigurationError, reading_weights
+import numpy as np
+
+from ttsvar_ray.errors import ConfigurationError, FeatureError, reading_weights
 from ttsvar_ray.own_code import OwnCode, is_own, load_own_class, named_object
 from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
 from ttsvar_ray.vision.published import NetworkCost, PublishedFiles, PublishedWeights, read_precision
@@ -33,6 +35,20 @@ class FeatureExtractor(Protocol):
         `images` are uint8 RGB [n, height, width, 3].
         """
         ...
+
+
+def extracted(extractor: FeatureExtractor, images: UInt8Array) -> Float32Array:
+    """Return the features of images.
+
+    Raises:
+        FeatureError: they are not one vector, or one list of patches, for each image.
+    """
+    features = np.asarray(extractor.extract(images), dtype=np.float32)
+    if features.ndim < 2 or len(features) != len(images):
+        raise FeatureError(
+            f"features: expected a vector for each of {len(images)} images, got shape {features.shape}"
+        )
+    return features
 
 
 PCA_SIGNS = ("deterministic", "published")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ttsvar_ray.rewards.protocol import Reward
+from ttsvar_ray.rewards.protocol import Reward, RewardEnsemble
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 SIZE = 224
@@ -68,7 +68,10 @@ def score_known_pairs(reward: Reward) -> PairScores:
     pictures, captions = known_pictures()
     # Another colour and another shape.
     others = captions[5:] + captions[:5]
-    return PairScores(right=reward.score(pictures, captions), wrong=reward.score(pictures, others))
+    right, wrong = (
+        RewardEnsemble([reward]).score(pictures, texts).rewards[:, 0] for texts in (captions, others)
+    )
+    return PairScores(right=right, wrong=wrong)
 
 
 def known_pictures() -> tuple[UInt8Array, list[str]]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ttsvar_ray.errors import RewardError
 from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 
@@ -87,7 +88,8 @@ class PlainReward(ABC):
 
     def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
         """Return float32 [n] scores of n images and n texts."""
-        return self.score(pixels, [text.content for text in texts])
+        # A copy: one that computes in place would change what is written, and what other members see.
+        return self.score(pixels.copy(), [text.content for text in texts])
 
     @abstractmethod
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
@@ -155,10 +157,11 @@ class RewardEnsemble:
                 pixels[member.recipe] = member.preprocess(images)
             encoded = member.encode_text(texts)
             scores = np.asarray(member.score_prepared(pixels[member.recipe], encoded))
-            if scores.shape != (len(images),):  # one score for all would pass unseen
-                raise ValueError(
+            # One score for all would pass unseen.
+            if scores.shape != (len(images),) or scores.dtype.kind not in "fiub":
+                raise RewardError(
                     f"reward {member.name}: expected one score for each of {len(images)} images, got shape "
-                    f"{scores.shape}"
+                    f"{scores.shape} of {scores.dtype}"
                 )
             rewards[:, column] = scores
             cut_texts += np.array([text.truncated for text in encoded], dtype=np.int64)

@@ -362,7 +362,10 @@ def _read_setting(index: int, setting: SelectionSetting, problems: list[str]) ->
                 operator, setting.options, named=lambda option: f"{where}.options.{option}"
             )
     else:
-        found = [] if is_built_in(setting.operator) else class_problems(type(setting.operator))
+        if isinstance(setting.operator, type):
+            found = [f"expected an operator, got the class {setting.operator.__qualname__}; make one of it"]
+        else:
+            found = [] if is_built_in(setting.operator) else class_problems(type(setting.operator))
         problems += [f"{where}.operator: {problem}" for problem in found]
         operator = None if found else setting.operator
         if setting.options:

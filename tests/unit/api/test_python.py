@@ -121,6 +121,8 @@ def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, resul
 
     with pytest.raises(ValueError, match="expected a choice for each of the plan's 2 selections, got 0"):
         search.run(prompts, loop=forgetful)
+    with pytest.raises(TypeError, match="loop: expected a Found"):
+        search.run(prompts, loop=lambda *_, **__: None)  # type: ignore[arg-type,return-value]
 
 
 class Reddest(PlainReward):
@@ -146,6 +148,10 @@ def test_an_object_that_is_none_is_refused_before_anything_is_loaded() -> None:
     ) as caught:
         Search("shapes", reward=Nameless(), extractor=object())  # type: ignore[arg-type]
     assert "extractor: expected an object with extract" in str(caught.value)
+    with pytest.raises(
+        ConfigurationError, match="reward: expected an object, got the class Reddest; make one"
+    ):
+        Search("shapes", reward=Reddest)  # type: ignore[arg-type]
 
 
 def test_an_extractor_that_no_selection_reads_is_refused() -> None:

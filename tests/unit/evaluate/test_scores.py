@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,33 @@ def test_it_goes_on_where_it_was_and_follows_the_data(output: Path) -> None:
 )
 def test_what_cannot_be_scored_is_said(output: Path, arguments: list[str], complaint: str) -> None:
     assert complaint in score(output, *arguments, code=2)
+
+
+@pytest.mark.parametrize(
+    ("does", "complaint"),
+    [
+        ("return [1.0]", "reward odd: expected one score for each of 3 images, got shape (1,)"),
+        (
+            "return [[1.0]] * len(images)",
+            "reward odd: expected one score for each of 3 images, got shape (3, 1)",
+        ),
+        ("raise KeyError('lost')", "KeyError: 'lost' [odd_scores.py, line "),
+        ("open('nowhere')", "nowhere: No such file or directory [odd_scores.py, line "),
+    ],
+)
+def test_a_reward_of_ones_own_that_fails_is_no_fault_of_ours(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, complaint: str
+) -> None:
+    head, _, _ = OWN.partition("    def score(")
+    said = f"    def score(self, images, texts):\n        {does}\n"
+    (tmp_path / "odd_scores.py").write_text(
+        head.replace("class Red", "class Odd").replace('"red"', '"odd"') + said
+    )
+    monkeypatch.delitem(sys.modules, "odd_scores", raising=False)
+    told = call(
+        "score", str(output), "--reward", "odd_scores:Odd", "--device", "cpu", code=1 if "lost" in does else 2
+    )
+    assert complaint in told and "unexpected" not in told
 
 
 def test_a_safety_model_tags_and_drops_nothing(output: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ttsvar_ray.rewards.protocol import ConstantReward, RewardEnsemble, RewardText
+from ttsvar_ray.errors import RewardError
+from ttsvar_ray.rewards.protocol import ConstantReward, PlainReward, RewardEnsemble, RewardText
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 
@@ -31,6 +32,19 @@ class Recorder(ConstantReward):
     def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
         means: Float32Array = pixels[..., self._channel].mean(axis=(1, 2)).astype(np.float32)
         return means
+
+
+class InPlace(PlainReward):
+    """Computes where the images are, and says what it is told."""
+
+    name = "in place"
+
+    def __init__(self, says: object) -> None:
+        self._says = says
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        images[...] = 0
+        return self._says  # type: ignore[return-value]
 
 
 class OneForAll(Recorder):
@@ -66,3 +80,17 @@ def test_a_single_member_names_the_ensemble_and_several_need_a_name() -> None:
         RewardEnsemble([OneForAll("red", recipe="same", channel=0)]).score(IMAGES, ["a", "b", "c"])
     with pytest.raises(ValueError, match="one per image"):
         RewardEnsemble([ConstantReward()]).score(IMAGES, ["a"])
+
+
+def test_a_reward_that_computes_in_place_changes_no_image() -> None:
+    images = IMAGES.copy()
+    members = [InPlace([1, 2, 3]), Recorder("red", recipe="images as they are", channel=0)]
+    scores = RewardEnsemble(members, name="all").score(images, ["a", "b", "c"])
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_allclose(scores.rewards[:, 1], IMAGES.mean(axis=(1, 2))[:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("says", [["a", "b", "c"], None, [[1], [2], [3]]])
+def test_what_is_no_score_is_refused_by_the_name_of_the_reward(says: object) -> None:
+    with pytest.raises(RewardError, match="reward in place: expected one score for each of 3 images, got"):
+        RewardEnsemble([InPlace(says)]).score(IMAGES.copy(), ["a", "b", "c"])

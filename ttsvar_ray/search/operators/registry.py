@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable
@@ -53,6 +52,10 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
         typing.get_type_hints(own.object)
     except (NameError, TypeError, AttributeError) as error:
         problems.append(f"its annotations cannot be read ({type(error).__name__}: {error})")
+    if "<locals>" in getattr(own.object, "__qualname__", ""):
+        problems.append(
+            f"expected a class that workers can import, got {own.object.__qualname__}, of a function"
+        )
     if problems:
         raise ConfigurationError([f"{setting}: {name}: {problem}" for problem in problems])
     return own.object  # type: ignore[no-any-return]
@@ -66,7 +69,9 @@ def is_built_in(operator: Operator) -> bool:
 def class_problems(found: Any) -> list[str]:
     """Return what keeps a class from being an operator."""
     problems = []
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    if not (
+        isinstance(found, type) and getattr(getattr(found, "__dataclass_params__", None), "frozen", False)
+    ):
         problems.append("expected a frozen dataclass, whose fields are the operator's options")
     if getattr(found, "select", None) is Operator.select:
         problems.append("expected a method select(evidence, count, rng)")
