@@ -37,6 +37,9 @@ def check_model(model: NextScaleModel, texts: Sequence[str], *, run_seed: int = 
     """
     if len(set(texts)) < 2:
         raise ValueError(f"texts: expected at least two different ones, got {list(texts)}")
+    asked = [*NextScaleModel.__annotations__, *(name for name in vars(NextScaleModel) if name[0] != "_")]
+    missing = [name for name in asked if getattr(model, name, None) is None]
+    _require(not missing, f"{type(model).__name__}: expected {', '.join(missing)}, found none")
     _Check(model, texts, run_seed).run()
 
 
@@ -102,7 +105,7 @@ class _Check:
             _require(
                 bits[scale_index].shape == shape and set(np.unique(bits[scale_index])) <= {0, 1},
                 f"bits of scale {scale_index}: expected 0 and 1 of shape {shape}, got "
-                f"{bits[scale_index].shape}",
+                f"{np.unique(bits[scale_index])[:5].tolist()} of shape {bits[scale_index].shape}",
             )
 
     def _check_independence(self, whole: _Seen) -> None:

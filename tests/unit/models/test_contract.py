@@ -98,9 +98,20 @@ class _MixesUpRows(TinyModel):
         return super().gather(state, sorted(rows))
 
 
+class _DrawsMoreThanBits(TinyModel):
+    def bits(self, state: TinyState) -> tuple[np.ndarray, ...]:
+        return tuple(2 * scale for scale in super().bits(state))
+
+
+class _HasNoReplay(TinyModel):
+    replay = None  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
+        (_DrawsMoreThanBits, r"bits of scale 0: expected 0 and 1 of shape .*, got \[.*2\] of shape"),
+        (_HasNoReplay, "_HasNoReplay: expected replay, found none"),
         (_DependsOnNeighbours, "drawn without the others: other bits"),
         (_ChangesItsArgument, "advance changed its argument"),
         (_ForgetsToReplayItsCache, "going on from replayed bits: other bits"),
