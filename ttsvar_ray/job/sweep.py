@@ -172,6 +172,8 @@ def _set(settings: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):  # `strategy: raw`, which is refused with the job
+            return
     settings[last] = value
 
 

@@ -60,7 +60,8 @@ def test_a_dry_run_tells_which_evaluators_could_not_judge(tmp_path: Path) -> Non
     evaluators = "evaluators: [shapes-chekcer, hps-v2.1, constant, constant]"
     file = write_sweep(tmp_path, SMALL.replace("evaluators: [shapes-checker, constant]", evaluators))
     told = call("compare", str(file), "--dry-run")
-    assert "not here: evaluators: reward.name: expected" in told and "got 'shapes-chekcer'" in told
+    assert "not here: evaluators: expected one of shapes-checker, geneval, t2i-compbench," in told
+    assert "got 'shapes-chekcer'; did you mean 'shapes-checker'?" in told
     assert "not here: evaluators: reward.path: the reward 'hps-v2.1' needs" in told
     assert "not here: evaluators: 'constant' is given twice" in told
 
@@ -223,6 +224,14 @@ control: n=2, lambda=1
 evaluators: [constant]
 repetitions: 3
 """
+
+
+def test_a_grid_over_what_is_no_section_is_told_with_the_job(tmp_path: Path) -> None:
+    file = write_sweep(
+        tmp_path, GRID.replace("strategy: {name: resampling, plan: published}", "strategy: raw")
+    )
+    told = call("compare", str(file), "--dry-run", code=2)
+    assert "variant 'n=2, lambda=1': strategy: expected a section" in told, told
 
 
 @pytest.mark.parametrize(
