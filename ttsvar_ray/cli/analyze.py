@@ -207,8 +207,9 @@ def _strip(run: SavedRun, folder: Path, prompt: str | None) -> list[str]:
     captions = [f"scale {scale}" for scale in range(len(pictures))]
     told = f"strip: {len(pictures)} scales of {result.prompt!r}"
     try:
-        part = resolve_extractor(run.job.config.features, run.job.description)
-        extractor = build_extractor(part.name, backbone=part.path)
+        own = run.job.config.features
+        part = resolve_extractor(own, run.job.description)
+        extractor = build_extractor(part.name, backbone=part.path, options=own.options)
     except ConfigurationError:
         extractor = None
     if extractor is not None:

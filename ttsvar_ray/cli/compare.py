@@ -362,6 +362,11 @@ def _write(folder: Path, sweep: Sweep, found: list[tuple[Outcomes, list[dict[str
         f"{sweep.name}\n{prompts} prompts, {sweep.repetitions} repetitions with seeds of their own; ± is one "
         "standard error over prompts, [ ] a 95 % bootstrap interval of the paired difference.\n"
     )
+    for name in names:
+        if odd := sum(row[name] is not None and not math.isfinite(row[name]) for row in rows):
+            told += (
+                f"{name}: {odd} of {len(rows)} scores are NaN or infinite, and so are the means over them.\n"
+            )
     notes = f"\n{sweep.notes.strip()}\n" if sweep.notes.strip() else ""
     text = f"{told}\n{written}{notes}"
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -388,7 +393,11 @@ def _frontier(folder: Path, sweep: Sweep, lines: list[Line], evaluator: str) -> 
         ("frontier_seconds", "seconds", "seconds of generating, all prompts"),
     )
     for file, field, label in axes:
-        points = [line for line in lines if math.isfinite(getattr(line, field)) and getattr(line, field) > 0]
+        points = [
+            line
+            for line in lines
+            if 0 < getattr(line, field) < math.inf and math.isfinite(line.scores[evaluator].mean)
+        ]
         if not points:
             continue
         series = Series(

@@ -220,11 +220,11 @@ def to_json(line: Line) -> dict[str, Any]:
         "device_seconds": _known(line.device_seconds),
         "failed": line.failed,
         "scores": {
-            name: {"mean": one.mean, "standard_error": _known(one.standard_error)}
+            name: {"mean": _known(one.mean), "standard_error": _known(one.standard_error)}
             for name, one in line.scores.items()
         },
         "minus_control": {
-            name: {"mean": one.mean, "low": one.low, "high": one.high}
+            name: {"mean": _known(one.mean), "low": _known(one.low), "high": _known(one.high)}
             for name, one in line.differences.items()
         },
         "reward": {"mean": _known(line.reward.mean), "standard_error": _known(line.reward.standard_error)},

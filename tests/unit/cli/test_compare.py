@@ -121,8 +121,23 @@ notes: Of no importance.
 """
 
 
-def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
-    file, output = write_sweep(tmp_path, SMALL), tmp_path / "out"
+OFTEN_NAN = """
+import numpy as np
+from ttsvar_ray.rewards.protocol import PlainReward
+
+class Half(PlainReward):
+    name = "half"
+    def __init__(self, device): pass
+    def score(self, images, texts):
+        return np.where(images[:, 0, 0, 0] < 300, np.nan, 1.0)
+"""
+
+
+def test_a_small_sweep_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "often_nan.py").write_text(OFTEN_NAN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sweep = SMALL.replace("[shapes-checker, constant]", '[shapes-checker, constant, "often_nan:Half"]')
+    file, output = write_sweep(tmp_path, sweep), tmp_path / "out"
     command = ("compare", str(file), "--output", str(output), "--device", "cpu")
     told = call(*command)
     written = (output / "table.md").read_text()
@@ -144,7 +159,9 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
             one, best = (rewards[name, repetition, row][0] for name in ("raw", "best-of-2"))
             assert best >= one, "the first image of both is the same: common random numbers"
     assert {value for _, value in rewards.values()} <= {0.0, 1.0}
-    content = json.loads((output / "table.json").read_text())
+    assert "often_nan:Half: 8 of 8 scores are NaN or infinite, and so are the means over them." in written
+    content = json.loads((output / "table.json").read_text(), parse_constant=pytest.fail)
+    assert content["rows"][0]["scores"]["often_nan:Half"] == {"mean": None, "standard_error": None}
     assert [row["variant"] for row in content["rows"]] == ["raw", "best-of-2"]
     assert all(row["device_seconds"] > 0 for row in content["rows"])
     assert content["rows"][1]["minus_control"]["constant"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
@@ -153,7 +170,7 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path) -> None:
     assert "best-of-2" in (output / "frontier.csv").read_text()
     # Going on makes nothing again, and gives the same table.
     parts = {part: part.stat().st_mtime_ns for part in output.rglob("part-*.parquet")}
-    assert len(parts) == 4 * (1 + 1 + 2)
+    assert len(parts) == 4 * (1 + 1 + 3)
     assert call(*command).endswith(told[told.index("small\n") :])
     assert {part: part.stat().st_mtime_ns for part in output.rglob("part-*.parquet")} == parts
 
