@@ -307,6 +307,7 @@ def calibration_of(config: JobConfig, pool: Pool, each: Mapping[float, Calibrate
     return Calibration(
         model=config.model.name,
         reward=config.reward.name,
+        reward_options=config.reward.options,
         prompts=len(pool.rewards),
         trajectories=pool.rewards.shape[1],
         quantiles={str(scale): quantiles(pool.rewards[:, :, at]) for at, scale in enumerate(pool.scales)},

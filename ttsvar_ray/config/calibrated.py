@@ -142,13 +142,17 @@ def _within_budget(strategy: dict[str, Any], known: Calibration, budget: Any, pr
 def _mismatches(settings: Mapping[str, Any], known: Calibration) -> list[str]:
     """Return what the file was not made for: thresholds are rewards of one model by one reward."""
     problems = []
-    for section, default, theirs in (("model", "shapes", known.model), ("reward", "auto", known.reward)):
+    for section, key, default, theirs in (
+        ("model", "name", "shapes", known.model),
+        ("reward", "name", "auto", known.reward),
+        ("reward", "options", {}, known.reward_options),
+    ):
         given = settings.get(section)
-        ours = given.get("name", default) if isinstance(given, dict) else default
+        ours = given.get(key, default) if isinstance(given, dict) else default
         if ours != theirs:
             problems.append(
-                f"strategy.calibration: made for {section}.name {theirs}, and this job has {ours}; calibrate "
-                "with it"
+                f"strategy.calibration: made for {section}.{key} {theirs}, and this job has {ours}; "
+                "calibrate with it"
             )
     return problems
 

@@ -61,7 +61,7 @@ class Calibration:
     """A calibration of one model and reward.
 
     Attributes:
-        model, reward: as the job names them.
+        model, reward, reward_options: as the job has them.
         prompts, trajectories: of the pool.
         quantiles: of the rewards at each scale that was scored, by scale as text: every hundredth from the
             lowest to the highest.
@@ -75,6 +75,7 @@ class Calibration:
     prompts: int
     trajectories: int
     quantiles: Mapping[str, Sequence[float]]
+    reward_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
 
     @property

@@ -130,6 +130,10 @@ def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
             "the calibration has scored scales 5, 6, 12, not 9",
         ),
         ([*adaptive[3:], *by_share, "reward.name=clip"], "made for reward.name auto, and this job has clip"),
+        (
+            [*adaptive[3:], *by_share, "reward.options={at: 2}"],
+            "made for reward.options {}, and this job has {'at",
+        ),
         (["strategy.name=adaptive", "strategy.calibration=nowhere.json"], "nowhere.json cannot be read"),
         (["strategy.name=adaptive", f"strategy.calibration={__file__}"], "cannot be read (it is not JSON)"),
         (
