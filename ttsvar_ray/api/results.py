@@ -87,7 +87,7 @@ class Result:
 
     Attributes:
         prompt: its text.
-        prompt_id: as it names the random streams; by default the text.
+        prompt_id: as it names the random streams; by default a digest of the text, as in a prompt file.
         images: kept images by rank; empty where the prompt failed.
         tree: of its search; None where it failed, or where nothing was selected.
         error: why there is no image; "" where there is one.

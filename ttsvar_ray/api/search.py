@@ -19,6 +19,7 @@ from typing_extensions import TypedDict, Unpack
 from ttsvar_ray.api.results import Result
 from ttsvar_ray.config import load_config
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.prompts.identity import prompt_id_of
 from ttsvar_ray.prompts.rewrite import rewritten
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search import loop as algorithm
@@ -353,15 +354,16 @@ def _selections_by_path(selections: Mapping[int, str | Operator] | None) -> dict
 
 
 def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prompt]:
-    """Yield prompts as a prompt file would: equal ids are told apart by their ordinal."""
+    """Yield prompts as a prompt file would: ids are those of their texts, equal ones have other ordinals."""
     seen: dict[str, int] = {}
     for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts):
         fields = {"prompt": one} if isinstance(one, str) else one
         text = fields.get("prompt") if isinstance(fields, Mapping) else None
-        named = fields.get("id", text) if isinstance(fields, Mapping) else None
+        text = text.strip() if isinstance(text, str) else ""
+        named = fields.get("id", prompt_id_of(text)) if isinstance(fields, Mapping) else None
         # As in a prompt file, a whole number is an id, too.
         prompt_id = str(named) if isinstance(named, int) else named
-        if not isinstance(text, str) or not text.strip() or not isinstance(prompt_id, str):
+        if not text or not isinstance(prompt_id, str):
             raise ConfigurationError(
                 f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', texts, got {one!r}"
             )

@@ -13,12 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import ttsvar_ray
-from ttsvar_ray import Result, Search, generate
+from ttsvar_ray import Result, Search, generate, load
 from ttsvar_ray.api.results import NoImageError
 from ttsvar_ray.api.tree import SearchTree
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.prompts.identity import prompt_id_of
 from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
 from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.search import loop as algorithm
@@ -74,14 +77,26 @@ def test_every_public_name_is_there_and_no_other() -> None:
 
 def test_results_come_in_the_order_of_the_prompts(results: list[Result]) -> None:
     assert [(result.prompt, result.prompt_id) for result in results] == [
-        (PROMPT, PROMPT),
+        (PROMPT, prompt_id_of(PROMPT)),
         (PROMPT, "again"),
-        (PROMPT, PROMPT),
+        (PROMPT, prompt_id_of(PROMPT)),
     ]
     first, again, repeated = (np.asarray(result.image) for result in results)
     assert first.shape == (48, 48, 3)
     assert (first != again).any()
     assert (first != repeated).any(), "equal ids are told apart"
+
+
+def test_a_text_gives_the_image_that_it_gives_in_a_prompt_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
+    told = ["generate", "--strategy", "raw", "--seed", "3", "--in-process", "--set", "engine.threads=1"]
+    paths = ["--prompts", str(tmp_path / "p.txt"), "--output", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, [*told, *paths])
+    assert ran.exit_code == 0, ran.output
+    here = generate([PROMPT, f" {PROMPT}\n"], strategy="raw", seed=3, settings={"engine.threads": 1})
+    for mine, theirs in zip(here, load(tmp_path / "out"), strict=True):
+        assert (mine.prompt, mine.prompt_id) == (theirs.prompt, theirs.prompt_id)
+        assert [image.encoded for image in mine.images] == [image.encoded for image in theirs.images]
 
 
 def test_a_result_holds_its_search(results: list[Result]) -> None:
