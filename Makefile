@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: env ## run the main job on the built-in model; pictures in outputs/shapes-demo
 	$(BIN)/python -m ttsvar_ray demo
 
-test: env ## run the default tests, in three processes (about 12 minutes on two cores)
+test: env ## run the default tests, in three processes (about 14 minutes on two cores)
 	$(BIN)/python -m pytest
 
 slow: env ## run the slow tests: full matrices, fresh environments, stopped jobs (most of an hour)
