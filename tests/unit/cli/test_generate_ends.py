@@ -236,10 +236,18 @@ def test_how_a_job_stops_decides_the_exit_code(
     if isinstance(error, TtsVarError):
         assert message == f"ttsvar-ray: {error}\n"
     elif isinstance(error, RuntimeError):
-        assert message == "ttsvar-ray: unexpected RuntimeError: a bug\nRun again with --debug to see where.\n"
+        assert re.fullmatch(
+            r"ttsvar-ray: RuntimeError: a bug \[test_generate_ends\.py, line \d+\]\n", message
+        )
     else:
         assert message.startswith("ttsvar-ray: interrupted")
     assert "Traceback" not in result.stderr
+
+
+def test_only_an_error_of_this_package_is_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = generate_with(monkeypatch, int)  # takes no job: raised where the command calls it
+    assert result.exit_code == 1
+    assert "ttsvar-ray: unexpected TypeError: " in result.stderr and "--debug to see where" in result.stderr
 
 
 def test_a_state_as_a_line() -> None:
