@@ -140,7 +140,7 @@ def test_a_reward_without_a_name_is_refused() -> None:
 
 
 def test_what_cannot_be_made_ends_the_job_and_not_one_worker_after_another() -> None:
-    said = r"own_broken:Lost cannot be made \(RuntimeError: no such table\)"
+    said = r"own_broken:Lost cannot be made \(RuntimeError: no such table \[own_broken\.py, line"
     with pytest.raises(ConfigurationError, match=f"reward.name: {said}"):
         build_reward("own_broken:Lost")
     with pytest.raises(ConfigurationError, match=f"features.extractor: {said}"):
