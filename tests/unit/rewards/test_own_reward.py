@@ -96,7 +96,7 @@ def test_a_member_of_an_ensemble_may_be_ones_own() -> None:
             "not take so: got an unexpected keyword argument 'depth'",
         ),
         (["reward.options={device: cuda}"], "reward.options: device is given already"),
-        (["reward.path=/nowhere"], "reward.path: expected the files of the weights, found nothing"),
+        (["reward.path=/nowhere"], "expected the files of the weights at /nowhere, found nothing there"),
         (["reward.dtype=bfloat16"], "own_reward:Greenness is called with device, dtype as keywords"),
         (
             ["features.extractor=own_broken:NoExtractor", "strategy.plan=published"],
