@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class PlainReward(ABC):
     def score_prepared(self, pixels: UInt8Array, texts: Sequence[RewardText]) -> Float32Array:
         """Return float32 [n] scores of n images and n texts."""
         # A copy: one that computes in place would change what is written, and what other members see.
-        return self.score(pixels.copy(), [text.content for text in texts])
+        return self.score(copy.deepcopy(pixels), [text.content for text in texts])
 
     @abstractmethod
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:

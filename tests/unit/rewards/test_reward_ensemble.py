@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.rewards.protocol import ConstantReward, PlainReward, RewardEnsemble, RewardText
@@ -88,6 +90,23 @@ def test_a_reward_that_computes_in_place_changes_no_image() -> None:
     scores = RewardEnsemble(members, name="all").score(images, ["a", "b", "c"])
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_allclose(scores.rewards[:, 1], IMAGES.mean(axis=(1, 2))[:, 0], rtol=1e-6)
+
+
+class Tensors(InPlace):
+    """Prepares tensors, which arrays' methods do not copy."""
+
+    def preprocess(self, images: UInt8Array) -> Any:
+        return torch.from_numpy(images)
+
+
+def test_what_a_plain_reward_prepares_itself_is_copied_too() -> None:
+    images = IMAGES.copy()
+    assert RewardEnsemble([Tensors([1, 2, 3])]).score(images, ["a", "b", "c"]).rewards[:, 0].tolist() == [
+        1,
+        2,
+        3,
+    ]
+    np.testing.assert_array_equal(images, IMAGES)
 
 
 @pytest.mark.parametrize("says", [["a", "b", "c"], None, [[1], [2], [3]]])
