@@ -242,7 +242,7 @@ class JobSummary:
         bad_lines: lines of the prompt file that hold no prompt.
         mean_reward: over the best image of each prompt; NaN without any.
         cut: prompts that are longer than what the model reads of them, over all sessions.
-        prompts_resumed: prompts that were done before this session.
+        prompts_resumed: of `prompts`, those that had their images before this session.
         workers: most workers that were up at a time.
         seconds: wall time of this session.
         generating_seconds: of those, from its first worker to its last outcome; 0 if it made none.

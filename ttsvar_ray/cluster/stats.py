@@ -127,7 +127,7 @@ class RunStats:
             bad_lines=on_disk.bad_lines,
             mean_reward=on_disk.mean_reward,
             cut=on_disk.cut,
-            prompts_resumed=self.prompts_resumed,
+            prompts_resumed=on_disk.prompts - (self.prompts_done - self.failed),
             workers=self.most_workers,
             seconds=seconds,
             images_per_second=self.images_per_second,

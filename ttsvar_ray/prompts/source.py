@@ -139,6 +139,7 @@ def check_readable(file: Location) -> None:
         raise InputError(f"{file}: expected a prompt file, got a folder")
     if not file.is_file():
         where = f" (looked from {Path.cwd()})" if file.local_path is not None else ""
+        where = ", or its server does not answer" if str(file).startswith("http") else where
         raise InputError(f"{file}: no such prompt file{where}")
     if file.local_path is not None and not stat.S_ISREG(file.local_path.stat().st_mode):
         raise InputError(

@@ -156,6 +156,8 @@ def test_what_fails_is_a_dead_letter(prompts: Path, tmp_path: Path) -> None:
     assert (summary.prompts, summary.failed) == (PROMPTS - 1, 1)
     (letter,) = (tmp_path / "out/failed/part-00000.jsonl").read_text().splitlines()
     assert json.loads(letter)["columns"] == {"tag": 3}
+    again = run(prompts, tmp_path / "out", fail_on="number 3")
+    assert (again.prompts, again.prompts_resumed, again.failed) == (PROMPTS - 1, PROMPTS - 1, 1)
 
 
 def test_an_engine_that_cannot_be_built_ends_it_and_owns_nothing(prompts: Path, tmp_path: Path) -> None:

@@ -265,6 +265,8 @@ def test_the_signature_of_a_url_is_no_suffix_and_not_shown() -> None:
 def test_missing_files_folders_and_columns_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such prompt file"):
         scan_prompts(PromptSource(path=str(tmp_path / "absent.txt")))
+    with pytest.raises(InputError, match="no such prompt file, or its server does not answer"):
+        scan_prompts(PromptSource(path="http://127.0.0.1:9/absent.txt"))
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(InputError, match="expected prompt files, found none"):
         scan_prompts(PromptSource(path=str(tmp_path / "folder.txt")))
