@@ -87,7 +87,7 @@ def _plan_words(plan: Plan) -> str:
 
 def _output_words(fact: OutputFact) -> list[str]:
     if not fact.prompts_left:
-        return [f"all {fact.parts} parts are there: nothing is left to generate"]
+        return [f"all {fact.parts} parts are there: nothing new to generate"]
     there = f"{fact.parts_there} of {fact.parts} parts are there; " if fact.parts_there else ""
     words = f"{there}{fact.images:,} images to make"
     if fact.image_bytes is not None:
