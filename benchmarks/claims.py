@@ -4,8 +4,9 @@
 
 prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
 frontier_hard.parquet and frontier_three.parquet; differences between methods of the frontier; the sweeps on
-three objects, from sweeps_three.parquet. A claim holds where the 95 % bootstrap interval of the difference
-that it predicts to be positive lies above 0.
+three objects, from sweeps_three.parquet; two rewards in the same searches, from finished_reward.parquet (the
+outcomes.parquet of jobs/shapes/finished_reward.yaml). A claim holds where the 95 % bootstrap interval of the
+difference that it predicts to be positive lies above 0.
 
     python -m benchmarks.claims --collect DIR ...
 
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.shapes_methods import ADAPTIVE_NAME, GUIDED_NAME
 from benchmarks.shapes_rows import over_prompts
-from ttsvar_ray.evaluate.comparison import Outcomes, compare, markdown
+from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, markdown
 
 CURVES = Path(__file__).resolve().parents[1] / "docs" / "curves"
 SETS = {
@@ -35,6 +36,9 @@ SETS = {
     "three objects": "frontier_three.parquet",
 }
 SWEEPS = CURVES / "sweeps_three.parquet"
+REWARDS = CURVES / "finished_reward.parquet"
+OTHER_REWARD = "finished alone: "
+"""Before the name of a search that the reward that saw finished images alone steered."""
 JUDGE = "shapes-checker"
 CONTROLS = ("potential=value", "lambda=10", "features.extractor=pca")
 """Of the sweeps: the published plan's own settings, so that all three are one search, and the first may stand
@@ -220,9 +224,27 @@ def sweeps() -> dict[str, str]:
     return tables
 
 
+def rewards() -> str:
+    """Return what the same searches give by two rewards, in Markdown."""
+    own = pq.read_table(REWARDS).to_pandas().groupby(["variant", "row"])[JUDGE].mean()
+    lines = []
+    for search in own.index.unique("variant"):
+        if search.startswith(OTHER_REWARD):
+            continue
+        both = own[search], own[OTHER_REWARD + search]
+        scores = [str(grouped_mean(one.to_numpy(float), np.zeros(len(one), dtype=np.int64))) for one in both]
+        lines.append([search, *scores, f"{over_prompts((both[1] - both[0]).to_numpy(float)):+.3f}"])
+    head = ["search", "shipped reward", "trained on finished images alone", "difference"]
+    return markdown(head, lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="output folders of compare")
     if folders := parser.parse_args().collect:
         collect(folders)
-    print("\n".join([table(), differences(), *(f"{name}\n\n{text}" for name, text in sweeps().items())]))
+    print(
+        "\n".join(
+            [table(), differences(), *(f"{name}\n\n{text}" for name, text in sweeps().items()), rewards()]
+        )
+    )

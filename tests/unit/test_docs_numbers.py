@@ -83,6 +83,7 @@ def test_the_claims_are_those_of_the_outcomes_and_of_other_tables() -> None:
     assert claims.table().strip() in page, "python -m benchmarks.claims prints it"
     for name, text in claims.sweeps().items():
         assert text.strip() in page, f"python -m benchmarks.claims prints {name}"
+    assert claims.rewards().strip() in page, "python -m benchmarks.claims prints it"
     section, rest = page.split("\n## Sweeps\n")
     elsewhere = rest + (DOCS / "results.md").read_text(encoding="utf-8")
     by_hand = section[section.index("| TTS-VAR beats best-of-N at equal FLOPs") :]
