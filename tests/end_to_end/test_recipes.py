@@ -105,6 +105,7 @@ def test_the_ray_job_runs_on_what_its_fetch_job_brought(staged: Site) -> None:
     settings = " ".join(f"--set {setting}" for setting in ON_A_CPU)
     done = staged.shell(f"{spec['entrypoint']} {settings}")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "exit code 2" not in done.stdout, done.stderr
     (row,) = pq.read_table(staged.data / "outputs" / "infinity-2b" / "data").to_pylist()
     assert (row["width"], row["height"], row["prompt_id"]) == (1024, 1024, "two-things")
     assert (staged.data / "outputs" / "infinity-2b.exit-code").read_text() == "0\n"

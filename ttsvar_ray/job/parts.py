@@ -217,8 +217,9 @@ def _existing(
 def _absent_files(weights: PublishedWeights, place: Path) -> list[str]:
     """Return which published files are not in a folder; none of a reward directory in our own format."""
     config = place / "config.json"
-    if config.is_file() and '"blip-reward"' in config.read_text(encoding="utf-8", errors="replace"):
-        return [] if (place / "model.safetensors").is_file() else ["model.safetensors"]
+    is_ours = config.is_file() and '"blip-reward"' in config.read_text(encoding="utf-8", errors="replace")
+    if is_ours and (place / "model.safetensors").is_file():
+        return []
     named = [str(Path(files.folder) / name) for files in weights.files for name in files.names]
     # Large ones come in pieces.
     return [n for n in named if not (place / n).is_file() and not (place / f"{n}.index.json").is_file()]

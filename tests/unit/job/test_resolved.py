@@ -401,6 +401,16 @@ def test_a_model_directory_without_its_weights_is_refused_before_it_is_loaded(tm
         resolve(config, needs_parts=True)
 
 
+def test_published_files_with_sizes_of_ones_own_beside_them_are_there(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"kind": "blip-reward"}')
+    config = config_for("shapes", reward={"name": "image-reward", "path": str(tmp_path)})
+    with pytest.raises(ConfigurationError, match=r"expected ImageReward.pt and vocab.txt in .*, found none"):
+        resolve(config, needs_parts=True)
+    for name in ("ImageReward.pt", "vocab.txt"):
+        (tmp_path / name).touch()
+    resolve(config, needs_parts=True)
+
+
 def test_a_backbone_in_pieces_is_there(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors.index.json"):
         (tmp_path / name).touch()
