@@ -301,8 +301,7 @@ def summary_lines(layout: OutputLayout, specs: list[ScorerSpec]) -> list[str]:
         error = good.std(ddof=1) / len(good) ** 0.5 if len(good) > 1 else float("nan")
         numbers = (good.mean(), error, *np.quantile(good, [0.05, 0.5, 0.95]))
         rows.append([name, str(len(good)), *(f"{number:.4f}" for number in numbers), lost])
-    head = ("best image of each prompt", "prompts", "mean", "+-", "5%", "50%", "95%", "")
-    return table_lines(head, rows)
+    return table_lines(("best image of each prompt", "prompts", "mean", "+-", "5%", "50%", "95%", ""), rows)
 
 
 def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str, Float64Array]]:
