@@ -65,12 +65,13 @@ def fact_lines(fact: Fact) -> list[str]:
 
 
 def _prompt_words(fact: PromptsFact) -> list[str]:
-    words, bad = f"{fact.count:,} in {fact.path}", fact.first_bad_line
+    scan, bad = fact.scan, fact.scan.first_bad_line
+    words = f"{scan.count:,} in {fact.path}"
     if bad is None:
         return [words]
     where = f"{bad.file}, line {bad.line}" if bad.file else f"line {bad.line}"
-    words += f", {fact.bad_lines:,} bad lines, all in failed/bad_lines.jsonl of a run; {where}: {bad.reason}"
-    if fact.max_failed.allows(fact.bad_lines, of=fact.count + fact.bad_lines):
+    words += f", {scan.bad_lines:,} bad lines, all in failed/bad_lines.jsonl of a run; {where}: {bad.reason}"
+    if fact.max_failed.allows(scan.bad_lines, of=scan.count + scan.bad_lines):
         return [words]
     return [words, f"warning: more bad lines than max_failed ({fact.max_failed}): exit code 3 at the end"]
 

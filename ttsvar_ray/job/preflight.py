@@ -20,13 +20,16 @@ from ttsvar_ray.costs import DeviceProfile, load_profile
 from ttsvar_ray.costs.profile import device_names
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
+from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.job.sizing import sized, sized_memory
+from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.prompts import BadLine
+from ttsvar_ray.models.registry import BUILT_IN
+from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.run import seconds_per_prompt
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage import Location, locate
 
 IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
 """Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""
@@ -56,12 +59,10 @@ class JobFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptsFact:
-    """The prompt set: usable prompts, lines that hold none and the first of them, and how many may be."""
+    """The prompt set, and how many of its lines may fail."""
 
     path: str
-    count: int
-    bad_lines: int
-    first_bad_line: BadLine | None
+    scan: PromptScan
     max_failed: FailureBudget
 
 
@@ -333,3 +334,36 @@ def device_named(profile: str, count: int) -> Device:
         count=count,
         memory_bytes=None if on_cpu else loaded.memory_bytes,
     )
+
+
+def planned_run(
+    job: ResolvedJob, *, prompts: int, gpus: int, profile: str | None
+) -> tuple[OutputFact, TimeFact]:
+    """Return what a run of so many prompts would make and take, as its preflight would say it.
+
+    Args:
+        job: the job.
+        prompts: of the run.
+        gpus: devices that share them.
+        profile: of each; None is a usual GPU, or a CPU core where the job runs on CPUs.
+
+    Raises:
+        ConfigurationError: no such profile.
+    """
+    config = job.config
+    on_cpu = config.model.device == "cpu" or (config.model.device == "auto" and config.model.name == BUILT_IN)
+    device = device_named(profile or ("cpu" if on_cpu else USUAL_GPU), gpus)
+    images = prompts * images_kept(config, job.plan)
+    job = sized(job, device.known)
+    output = OutputFact(
+        root=config.output.path,
+        parts_there=0,
+        parts=-(-prompts // config.output.rows_per_part),
+        prompts_left=prompts,
+        images=images,
+        image_bytes=images * expected_image_bytes(config, job.description),
+        free_bytes=free_bytes(locate(config.output.path)) if config.output.path else None,
+    )
+    rows = rows_of(job.config, job.plan)
+    workload = expected_workload(job, device.known)
+    return output, time_fact(job.plan, device, workload, rows=rows, prompts=prompts)

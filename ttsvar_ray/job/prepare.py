@@ -30,9 +30,7 @@ from ttsvar_ray.dataset import (
 from ttsvar_ray.dataset.accounting import PlanRecord
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.paths import resolve_output
-from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import (
-    USUAL_GPU,
     Device,
     Fact,
     OutputFact,
@@ -42,9 +40,7 @@ from ttsvar_ray.job.preflight import (
     WeightsFact,
     check_space,
     check_staging,
-    device_named,
     devices_here,
-    expected_image_bytes,
     free_bytes,
     images_kept,
     job_fact,
@@ -54,16 +50,13 @@ from ttsvar_ray.job.preflight import (
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.job.sizing import sized
-from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.leasing.ledger import LeaseLedger
-from ttsvar_ray.models.registry import BUILT_IN
 from ttsvar_ray.prompts.files import prompt_files
 from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
 from ttsvar_ray.prompts.standard_input import spool_standard_input
 from ttsvar_ray.search.operators.registry import own_sources
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.storage import locate
 
 SMALL_JOB_IMAGES = 100
 """Finished images below which starting Ray takes longer than all of them on one device."""
@@ -151,39 +144,6 @@ class PreparedJob:
         )
 
 
-def planned_run(
-    job: ResolvedJob, *, prompts: int, gpus: int, profile: str | None
-) -> tuple[OutputFact, TimeFact]:
-    """Return what a run of so many prompts would make and take, as its preflight would say it.
-
-    Args:
-        job: the job.
-        prompts: of the run.
-        gpus: devices that share them.
-        profile: of each; None is a usual GPU, or a CPU core where the job runs on CPUs.
-
-    Raises:
-        ConfigurationError: no such profile.
-    """
-    config = job.config
-    on_cpu = config.model.device == "cpu" or (config.model.device == "auto" and config.model.name == BUILT_IN)
-    device = device_named(profile or ("cpu" if on_cpu else USUAL_GPU), gpus)
-    images = prompts * images_kept(config, job.plan)
-    job = sized(job, device.known)
-    output = OutputFact(
-        root=config.output.path,
-        parts_there=0,
-        parts=-(-prompts // config.output.rows_per_part),
-        prompts_left=prompts,
-        images=images,
-        image_bytes=images * expected_image_bytes(config, job.description),
-        free_bytes=free_bytes(locate(config.output.path)) if config.output.path else None,
-    )
-    rows = rows_of(job.config, job.plan)
-    workload = expected_workload(job, device.known)
-    return output, time_fact(job.plan, device, workload, rows=rows, prompts=prompts)
-
-
 def uses_this_machine(config: JobConfig, *, submitted: bool) -> bool:
     """Whether a job's workers are on this machine, not on a cluster that somebody started."""
     address = config.cluster.address or os.environ.get(RAY_ADDRESS)
@@ -227,15 +187,7 @@ def prepared(
         prompt_files(named)
     with _readable_twice(named) as source:
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
-        tell(
-            PromptsFact(
-                path=named.name,
-                count=scan.count,
-                bad_lines=scan.bad_lines,
-                first_bad_line=scan.first_bad_line,
-                max_failed=config.max_failed,
-            )
-        )
+        tell(PromptsFact(path=named.name, scan=scan, max_failed=config.max_failed))
         resolved = None
         if parts is None:
             resolved = resolve(config, needs_parts=True, here=here)
