@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import http
-import itertools
 import json
 import re
 import urllib.request
@@ -133,14 +132,15 @@ def fetch(
         else:
             configs = [load_config(Path(job) if job else None, overrides, needs_files=False)]
             evaluators = []
-        each = [downloads(config) for config in configs]
-        wanted = _merged([*itertools.chain(*each), *_of_evaluators(evaluators)])
-        if not wanted:
-            typer.echo(f"model {configs[0].model.name}: nothing to fetch, all that it reads is here")
+        of_jobs = [download for config in configs for download in downloads(config)]
+        wanted = _merged([*of_jobs, *_of_evaluators(evaluators)])
         read = {config.prompts.path for config in configs}
-        for one in PROMPT_SETS:
-            if str(file := _prompts_file(one)) in read and not file.exists():
-                _fetch_prompts(one, None, dry_run=dry_run)
+        files = {one: _prompts_file(one) for one in PROMPT_SETS}
+        absent = [one for one, file in files.items() if str(file) in read and not file.exists()]
+        if not wanted and not absent:
+            typer.echo(f"model {configs[0].model.name}: nothing to fetch, all that it reads is here")
+        for one in absent:
+            _fetch_prompts(one, None, dry_run=dry_run)
         left_over = [download for download in wanted if not _bring(download, dry_run=dry_run)]
         if left_over and not dry_run:
             raise typer.Exit(ExitCode.BAD_SETTINGS)
@@ -168,7 +168,7 @@ def _of_evaluators(evaluators: Iterable[str]) -> Iterator[Download]:
             from ttsvar_ray.evaluate.benchmark_scorers import published_weights
 
             for files, place in published_weights(given):
-                yield Download(source=files.source, patterns=files.names, folder=Path(place).expanduser())
+                yield Download(source=files.source, patterns=files.names, folder=place)
         elif name in REWARDS:
             yield from _of_network(REWARDS[name].weights, f"evaluators: {name}", folder or None)
 
@@ -344,7 +344,7 @@ def _fetch_url(url: str, file: Path, *, sha256: str) -> None:
         ) from error
     if part.stat().st_size < size:
         raise CheckpointError(f"{url}: the connection broke; the same command goes on")
-    if not _sha256(part).startswith(sha256):
+    if sha256 and not _sha256(part).startswith(sha256):
         part.unlink()
         raise CheckpointError(
             f"{url}: what came is not what was published (sha256 {sha256}); nothing is kept"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ttsvar_ray.evaluate.questions import AnsweredImage, Benchmark, QuestionProm
 from ttsvar_ray.evaluate.scorers import Scorer, ScorerKind, ScorerSpec
 from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH, T2I_COMPBENCH_CLIP, ClipJudge
 from ttsvar_ray.models.weight_source import fingerprint_path
+from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.types import UInt8Array
 from ttsvar_ray.vision.published import PublishedFiles
 
@@ -37,7 +39,7 @@ FOLDERS = {
 }
 """What stands behind each name."""
 
-_CLIP_FILES = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
+_CLIP = REWARDS["clip-score"].weights.files[0]
 _DETECTOR = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 _DETECTOR_FILE = f"{_DETECTOR}_20220504_001756-743b7d99.pth"
 _MASK2FORMER = PublishedFiles(
@@ -45,14 +47,14 @@ _MASK2FORMER = PublishedFiles(
     (_DETECTOR_FILE,),
 )
 _WEIGHTS = {
-    GENEVAL: (_MASK2FORMER, PublishedFiles("openai/clip-vit-large-patch14", _CLIP_FILES)),
+    GENEVAL: (_MASK2FORMER, _CLIP),
     T2I_COMPBENCH.name: (
         None,
         PublishedFiles(
             "Salesforce/blip-vqa-capfilt-large", ("config.json", "model.safetensors", "vocab.txt")
         ),
     ),
-    T2I_COMPBENCH_CLIP.name: (None, PublishedFiles("openai/clip-vit-base-patch32", _CLIP_FILES)),
+    T2I_COMPBENCH_CLIP.name: (None, replace(_CLIP, source="openai/clip-vit-base-patch32")),
     T2I_COMPBENCH_OBJECTS.name: (None, _MASK2FORMER),
 }
 """What the authors judge by, at its place behind each name."""
@@ -69,18 +71,18 @@ _JUDGED: dict[str, tuple[Benchmark, Callable[..., Callable[[AskedImage], Mapping
 }
 
 
-def published_weights(given: str) -> list[tuple[PublishedFiles, str]]:
+def published_weights(given: str) -> list[tuple[PublishedFiles, Path]]:
     """Return the published weights of a benchmark as `benchmark_specs` takes it, each with its folder."""
     name, places = _split(given)
     return [(files, place) for files, place in zip(_WEIGHTS[name], places, strict=True) if files is not None]
 
 
-def _split(given: str) -> tuple[str, tuple[str, str]]:
+def _split(given: str) -> tuple[str, tuple[Path, Path]]:
     name, _, folders = given.partition("=")
     first, _, second = folders.partition(":")
     if not first or not second:
         raise ConfigurationError(f"expected {name}={FOLDERS[name]}, got {given!r}")
-    return name, (first, second)
+    return name, (Path(first).expanduser(), Path(second).expanduser())
 
 
 def benchmark_specs(
@@ -103,37 +105,37 @@ def benchmark_specs(
         f"{name}: expected {' and '.join(files.names)} in {place}, found nothing there; `ttsvar-ray fetch` "
         "with the sweep brings them"
         for files, place in published_weights(given)
-        if not Path(place).exists()
+        if not place.exists()
     ]
     if absent:
         raise ConfigurationError(absent)
     if name == GENEVAL:
-        prints = {"detector": fingerprint_path(Path(first)), "clip": fingerprint_path(Path(second))}
+        prints = {"detector": fingerprint_path(first), "clip": fingerprint_path(second)}
         return {
             name: ScorerSpec(
                 kind=ScorerKind.GENEVAL,
                 name=name,
-                path=Path(first),
-                clip=Path(second),
+                path=first,
+                clip=second,
                 device=device,
                 fingerprints=prints,
             )
         }
     drawn = set(texts())
     asked: dict[str, list[QuestionPrompt]] = {}
-    for prompt in _JUDGED[name][0].read(Path(first)):
+    for prompt in _JUDGED[name][0].read(first):
         if prompt.text in drawn:
             asked.setdefault(prompt.group, []).append(prompt)
     if not asked:
         raise ConfigurationError(f"{name}: expected prompts of {first} among those of the job, found none")
-    weights = fingerprint_path(Path(second))
+    weights = fingerprint_path(second)
     return {
         f"{name} {group}": ScorerSpec(
             kind=ScorerKind.QUESTIONS,
             name=name,
             label=group,
-            path=Path(second),
-            questions=Path(first),
+            path=second,
+            questions=first,
             device=device,
             fingerprints={"weights": weights, "questions": questions_digest(prompts)},
         )

@@ -88,14 +88,27 @@ def _named_reward(
         raise ConfigurationError(f"{where}: expected {expected}, got {name!r}{nearest(name, list(REWARDS))}")
     own_path = description.reward_path if name == description.reward_name else None
     entry = REWARDS[name]
-    files = _existing(where, path, own_path, entry.weights)
+    words = f"; {FETCH_WORDS}" if entry.weights.files else ""
+    files = _existing(where, path, own_path, words)
     refuse_unread(entry, path=path, preprocessing=section.preprocessing, dtype=section.dtype)
     if files is None and entry.has_folder:
         raise ConfigurationError(
             f"{where}: the reward {name!r} needs the directory of its weights, got nothing; set it "
             "(`ttsvar-ray doctor JOB.yaml` says how to get them)"
         )
+    if path is not None and files is not None and (absent := _absent_files(entry.weights, files)):
+        raise ConfigurationError(f"{where}: expected {' and '.join(absent)} in {files}, found none{words}")
     return NamedPart(name=name, path=files)
+
+
+def _absent_files(weights: PublishedWeights, folder: Path) -> list[str]:
+    """Return which published files are not in a folder; none of a reward directory in our own format."""
+    config = folder / "config.json"
+    is_ours = config.is_file() and '"blip-reward"' in config.read_text(encoding="utf-8", errors="replace")
+    if is_ours and (folder / "model.safetensors").is_file():
+        return []
+    named = [str(Path(files.folder) / name) for files in weights.files for name in files.names]
+    return [name for name in named if not (folder / name).is_file()]
 
 
 def resolve_map_reward(section: RewardConfig, reward: NamedPart) -> NamedPart:
@@ -168,7 +181,13 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
         return NamedPart(name=name, path=files, source_digest=own.source_digest)
     assert entry is not None
     own_path = description.backbone_path if entry.takes_any_backbone else None
-    path = _existing("features.backbone", section.backbone, own_path, entry.weights)
+    path = _existing("features.backbone", section.backbone, own_path, f"; {FETCH_WORDS}")
+    if path is not None and path.is_dir() and entry.takes_any_backbone:
+        saved = [name for kind in ("*.safetensors*", "*.bin*") for name in path.glob(kind)]
+        if not (saved and (path / "config.json").is_file()):
+            raise ConfigurationError(
+                f"features.backbone: expected config.json and weights in {path}; {FETCH_WORDS}"
+            )
     if path is None:
         raise ConfigurationError(f"features.backbone: expected {entry.expected}, got nothing")
     return NamedPart(name=name, path=path)
@@ -194,32 +213,13 @@ def joint_component(section: FeaturesConfig, description: ModelDescription) -> C
     return section.pca_sign if is_joint else None
 
 
-def _existing(
-    setting: str, given: str | None, own: Path | None, weights: PublishedWeights | None = None
-) -> Path | None:
-    """Return where a part's files are; of published ones, whether all are there is looked at.
-
-    Raises:
-        ConfigurationError: nothing there, or not all.
-    """
+def _existing(setting: str, given: str | None, own: Path | None, words: str = "") -> Path | None:
+    """Return where a part's files are; a refusal ends with `words`, what to do."""
     if given is None:
         return own
     path = Path(given).expanduser()
-    absent = _absent_files(weights, path) if weights is not None and path.is_dir() else []
-    if absent or not path.exists():
-        parts = " and ".join(absent) or "the files of the weights"
-        where = f"in {path}, found none" if absent else f"at {path}, found nothing there"
-        words = f"; {FETCH_WORDS}" if weights is not None and weights.files else ""
-        raise ConfigurationError(f"{setting}: expected {parts} {where}{words}")
+    if not path.exists():
+        raise ConfigurationError(
+            f"{setting}: expected the files of the weights at {path}, found nothing there{words}"
+        )
     return path
-
-
-def _absent_files(weights: PublishedWeights, place: Path) -> list[str]:
-    """Return which published files are not in a folder; none of a reward directory in our own format."""
-    config = place / "config.json"
-    is_ours = config.is_file() and '"blip-reward"' in config.read_text(encoding="utf-8", errors="replace")
-    if is_ours and (place / "model.safetensors").is_file():
-        return []
-    named = [str(Path(files.folder) / name) for files in weights.files for name in files.names]
-    # Large ones come in pieces.
-    return [n for n in named if not (place / n).is_file() and not (place / f"{n}.index.json").is_file()]

@@ -264,9 +264,10 @@ class CachedModel(ABC):
     @torch.inference_mode()
     def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:
         """Run the next scale and let `choose` turn its logits into bits."""
+        tokens = self._tokens(state)
         logits, cache = self.next_logits(state)
         bits = choose(logits)
-        assert bits.shape == (state.num_rows, self._tokens(state), self.bits_per_token), bits.shape
+        assert bits.shape == (state.num_rows, tokens, self.bits_per_token), bits.shape
         return self._extend(state, bits, cache)
 
     def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:

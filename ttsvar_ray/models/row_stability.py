@@ -69,7 +69,7 @@ def stable_attention(
         q: queries [R, H, n, D].
         k: keys [R, H, L, D].
         v: values, as the keys.
-        mask: bool [R or 1, 1, 1, L], false where nothing is attended to; None is all.
+        mask: [R or 1, 1, 1, L], false or minus infinity where nothing is attended to; None is all.
         scale: of the products; None is 1 / sqrt(D).
     """
     if not _pads(q) or torch.get_num_threads() == 1:

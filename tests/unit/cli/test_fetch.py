@@ -18,6 +18,7 @@ from ttsvar_ray.cli import fetch
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.config import load_config
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs, published_weights
 
 CONTENT = bytes(range(256)) * 40
 
@@ -198,7 +199,17 @@ def test_prompts_of_ones_own_by_a_published_sets_name_stay(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     job = ("--set", "prompts.path=prompts/geneval.jsonl")
-    assert "missing   https://" in run(*job, "--dry-run")[1]
+    text = run(*job, "--dry-run")[1]
+    assert "missing   https://" in text and "nothing to fetch" not in text
     Path("prompts").mkdir()
     Path("prompts/geneval.jsonl").write_text("mine")
     assert run(*job) == (0, "model shapes: nothing to fetch, all that it reads is here\n")
+
+
+def test_a_benchmarks_weights_go_to_where_compare_looks_for_them() -> None:
+    given = "geneval=~/detector:weights/clip"
+    places = [place for _, place in published_weights(given)]
+    assert places == [Path.home() / "detector", Path("weights/clip")]
+    with pytest.raises(ConfigurationError) as refused:
+        benchmark_specs(given, set, device="cpu")
+    assert all(str(place) in problem for place, problem in zip(places, refused.value.problems, strict=True))

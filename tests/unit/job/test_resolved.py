@@ -7,16 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.config import sections as config_sections
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.job.build import build_ensemble, require_equal_in_batches
+from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
 from ttsvar_ray.models.registry import model_path
-from ttsvar_ray.rewards.protocol import ConstantReward, PlainReward, RewardEnsemble
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -367,67 +365,6 @@ def test_a_gpu_that_is_not_here_is_refused_with_everything_else(monkeypatch: pyt
         load_config(None, ["model.device=tpu"], needs_files=False)
 
 
-def test_all_weights_that_are_not_there_come_at_once_with_what_brings_them(tmp_path: Path) -> None:
-    (dinov2 := tmp_path / "dinov2").mkdir()
-    (tmp_path / "infinity_vae_d32reg.pth").touch()
-    strategy, published = {"name": "tts-var", "plan": "published"}, {"name": "infinity-2b", "device": "cpu"}
-    config = JobConfig.model_validate(
-        {
-            "model": {**published, "path": str(tmp_path)},
-            "strategy": strategy,
-            "reward": {"name": "image-reward", "path": str(tmp_path / "reward")},
-            "features": {"extractor": "pca", "backbone": str(dinov2)},
-        }
-    )
-    fetch = "; `ttsvar-ray fetch JOB.yaml` brings them"
-    with pytest.raises(ConfigurationError) as refused:
-        resolve(config, needs_parts=True)
-    assert list(refused.value.problems) == [
-        f"model: expected its transformer at {tmp_path}/infinity_2b_reg.pth, found nothing there{fetch}",
-        f"reward.path: expected the files of the weights at {tmp_path}/reward, found nothing there{fetch}",
-        f"features.backbone: expected config.json and model.safetensors in {dinov2}, found none{fetch}",
-    ]
-    assert resolve(config).plan.num_scales == 13
-
-
-def test_a_model_directory_without_its_weights_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
-    config = config_for(model_directory(tmp_path))
-    resolve(config, needs_parts=True)
-    missing = resolve(config).description.weights["transformer"].fetch()
-    missing.unlink()
-    with pytest.raises(
-        ConfigurationError, match=f"^model: expected its transformer at {missing}, found nothing"
-    ):
-        resolve(config, needs_parts=True)
-
-
-def test_published_files_with_sizes_of_ones_own_beside_them_are_there(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"kind": "blip-reward"}')
-    config = config_for("shapes", reward={"name": "image-reward", "path": str(tmp_path)})
-    with pytest.raises(ConfigurationError, match=r"expected ImageReward.pt and vocab.txt in .*, found none"):
-        resolve(config, needs_parts=True)
-    for name in ("ImageReward.pt", "vocab.txt"):
-        (tmp_path / name).touch()
-    resolve(config, needs_parts=True)
-
-
-def test_a_backbone_in_pieces_is_there(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors.index.json"):
-        (tmp_path / name).touch()
-    features = {"extractor": "pca", "backbone": str(tmp_path)}
-    resolve(config_for("shapes", strategy={"plan": "published"}, features=features), needs_parts=True)
-
-
-def test_settings_that_a_reward_would_not_read_are_refused_before_it_is_built(tmp_path: Path) -> None:
-    section = {"name": "constant", "preprocessing": "tensor", "dtype": "bfloat16"}
-    with pytest.raises(ConfigurationError) as refused:
-        resolve(config_for(model_directory(tmp_path), reward=section), needs_parts=True)
-    assert [problem.partition(":")[0] for problem in refused.value.problems] == [
-        "reward.preprocessing",
-        "reward.dtype",
-    ]
-
-
 def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     verifiers = {"replicas": 2, "gpus_per_replica": 1}
@@ -453,18 +390,3 @@ def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.M
     )
     patient = coordinator_settings(elsewhere)
     assert patient.deadline_floor_seconds == elsewhere.cluster.segment_timeout_s
-
-
-class Neighbourly(PlainReward):
-    """A score that rests on what else is in its batch."""
-
-    name = "neighbourly"
-
-    def score(self, images: Any, texts: Any) -> Any:
-        return images.mean(axis=(1, 2, 3)).astype(np.float32) + np.float32(0.5 * len(images))
-
-
-def test_scores_that_a_batch_changes_are_refused_where_nothing_may_change_them() -> None:
-    require_equal_in_batches(RewardEnsemble([ConstantReward()]))
-    with pytest.raises(ConfigurationError, match=r"scores of neighbourly that no batch changes, .* to 3\.5 "):
-        require_equal_in_batches(RewardEnsemble([ConstantReward(), Neighbourly()], name="both"))

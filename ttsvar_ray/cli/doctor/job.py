@@ -15,6 +15,7 @@ from ttsvar_ray.cli.show import bytes_text
 from ttsvar_ray.config import JobConfig
 from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.features.registry import EXTRACTORS
+from ttsvar_ray.job.parts import resolve_extractor, resolve_rewards
 from ttsvar_ray.job.preflight import check_memory, devices_here
 from ttsvar_ray.job.prepare import named_source, uses_this_machine
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
@@ -173,14 +174,15 @@ def _network(needs: Needs, name: str, path: str, licence: str) -> Finding:
 
 def check_own_code(needs: Needs) -> list[Finding]:
     """Import the classes of the user's own that score and embed, as the job does before it starts."""
-    job, problems = needs.job, list[str]()
-    found = [one for one in (job.config.reward.members or [job.config.reward.name]) if is_own(one)]
-    with noting(problems):
-        _ = job.rewards if found else None
-    if Signal.FEATURES in job.plan.reads and is_own(job.config.features.extractor):
-        found.append(job.config.features.extractor)
+    config, problems = needs.job.config, list[str]()
+    found = [name for name in config.reward.members or [config.reward.name] if is_own(name)]
+    if found:
         with noting(problems):
-            _ = job.extractor
+            resolve_rewards(config.reward, needs.job.description)
+    if Signal.FEATURES in needs.job.plan.reads and is_own(config.features.extractor):
+        found.append(config.features.extractor)
+        with noting(problems):
+            resolve_extractor(config.features, needs.job.description)
     mark = Mark.MISSING if problems else Mark.OK
     return [Finding(name="own code", mark=mark, text=text) for text in problems or [", ".join(found)] if text]
 
