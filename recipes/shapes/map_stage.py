@@ -168,12 +168,13 @@ def export(patches: MapPatches, path: Path) -> None:
     path.write_bytes(serialize(weights, metadata={"format": "pt", "sizes": json.dumps(patches.sizes)}))
 
 
-def map_stage(model_dir: Path, work_dir: Path, budget_seconds: float | None) -> bool:
+def map_stage(model_dir: Path, work_dir: Path, budget_seconds: float | None, *, seed: int = 0) -> bool:
     """Train for a model directory and put the file into its reward's folder; return whether it is there."""
     model = load_model(str(model_dir), device="cpu")
     assert isinstance(model, InfinityModel)
     reward = load_image_reward(model_dir / "reward")
-    if not train_map_patches(model, reward, work_dir, budget_seconds=budget_seconds):
+    recipe = MapRecipe(seed=seed)
+    if not train_map_patches(model, reward, work_dir, recipe=recipe, budget_seconds=budget_seconds):
         return False
     shutil.copy(work_dir / MAP_PATCHES_FILE, model_dir / "reward")
     return True
