@@ -36,7 +36,8 @@ from benchmarks.machine import record
 from benchmarks.parts import DECODED, REPEATS, ROWS, measure_parts
 from benchmarks.published_loop import PublishedLoop
 from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.device import choose_repeatable_kernels
 from ttsvar_ray.engine.engine import Engine, EngineSettings

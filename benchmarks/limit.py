@@ -19,7 +19,7 @@ from benchmarks.gpu_infinity import TEXTS, Case, hardware, job
 from benchmarks.machine import record
 from benchmarks.parts import ROWS, scale_seconds, seconds_of
 from benchmarks.random_networks import NetworkSizes, random_model
-from ttsvar_ray.costs import JobNetworks
+from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.execution import Execution

@@ -21,19 +21,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsvar_ray.config import load_config
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    OutputLock,
-    RowContext,
-    RunManifest,
-    carried_columns,
-    committed_chunks,
-    failed_rows,
-    open_output,
-    summarise_output,
-    write_chunk,
-)
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, summarise_output
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.manifest import RunManifest
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts import PromptSource, read_prompts, scan_prompts
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage

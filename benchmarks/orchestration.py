@@ -25,11 +25,12 @@ from typing import Any
 from benchmarks.diary import Diary, read_diaries
 from benchmarks.machine import cpu_name
 from benchmarks.sleeping_engine import SleepingEngineBuilder
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
-from ttsvar_ray.simulation import seconds_per_prompt
+from ttsvar_ray.simulation.run import seconds_per_prompt
 from ttsvar_ray.types import Prompt
 
 JOB = Path("jobs/infinity_2b.yaml")

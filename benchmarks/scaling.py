@@ -20,9 +20,9 @@ from typing import Any
 
 from ttsvar_ray.cli.simulate import Follower
 from ttsvar_ray.cli.simulation_report import result_lines
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job.simulation import SimulatedJob, simulated_job
-from ttsvar_ray.simulation import seconds_per_prompt, simulate
+from ttsvar_ray.simulation.run import seconds_per_prompt, simulate
 
 JOB = Path("jobs/infinity_2b.yaml")
 NOISE = 0.05

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import cpu_name
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.messages import SegmentReport, ShardTask
 from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.engine.engine import Engine

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from recipes.shapes.prompt_set import HARD_SET, prompt_set
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine

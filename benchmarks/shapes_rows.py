@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes_pieces import POOL_SIZE, Method, PoolPrompt, job
-from ttsvar_ray.costs import image_costs, plan_cost
+from ttsvar_ray.costs.plan_cost import image_costs, plan_cost
 from ttsvar_ray.evaluate.comparison import Interval, interval
 from ttsvar_ray.evaluate.comparison import markdown as as_markdown
 from ttsvar_ray.job.footprint import job_networks

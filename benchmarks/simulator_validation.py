@@ -32,7 +32,8 @@ from benchmarks.machine import cpu_name
 from benchmarks.recording_engine import START_TIMEOUT_S, RecordingEngineBuilder
 from benchmarks.segment_profile import Timing, fit, mean_error, measure
 from ttsvar_ray.cluster.job import run_job
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.plan import rows_of
@@ -40,12 +41,9 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.job.workload_file import write_workload
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.simulation import (
-    CoordinatorCosts,
-    SimulationResult,
-    SimulationSettings,
-    simulate,
-)
+from ttsvar_ray.simulation.result import SimulationResult
+from ttsvar_ray.simulation.run import simulate
+from ttsvar_ray.simulation.settings import CoordinatorCosts, SimulationSettings
 
 JOB = Path("jobs/shapes_demo.yaml")
 MESSAGE_SECONDS = 2e-3

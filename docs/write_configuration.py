@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 
 HEAD = """# Configuration
 A job is a YAML file (`jobs/`) and options; every setting can also be given as `--set section.name=value`.

@@ -36,20 +36,15 @@ from safetensors.numpy import save
 from transformers import AutoTokenizer, T5EncoderModel  # noqa: F401 - not in the seconds of a case
 
 from tests.support.manifests import manifest
-from ttsvar_ray.config import load_config
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RowContext,
-    SessionLog,
-    check_output,
-    committed_chunks,
-    failed_rows,
-    open_output,
-    read_manifest,
-    summarise_output,
-    write_chunk,
-)
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, summarise_output
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import read_manifest
+from ttsvar_ray.dataset.output import check_output, open_output
 from ttsvar_ray.dataset.part_manifest import settle
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.sessions import SessionLog
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import TtsVarError, reading_weights
 from ttsvar_ray.job.workload_file import read_workload
 from ttsvar_ray.models.infinity.text import T5TextEncoder

@@ -59,7 +59,7 @@ def mean_greenness(folder: Path, *settings: str) -> float:
     """Run a small job of the built-in model in `folder`; return the greenness of what it chose."""
     # Not needed by a worker, which imports this module for the two classes.
     from ttsvar_ray.cluster.job import run_job
-    from ttsvar_ray.config import load_config
+    from ttsvar_ray.config.load import load_config
 
     folder.mkdir()
     (folder / "prompts.txt").write_text("a red circle and a green square\na blue triangle\n" * 2)

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.s3_server import S3Server, seaweed_server, weed_binary
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.s3_lock import S3Lock
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,7 +14,7 @@ from tests.support.published_infinity import TINY, write_published
 from tests.support.recorded import recorded_rewards
 from tests.support.small_hub import write_reward_sizes
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine

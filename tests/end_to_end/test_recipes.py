@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from tests.support.fake_hub import FakeHub, serve
 from tests.support.small_hub import SITECUSTOMIZE, small_hub, write_reward_sizes
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job.resolved import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttsvar_ray.kernels import (
+from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.kernels.operations import (
     gated_sum,
     group_norm_silu,
     interleaved,
     modulated_norm,
     residual_sum,
     unit_rotated,
-    uses_fused,
     weighted_norm,
 )
 from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder

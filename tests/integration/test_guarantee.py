@@ -21,7 +21,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import InterruptedRunError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

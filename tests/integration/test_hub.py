@@ -113,7 +113,7 @@ def test_what_cannot_be_had_is_explained_with_the_command_that_fetches_it(
 
 MODEL = """
 import sys
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from tests.support.tiny_jobs import job, write_prompts
 from tests.support.tiny_model import TINY_SCHEDULE
 from ttsvar_ray.cluster.job import run_job
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.job import prepare

@@ -34,26 +34,18 @@ from tests.support.manifests import manifest
 from tests.support.plans import tts_var_plan
 from ttsvar_ray.cluster.sink import Sink
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.costs import plan_record
-from ttsvar_ray.dataset import (
-    ChunkReport,
-    OutputLayout,
-    OutputLock,
-    RowContext,
-    SessionLog,
-    carried_columns,
-    check_output,
-    committed_chunks,
-    contents,
-    failed_rows,
-    lock,
-    lock_files,
-    open_output,
-    partial_rows,
-    summarise_output,
-    write_bad_lines,
-)
+from ttsvar_ray.costs.plan_cost import plan_record
+from ttsvar_ray.dataset import contents, lock, lock_files
+from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, summarise_output
+from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.output import check_output, open_output
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.sessions import SessionLog
+from ttsvar_ray.dataset.writer import ChunkReport, partial_rows
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts import BadLine
 from ttsvar_ray.results import (
@@ -63,7 +55,8 @@ from ttsvar_ray.results import (
     ResultImage,
     SelectionRecord,
 )
-from ttsvar_ray.storage import Location, location
+from ttsvar_ray.storage import location
+from ttsvar_ray.storage.location import Location
 from ttsvar_ray.types import Prompt
 
 FIRST = int(os.environ.get("TTSVAR_CRASHES_FROM", "0"))

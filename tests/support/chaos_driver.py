@@ -8,7 +8,7 @@ import sys
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder
 from ttsvar_ray.cluster.job import run_job
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import InterruptedRunError, RunFailedError
 from ttsvar_ray.job.runnable import JobParts
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.dataset import RunManifest
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset.manifest import RunManifest
 
 
 def manifest(*overrides: str, **differs: Any) -> RunManifest:

@@ -17,7 +17,7 @@ from ttsvar_ray.cli.show import table_lines
 from ttsvar_ray.dataset.dead_letters import read_letters, write_letters
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.job.record import RunRecord
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 PACKAGE = Path(__file__).parents[2] / "ttsvar_ray"
 EVIL = "red\x1b]0;owned\x07 \x9b31m \u202eabc\rover"

@@ -15,7 +15,7 @@ WHOLE_JOB = """
 import sys
 sys.modules["ray"] = None  # an import of ray fails from here on
 from ttsvar_ray.cli import main
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job.resolved import resolve
 
 resolve(load_config(None, ["strategy.n=1", "output.path=unused"], needs_files=False))

@@ -14,13 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ttsvar_ray.api.results import Result
-from ttsvar_ray.dataset import OutputLayout, RunManifest, data_schema, read_run
 from ttsvar_ray.dataset.contents import damaged, image_rows
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_run
+from ttsvar_ray.dataset.schema import data_schema
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.registry import BUILT_IN
 from ttsvar_ray.results import FinalImage, PackedBits, ResultImage, SelectionRecord
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 from ttsvar_ray.types import Prompt, UInt8Array
 
 if TYPE_CHECKING:
@@ -156,7 +158,7 @@ class SavedRun(Sequence[Result]):
         Raises:
             ConfigurationError: settings that this version no longer has, or overrides that are wrong.
         """
-        from ttsvar_ray.config import recorded_config
+        from ttsvar_ray.config.load import recorded_config
         from ttsvar_ray.job.resolved import resolve
 
         return resolve(recorded_config(self.manifest.config, self._settings))

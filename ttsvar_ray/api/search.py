@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict, Unpack
 
 from ttsvar_ray.api.results import Result
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.prompts.identity import prompt_id_of
 from ttsvar_ray.prompts.rewrite import rewritten

@@ -51,7 +51,7 @@ def analyze(
         from ttsvar_ray.api.saved import load
         from ttsvar_ray.cli.calibrate import judge_of, read_pool
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.storage import is_uri
+        from ttsvar_ray.storage.uris import is_uri
 
         if to is None and is_uri(pool):
             raise ConfigurationError(f"--to: expected where the figures go, {pool} being a URI; add --to DIR")
@@ -152,7 +152,7 @@ def _consistency(pool: Pool, folder: Path, *, judged: bool) -> list[str]:
 def _costs(job: ResolvedJob, folder: Path) -> list[str]:
     """Draw FLOPs and KV bytes by scale of best-of-8 and of the published plan, N=1."""
     from ttsvar_ray.cli.plan_report import job_report
-    from ttsvar_ray.config import StrategyConfig
+    from ttsvar_ray.config.sections import StrategyConfig
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import resolve
     from ttsvar_ray.report.plot import Chart, Series

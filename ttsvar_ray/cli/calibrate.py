@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from ttsvar_ray.api.results import Result
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import ResolvedJob
     from ttsvar_ray.results import JobSummary
@@ -91,7 +91,7 @@ def calibrate(
 
     flags = {"model.name": model, "prompts.path": prompts, "output.path": output}
     with errors_for_people(debug=debug):
-        from ttsvar_ray.config import load_config
+        from ttsvar_ray.config.load import load_config
         from ttsvar_ray.job.prepare import named_source
         from ttsvar_ray.job.resolved import resolve
         from ttsvar_ray.prompts.files import prompt_files
@@ -142,7 +142,7 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
     Raises:
         ConfigurationError: scales that are none.
     """
-    from ttsvar_ray.config import recorded_config
+    from ttsvar_ray.config.load import recorded_config
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.resolved import model_choice
     from ttsvar_ray.models.registry import describe_model
@@ -264,7 +264,7 @@ def costs_of(job: ResolvedJob) -> ImageCosts:
     """
     import functools
 
-    from ttsvar_ray.costs import image_costs
+    from ttsvar_ray.costs.plan_cost import image_costs
     from ttsvar_ray.job.footprint import job_networks
     from ttsvar_ray.search.strategy import compile_plan
 

@@ -101,7 +101,7 @@ def _plans(job: ResolvedJob, pool: Pool, judged: bool) -> Iterator[str]:
 def _plan_line(job: ResolvedJob, pool: Pool, name: str, plan: Plan, judged: bool) -> str:
     import numpy as np
 
-    from ttsvar_ray.costs import image_costs
+    from ttsvar_ray.costs.plan_cost import image_costs
     from ttsvar_ray.job.footprint import job_networks
     from ttsvar_ray.search.calibration import Outcomes
     from ttsvar_ray.search.replay import Trajectories, replay_plan

@@ -35,9 +35,9 @@ def check(
 
 def check_output_at(output: str, *, quiet: bool = False) -> CheckReport:
     """Check an output folder; unless `quiet`, print problems as they are found, and then the verdict."""
-    from ttsvar_ray.dataset import OutputLayout
+    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.report.check import check_folder
-    from ttsvar_ray.storage import for_people
+    from ttsvar_ray.storage.uris import for_people
 
     if quiet:
         return check_folder(OutputLayout(output))

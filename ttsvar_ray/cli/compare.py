@@ -16,8 +16,8 @@ from ttsvar_ray.cli.errors import errors_for_people
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ttsvar_ray.config import JobConfig
-    from ttsvar_ray.dataset import OutputLayout
+    from ttsvar_ray.config.job import JobConfig
+    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.evaluate.comparison import Line, Outcomes
     from ttsvar_ray.evaluate.scorers import ScorerSpec
     from ttsvar_ray.job.sweep import Sweep, Variant
@@ -141,7 +141,7 @@ def _costs(sweep: Sweep, variants: tuple[Variant, ...]) -> dict[str, float]:
     Raises:
         ConfigurationError: with the problems of every variant.
     """
-    from ttsvar_ray.config import StrategyConfig
+    from ttsvar_ray.config.sections import StrategyConfig
     from ttsvar_ray.errors import ConfigurationError
 
     control = next(variant.job for variant in variants if variant.name == sweep.control)
@@ -251,8 +251,8 @@ def _outcomes(
     import pyarrow.compute as pc
 
     from ttsvar_ray.cli.score import run_scorers
-    from ttsvar_ray.dataset import read_run
     from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.dataset.manifest import read_run
     from ttsvar_ray.evaluate.comparison import Outcomes
     from ttsvar_ray.evaluate.score_table import read_scores
 

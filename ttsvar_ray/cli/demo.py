@@ -12,7 +12,7 @@ from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 from ttsvar_ray.cli.generate import is_within_budget, run
 
 if TYPE_CHECKING:
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
 
 DEFAULT_JOB = Path("jobs/shapes_demo.yaml")
 SIDE_BY_SIDE_NAME = "side_by_side.png"
@@ -39,10 +39,10 @@ def demo(
     console = Console(stderr=True)
     with errors_for_people(debug=debug):
         from ttsvar_ray.cluster.session import is_submitted_job
-        from ttsvar_ray.config import load_config
+        from ttsvar_ray.config.load import load_config
         from ttsvar_ray.errors import OutputError
         from ttsvar_ray.job.paths import resolve_output
-        from ttsvar_ray.storage import is_uri
+        from ttsvar_ray.storage.uris import is_uri
 
         config = load_config(job, options.overrides({"output.path": output}, settings))
         if is_uri(config.output.path):
@@ -88,7 +88,8 @@ def _with_baselines(config: JobConfig, root: Path) -> dict[str, tuple[JobConfig,
 
 
 def _baseline(config: JobConfig, root: Path, name: str, n: int) -> JobConfig:
-    from ttsvar_ray.config import ClusterConfig, StrategyConfig
+    from ttsvar_ray.config.running import ClusterConfig
+    from ttsvar_ray.config.sections import StrategyConfig
 
     folder = root / "baselines" / (name if n == 1 else f"best-of-{n}")
     return config.model_copy(

@@ -18,7 +18,8 @@ from ttsvar_ray.cli.export import Which
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
-    from ttsvar_ray.dataset import OutputLayout, RunManifest
+    from ttsvar_ray.dataset.layout import OutputLayout
+    from ttsvar_ray.dataset.manifest import RunManifest
     from ttsvar_ray.evaluate.benchmarks import QuestionImages
     from ttsvar_ray.evaluate.geneval import GenEvalResult
     from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
@@ -336,7 +337,8 @@ def _images(
     expected: str,
 ) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
     """Return the images of a run, or of a folder of an expected kind, and what is to be known of them."""
-    from ttsvar_ray.dataset import OutputLayout, read_manifest
+    from ttsvar_ray.dataset.layout import OutputLayout
+    from ttsvar_ray.dataset.manifest import read_manifest
     from ttsvar_ray.errors import ConfigurationError, OutputError
     from ttsvar_ray.evaluate.judging import told_of_run
 
@@ -407,7 +409,7 @@ def _judged(
 def _beside(source: str, benchmark: str) -> Path:
     """Return where verdicts go by default."""
     from ttsvar_ray.errors import ConfigurationError
-    from ttsvar_ray.storage import locate
+    from ttsvar_ray.storage.location import locate
 
     local = locate(source).local_path
     if local is None:

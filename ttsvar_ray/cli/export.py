@@ -52,8 +52,8 @@ def export(
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import read_run
         from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
+        from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError
 
         if shard_size is not None and layout is not _Layout.WEBDATASET:

@@ -20,7 +20,7 @@ from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError
 
 if TYPE_CHECKING:
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
     from ttsvar_ray.models.description import ModelDescription
     from ttsvar_ray.vision.published import PublishedWeights
 
@@ -122,7 +122,8 @@ def fetch(
         if job == "prompts":
             _fetch_prompts(name, to, dry_run=dry_run)
             return
-        from ttsvar_ray.config import load_config, read_job_file
+        from ttsvar_ray.config.load import load_config
+        from ttsvar_ray.config.yaml_file import read_job_file
         from ttsvar_ray.job.sweep import read_sweep
 
         overrides = options.overrides({"model.name": model}, settings)

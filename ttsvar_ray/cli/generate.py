@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ttsvar_ray.cluster.job import JobSummary
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
 
 
 def generate(
@@ -142,7 +142,7 @@ def generate(
 
     console = Console(stderr=True)
     with errors_for_people(debug=debug):
-        from ttsvar_ray.config import load_config
+        from ttsvar_ray.config.load import load_config
 
         config = load_config(job, options.overrides(flags, settings), plan=plan)
     if dry_run:

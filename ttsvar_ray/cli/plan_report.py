@@ -11,7 +11,9 @@ from typing import Any
 
 from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
 from ttsvar_ray.coordination.settings import Workload
-from ttsvar_ray.costs import DeviceProfile, JobNetworks, PlanCost, image_costs, load_profile, plan_cost
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.plan_cost import PlanCost, image_costs, plan_cost
+from ttsvar_ray.costs.profile import DeviceProfile, load_profile
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan
 from ttsvar_ray.job.plan import rows_of

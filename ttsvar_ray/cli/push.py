@@ -13,8 +13,9 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
-    from ttsvar_ray.dataset import OutputLayout, RunManifest
     from ttsvar_ray.dataset.card import Publication, ScoreRow
+    from ttsvar_ray.dataset.layout import OutputLayout
+    from ttsvar_ray.dataset.manifest import RunManifest
     from ttsvar_ray.report.push import PushedFile
 
 SHEET_IMAGES = 24
@@ -58,8 +59,8 @@ def push(
     Example: ttsvar-ray push outputs/mine me/rings --licence cc-by-4.0
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import read_run
         from ttsvar_ray.dataset.card import card_text, is_ours
+        from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
 
         if not _REPOSITORY.fullmatch(repository):
@@ -122,9 +123,8 @@ def published(
     layout: OutputLayout, manifest: RunManifest, *, repository: str, licence: str, model_licence: str | None
 ) -> Publication:
     """Return what the card of a run says of it; `model_licence` None is what is known of its model."""
-    from ttsvar_ray.dataset import read_cost, summarise_output
     from ttsvar_ray.dataset.card import Publication, table_size
-    from ttsvar_ray.dataset.contents import read_columns
+    from ttsvar_ray.dataset.contents import read_columns, read_cost, summarise_output
     from ttsvar_ray.dataset.sessions import read_sessions
     from ttsvar_ray.evaluate.score_table import tables
     from ttsvar_ray.models.registry import weights_licence

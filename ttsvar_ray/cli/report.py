@@ -15,7 +15,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.api.saved import SavedRun
-    from ttsvar_ray.dataset import OutputSummary
+    from ttsvar_ray.dataset.contents import OutputSummary
     from ttsvar_ray.report.page import Entry
     from ttsvar_ray.results import RunCost
 
@@ -55,11 +55,12 @@ def report(
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
-        from ttsvar_ray.dataset import OutputLayout, read_cost, summarise_output
+        from ttsvar_ray.dataset.contents import read_cost, summarise_output
         from ttsvar_ray.dataset.dead_letters import read_letters
+        from ttsvar_ray.dataset.layout import OutputLayout
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.report.page import Summary, write_page
-        from ttsvar_ray.storage import is_uri, redacted
+        from ttsvar_ray.storage.uris import is_uri, redacted
 
         if to is None and is_uri(output):
             raise ConfigurationError(

@@ -14,8 +14,8 @@ from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
-    from ttsvar_ray.config import JobConfig
-    from ttsvar_ray.dataset import OutputLayout
+    from ttsvar_ray.config.job import JobConfig
+    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.evaluate.scorers import ScorerSpec
     from ttsvar_ray.types import Float32Array, Float64Array
 
@@ -82,8 +82,8 @@ def score(
     Example: ttsvar-ray score outputs/mine --reward clip-score
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.config import recorded_config
-        from ttsvar_ray.dataset import read_run
+        from ttsvar_ray.config.load import recorded_config
+        from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.near_duplicates import (
             mark_near_duplicates,
@@ -204,7 +204,7 @@ def scorers_of(
     Raises:
         ConfigurationError: with every problem.
     """
-    from ttsvar_ray.config import recorded_config
+    from ttsvar_ray.config.load import recorded_config
     from ttsvar_ray.errors import ConfigurationError, noting
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
     from ttsvar_ray.job.parts import resolve_rewards
@@ -346,7 +346,7 @@ def select(
     Example: ttsvar-ray select outputs/mine --to best --where "reward > 1.5"
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset import read_run
+        from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.filters import Selection
         from ttsvar_ray.evaluate.filters import select as write

@@ -9,7 +9,7 @@ import typer
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 
 if TYPE_CHECKING:
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
 
 
 def settings(
@@ -24,7 +24,7 @@ def settings(
     Example: ttsvar-ray settings memory
     """
     with errors_for_people(debug=False):
-        from ttsvar_ray.config import JobConfig
+        from ttsvar_ray.config.job import JobConfig
 
         lines = [
             line
@@ -46,7 +46,7 @@ def schema() -> None:
     """
     import json
 
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
 
     typer.echo(json.dumps(JobConfig.model_json_schema(by_alias=True), indent=1))
 
@@ -57,7 +57,7 @@ def _known_settings(config: JobConfig) -> list[tuple[str, str, str]]:
 
     from pydantic import BaseModel
 
-    from ttsvar_ray.config import flatten
+    from ttsvar_ray.config.job import flatten
 
     defaults = flatten(config.model_dump(mode="json", by_alias=True))
     found = []

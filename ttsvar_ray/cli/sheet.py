@@ -15,7 +15,7 @@ from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
-    from ttsvar_ray.dataset import OutputLayout
+    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.types import UInt8Array
 
 SHEET_NAME = "contact_sheet.png"
@@ -64,7 +64,7 @@ def sheet(
     Example: ttsvar-ray sheet outputs/mine outputs/raw --to both.png
     """
     from ttsvar_ray.errors import InputError
-    from ttsvar_ray.storage import is_uri
+    from ttsvar_ray.storage.uris import is_uri
 
     with errors_for_people(debug=debug):
         if to is None and is_uri(outputs[0]):
@@ -87,7 +87,7 @@ def shown_images(output: str | Path) -> list[ShownImage]:
     Raises:
         OutputError: no run there, or one without images.
     """
-    from ttsvar_ray.dataset import OutputLayout
+    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.errors import InputError, OutputError
     from ttsvar_ray.shapes.captions import parse_caption
     from ttsvar_ray.shapes.checker import check

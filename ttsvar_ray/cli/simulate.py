@@ -17,7 +17,8 @@ from ttsvar_ray.cli.show import bytes_text, duration
 if TYPE_CHECKING:
     from ttsvar_ray.coordination.settings import CoordinatorSettings
     from ttsvar_ray.job.simulation import SimulatedJob
-    from ttsvar_ray.simulation import SimulationResult, SimulationSettings
+    from ttsvar_ray.simulation.result import SimulationResult
+    from ttsvar_ray.simulation.settings import SimulationSettings
 
 ESTIMATE_AFTER_S = 3.0
 REPORT_EVERY_S = 10.0
@@ -59,7 +60,7 @@ def simulate(
     """
     with errors_for_people(debug=debug):
         from ttsvar_ray.cli.simulation_report import comparison_lines, result_lines
-        from ttsvar_ray.config import load_config
+        from ttsvar_ray.config.load import load_config
         from ttsvar_ray.job.resolved import plan_note, resolve
         from ttsvar_ray.job.simulation import simulated_job
         from ttsvar_ray.simulation.settings import variants
@@ -116,7 +117,7 @@ def _run(
     coordinator: CoordinatorSettings,
     follower: Follower | None = None,
 ) -> SimulationResult:
-    from ttsvar_ray.simulation import simulate as run_simulation
+    from ttsvar_ray.simulation.run import simulate as run_simulation
 
     return run_simulation(
         plan=simulated.plan,

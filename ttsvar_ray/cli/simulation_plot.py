@@ -11,7 +11,7 @@ from ttsvar_ray.cli.simulation_report import between_start_and_tail
 from ttsvar_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ttsvar_ray.simulation import SimulationResult
+    from ttsvar_ray.simulation.result import SimulationResult
 
 _COLOURS = {
     "useful": "#4c78a8",

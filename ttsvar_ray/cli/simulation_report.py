@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.cli.show import bytes_text, duration, table_lines
 
 if TYPE_CHECKING:
-    from ttsvar_ray.simulation import SimulationResult
+    from ttsvar_ray.simulation.result import SimulationResult
 
 
 def between_start_and_tail(result: SimulationResult) -> str:

@@ -49,7 +49,7 @@ from ttsvar_ray.cluster.verifiers import VerifierPool, lay_out_replicas
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
 from ttsvar_ray.cluster.worker import PackedBuilder, WorkerInfo
 from ttsvar_ray.coordination.settings import Workload
-from ttsvar_ray.dataset import ChunkReport
+from ttsvar_ray.dataset.writer import ChunkReport
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, RunFailedError, TtsVarError
 from ttsvar_ray.job.preflight import Device
 from ttsvar_ray.job.resolved import check_execution, coordinator_settings

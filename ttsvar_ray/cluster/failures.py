@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.results import PromptFailure, PromptResult
 
 if TYPE_CHECKING:
-    from ttsvar_ray.storage import Location
+    from ttsvar_ray.storage.location import Location
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from ttsvar_ray.cluster.failures import explain_full
 from ttsvar_ray.cluster.session import StopRequest, stop_on_signals
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
-from ttsvar_ray.dataset import write_chunk, write_partial
+from ttsvar_ray.dataset.writer import write_chunk, write_partial
 from ttsvar_ray.engine.device import device_name
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.engine.local import run_local

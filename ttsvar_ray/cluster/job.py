@@ -22,27 +22,23 @@ from typing import TYPE_CHECKING
 
 from ttsvar_ray.cluster.session import is_connected, is_submitted_job
 from ttsvar_ray.cluster.stats import RunStats
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.dataset import (
-    OutputLock,
-    RowContext,
-    RunManifest,
-    SessionLog,
-    carried_columns,
-    committed_chunks,
-    failed_rows,
-    open_output,
-    partial_rows,
-    read_manifest,
-    write_bad_lines,
-)
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.dataset.contents import committed_chunks, failed_rows
+from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.sessions import SessionLog
+from ttsvar_ray.dataset.writer import partial_rows
 from ttsvar_ray.errors import LostLockError
 from ttsvar_ray.job.preflight import Device, Fact
 from ttsvar_ray.job.prepare import PreparedJob, prepared
 from ttsvar_ray.job.record import RunRecord
 from ttsvar_ray.prompts.read import bad_lines
 from ttsvar_ray.results import JobProgress, JobSummary
-from ttsvar_ray.storage import is_uri
+from ttsvar_ray.storage.uris import is_uri
 
 if TYPE_CHECKING:
     from ttsvar_ray.cluster.driver import Driver

@@ -13,10 +13,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ttsvar_ray.cluster.failures import GiveUp, RestartPolicy, explain_full
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
-from ttsvar_ray.dataset import ChunkReport, OutputLayout, RowContext
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import ChunkReport
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.leasing.ledger import WholeChunk
-from ttsvar_ray.storage import Location, storage_environment
+from ttsvar_ray.storage.location import Location, storage_environment
 
 GET_TIMEOUT_SECONDS = 60.0
 MAX_SINK_DEATHS = 3

@@ -11,14 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from ttsvar_ray.dataset import (
-    ChunkReport,
-    OutputLayout,
-    RowContext,
-    guarded,
-    write_chunk,
-    write_partial,
-)
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import guarded
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import ChunkReport, write_chunk, write_partial
 from ttsvar_ray.errors import DamagedImageError
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import PromptResult

@@ -10,17 +10,13 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ttsvar_ray.cluster.failures import FailureBreaker
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    OutputLock,
-    RowContext,
-    RunManifest,
-    SessionLog,
-    committed_chunks,
-    read_cost,
-    summarise_output,
-)
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.dataset.contents import committed_chunks, read_cost, summarise_output
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.manifest import RunManifest
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.errors import InputError, OutputError, RunFailedError, StorageError, TtsVarError
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.leasing.ledger import LeaseLedger

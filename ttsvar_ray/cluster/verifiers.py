@@ -32,7 +32,7 @@ from ttsvar_ray.types import UInt8Array
 
 if TYPE_CHECKING:
     # No replica and no worker waits for what the driver alone is given.
-    from ttsvar_ray.config import VerifiersConfig
+    from ttsvar_ray.config.running import VerifiersConfig
     from ttsvar_ray.job.runnable import JobParts
 
 logger = logging.getLogger(__name__)

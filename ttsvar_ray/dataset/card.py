@@ -21,7 +21,8 @@ from ttsvar_ray.dataset.contents import OutputSummary, damaged, map_files
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.errors import StorageError
 from ttsvar_ray.results import RunCost
-from ttsvar_ray.storage import Location, redacted
+from ttsvar_ray.storage.location import Location
+from ttsvar_ray.storage.uris import redacted
 
 MARK = "<!-- Written by ttsvar-ray. Remove this line to keep what you change here. -->"
 UNKNOWN_LICENCE = "unknown"

@@ -27,7 +27,7 @@ from ttsvar_ray.dataset.part_manifest import read_part_manifest, settle
 from ttsvar_ray.dataset.sessions import read_sessions
 from ttsvar_ray.errors import LostRowsError, OutputError, StorageError, brief
 from ttsvar_ray.results import RunCost
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ttsvar_ray.errors import OutputError, escape_controls
 from ttsvar_ray.results import PromptFailure
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 
 class _UnusableLine(Protocol):

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsvar_ray.storage import Location, locate
+from ttsvar_ray.storage.location import Location, locate
 
 _PART_NAME = re.compile(r"part-(\d{5,})(\.\w+)")
 _SHARD_NAME = re.compile(r"shard-(\d+)-of-\d+")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 SETTLE_S = 3.0
 """How long an advisory lock is watched after it was written."""

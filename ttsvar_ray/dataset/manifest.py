@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ttsvar_ray.dataset.accounting import PlanRecord
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.storage import redacted
+from ttsvar_ray.storage.uris import redacted
 
 FORMAT_VERSION = 3
 

@@ -12,7 +12,7 @@ from ttsvar_ray.dataset.card import card_text
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 logger = logging.getLogger(__name__)
 

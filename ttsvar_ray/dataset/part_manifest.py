@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 _READ_BYTES = 1 << 20
 

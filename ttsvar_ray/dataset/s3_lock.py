@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ttsvar_ray.dataset.lock_files import FoundLock, owner_of, to_text
 from ttsvar_ray.errors import StorageError
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 _REFUSED = frozenset({"ConditionalRequestConflict", "PreconditionFailed", "NoSuchKey", "404", "412"})
 

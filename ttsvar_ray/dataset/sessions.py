@@ -14,7 +14,7 @@ from typing import Any
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import installed_versions, utc_now
 from ttsvar_ray.errors import OutputError
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

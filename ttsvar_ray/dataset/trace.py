@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.results import PromptResult, SelectionRecord
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 from ttsvar_ray.types import Prompt
 
 _COLUMNS_OF = {"resample": ("log_weights", "ess"), "cluster": ("labels",)}

@@ -45,7 +45,7 @@ from ttsvar_ray.dataset.rows import RowContext, payload_bytes, rows_of
 from ttsvar_ray.dataset.trace import write_merged_trace, write_trace
 from ttsvar_ray.errors import LostRowsError, OutputError
 from ttsvar_ray.results import PromptFailure, PromptResult
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 ROW_GROUP_BYTES = 96_000_000
 """Image bytes in one row group: readers fetch whole groups, and the common viewer refuses 300 MB."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from ttsvar_ray.dataset import OutputLayout, RunManifest
 from ttsvar_ray.dataset.export import exported_images
-from ttsvar_ray.dataset.manifest import installed_versions
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, installed_versions
 from ttsvar_ray.errors import InputError, OutputError, brief
 from ttsvar_ray.evaluate.dpg_bench import DPG_BENCH
 from ttsvar_ray.evaluate.geneval2 import GENEVAL_2

@@ -21,12 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset import OutputLayout, RunManifest
 from ttsvar_ray.dataset.contents import damaged, image_rows
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 _BLOBS = ("image", "bits")
 _ROWS_AT_A_TIME = 32

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ttsvar_ray.dataset import OutputLayout, RunManifest
 from ttsvar_ray.dataset.export import exported_images
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.errors import InputError, brief
 from ttsvar_ray.evaluate.geneval_prompts import read_prompt
 from ttsvar_ray.evaluate.judging import AskedImage

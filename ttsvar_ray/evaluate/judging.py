@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from ttsvar_ray.dataset import RunManifest
+from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.errors import OutputError, brief
 from ttsvar_ray.evaluate.verdict_file import VerdictFile
 from ttsvar_ray.types import UInt8Array

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import FeatureError
 from ttsvar_ray.evaluate.score_table import KEYS, data_digest, read_scores, write_scores
 from ttsvar_ray.types import Float32Array, Float64Array, Int64Array

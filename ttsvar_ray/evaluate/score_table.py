@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ttsvar_ray.columns import held
-from ttsvar_ray.dataset import OutputLayout
 from ttsvar_ray.dataset.contents import image_rows
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
 from ttsvar_ray.errors import OutputError, brief
 from ttsvar_ray.evaluate.scorers import Scorer, ScorerSpec
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 from ttsvar_ray.types import Float64Array, UInt8Array
 
 _KEY = b"ttsvar_ray.scores"

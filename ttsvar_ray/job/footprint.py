@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import JobNetworks, ModelCost, ScaleCost, recorded_costs, vision_language
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.costs import vision_language
 from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost, blip_tower_cost
+from ttsvar_ray.costs.model import JobNetworks, ModelCost, ScaleCost, recorded_costs
 from ttsvar_ray.errors import ConfigurationError, nearest
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import JobNetworks
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.job.footprint import has_counted_costs, in_worker, job_networks
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ttsvar_ray.costs import JobNetworks
+from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.job.memory import RESERVED_SHARE, image_network_bytes, text_bytes, workspace_bytes
 from ttsvar_ray.job.workload import held_bytes, running_bytes
 from ttsvar_ray.search.plan import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsvar_ray.config import FeaturesConfig, RewardConfig
+from ttsvar_ray.config.sections import FeaturesConfig, RewardConfig
 from ttsvar_ray.errors import ConfigurationError, nearest, noting
 from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.config import JobConfig, Shard
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.values import Shard
 from ttsvar_ray.models.registry import BUILT_IN, published_names
 from ttsvar_ray.models.weight_source import is_hub_reference
 from ttsvar_ray.storage.uris import is_uri, split_query

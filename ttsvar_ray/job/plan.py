@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.parts import combination, joint_component

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from ttsvar_ray.config import FailureBudget, JobConfig
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.values import FailureBudget
 from ttsvar_ray.coordination.settings import Workload
-from ttsvar_ray.costs import DeviceProfile, load_profile
-from ttsvar_ray.costs.profile import device_names
+from ttsvar_ray.costs.profile import DeviceProfile, device_names, load_profile
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.plan import rows_of
@@ -29,7 +29,7 @@ from ttsvar_ray.models.registry import BUILT_IN
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.run import seconds_per_prompt
-from ttsvar_ray.storage import Location, locate
+from ttsvar_ray.storage.location import Location, locate
 
 IMAGE_BYTES_PER_PIXEL = {"png": 1.5, "webp": 0.17, "jpeg": 0.25}
 """Measured on noisy images of a megapixel: PNG at level 6, WebP and JPEG at quality 95."""

@@ -16,18 +16,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsvar_ray.config import ColumnChoice, JobConfig, Shard, content_digest
-from ttsvar_ray.costs import image_costs, load_profile, plan_record
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RunManifest,
-    check_output,
-    committed_chunks,
-    fresh_output,
-    read_manifest,
-    rows_without_outcome,
-)
+from ttsvar_ray.config.job import JobConfig, content_digest
+from ttsvar_ray.config.values import ColumnChoice, Shard
+from ttsvar_ray.costs.plan_cost import image_costs, plan_record
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.dataset.accounting import PlanRecord
+from ttsvar_ray.dataset.contents import committed_chunks, rows_without_outcome
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.dataset.output import check_output, fresh_output
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.paths import resolve_output
 from ttsvar_ray.job.preflight import (

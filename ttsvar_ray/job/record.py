@@ -26,10 +26,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, LostLockError, StorageError
 from ttsvar_ray.results import JobProgress
-from ttsvar_ray.storage import Location, for_people
+from ttsvar_ray.storage.location import Location
+from ttsvar_ray.storage.uris import for_people
 
 EVERY_SECONDS = 10.0
 """Between two lines of progress."""

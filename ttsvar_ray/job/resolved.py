@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ttsvar_ray.config import FeaturesConfig, JobConfig
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.sections import FeaturesConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import ConfigurationError, noting
@@ -349,7 +350,7 @@ def check_execution(config: JobConfig, device: str) -> None:
     if not asks_for_gpu(config):
         return
     # torch, which few settings need before a model is loaded.
-    from ttsvar_ray.kernels import uses_fused
+    from ttsvar_ray.kernels.choice import uses_fused
     from ttsvar_ray.models.recorded_steps import cuda_recorder
 
     problems: list[str] = []

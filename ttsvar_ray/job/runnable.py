@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import Workload
-from ttsvar_ray.costs import DeviceProfile, JobNetworks
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.paths import with_absolute_inputs

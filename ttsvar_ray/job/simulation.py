@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ttsvar_ray.config import JobConfig
 from ttsvar_ray.config.calibrated import read_calibration
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
-from ttsvar_ray.costs import DeviceProfile, load_profile
+from ttsvar_ray.costs.profile import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.plan import rows_of
@@ -20,7 +20,7 @@ from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import build_workload, is_gpu
 from ttsvar_ray.job.workload_file import is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.simulation import PayloadSizes, SimulationSettings
+from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
 
 FEATURE_DIM = 256
 """Numbers of one image's features: patches of a published extractor, reduced to one component."""

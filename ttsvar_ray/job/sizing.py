@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ttsvar_ray.costs import DeviceProfile, JobNetworks
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.costs.seconds import scale_seconds
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import in_worker, job_networks, recorded_bytes

@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ttsvar_ray.dataset import OutputLayout, read_cost, read_manifest
+from ttsvar_ray.dataset.contents import read_cost
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import read_manifest
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.results import RunCost
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 SILENT_SECONDS = 120.0
 """Without a sign of life after which a running session is taken for dead: it writes one every ten seconds,

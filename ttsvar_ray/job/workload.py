@@ -6,7 +6,8 @@ import logging
 import math
 
 from ttsvar_ray.coordination.settings import SegmentLoad, Workload
-from ttsvar_ray.costs import DeviceProfile, JobNetworks, ModelCost
+from ttsvar_ray.costs.model import JobNetworks, ModelCost
+from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.costs.seconds import (
     Line,
     chord,

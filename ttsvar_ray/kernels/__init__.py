@@ -4,26 +4,3 @@ Every operation has one signature and two ways. The plain one is what the models
 one on a CPU and where gradients are recorded; the fused one reads and writes memory once, and differs by
 rounding. Which is taken is one setting (`engine.kernels`), resolved by `uses_fused`.
 """
-
-from ttsvar_ray.kernels.choice import KERNELS, uses_fused
-from ttsvar_ray.kernels.operations import (
-    gated_sum,
-    group_norm_silu,
-    interleaved,
-    modulated_norm,
-    residual_sum,
-    unit_rotated,
-    weighted_norm,
-)
-
-__all__ = [
-    "KERNELS",
-    "gated_sum",
-    "group_norm_silu",
-    "interleaved",
-    "modulated_norm",
-    "residual_sum",
-    "unit_rotated",
-    "uses_fused",
-    "weighted_norm",
-]

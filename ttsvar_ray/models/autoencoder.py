@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import group_norm_silu, interleaved, residual_sum
+from ttsvar_ray.kernels.operations import group_norm_silu, interleaved, residual_sum
 from ttsvar_ray.models.row_stability import stable_attention
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import unit_rotated
+from ttsvar_ray.kernels.operations import unit_rotated
 from ttsvar_ray.models.row_stability import StableLinear, stable_attention, stable_linear
 from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache
 

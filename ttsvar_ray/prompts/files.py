@@ -19,8 +19,8 @@ from ttsvar_ray.prompts.source import (
     format_of,
     is_prompt_file,
 )
-from ttsvar_ray.storage import Location, is_uri, locate, without_secrets
-from ttsvar_ray.storage.uris import split_query
+from ttsvar_ray.storage.location import Location, locate
+from ttsvar_ray.storage.uris import is_uri, split_query, without_secrets
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import yaml
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.source import fits_pattern, is_prompt_file
-from ttsvar_ray.storage import Location, locate
+from ttsvar_ray.storage.location import Location, locate
 
 _DATASET = re.compile(r"hf://datasets/[\w.-]+/[\w.-]+(@(refs/[\w.-]+/[\w.-]+|[^/\s]+))?")
 _HEAD = re.compile(r"\s*---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.source import CODECS, BadLine, excerpt, suffixes_of
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 MAX_LINE_BYTES = 1 << 20
 """A longer line is a bad line: no prompt has a megabyte, and no line may fill the memory."""

@@ -24,7 +24,7 @@ from ttsvar_ray.prompts.lines import (
 )
 from ttsvar_ray.prompts.source import BadLine, PromptFormat, PromptSource, excerpt
 from ttsvar_ray.prompts.tables import check_columns, table_records
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 Record = tuple[int, Mapping[str, Any], str]
 """(line number, fields by name, raw line for an excerpt)."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.storage import Location, without_secrets
+from ttsvar_ray.storage.location import Location
+from ttsvar_ray.storage.uris import without_secrets
 
 STANDARD_INPUT = "-"
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ttsvar_ray.columns import ColumnType, carried_type, held
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.prompts.source import BadLine, PromptSource, excerpt
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 8_000_000

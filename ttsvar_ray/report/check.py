@@ -24,14 +24,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import OutputLayout, RunManifest, carried_columns, data_schema, read_run
 from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_run
 from ttsvar_ray.dataset.part_manifest import FileSum, read_part_manifest, sha256_of
+from ttsvar_ray.dataset.schema import carried_columns, data_schema
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.errors import OutputError, brief
 from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 DECODERS = 4
 _ROWS_READ_AT_A_TIME = 16

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttsvar_ray.dataset import OutputLayout, RunManifest
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.output import is_continued_by
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
 from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError, brief
 from ttsvar_ray.models.weight_source import hub_errors
 from ttsvar_ray.report.check import on_this_machine
-from ttsvar_ray.storage import Location
+from ttsvar_ray.storage.location import Location
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

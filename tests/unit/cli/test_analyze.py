@@ -15,9 +15,12 @@ from tests.support.manifests import manifest
 from ttsvar_ray.cli.analyze import potentials
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.calibrate import pool_config
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, write_chunk
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve

@@ -12,8 +12,8 @@ import pytest
 from ttsvar_ray.api.results import FoundImage, Result
 from ttsvar_ray.cli.calibrate import calibration_of, costs_of, plan_text, pool_config, read_pool
 from ttsvar_ray.cli.calibration_report import evidence
-from ttsvar_ray.config import load_config
 from ttsvar_ray.config.calibrated import read_calibration
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.engine.encode import ImageEncoder
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.resolved import ResolvedJob, resolve

@@ -36,7 +36,7 @@ from ttsvar_ray.cli.doctor.job import (
 )
 from ttsvar_ray.cli.doctor.job import check_networks as check_networks_of_job
 from ttsvar_ray.cli.doctor.weights import check_models, check_networks
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.registry import describe_model

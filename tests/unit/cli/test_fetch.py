@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ttsvar_ray.cli import fetch
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.evaluate.benchmark_scorers import benchmark_specs, published_weights
 

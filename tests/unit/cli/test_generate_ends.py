@@ -25,7 +25,8 @@ from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import (
     CannotStartError,
     InputError,

@@ -192,7 +192,7 @@ def test_ctrl_c_prints_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
             progress(finished, float(finished))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttsvar_ray.simulation.simulate", interrupted)
+    monkeypatch.setattr("ttsvar_ray.simulation.run.simulate", interrupted)
     result = invoke()
     assert result.exit_code == 130
     assert "stopped after 640 prompts" in result.stdout

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.config import load_config, option_names
+from ttsvar_ray.config.load import load_config, option_names
 from ttsvar_ray.errors import ConfigurationError, TtsVarError
 from ttsvar_ray.job.resolved import resolve
 

@@ -12,8 +12,8 @@ import pytest
 from ttsvar_ray.cluster import driver as driver_module
 from ttsvar_ray.cluster import stats as stats_module
 from ttsvar_ray.cluster.driver import Driver
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import ConfigurationError, InputError, RunFailedError, StorageError
 from ttsvar_ray.job.preflight import Device
 

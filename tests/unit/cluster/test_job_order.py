@@ -9,7 +9,7 @@ from pathlib import Path
 PROGRAM = """
 import sys
 from ttsvar_ray.cluster.job import run_job
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import InputError
 
 try:

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from ttsvar_ray.cluster.parts import explain
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 
 def as_from_a_sink(error: Exception) -> Exception:

@@ -13,15 +13,11 @@ import ray
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.sink import LostImages, Sink
-from ttsvar_ray.dataset import (
-    ChunkReport,
-    OutputLayout,
-    OutputLock,
-    RowContext,
-    failed_rows,
-    summarise_output,
-)
-from ttsvar_ray.dataset.contents import rows_in
+from ttsvar_ray.dataset.contents import failed_rows, rows_in, summarise_output
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import ChunkReport
 from ttsvar_ray.errors import LostLockError
 from ttsvar_ray.leasing.ledger import WholeChunk
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage

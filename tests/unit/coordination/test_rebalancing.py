@@ -19,7 +19,9 @@ from ttsvar_ray.coordination.workers import MemoryModel, Worker
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.strategy import compile_plan
-from ttsvar_ray.simulation import SimulationResult, SimulationSettings, simulate
+from ttsvar_ray.simulation.result import SimulationResult
+from ttsvar_ray.simulation.run import simulate
+from ttsvar_ray.simulation.settings import SimulationSettings
 
 PLAN = compile_plan(scale_schedule=tuple((k, k) for k in (1, 2, 3, 4, 6)), strategy="best-of-n", n=2)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.live_bytes import peak_live_bytes
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.costs.count import count_model, count_scales, tracing
 from ttsvar_ray.engine.local import run_local

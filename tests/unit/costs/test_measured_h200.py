@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import JobNetworks, load_profile
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import decode_line, network_line, scale_line
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import JobNetworks, load_profile, plan_cost
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.costs.count import count_scales
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.plan_cost import plan_cost
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import scale_line
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import DeviceProfile, load_profile
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.costs.probe import measured_cpu
+from ttsvar_ray.costs.profile import DeviceProfile, load_profile
 from ttsvar_ray.job.preflight import TimeFact
 from ttsvar_ray.job.prepare import prepared
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.costs import device_names, load_profile
+from ttsvar_ray.costs.profile import device_names, load_profile
 from ttsvar_ray.errors import ConfigurationError
 
 SHIPPED = Path(__file__).parents[3] / "ttsvar_ray" / "costs" / "devices"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ttsvar_ray.dataset import RowContext
+from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt
 

@@ -12,11 +12,17 @@ from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
 from ttsvar_ray.api.saved import load
-from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import JobNetworks, image_costs, plan_cost, plan_record
-from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, read_cost, read_manifest, write_chunk
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.plan_cost import image_costs, plan_cost, plan_record
 from ttsvar_ray.dataset.accounting import PlanRecord
+from ttsvar_ray.dataset.contents import read_cost
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import read_manifest
+from ttsvar_ray.dataset.output import open_output
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.job.footprint import job_networks

@@ -13,18 +13,13 @@ from outcome_samples import CONTEXT, result
 
 from tests.support.manifests import manifest
 from ttsvar_ray.cluster.job import warn_of_other_kernels
-from ttsvar_ray.config import load_config
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RunManifest,
-    check_output,
-    committed_chunks,
-    fresh_output,
-    open_output,
-    output,
-    read_manifest,
-    write_chunk,
-)
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset import output
+from ttsvar_ray.dataset.contents import committed_chunks
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.dataset.output import check_output, fresh_output, open_output
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.row_stability import cpu_kernels
 

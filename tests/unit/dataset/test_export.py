@@ -18,13 +18,6 @@ from PIL import Image
 
 from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RowContext,
-    carried_columns,
-    open_output,
-    write_chunk,
-)
 from ttsvar_ray.dataset.export import (
     ExportedImage,
     claimed,
@@ -36,6 +29,11 @@ from ttsvar_ray.dataset.export import (
     to_t2i_compbench,
     to_webdataset,
 )
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import OutputError
 
 TYPES = {"tag": "string", "include": "json"}

@@ -12,12 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from outcome_samples import CONTEXT, encoded, failure, result
 
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    write_chunk,
-)
 from ttsvar_ray.dataset.dead_letters import read_letters
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import DamagedImageError, OutputError
 from ttsvar_ray.storage import location
 

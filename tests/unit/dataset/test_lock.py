@@ -21,12 +21,14 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.support.s3_server import S3Server
-from ttsvar_ray.dataset import OutputLayout, OutputLock, lock_files
 from ttsvar_ray.dataset import lock as lock_module
+from ttsvar_ray.dataset import lock_files
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.lock_files import AdvisoryLock, LocalLock, LockFile
 from ttsvar_ray.dataset.s3_lock import S3Lock
 from ttsvar_ray.errors import LostLockError, OutputError, StorageError
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 BEATING = {"heartbeat_s": 0.1, "stale_after_s": 30.0}
 SETTLE_S = 0.05

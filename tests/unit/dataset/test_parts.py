@@ -18,22 +18,18 @@ from PIL import Image
 
 from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RowContext,
-    carried_columns,
-    data_schema,
-    open_output,
-    summarise_output,
-    trace_schema,
-    write_bad_lines,
-    write_chunk,
-    writer,
-)
-from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
+from ttsvar_ray.dataset import writer
+from ttsvar_ray.dataset.contents import summarise_output
+from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_bad_lines, write_letters
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns, data_schema
+from ttsvar_ray.dataset.trace import trace_schema
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import LostRowsError
 from ttsvar_ray.prompts import BadLine
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 CARRIED = carried_columns(
     {

@@ -12,15 +12,12 @@ import pytest
 from outcome_samples import failure, result
 
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RowContext,
-    carried_columns,
-    failed_rows,
-    summarise_output,
-    write_chunk,
-    writer,
-)
+from ttsvar_ray.dataset import writer
+from ttsvar_ray.dataset.contents import failed_rows, summarise_output
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import LostRowsError, OutputError
 
 ROWS = range(4, 10)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.dataset import OutputLayout, SessionLog
-from ttsvar_ray.dataset.sessions import read_sessions
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.sessions import SessionLog, read_sessions
 from ttsvar_ray.errors import OutputError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.prompts import make_prompts
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.job.build import build_engine

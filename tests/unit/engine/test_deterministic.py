@@ -16,11 +16,12 @@ from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TinyExtractor, TinyModel, TinyReward, TinyState
 from ttsvar_ray.cli.plan_report import job_report
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import FailureKind, Refuse, ShardFailure, ShardTask, WorkerJoined
 from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Spread, Workload
-from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError
@@ -32,7 +33,7 @@ from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.job.workload import build_workload
 from ttsvar_ray.models.execution import PACKED_BYTES
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.simulation import simulate
+from ttsvar_ray.simulation.run import simulate
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 PLAN = tts_var_plan()

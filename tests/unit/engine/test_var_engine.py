@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.var import load_case, save_var
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.errors import ConfigurationError

@@ -20,13 +20,11 @@ from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import (
-    OutputLayout,
-    RowContext,
-    carried_columns,
-    open_output,
-    write_chunk,
-)
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.detector import Detector

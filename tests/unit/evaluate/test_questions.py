@@ -18,7 +18,11 @@ from tests.support.tiny_vision_language import save_vision_language
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.evaluate import _ASKING
 from ttsvar_ray.columns import ColumnType
-from ttsvar_ray.dataset import OutputLayout, RowContext, carried_columns, open_output, write_chunk
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.evaluate.benchmarks import BENCHMARKS
 from ttsvar_ray.evaluate.questions import AnsweredImage, Question, QuestionPrompt

@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 
 from tests.support.manifests import manifest
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.dataset import OutputLayout, RowContext, open_output, write_chunk
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
+from ttsvar_ray.dataset.rows import RowContext
+from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.evaluate import near_duplicates
 from ttsvar_ray.evaluate.filters import parse_filter

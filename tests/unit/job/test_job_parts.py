@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.build import require_equal_in_batches
 from ttsvar_ray.job.resolved import resolve

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ttsvar_ray.config import JobConfig, Shard
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.values import Shard
 from ttsvar_ray.job.paths import resolve_output, with_absolute_inputs
 
 

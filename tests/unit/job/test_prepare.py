@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from ttsvar_ray.cli.preflight import fact_lines
-from ttsvar_ray.config import JobConfig, load_config
-from ttsvar_ray.costs import load_profile
-from ttsvar_ray.dataset import open_output
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.costs.profile import load_profile
+from ttsvar_ray.dataset.output import open_output
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job import preflight, prepare
 from ttsvar_ray.job.preflight import (
@@ -32,7 +33,7 @@ from ttsvar_ray.job.preflight import (
 from ttsvar_ray.job.prepare import prepared
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.workload import expected_workload
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_everything_is_said_in_order(config: JobConfig, tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job import prepare
 from ttsvar_ray.job.preflight import OutputFact
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.config import JobConfig, load_config
 from ttsvar_ray.config import sections as config_sections
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.config import JobConfig
-from ttsvar_ray.costs import DeviceProfile, load_profile
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.costs.profile import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory import RESERVED_SHARE

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.support.tiny_jobs import PROMPTS, job, write_prompts
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, OutputError
 from ttsvar_ray.job import record
 from ttsvar_ray.job.record import RunRecord

@@ -10,8 +10,11 @@ import torch
 
 from tests.support.manifests import manifest
 from tests.support.published_infinity import TINY, write_published
-from ttsvar_ray.config import JobConfig, content_digest, load_config
-from ttsvar_ray.dataset import OutputLayout, RunManifest, check_output, open_output
+from ttsvar_ray.config.job import JobConfig, content_digest
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest
+from ttsvar_ray.dataset.output import check_output, open_output
 from ttsvar_ray.errors import CheckpointError, OutputError
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.weights import fingerprints, pin_weights

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ttsvar_ray.config import JobConfig, load_config
+from ttsvar_ray.config.job import JobConfig
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import Workload
-from ttsvar_ray.costs import load_profile
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import chord
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory import RESERVED_SHARE, available_bytes, trajectory_bytes

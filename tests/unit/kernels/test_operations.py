@@ -20,15 +20,15 @@ from torch import Tensor
 
 from tests.support.tiny_infinity import tiny_model
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.kernels import (
-    choice,
+from ttsvar_ray.kernels import choice
+from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.kernels.operations import (
     gated_sum,
     group_norm_silu,
     interleaved,
     modulated_norm,
     residual_sum,
     unit_rotated,
-    uses_fused,
     weighted_norm,
 )
 from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder, upsampling_weight

@@ -27,7 +27,7 @@ from ttsvar_ray.prompts import (
     scan_prompts,
     spool_standard_input,
 )
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 
 
 def write(folder: Path, name: str, content: str | bytes, **more: Any) -> PromptSource:

@@ -26,7 +26,7 @@ from ttsvar_ray.prompts import (
 )
 from ttsvar_ray.prompts.lines import text_lines
 from ttsvar_ray.prompts.source import PromptFormat, format_of
-from ttsvar_ray.storage import locate
+from ttsvar_ray.storage.location import locate
 from ttsvar_ray.types import Prompt
 
 TEXTS = ["a red circle", "two green squares", "ein blauer Würfel", "a red circle"]

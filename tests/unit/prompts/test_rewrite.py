@@ -11,8 +11,8 @@ import pytest
 
 from ttsvar_ray import Search, load
 from ttsvar_ray.cluster.job import run_job
-from ttsvar_ray.config import load_config
-from ttsvar_ray.dataset import OutputLayout
+from ttsvar_ray.config.load import load_config
+from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.prompts import BadLine, PromptSource, read_prompts, scan_prompts
 from ttsvar_ray.prompts.rewrite import rewriter_of

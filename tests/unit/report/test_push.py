@@ -21,8 +21,10 @@ from tests.support.tiny_jobs import PROMPTS, job, write_prompts
 from tests.support.writable_hub import TOKEN, WritableHub, serve
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.push import published
-from ttsvar_ray.dataset import OutputLayout, read_manifest, trace_schema
 from ttsvar_ray.dataset.card import card_text
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import read_manifest
+from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError
 from ttsvar_ray.report import push as push_module
 from ttsvar_ray.report.push import PushedFile, PushReport, push

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from recipes.shapes.map_stage import first_patches, target_patches
-from ttsvar_ray.config import load_config
-from ttsvar_ray.costs import plan_cost, plan_record
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.costs.count import tracing
+from ttsvar_ray.costs.plan_cost import plan_cost, plan_record
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan

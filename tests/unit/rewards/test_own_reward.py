@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.job.resolved import resolve

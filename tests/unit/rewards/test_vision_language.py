@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from tests.support.tiny_vision_language import FAMILIES, save_vision_language
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.costs import load_profile, vision_language
+from ttsvar_ray.costs import vision_language
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import network_line
 from ttsvar_ray.costs.vision_language import VisionLanguageShape
 from ttsvar_ray.errors import CheckpointError, ConfigurationError

@@ -9,20 +9,16 @@ from typing import Any
 
 import pytest
 
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings, SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.strategy import compile_plan
-from ttsvar_ray.simulation import (
-    CoordinatorCosts,
-    SimulationResult,
-    SimulationSettings,
-    seconds_per_prompt,
-    simulate,
-)
+from ttsvar_ray.simulation.result import SimulationResult
+from ttsvar_ray.simulation.run import seconds_per_prompt, simulate
+from ttsvar_ray.simulation.settings import CoordinatorCosts, SimulationSettings
 from ttsvar_ray.types import RewardCombination
 
 SCALES = tuple((k, k) for k in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))

@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.s3_server import S3Server
 from ttsvar_ray.errors import StorageError
-from ttsvar_ray.storage import Location, locate, location, storage_environment
+from ttsvar_ray.storage import location
+from ttsvar_ray.storage.location import Location, locate, storage_environment
 
 
 @pytest.fixture(params=["path", "file", "memory", "fsspec", "s3"])

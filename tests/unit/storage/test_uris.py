@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ttsvar_ray.storage import is_uri, redacted, scrubbed, without_secrets
+from ttsvar_ray.storage.uris import is_uri, redacted, scrubbed, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from recipes.shapes.captions import sample_caption, sample_scene_for
 from recipes.shapes.render import render_batch
 from tests.support.recorded import recorded_rewards
-from ttsvar_ray.config import load_config
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import build_extractor
 from ttsvar_ray.job.footprint import job_networks

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ttsvar_ray.cli.doctor.checks import Check, Finding, Mark
-    from ttsvar_ray.config import JobConfig
+    from ttsvar_ray.config.job import JobConfig
 
 WEIGHTS_FOLDER = Path("weights")
 _STYLES = {"ok": "green", "warn": "yellow", "missing": "cyan", "broken": "bold red"}
@@ -54,7 +54,7 @@ def doctor(
 
         chosen: JobConfig | None = None
         if job is not None or model is not None:
-            from ttsvar_ray.config import load_config
+            from ttsvar_ray.config.load import load_config
 
             flags = {"model.name": model}
             chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
@@ -133,7 +133,7 @@ def output_folder(config: JobConfig | None) -> dict[str, Path]:
     """Return the folder of this machine that the output fills: of an object store, where parts are made."""
     import tempfile
 
-    from ttsvar_ray.storage import is_uri
+    from ttsvar_ray.storage.uris import is_uri
 
     if config is not None and is_uri(config.output.path):
         return {"parts before upload": Path(tempfile.gettempdir())}

@@ -263,7 +263,7 @@ def _authentication(address: str | None, mode: str | None, has_token: bool) -> F
 
 def check_built_in_model() -> list[Finding]:
     """Load the built-in model with its reward and draw one image on the CPU, without Ray."""
-    from ttsvar_ray.config import load_config
+    from ttsvar_ray.config.load import load_config
     from ttsvar_ray.engine.local import search_prompt
     from ttsvar_ray.job.build import build_engine
     from ttsvar_ray.job.resolved import resolve

@@ -12,7 +12,7 @@ from ttsvar_ray.cli.doctor.checks import Finding, Mark
 from ttsvar_ray.cli.doctor.weights import size_on_disk
 from ttsvar_ray.cli.fetch import Download, downloads
 from ttsvar_ray.cli.show import bytes_text
-from ttsvar_ray.config import JobConfig
+from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import resolve_extractor, resolve_rewards

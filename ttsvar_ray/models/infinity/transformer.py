@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import gated_sum, modulated_norm, residual_sum, weighted_norm
+from ttsvar_ray.kernels.operations import gated_sum, modulated_norm, residual_sum, weighted_norm
 from ttsvar_ray.models.infinity.attention import (
     CrossAttention,
     TextPoolAttention,

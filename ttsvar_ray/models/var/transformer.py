@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.kernels import gated_sum, modulated_norm
+from ttsvar_ray.kernels.operations import gated_sum, modulated_norm
 from ttsvar_ray.models.layers import (
     NORM_EPS,
     AdaptiveNorm,
