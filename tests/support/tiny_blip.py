@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import BlipConfig, BlipForQuestionAnswering
 
-from ttsvar_ray.evaluate.blip_vqa import FIRST_ID
+from ttsvar_ray.evaluate.question_judge import FIRST_ID
 
 IDS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, "?": 1029, "the": 1996, "a": 1037}
 IDS |= {"on": 2006, "two": 2048, "no": 2053, "red": 2417, "green": 2665, "yes": 2748, "table": 2795}

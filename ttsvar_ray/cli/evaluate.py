@@ -143,8 +143,13 @@ def geneval(
 
     Example: ttsvar-ray evaluate geneval outputs/geneval --detector weights/mask2former --clip weights/clip
     """
-    from ttsvar_ray.evaluate.geneval import GenEvalJudge, geneval_result
-    from ttsvar_ray.evaluate.geneval_images import images_of_folder, images_of_run, prompt_folders
+    from ttsvar_ray.evaluate.geneval import (
+        GenEvalJudge,
+        geneval_result,
+        images_of_folder,
+        images_of_run,
+        prompt_folders,
+    )
 
     target = shared.target()
     found, told = _images(
@@ -385,8 +390,7 @@ def _judged(
     shared: _Shared,
 ) -> list[JudgedImage]:
     """Judge images that have no verdict yet, read here one at a time, here or on workers of Ray."""
-    from ttsvar_ray.evaluate.judging import here, judge_images
-    from ttsvar_ray.evaluate.verdict_file import VerdictFile
+    from ttsvar_ray.evaluate.judging import VerdictFile, here, judge_images
 
     if shared.workers is None:
         each = here(build())

@@ -97,8 +97,8 @@ def compare_rewards(folder: Path, *, device: str = "cpu") -> ComparisonReport:
     import torch
 
     from ttsvar_ray.errors import CheckpointError
-    from ttsvar_ray.evaluate.recorded_detector import FOLDER as DETECTOR
-    from ttsvar_ray.evaluate.recorded_detector import verify_mask2former
+    from ttsvar_ray.evaluate.recorded_geneval import FOLDER as DETECTOR
+    from ttsvar_ray.evaluate.recorded_geneval import verify_mask2former
     from ttsvar_ray.features.verify import FOLDER, verify_dinov2
     from ttsvar_ray.models.registry import resolve_device
     from ttsvar_ray.recorded import ComparisonReport

@@ -7,7 +7,7 @@ category has a table of its own, in which images of other prompts have no score.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,16 @@ from typing import Any
 import pyarrow as pa
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.compbench_objects import T2I_COMPBENCH_OBJECTS, ObjectJudge
-from ttsvar_ray.evaluate.detector import Detector
 from ttsvar_ray.evaluate.geneval import GenEvalJudge
 from ttsvar_ray.evaluate.geneval_prompts import read_prompt
 from ttsvar_ray.evaluate.judging import AskedImage
 from ttsvar_ray.evaluate.question_judge import QuestionJudge
 from ttsvar_ray.evaluate.questions import AnsweredImage, Benchmark, QuestionPrompt, questions_digest
-from ttsvar_ray.evaluate.scorers import Scorer, ScorerKind, ScorerSpec
+from ttsvar_ray.evaluate.scorers import Images, Rows, Scorer, ScorerKind, ScorerSpec, Values
 from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH, T2I_COMPBENCH_CLIP, ClipJudge
 from ttsvar_ray.models.weight_source import fingerprint_path
 from ttsvar_ray.rewards.registry import REWARDS
-from ttsvar_ray.types import UInt8Array
 from ttsvar_ray.vision.published import PublishedFiles
 
 GENEVAL = "geneval"
@@ -153,10 +150,7 @@ def build_benchmark(spec: ScorerSpec) -> Scorer:
     if spec.kind is ScorerKind.QUESTIONS:
         return _CategoryScorer(spec)
     assert spec.clip is not None
-    detector = Detector.load(spec.path, device=spec.device)
-    return _GenEvalScorer(
-        GenEvalJudge(detector, ColorNames.load(spec.clip, device=spec.device)), table=spec.table
-    )
+    return _GenEvalScorer(GenEvalJudge.load(spec.path, spec.clip, device=spec.device), table=spec.table)
 
 
 class _CategoryScorer:
@@ -166,16 +160,11 @@ class _CategoryScorer:
         benchmark, load = _JUDGED[spec.name]
         assert spec.questions is not None
         self._asked = {one.text: one for one in benchmark.read(spec.questions) if one.group == spec.label}
-        self._judge, self._summary, self._table = (
-            load(spec.path, device=spec.device),
-            benchmark.summary,
-            spec.table,
-        )
+        self._judge, self._summary = load(spec.path, device=spec.device), benchmark.summary
+        self._table = spec.table
         self.columns = pa.schema([(self._table, pa.float32())])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         return {self._table: [self._score(row) for row in rows]}
 
     def _score(self, row: Mapping[str, Any]) -> float | None:
@@ -194,9 +183,7 @@ class _GenEvalScorer:
         self._judge, self._table = judged_by, table
         self.columns = pa.schema([(table, pa.float32()), (f"{table}_tag", pa.string())])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         prompts = [read_prompt(_decoded(row), where=f"row {row['row']}") for row in rows]
         verdicts = [self._judge.judge(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         return {

@@ -29,7 +29,7 @@ from ttsvar_ray.evaluate.questions import (
     QuestionPrompt,
     Score,
     questions_digest,
-    read_text,
+    read_lines,
 )
 from ttsvar_ray.evaluate.t2i_compbench import T2I_COMPBENCH
 
@@ -149,20 +149,14 @@ def question_result(
     }
 
 
-def _told_files(file: Path) -> Iterator[tuple[str, Path]]:
-    """Yield prompts and their files, as `export --layout folder` and `datasets` write them."""
+def _told_files(file: Path) -> list[tuple[str, Path]]:
+    """Return prompts and their files, as `export --layout folder` and `datasets` write them."""
 
-    def told(line: str, number: int) -> tuple[str, Path]:
-        try:
-            content = json.loads(line)
-            return str(content["prompt"]), file.parent / str(content["file_name"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file}: line {number}: expected file_name and prompt ({type(error).__name__}: {error})"
-            ) from None
+    def told(number: int, line: str) -> tuple[str, Path]:
+        content = json.loads(line)
+        return str(content["prompt"]), file.parent / str(content["file_name"])
 
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        yield told(line, number)
+    return read_lines(file, told, expected="file_name and prompt")
 
 
 def _bytes(file: Path) -> bytes:

@@ -1,23 +1,104 @@
-"""GenEval over images: detector, colors and rules together, and a result that says what it compares with."""
+"""GenEval over images: which they are, detector, colors and rules together, and a result.
+
+The numbers are the mean of each tag and the mean of those, with standard errors; the result says what they
+compare with.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.dataset.manifest import installed_versions
+import numpy as np
+
+from ttsvar_ray.dataset.export import exported_images
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, installed_versions
+from ttsvar_ray.errors import InputError, brief
 from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.detector import Detector
-from ttsvar_ray.evaluate.geneval_prompts import TAGS, GenEvalPrompt, prompts_digest
+from ttsvar_ray.evaluate.geneval_prompts import TAGS, GenEvalPrompt, prompts_digest, read_prompt
 from ttsvar_ray.evaluate.geneval_rules import GenEvalRules, Verdict, judge
-from ttsvar_ray.evaluate.geneval_summary import GenEvalSummary, Judged, summarise
 from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
 from ttsvar_ray.evaluate.mask2former_weights import OFFICIAL
 from ttsvar_ray.types import UInt8Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagScore:
+    """One line of the table.
+
+    Attributes:
+        images, prompts: how many.
+        score: share of its images that are correct.
+        standard_error: of that share, over prompts: images of one prompt are not independent. NaN for one.
+    """
+
+    images: int
+    prompts: int
+    score: float
+    standard_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenEvalSummary:
+    """The official summary, and how sure it is.
+
+    Attributes:
+        tags: in the official order, then any others.
+        overall: mean of the tags' scores, whatever their sizes.
+        standard_error: of that mean.
+        images: number of images.
+        prompts: number of distinct prompts.
+        correct_images: share of all images.
+        correct_prompts: share of prompts with any correct image.
+    """
+
+    tags: Mapping[str, TagScore]
+    overall: float
+    standard_error: float
+    images: int
+    prompts: int
+    correct_images: float
+    correct_prompts: float
+
+
+def summarise(judged: Iterable[tuple[str, str, bool]]) -> GenEvalSummary:
+    """Return the summary of at least one verdict, each with its prompt's tag and key."""
+    by_tag: dict[str, dict[str, list[bool]]] = {}
+    for tag, prompt_key, correct in judged:
+        by_tag.setdefault(tag, {}).setdefault(prompt_key, []).append(correct)
+    assert by_tag
+    order = [*TAGS, *sorted(set(by_tag) - set(TAGS))]
+    tags = {tag: _score(by_tag[tag]) for tag in order if tag in by_tag}
+    prompts = [verdicts for of_tag in by_tag.values() for verdicts in of_tag.values()]
+    images = sum(map(len, prompts))
+    return GenEvalSummary(
+        tags=tags,
+        overall=sum(one.score for one in tags.values()) / len(tags),
+        standard_error=math.sqrt(sum(one.standard_error**2 for one in tags.values())) / len(tags),
+        images=images,
+        prompts=len(prompts),
+        correct_images=sum(map(sum, prompts)) / images,
+        correct_prompts=sum(map(any, prompts)) / len(prompts),
+    )
+
+
+def _score(prompts: Mapping[str, list[bool]]) -> TagScore:
+    """Return the mean over images; its error is that of a ratio, since prompts may differ in their number."""
+    sizes = np.array([len(verdicts) for verdicts in prompts.values()], float)
+    right = np.array([sum(verdicts) for verdicts in prompts.values()], float)
+    score, number = right.sum() / sizes.sum(), len(sizes)
+    spread = np.square(right - score * sizes).sum() * number / max(number - 1, 1)
+    error = math.sqrt(spread) / sizes.sum() if number > 1 else math.nan
+    return TagScore(images=int(sizes.sum()), prompts=number, score=float(score), standard_error=float(error))
+
 
 WHOLE_PROMPTS, WHOLE_IMAGES = 553, 4
 """Prompts of the benchmark, and images that published scores have of each."""
@@ -132,10 +213,7 @@ def geneval_result(judged: Sequence[JudgedImage]) -> GenEvalResult:
     for one in judged:
         prompts.setdefault(one.prompt.key, one.prompt)
         images_of[one.prompt.key] += 1
-    summary = summarise(
-        Judged(prompt_key=one.prompt.key, tag=one.prompt.tag, correct=bool(one.found["correct"]))
-        for one in judged
-    )
+    summary = summarise((one.prompt.tag, one.prompt.key, bool(one.found["correct"])) for one in judged)
     return GenEvalResult(summary=summary, prompts=tuple(prompts.values()), images_of=images_of)
 
 
@@ -145,3 +223,48 @@ def _without_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in numbers.items()
     }
+
+
+def images_of_run(layout: OutputLayout, manifest: RunManifest, *, best_only: bool) -> Iterator[AskedImage]:
+    """Yield a run's images, whose prompt file was GenEval's: its columns were carried along.
+
+    Raises:
+        OutputError: a part is damaged.
+        InputError: a row has no metadata of GenEval.
+    """
+    for image in exported_images(layout, manifest.column_types, best_only=best_only):
+        prompt = read_prompt(image.metadata, where=f"{layout.root}: row {image.metadata['row']}")
+        yield AskedImage(key=image.key, encoded=image.encoded, prompt=prompt)
+
+
+def images_of_folder(folder: Path) -> Iterator[AskedImage]:
+    """Yield the images of `00000/metadata.jsonl` and `00000/samples/0000.png`, and so on.
+
+    As in the official code, folders and files whose names are no numbers are passed over.
+
+    Raises:
+        OutputError: there is no such folder, or an image cannot be read.
+        InputError: metadata are missing or are not GenEval's.
+    """
+    for place in prompt_folders(folder):
+        path = place / "metadata.jsonl"
+        try:
+            metadata = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: expected one line of GenEval's metadata ({brief(error)})") from error
+        if not isinstance(metadata, dict):
+            raise InputError(f"{path}: expected a JSON object, found {type(metadata).__name__}")
+        prompt = read_prompt(metadata, where=str(path))
+        samples = place / "samples"
+        files = sorted(samples.iterdir()) if samples.is_dir() else []
+        for file in files:
+            if re.fullmatch(r"\d+\.png", file.name):
+                key = file.relative_to(folder).as_posix()
+                yield AskedImage(key=key, encoded=file.read_bytes(), prompt=prompt)
+
+
+def prompt_folders(folder: Path) -> list[Path]:
+    """Return the folders of the prompts, in order; none where the layout is another one."""
+    if not folder.is_dir():
+        return []
+    return sorted(place for place in folder.iterdir() if place.is_dir() and place.name.isdigit())

@@ -14,11 +14,9 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ttsvar_ray.errors import InputError
 from ttsvar_ray.evaluate.questions import (
     AnsweredImage,
     Benchmark,
@@ -27,7 +25,7 @@ from ttsvar_ray.evaluate.questions import (
     Score,
     by_kind,
     overall,
-    read_text,
+    read_lines,
     score_of,
 )
 
@@ -38,28 +36,20 @@ def read(path: Path) -> list[QuestionPrompt]:
     Raises:
         InputError: a line that is none of the benchmark's.
     """
-
-    def prompt(number: int, line: str) -> QuestionPrompt:
-        try:
-            return _prompt(json.loads(line), f"{number:05d}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: line {number + 1}: expected GenEval 2's prompt and vqa_list, pairs of a question "
-                f"and its answer ({type(error).__name__}: {error})"
-            ) from None
-
-    return [prompt(number, line) for number, line in enumerate(read_text(path).splitlines())]
+    expected = "GenEval 2's prompt and vqa_list, pairs of a question and its answer"
+    return read_lines(path, _prompt, expected=expected)
 
 
-def _prompt(line: dict[str, Any], name: str) -> QuestionPrompt:
-    pairs, kinds = line["vqa_list"], line.get("skills") or []
+def _prompt(number: int, line: str) -> QuestionPrompt:
+    told = json.loads(line)
+    pairs, kinds = told["vqa_list"], told.get("skills") or []
     if not pairs:
         raise ValueError("no question")
     has_kinds = len(kinds) == len(pairs)
-    atoms = line.get("atom_count")
+    atoms = told.get("atom_count")
     return QuestionPrompt(
-        name=name,
-        text=str(line["prompt"]),
+        name=f"{number - 1:05d}",
+        text=str(told["prompt"]),
         group="" if atoms is None else f"{int(atoms):2d} atoms",
         questions=tuple(
             Question(text=str(text), answers=(str(answer),), kind=str(kinds[place]) if has_kinds else "")

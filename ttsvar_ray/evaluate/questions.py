@@ -13,11 +13,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ttsvar_ray.errors import InputError, brief
+
+Line = TypeVar("Line")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,22 @@ def by_kind(
 def questions_digest(prompts: Iterable[QuestionPrompt]) -> str:
     """Return the sha256 of prompts with all that is asked, whatever their order."""
     return hashlib.sha256("\n".join(sorted(prompt.key for prompt in prompts)).encode()).hexdigest()
+
+
+def read_lines(path: Path, read: Callable[[int, str], Line], *, expected: str) -> list[Line]:
+    """Return what each line of a file is, as `read` makes it of the line's number, from 1, and its text.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not what was expected.
+    """
+    texts, lines = read_text(path).splitlines(), list[Line]()
+    try:
+        for text in texts:
+            lines.append(read(len(lines) + 1, text))
+    except (ValueError, KeyError, TypeError) as error:
+        where = f"{path}: line {len(lines) + 1}"
+        raise InputError(f"{where}: expected {expected} ({type(error).__name__}: {error})") from None
+    return lines
 
 
 def read_text(path: Path) -> str:

@@ -83,27 +83,6 @@ def data_digest(layout: OutputLayout, chunk: int) -> str:
         return sha256_of(file)
 
 
-def score_part(layout: OutputLayout, chunk: int, table: str, scorer: Scorer, basis: Mapping[str, Any]) -> int:
-    """Score the images of a part and write its part of the table; return how many there are.
-
-    Raises:
-        OutputError: the part is damaged, or an image cannot be read.
-    """
-    keys: dict[str, list[Any]] = {name: [] for name in KEYS}
-    found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
-    digest = data_digest(layout, chunk)
-    for rows in _image_rows(layout.data_part(chunk)):
-        images = [_pixels(row) for row in rows]
-        for name, values in scorer.score(images, rows).items():
-            if len(values) != len(rows):
-                raise ValueError(f"{table}: expected {len(rows)} values of {name}, got {len(values)}")
-            found[name] += values
-        for name in KEYS:
-            keys[name] += [row[name] for row in rows]
-    write_scores(layout, chunk, table, keys, found, scorer.columns, {"basis": dict(basis), "data": digest})
-    return len(keys["row"])
-
-
 class PartScorer:
     """Scores parts of a run, each by its scorer; holds the last one that it loaded.
 
@@ -116,12 +95,29 @@ class PartScorer:
         self._loaded: tuple[ScorerSpec, Scorer] | None = None
 
     def __call__(self, work: tuple[ScorerSpec, int]) -> int:
-        """Score one part, by its number; return its images."""
+        """Score the images of a part, by its number, and write its part of the table; return how many.
+
+        Raises:
+            OutputError: the part is damaged, or an image cannot be read.
+        """
         spec, chunk = work
         if self._loaded is None or self._loaded[0] != spec:
             self._loaded = None  # before the next one is: two may not fit
             self._loaded = (spec, spec.build())
-        return score_part(self._layout, chunk, spec.table, self._loaded[1], spec.basis)
+        scorer, table, layout = self._loaded[1], spec.table, self._layout
+        keys: dict[str, list[Any]] = {name: [] for name in KEYS}
+        found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
+        told = {"basis": dict(spec.basis), "data": data_digest(layout, chunk)}
+        for rows in _image_rows(layout.data_part(chunk)):
+            images = [_pixels(row) for row in rows]
+            for name, values in scorer.score(images, rows).items():
+                if len(values) != len(rows):
+                    raise ValueError(f"{table}: expected {len(rows)} values of {name}, got {len(values)}")
+                found[name] += values
+            for name in KEYS:
+                keys[name] += [row[name] for row in rows]
+        write_scores(layout, chunk, table, keys, found, scorer.columns, told)
+        return len(keys["row"])
 
 
 def write_scores(

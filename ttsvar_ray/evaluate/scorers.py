@@ -26,6 +26,14 @@ HASH_SIDE = 8
 """A hash has as many bits as this squared."""
 
 
+Images = Sequence[UInt8Array]
+"""RGB [height, width, 3] each."""
+Rows = Sequence[Mapping[str, Any]]
+"""Of the images, as the output has them."""
+Values = Mapping[str, Sequence[Any]]
+"""A value per image and column."""
+
+
 class ScorerKind(str, enum.Enum):
     """How a scorer looks."""
 
@@ -46,10 +54,8 @@ class Scorer(Protocol):
 
     columns: pa.Schema
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
-        """Return a value per image and column; `images` uint8 RGB [height, width, 3], `rows` theirs."""
+    def score(self, images: Images, rows: Rows) -> Values:
+        """Return what it says of images."""
         ...
 
 
@@ -156,9 +162,7 @@ class _RewardScorer:
         self._reward, self._table = RewardEnsemble([reward]), table
         self.columns = pa.schema([(table, pa.float32())])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         """Return float32 scores of the images against their prompts."""
         scores = np.empty(len(images), dtype=np.float32)
         for places in _by_shape(images):
@@ -175,9 +179,7 @@ class _EmbeddingScorer:
         self._extractor, self._table = extractor, table
         self.columns = pa.schema([(table, pa.list_(pa.float32()))])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         """Return float32 features an image."""
         found: list[Any] = [None] * len(images)
         for places in _by_shape(images):
@@ -188,7 +190,7 @@ class _EmbeddingScorer:
         return {self._table: found}
 
 
-def _by_shape(images: Sequence[UInt8Array]) -> list[list[int]]:
+def _by_shape(images: Images) -> list[list[int]]:
     """Return the places of images that are equally large, together."""
     shapes: dict[tuple[int, ...], list[int]] = {}
     for place, image in enumerate(images):
@@ -203,9 +205,7 @@ class _HashScorer:
         self._table = table
         self.columns = pa.schema([(table, pa.uint64())])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         """Return a 64-bit number an image; pictures that look alike differ in few bits."""
         return {self._table: [difference_hash(image) for image in images]}
 
@@ -250,9 +250,7 @@ class _SafetyScorer:
         self._table = table
         self.columns = pa.schema([(table, pa.float32()), (f"{table}_tag", pa.string())])
 
-    def score(
-        self, images: Sequence[UInt8Array], rows: Sequence[Mapping[str, Any]]
-    ) -> Mapping[str, Sequence[Any]]:
+    def score(self, images: Images, rows: Rows) -> Values:
         """Return the probability of the class that is not safe, and the likeliest class."""
         import torch
 

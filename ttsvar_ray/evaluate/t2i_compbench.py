@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.errors import InputError
 from ttsvar_ray.evaluate.judging import AskedImage
 from ttsvar_ray.evaluate.questions import (
     AnsweredImage,
@@ -28,6 +27,7 @@ from ttsvar_ray.evaluate.questions import (
     QuestionPrompt,
     Score,
     overall,
+    read_lines,
     read_text,
 )
 from ttsvar_ray.models.weight_source import fingerprint_path
@@ -42,23 +42,17 @@ def read(path: Path) -> list[QuestionPrompt]:
     Raises:
         InputError: a line that is another one.
     """
+    return read_lines(path, _prompt, expected=f"prompt, category and one to {MOST_CHUNKS} chunks")
 
-    def prompt(number: int, line: str) -> QuestionPrompt:
-        try:
-            told = json.loads(line)
-            chunks = [str(chunk) for chunk in told["chunks"]]
-            if not 0 < len(chunks) <= MOST_CHUNKS:
-                raise ValueError(f"{len(chunks)} chunks")
-            questions = tuple(Question(text=chunk) for chunk in chunks)
-            text = str(told["prompt"])
-            return QuestionPrompt(name=text, text=text, group=str(told["category"]), questions=questions)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: line {number}: expected prompt, category and one to {MOST_CHUNKS} chunks "
-                f"({type(error).__name__}: {error})"
-            ) from None
 
-    return [prompt(number, line) for number, line in enumerate(read_text(path).splitlines(), start=1)]
+def _prompt(number: int, line: str) -> QuestionPrompt:
+    told = json.loads(line)
+    chunks = [str(chunk) for chunk in told["chunks"]]
+    if not 0 < len(chunks) <= MOST_CHUNKS:
+        raise ValueError(f"{len(chunks)} chunks")
+    text = str(told["prompt"])
+    questions = tuple(Question(text=chunk) for chunk in chunks)
+    return QuestionPrompt(name=text, text=text, group=str(told["category"]), questions=questions)
 
 
 def name_of_file(path: Path) -> str:
@@ -116,7 +110,7 @@ class ClipJudge:
         }
 
 
-def _read_lines(path: Path) -> list[QuestionPrompt]:
+def _read_texts(path: Path) -> list[QuestionPrompt]:
     texts = (line.strip() for line in read_text(path).splitlines())
     return [
         QuestionPrompt(name=text, text=text, group="non-spatial", questions=(Question(text=text),))
@@ -128,7 +122,7 @@ def _read_lines(path: Path) -> list[QuestionPrompt]:
 T2I_COMPBENCH_CLIP = Benchmark(
     name="t2i-compbench-clip",
     title="T2I-CompBench, non-spatial",
-    read=_read_lines,
+    read=_read_texts,
     asked="",
     summary=lambda images: overall("CLIP", images, lambda image: image.probabilities[0][0]),
     prompts=300,

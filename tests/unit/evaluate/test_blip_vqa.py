@@ -21,7 +21,7 @@ from tests.support.tiny_blip import IDS, save_blip
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError
 from ttsvar_ray.evaluate.benchmarks import BENCHMARKS
-from ttsvar_ray.evaluate.blip_vqa import FIRST_ID, BlipVqa
+from ttsvar_ray.evaluate.question_judge import FIRST_ID, BlipVqa
 from ttsvar_ray.evaluate.questions import AnsweredImage
 from ttsvar_ray.vision.pixels import Fit, PixelRecipe
 

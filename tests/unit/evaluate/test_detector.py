@@ -13,8 +13,13 @@ from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.evaluate import mask2former_weights
-from ttsvar_ray.evaluate.detector import Detector, find_objects
-from ttsvar_ray.evaluate.detector_pixels import DetectorPixels, detector_pixels, resize_bilinear
+from ttsvar_ray.evaluate.detector import (
+    Detector,
+    DetectorPixels,
+    detector_pixels,
+    find_objects,
+    resize_bilinear,
+)
 from ttsvar_ray.evaluate.mask2former_weights import HUB, OFFICIAL, OTHER_MMDET, load_detector_weights
 
 IMAGE = np.array(

@@ -30,8 +30,7 @@ from ttsvar_ray.evaluate.color_names import ColorNames
 from ttsvar_ray.evaluate.detector import Detector
 from ttsvar_ray.evaluate.geneval import GenEvalJudge
 from ttsvar_ray.evaluate.geneval_prompts import CLASS_NAMES, COLORS, read_prompt
-from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage, here, judge_images
-from ttsvar_ray.evaluate.verdict_file import VerdictFile
+from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage, VerdictFile, here, judge_images
 from ttsvar_ray.results import FinalImage, PromptResult, ResultImage
 from ttsvar_ray.types import Prompt
 

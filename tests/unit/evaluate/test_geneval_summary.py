@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from ttsvar_ray.evaluate.geneval_summary import Judged, summarise
+from ttsvar_ray.evaluate.geneval import summarise
 
 
-def judged(tag: str, prompt: str, *correct: int) -> list[Judged]:
-    return [Judged(prompt_key=prompt, tag=tag, correct=bool(one)) for one in correct]
+def judged(tag: str, prompt: str, *correct: int) -> list[tuple[str, str, bool]]:
+    return [(tag, prompt, bool(one)) for one in correct]
 
 
 def test_tags_count_the_same_whatever_their_sizes() -> None:
