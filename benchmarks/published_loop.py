@@ -68,6 +68,8 @@ class PublishedLoop:
     extractor: FeatureExtractor
     plan: Plan
     run_seed: int
+    decodes_every_scale: bool = True
+    """False: what is looked at alone; of one image that is once, at the end, as Infinity's own loop does."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     decodes: int = 0
 
@@ -90,11 +92,13 @@ class PublishedLoop:
             scores, features = [], None
             for scale in range(segment.first_scale, segment.last_scale + 1):
                 state = self._advance(state, prompt, scale)
-                images = self._decode(state)
+                embeds = scale == segment.last_scale and Signal.FEATURES in segment.reads
+                if self.decodes_every_scale or embeds or scale in segment.scored_scales:
+                    images = self._decode(state)
                 if scale in segment.scored_scales:
                     with self._part("reward"):
                         scores.append([self.reward.score(image[None], [prompt.text])[0] for image in images])
-                if scale == segment.last_scale and Signal.FEATURES in segment.reads:
+                if embeds:
                     with self._part("features"):
                         features = np.concatenate([self.extractor.extract(image[None]) for image in images])
             shape = (segment.population, len(segment.scored_scales), 1)
@@ -103,7 +107,8 @@ class PublishedLoop:
 
         found = search(self.plan, run_segment, run_seed=self.run_seed, prompt_key=prompt.key)
         assert state is not None
-        images = self._decode(state)
+        if self.decodes_every_scale:
+            images = self._decode(state)
         return Drawn(
             bits=self.model.bits(state),
             images=images,

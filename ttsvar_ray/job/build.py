@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ttsvar_ray.engine.device import choose_repeatable_kernels
+from ttsvar_ray.engine.device import prepare_process
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
@@ -84,17 +84,13 @@ def build_model(job: ResolvedJob) -> NextScaleModel:
     Raises:
         ConfigurationError, CheckpointError: as `build_engine`.
     """
-    import torch
     from transformers.utils import logging as transformers_logging
 
     config, sampling = job.config, job.config.sampling
     # A worker has no terminal, and its weights load in a moment.
     transformers_logging.disable_progress_bar()
-    # Part of the guarantee: sums are split among threads, so every worker must have as many.
-    torch.set_num_threads(config.engine.threads)
     device = str(resolve_device(config.model.device))
-    if config.engine.deterministic and device.startswith("cuda"):
-        choose_repeatable_kernels()
+    prepare_process(device, threads=config.engine.threads, deterministic=config.engine.deterministic)
     return load_model(
         model_choice(config),
         device=device,
@@ -165,10 +161,8 @@ def build_verifier(job: ResolvedJob) -> RewardEnsemble:
 
     config = job.config
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(config.engine.threads)
     device = str(resolve_device("auto" if torch.cuda.is_available() else "cpu"))
-    if config.engine.deterministic and device.startswith("cuda"):
-        choose_repeatable_kernels()
+    prepare_process(device, threads=config.engine.threads, deterministic=config.engine.deterministic)
     rewards = build_ensemble(job, device=device)
     if config.engine.deterministic:
         require_equal_in_batches(rewards)
