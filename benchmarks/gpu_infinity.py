@@ -39,7 +39,7 @@ from benchmarks.random_networks import NetworkSizes, random_extractor, random_mo
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
-from ttsvar_ray.engine.device import choose_repeatable_kernels
+from ttsvar_ray.engine.device import prepare_process
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
 from ttsvar_ray.features.registry import FeatureExtractor
@@ -264,7 +264,7 @@ def deterministic(
         return [image.image.payload for image in first.images], first.counters.get("parents_replayed", 0)
 
     if model.device.type == "cuda":
-        choose_repeatable_kernels()
+        prepare_process("cuda", threads=torch.get_num_threads(), deterministic=True)
         images(1, 1)
     start = time.perf_counter()
     alone, _ = images(1, 1)

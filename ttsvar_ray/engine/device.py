@@ -28,7 +28,7 @@ def prepare_process(device: str, *, threads: int, deterministic: bool) -> None:
     if not device.startswith("cuda"):
         keep_freed_memory()
     elif deterministic:
-        choose_repeatable_kernels()
+        _choose_repeatable_kernels()
 
 
 def keep_freed_memory() -> bool:
@@ -45,7 +45,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, most) and mallopt(_M_TRIM_THRESHOLD, most))
 
 
-def choose_repeatable_kernels() -> None:
+def _choose_repeatable_kernels() -> None:
     """Let this process's GPU libraries use no others; to be called before they are first used.
 
     An operation that has no such kernel is named in the log, and runs.

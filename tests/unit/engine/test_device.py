@@ -1,4 +1,8 @@
-"""What a process does with memory that it frees, seen from outside: page faults, and what it holds."""
+"""How a process is prepared for its device.
+
+Repeatable kernels are undone here: they would hold for all tests that follow. Kept memory is seen from
+outside, in page faults and in what the process holds.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.utils.deterministic
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc alone")
+from ttsvar_ray.engine.device import prepare_process
+
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc alone")
 
 TENSORS = """
 import resource, torch
@@ -50,13 +58,32 @@ def after_eight_tensors(**environment: str) -> tuple[int, int]:
     return int(faults), int(freed)
 
 
+@of_glibc
 def test_freed_memory_is_kept_until_memory_is_short() -> None:
     faults, freed = after_eight_tensors()
     assert faults < PAGES / 2
     assert freed >= 60
 
 
+@of_glibc
 def test_the_environment_has_the_last_word_on_malloc() -> None:
     faults, freed = after_eight_tensors(MALLOC_TRIM_THRESHOLD_="131072")
     assert faults >= PAGES
     assert freed < 60
+
+
+def test_a_process_is_limited_to_repeatable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        prepare_process("cuda", threads=torch.get_num_threads(), deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+        assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
