@@ -62,8 +62,8 @@ def check_encoding(path: Location, *, has_lines: bool = True) -> None:
     """Raise `InputError` if the file as a whole is not UTF-8 text.
 
     Single undecodable lines are not its business: they become bad lines. A file counts as another
-    encoding when it begins with another byte-order mark, holds NUL bytes, or when more than half of
-    the lines in its first 64 KiB cannot be decoded; the last only where its lines are records.
+    encoding when it begins with another byte-order mark, or when more than half of the lines in its first
+    64 KiB cannot be decoded or hold NUL bytes; where lines are no records, when a NUL byte is there at all.
     """
     head = head_of(path)
     for mark, encoding in _OTHER_MARKS:
@@ -72,19 +72,19 @@ def check_encoding(path: Location, *, has_lines: bool = True) -> None:
     for magic, found, advice in _MAGIC_NUMBERS:
         if head.startswith(magic):
             raise InputError(f"{path}: expected UTF-8 text, got {found}; {advice}")
+    lines = head.split(b"\r" if _ends_lines_with_returns(head) else b"\n") if has_lines else []
+    if len(head) == _HEAD_BYTES and len(lines) > 1:
+        lines.pop()  # The last line may be cut inside a character.
+    lines = [line for line in lines if line.strip()]
+    undecodable = [line for line in lines if undecodable_byte(line) is not None]
+    if has_lines and len(undecodable) * 2 <= len(lines):
+        return
     if b"\0" in head:
         raise InputError(
             f"{path}: expected UTF-8 text, got binary data (a NUL byte at offset {head.index(0)}); "
             "if it is UTF-16 text, convert it to UTF-8"
         )
-    if not has_lines:
-        return
-    lines = head.split(b"\r" if _ends_lines_with_returns(head) else b"\n")
-    if len(head) == _HEAD_BYTES and len(lines) > 1:
-        lines.pop()  # The last line may be cut inside a character.
-    lines = [line for line in lines if line.strip()]
-    undecodable = [line for line in lines if undecodable_byte(line) is not None]
-    if len(undecodable) * 2 > len(lines):
+    if undecodable:
         raise InputError(
             f"{path}: expected UTF-8 text, but {len(undecodable)} of its first {len(lines)} lines cannot "
             f"be decoded (for example {excerpt(undecodable[0])[:60]!r}); convert it to UTF-8"
@@ -92,12 +92,12 @@ def check_encoding(path: Location, *, has_lines: bool = True) -> None:
 
 
 def undecodable_byte(raw: bytes) -> int | None:
-    """Return where bytes cease to be UTF-8; None where they do not."""
+    """Return where bytes cease to be UTF-8, or the first NUL, which no text has; None where neither is."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return error.start
-    return None
+    return raw.index(0) if 0 in raw else None
 
 
 def is_blank(text: str) -> bool:

@@ -301,6 +301,8 @@ def _prompt_text(fields: Mapping[str, Any], column: str) -> str:
         raise _UnusableError(f"{column}: expected text, got {found}")
     if is_blank(value):
         raise _UnusableError(f"{column}: expected text, got a blank")
+    if "\0" in value:
+        raise _UnusableError(f"{column}: expected text, got a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,38 @@ def read_records(
         yield from _jsonl_records(path, on_bad_line)
 
 
+class _Decoder(json.JSONDecoder):
+    """Reads JSON, and says what of it Python would change in silence.
+
+    Attributes:
+        changed: of what was read last: a key that is there twice, a number that becomes infinite; or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object, parse_float=self._number)
+        self.changed = ""
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        self.changed = ""
+        return super().raw_decode(s, idx)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            self.changed = f"expected each key once in a JSON object, got {excerpt(repeated)!r} twice"
+        return fields
+
+    def _number(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            self.changed = f"expected numbers that fit 64 bits, got {excerpt(digits)}"
+        return number
+
+
 def _jsonl_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterator[Record]:
+    decoder = _Decoder()
     for number, text in text_lines(path, on_bad_line):
         reason = ""
         value: Any = None
@@ -72,13 +104,13 @@ def _jsonl_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> It
             reason = "expected a JSON object, got a blank line"
         else:
             try:
-                value = json.loads(text)
+                value = decoder.decode(text)
             except json.JSONDecodeError as error:
                 reason = f"expected a JSON object, got invalid JSON ({error.msg} at column {error.colno})"
             except (RecursionError, ValueError) as error:  # Nesting or digits beyond what Python reads.
                 reason = f"expected a JSON object, got JSON that cannot be read ({error})"
             else:
-                reason = _no_object(value)
+                reason = _no_object(value) or decoder.changed
         if reason:
             on_bad_line(BadLine(line=number, reason=reason, excerpt=excerpt(text)))
         else:
@@ -94,8 +126,9 @@ def _no_object(value: Any) -> str:
 
 def _json_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> Iterator[Record]:
     """Yield the objects of a JSON array, of which no more than one is in memory."""
-    for number, value, text in _elements(path):
-        reason = _no_object(value)
+    decoder = _Decoder()
+    for number, value, text in _elements(path, decoder):
+        reason = _no_object(value) or decoder.changed
         if not reason and not text.isascii() and any("\udc80" <= char <= "\udcff" for char in text):
             reason = "expected UTF-8, got other bytes"
         if reason:
@@ -105,8 +138,8 @@ def _json_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> Ite
             yield number, value, text
 
 
-def _elements(path: Location) -> Iterator[tuple[int, Any, str]]:
-    decoder, number, buffer, is_whole = json.JSONDecoder(), 0, "", False
+def _elements(path: Location, decoder: json.JSONDecoder) -> Iterator[tuple[int, Any, str]]:
+    number, buffer, is_whole = 0, "", False
 
     def wrong(what: str) -> InputError:
         return InputError(f"{path}: not a valid JSON array: {what} after element {number}")

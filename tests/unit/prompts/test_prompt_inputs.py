@@ -321,3 +321,36 @@ def test_pictures_beside_prompts_are_read_a_few_at_a_time(tmp_path: Path) -> Non
         python = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak + python < most, (peak, python)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json"])
+def test_json_that_python_would_change_in_silence_costs_its_row(tmp_path: Path, name: str) -> None:
+    rows = [
+        '{"prompt": "a", "n": 1.5, "inside": {"x": 1}}',
+        '{"prompt": "b", "prompt": "c"}',
+        '{"prompt": "d", "inside": {"x": 1, "x": 2}}',
+        '{"prompt": "e", "n": 1e400}',
+        '{"prompt": "f", "inside": {"x": [-1E999]}}',
+        '{"prompt": "g\\u0000h"}',
+        '{"prompt": "last", "n": NaN}',
+    ]
+    content = "[" + ",".join(rows) + "]" if name == "p.json" else "\n".join(rows)
+    found, bad = read(write(tmp_path, name, content))
+    assert found == ["a", "last"]
+    assert [each.line for each in bad] == [2, 3, 4, 5, 6]
+    assert bad[0].reason == "expected each key once in a JSON object, got 'prompt' twice"
+    assert "'x' twice" in bad[1].reason
+    assert "got 1e400" in bad[2].reason
+    assert "got -1E999" in bad[3].reason
+    assert bad[4].reason == "prompt: expected text, got a NUL character"
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.csv"])
+@pytest.mark.parametrize("good", [2, 20_000])
+def test_a_nul_byte_costs_its_line_wherever_it_is(tmp_path: Path, name: str, good: int) -> None:
+    head = "prompt\n" if name == "p.csv" else ""
+    found, bad = read(write(tmp_path, name, head + "a red ring\n" * good + "a \0 ring\nlast\n\0\0\0\n"))
+    assert found == ["a red ring"] * good + ["last"]
+    begin = good + bool(head) + 1
+    assert [each.line for each in bad] == [begin, begin + 2]
+    assert bad[0].reason == "expected UTF-8, got byte 0x00 at position 2"
