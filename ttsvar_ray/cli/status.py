@@ -62,6 +62,8 @@ def _status_lines(status: RunStatus) -> list[str]:
         lines.append(f"seen      {duration(status.silent_seconds)} ago ({status.where})")
     if status.cost is not None:
         lines += [f"{what:<9} {told}" for what, told in cost_facts(status.cost)]
+    if status.strays:
+        lines.append(f"strays    {status.strays}")
     if status.reason:
         lines.append(f"reason    {status.reason}")
     return lines

@@ -114,6 +114,9 @@ class RunStats:
             LostRowsError: it is not every prompt once.
         """
         on_disk = summarise_output(layout, {index: ledger.rows(index) for index in ledger.chunks})
+        if strays := layout.strays(ledger.chunks):
+            logger.warning("%s", strays)
+            self.notice(strays)
         return JobSummary(
             output=str(layout.root),
             uri=layout.root.uri,

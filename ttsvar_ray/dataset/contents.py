@@ -237,13 +237,16 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
 
     Args:
         layout: the output folder.
-        chunks: the rows of each chunk that must be there by now, whole.
+        chunks: the rows of each chunk that must be there by now, whole; no others are counted. None: all.
 
     Raises:
         LostRowsError: a row of `chunks` has neither images nor a dead letter, or both.
         OutputError: a part is damaged.
     """
-    parts, letters = layout.data_parts(), layout.failed_parts()
+    parts, letters = (
+        {index: file for index, file in found.items() if chunks is None or index in chunks}
+        for found in (layout.data_parts(), layout.failed_parts())
+    )
     totals = PartTotals()
     accounted: dict[int, int] = {}
     for index, each in zip(parts, map_files(_read_totals, parts.values()), strict=True):

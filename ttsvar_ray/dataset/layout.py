@@ -17,12 +17,14 @@ OUTPUT/.lock                        who is writing now
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.storage.location import Location, locate
 
-_PART_NAME = re.compile(r"part-(\d{5,})(\.\w+)")
+_PART_NAME = re.compile(r"part-(\d{5}|[1-9]\d{5,})(\.\w+)")
+_NAMES_SHOWN = 5
 _SHARD_NAME = re.compile(r"shard-(\d+)-of-\d+")
 
 
@@ -143,6 +145,22 @@ class OutputLayout:
     def data_parts(self) -> dict[int, Location]:
         """Return the parts that are there by chunk index, ascending."""
         return {index: self.data_part(index) for index in _indices(self.data_folder, ".parquet")}
+
+    def stray_files(self, chunks: Collection[int]) -> list[str]:
+        """Return what is in data/ beside the parts of some chunks, and is taken in by who reads all of it."""
+        own = {self.data_part(index).name for index in chunks}
+        names = (name for name in self.data_folder.names() if name.endswith(".parquet") and name[0] != ".")
+        return [name for name in names if name not in own]
+
+    def strays(self, chunks: Collection[int]) -> str:
+        """Return what to say of `stray_files`; "" where there are none."""
+        names = self.stray_files(chunks)
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        told = (
+            f"not of this run: {', '.join(names[:_NAMES_SHOWN])}{more} in data/, not counted here, but "
+            "readers of data/*.parquet take them in; remove what you do not know"
+        )
+        return told if names else ""
 
     def failed_parts(self) -> dict[int, Location]:
         """Return the dead letters of chunks that are there by chunk index, ascending."""

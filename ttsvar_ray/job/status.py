@@ -39,6 +39,7 @@ class RunStatus:
         where: host and process of the last session.
         reason: why it ended, if it did before all was done.
         cost: of what is committed; None where the run does not say what its plan is.
+        strays: what to say of files in data/ that are no parts of the run.
     """
 
     root: str
@@ -54,6 +55,7 @@ class RunStatus:
     where: str = ""
     reason: str = ""
     cost: RunCost | None = None
+    strays: str = ""
 
 
 def read_status(root: str, *, now: datetime.datetime | None = None) -> list[RunStatus]:
@@ -109,6 +111,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
         where=f"{last['host']}, process {last['pid']}" if "host" in last else "",
         reason=last.get("reason", ""),
         cost=read_cost(layout, manifest),
+        strays=layout.strays(rows),
     )
 
 

@@ -142,9 +142,10 @@ class _Check:
             for index in parts:
                 if index in expected:
                     self._check_part(index, pool)
-                else:
-                    self._add(parts[index], f"expected no such part of {self._manifest.prompt_count} prompts")
                 report.parts += 1
+        for name in layout.stray_files(expected):
+            told = f"expected no such part of {self._manifest.prompt_count} prompts"
+            self._add(layout.data_folder / name, f"{told}; readers of data/*.parquet take it in: remove it")
         if expected.step == 1 and not self._rows_missing:
             self._check_ordinals()
         found = count_lines(layout.bad_lines_file)

@@ -178,6 +178,10 @@ def lengthen_letters(root: Path) -> None:
             "data/part-00007.parquet",
             "expected no such part",
         ),
+        *(
+            (lambda root, name=name: (root / "data" / name).write_bytes(b""), f"data/{name}", "remove it")
+            for name in ("part-00000 (copy).parquet", "part-000001.parquet", "other.parquet")
+        ),
         (swap_rows, "data/part-00000.parquet", "expected rows of prompts 0 to 1 in order"),
         (rename_prompt, "data/part-00000.parquet", "row 1: its id is not that of its prompt"),
         (renumber, "data/part-00002.parquet", "row 4: expected ordinal 2, .* got 1"),

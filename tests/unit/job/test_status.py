@@ -62,6 +62,22 @@ def test_a_run_that_is_done(finished: Path) -> None:
     assert found.silent_seconds == pytest.approx(5 * 3600, abs=300)
 
 
+def test_files_that_are_no_parts_of_a_run_are_told_and_not_counted(finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    part = output / "data" / "part-00000.parquet"
+    strays = ("part-00000 (copy).parquet", "part-000001.parquet", "part-00077.parquet")
+    for name in strays:
+        shutil.copyfile(part, output / "data" / name)
+    shutil.copyfile(part, output / "data" / ".hidden.parquet")
+    shown = CliRunner().invoke(app, ["status", str(output)]).stdout
+    assert f"strays    not of this run: {', '.join(strays)} in data/, not counted here" in shown
+    assert "parts     6 of 6 committed" in shown
+    again = job(write_prompts(tmp_path / "p.jsonl"), output, cluster={"workers": 1, "in_process": True})
+    assert (again.prompts, again.images) == (PROMPTS, PROMPTS)
+    assert "part-00077.parquet in data/, not counted here" in again.notices[-1]
+
+
 def test_a_run_under_way_then_silent(unfinished: Path) -> None:
     clock = [datetime.datetime.now(datetime.timezone.utc).timestamp()]
     layout = OutputLayout(unfinished)
