@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 from typing_extensions import assert_never
 
 from ttsvar_ray.coordination.coordinator import Coordinator
@@ -122,17 +123,23 @@ def search_prompt(
 
     Returns:
         All images by rank, the same as those of any other way to run the prompt; or why there are none.
+
+    Raises:
+        ValueError, TypeError: a loop of one's own that asks for what cannot be.
     """
     reports: dict[int, list[SegmentReport]] = {}
     trajectories = [0] * len(plan.segments)
 
     def run_segment(segment: Segment, ancestor_index: Int64Array, round_index: int = 0) -> Seen:
+        ancestors = np.asarray(ancestor_index)
+        if segment.index > 0:
+            _check_ancestors(segment, ancestors, reports.get(round_index, []))
         task = ShardTask(
             prompt=prompt,
             attempt=1 + round_index,
             segment_index=segment.index,
             slots=tuple(range(segment.population)),
-            parent_slots=tuple(ancestor_index.tolist()) if segment.index > 0 else (),
+            parent_slots=tuple(ancestors.tolist()) if segment.index > 0 else (),
             round_index=round_index,
         )
         # A loop of one's own may rank images by something else than their rewards.
@@ -193,6 +200,24 @@ def search_prompt(
         stopped=found.reason.value,
         trajectories=tuple(trajectories),
     )
+
+
+def _check_ancestors(segment: Segment, ancestors: Int64Array, before: Sequence[SegmentReport]) -> None:
+    """Raise `ValueError` for a loop of one's own that goes on from trajectories that there are not."""
+    where = f"loop: run_segment(scales {segment.first_scale} to {segment.last_scale})"
+    if not before or before[-1].segment_index != segment.index - 1:
+        raise ValueError(f"{where}: expected the scales before to have run right before; run all in order")
+    last, is_whole = len(before[-1].slots) - 1, ancestors.dtype.kind in "iu"
+    if (
+        not is_whole
+        or ancestors.shape != (segment.population,)
+        or ancestors.min() < 0
+        or ancestors.max() > last
+    ):
+        raise ValueError(
+            f"{where}: ancestor_index: expected {segment.population} slots of the population before, whole "
+            f"numbers from 0 to {last}, got {ancestors.tolist()}"
+        )
 
 
 def _bits(reports: Sequence[SegmentReport], lineage: Sequence[int]) -> PackedBits:

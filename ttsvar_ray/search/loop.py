@@ -163,17 +163,20 @@ class Found:
             pasts, choices: as of `Round`.
 
         Raises:
-            ValueError: more or fewer choices than the plan has selections.
+            ValueError: more or fewer choices than the plan has selections, or images that there are not.
         """
         if len(choices) != len(plan.selections):
             raise ValueError(
                 f"loop: expected a choice for each of the plan's {len(plan.selections)} selections, "
                 f"got {len(choices)}"
             )
+        last = len(pasts[-1].latest) - 1
+        slots = [int(slot) for slot in ranking]
+        if not slots or len(set(slots)) < len(slots) or min(slots) < 0 or max(slots) > last:
+            raise ValueError(f"loop: ranking: expected slots of final images once, 0 to {last}, got {slots}")
         end = RoundEnd.of(0, plan.num_scales - 1, pasts[-1].latest)
         one = Round(segments=plan.segments, pasts=tuple(pasts), choices=tuple(choices), end=end)
-        ranked = tuple((0, int(slot)) for slot in ranking)
-        return cls(rounds=(one,), ranking=ranked, reason=StopReason.ROUNDS)
+        return cls(rounds=(one,), ranking=tuple((0, slot) for slot in slots), reason=StopReason.ROUNDS)
 
 
 def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: str) -> Found:

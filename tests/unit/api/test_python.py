@@ -140,6 +140,40 @@ def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, resul
         search.run(prompts, loop=lambda *_, **__: None)  # type: ignore[arg-type,return-value]
 
 
+@pytest.mark.parametrize("ancestors", [[7, 0], [0, -1], [0], [0.0, 1.0], [[0, 1]], []])
+def test_a_loop_that_goes_on_from_what_is_not_there_is_told_so(search: Search, ancestors: list[Any]) -> None:
+    def wrong(plan: Plan, run_segment: Any, *, run_seed: int, prompt_key: str) -> algorithm.Found:
+        run_segment(plan.segments[0], np.arange(plan.population_before[0]))
+        run_segment(plan.segments[1], ancestors)
+        raise AssertionError
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        search.run([PROMPT], loop=wrong)
+    assert str(caught.value) == (
+        "loop: run_segment(scales 6 to 8): ancestor_index: expected 2 slots of the population before, whole "
+        f"numbers from 0 to 2, got {ancestors}"
+    )
+
+    def hasty(plan: Plan, run_segment: Any, *, run_seed: int, prompt_key: str) -> algorithm.Found:
+        run_segment(plan.segments[1], np.arange(2))
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="expected the scales before to have run right before"):
+        search.run([PROMPT], loop=hasty)
+
+
+@pytest.mark.parametrize("ranking", [[], [1], [-1], [0, 0]])
+def test_a_loop_ranks_images_that_there_are(search: Search, ranking: list[int]) -> None:
+    def wrong(plan: Plan, *arguments: Any, **more: Any) -> algorithm.Found:
+        (one,) = algorithm.search(plan, *arguments, **more).rounds
+        return algorithm.Found.of_one(plan, ranking=ranking, pasts=one.pasts, choices=one.choices)
+
+    with pytest.raises(
+        ValueError, match=r"loop: ranking: expected slots of final images once, 0 to 0, got \["
+    ):
+        search.run([PROMPT], loop=wrong)
+
+
 class Reddest(PlainReward):
     """Likes red."""
 
