@@ -14,6 +14,7 @@ import torch
 from recipes.shapes import assemble as assemble_module
 from recipes.shapes import pool as pool_module
 from recipes.shapes import tokenizer_stage, transformer_stage
+from recipes.shapes.__main__ import main
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER, TRANSFORMER
 from recipes.shapes.assemble import assemble, trained_tokenizer
 from recipes.shapes.examples import make_examples, open_examples
@@ -166,3 +167,17 @@ def test_flipped_bits_change_later_targets_only() -> None:
 def test_a_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the tokenizer stage first"):
         trained_tokenizer(tmp_path)
+
+
+def test_a_folder_goes_on_with_its_own_seed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seed").write_text("1")
+
+    def run(*options: str) -> None:
+        monkeypatch.setattr("sys.argv", ["recipes.shapes", "--work-dir", str(tmp_path), *options])
+        main()
+
+    with pytest.raises(SystemExit, match="began with seed 1, found --seed 2: take another --work-dir"):
+        run("--seed", "2", "--stage", "map")
+    with pytest.raises(SystemExit, match="2"):
+        run("--seed", "1", "--hard")
+    assert [path.name for path in tmp_path.iterdir()] == ["seed"]
