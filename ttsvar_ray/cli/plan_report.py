@@ -329,7 +329,7 @@ def _cost_lines(counted: CountedCosts) -> list[str]:
         f"+ text {flops_text(cost.encode_text_flops)}"
     )
     if padded:
-        flops += f" (texts of {networks.text_tokens} tokens; the engine pads them to {padded})"
+        flops += f" (texts of {networks.text_tokens} tokens; memory and seconds count {padded}, the most)"
     return [
         flops,
         f"one decoded image: {image.width} x {image.height} pixels, {flops_text(image.flops)}",

@@ -24,7 +24,7 @@ class ScaleCost:
         linear_flops: matrices.
         attention_flops: attention to the tokens so far.
         text_attention_flops: attention to the padded text.
-        text_tokens: of the padded text; 0 for models that read no texts.
+        text_tokens: most of a text; 0 for models that read no texts.
         kv_bytes: keys and values of all tokens so far, the last scale's included, which are never kept.
         state_bytes: of the trajectory after the scale: keys and values kept, map, bits.
         running_bytes: most alive while the scale runs, the state before and after included.
@@ -116,7 +116,7 @@ class ModelCost:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens that every text is padded to; 0 for models that read no texts."""
+        """Most tokens of a text, which memory and seconds count; 0 for models that read no texts."""
         return self.scales[0].text_tokens
 
 

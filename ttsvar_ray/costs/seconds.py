@@ -49,7 +49,7 @@ def chord(curve: Callable[[int], float], rows: int) -> Line:
 
 
 def scale_line(model: ModelCost, cost: ScaleCost, device: DeviceProfile, rows: int) -> Line:
-    """Return the time of one scale, with the text at its padded length.
+    """Return the time of one scale, with a text of the most tokens.
 
     Args:
         rows: a full micro-batch.
@@ -66,7 +66,8 @@ def scale_seconds(model: ModelCost, cost: ScaleCost, device: DeviceProfile) -> t
     channels = cost.kv_bytes // (2 * model.element_bytes * cost.cumulative_tokens)
     missed = cost.cumulative_tokens - cost.tokens if cost.passes > 1 else 0
     moved = (cost.tokens + missed / 2) * channels * ELEMENTWISE_BYTES
-    # The cache is written anew at every scale: read, written, and read by the attention.
+    # As in the engine whose times the profiles were fitted to, which wrote the cache anew at every scale:
+    # read, written, and read by the attention. Now it is written in place, which was not timed yet.
     moved += 3 * cost.kv_bytes
     each = matmuls + attention + moved / device.memory_bytes_per_second
     floor = max(model.depth * device.layer_seconds, model.block_bytes / device.memory_bytes_per_second)
@@ -104,7 +105,7 @@ def network_line(
 
 
 def text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
-    """Return the time to encode one prompt's text, padded as the engine pads it."""
+    """Return the time to encode one prompt's text, as one of the most tokens."""
     model, encoder, reward = networks.model, networks.text_encoder, networks.reward
     seconds = reward.text_flops / device.float32_flops
     if not model.text_tokens:
