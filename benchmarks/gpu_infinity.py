@@ -47,10 +47,10 @@ from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.kernels.choice import uses_fused
-from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
+from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 from ttsvar_ray.models.sampling import probability_of_one
 from ttsvar_ray.results import PromptResult

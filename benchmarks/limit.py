@@ -22,10 +22,10 @@ from benchmarks.random_networks import NetworkSizes, random_model
 from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
+from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 
 

@@ -23,7 +23,7 @@ from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.job.workload_file import write_workload
+from ttsvar_ray.job.workload import write_workload
 from ttsvar_ray.results import PackedBits
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.types import Prompt

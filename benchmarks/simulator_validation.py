@@ -39,7 +39,7 @@ from ttsvar_ray.job.build import build_engine
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.runnable import JobParts
-from ttsvar_ray.job.workload_file import write_workload
+from ttsvar_ray.job.workload import write_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.result import SimulationResult
 from ttsvar_ray.simulation.run import simulate

@@ -46,7 +46,7 @@ from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import TtsVarError, reading_weights
-from ttsvar_ray.job.workload_file import read_workload
+from ttsvar_ray.job.workload import read_workload
 from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.registry import BUILT_IN, describe_model, model_path
 from ttsvar_ray.models.weight_files import read_weights

@@ -45,7 +45,7 @@ class Normalisation(str, enum.Enum):
 
 
 class RewardCombination(str, enum.Enum):
-    """How the scores of several rewards become one, over a whole population (`search.ensemble`)."""
+    """How the scores of several rewards become one, over a whole population (`search.potentials`)."""
 
     SOFTMAX = "softmax"
     Z_SCORE = "z-score"

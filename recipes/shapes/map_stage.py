@@ -32,7 +32,7 @@ from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.registry import load_model
 from ttsvar_ray.rewards.image_reward import ImageReward, load_image_reward
 from ttsvar_ray.rewards.map_reward import MapPatches
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE, patch_step
+from ttsvar_ray.vision.published import MAP_PATCHES_FILE, patch_step
 
 _TRAINING = 31
 """Name of the stream of examples."""

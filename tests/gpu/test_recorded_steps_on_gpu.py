@@ -8,9 +8,9 @@ import torch
 from benchmarks.random_networks import NetworkSizes, random_model
 from tests.gpu.test_infinity_on_gpu import MINIATURE
 from tests.unit.models.test_recorded_steps import play
-from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.resolutions import published_resolution
+from ttsvar_ray.models.protocol import Execution
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,7 +20,7 @@ from ttsvar_ray.models.infinity.presets import PRESETS
 from ttsvar_ray.models.registry import load_model, model_path
 from ttsvar_ray.rewards.map_reward import load_map_patches
 from ttsvar_ray.rewards.registry import REWARDS, build_reward
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE
+from ttsvar_ray.vision.published import MAP_PATCHES_FILE
 
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 V25_WIDTHS = {0: 1024, 2: 128, 4: 64, 6: 16, 8: 1}

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from ttsvar_ray.cli.errors import errors_for_people
-from ttsvar_ray.cli.log import set_up_logging
+from ttsvar_ray.cli.progress import set_up_logging
 from ttsvar_ray.cli.show import table_lines
 from ttsvar_ray.dataset.dead_letters import read_letters, write_letters
 from ttsvar_ray.errors import InputError

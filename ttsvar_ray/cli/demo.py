@@ -41,7 +41,7 @@ def demo(
         from ttsvar_ray.cluster.session import is_submitted_job
         from ttsvar_ray.config.load import load_config
         from ttsvar_ray.errors import OutputError
-        from ttsvar_ray.job.paths import resolve_output
+        from ttsvar_ray.job.weights import resolve_output
         from ttsvar_ray.storage.uris import is_uri
 
         config = load_config(job, options.overrides({"output.path": output}, settings))

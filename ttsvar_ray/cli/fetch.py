@@ -122,8 +122,7 @@ def fetch(
         if job == "prompts":
             _fetch_prompts(name, to, dry_run=dry_run)
             return
-        from ttsvar_ray.config.load import load_config
-        from ttsvar_ray.config.yaml_file import read_job_file
+        from ttsvar_ray.config.load import load_config, read_job_file
         from ttsvar_ray.job.sweep import read_sweep
 
         overrides = options.overrides({"model.name": model}, settings)

@@ -193,9 +193,8 @@ def run(
         debug: show tracebacks.
         retry_failed, force_new, extend, log_file, on_part: as `run_job` takes them.
     """
-    from ttsvar_ray.cli.log import set_up_logging
     from ttsvar_ray.cli.preflight import teller
-    from ttsvar_ray.cli.progress import ProgressReporter
+    from ttsvar_ray.cli.progress import ProgressReporter, set_up_logging
 
     set_up_logging(console, debug=debug)
     reporter = ProgressReporter(console)

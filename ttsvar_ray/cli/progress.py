@@ -1,7 +1,10 @@
-"""Progress of a job: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""What a running job shows: progress as a live bar on a terminal, a plain line every few seconds elsewhere;
+and the log, set up once.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +13,42 @@ from typing import TYPE_CHECKING
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from ttsvar_ray.cli.show import duration
+from ttsvar_ray.job.record import make_fit
 from ttsvar_ray.results import JobProgress
+
+
+def set_up_logging(console: Console, *, debug: bool) -> None:
+    """Send this package's log to `console`: above a live progress bar, or as plain lines.
+
+    Args:
+        console: of standard error.
+        debug: show debug events, too.
+    """
+    handler: logging.Handler
+    if console.is_terminal:
+        from rich.highlighter import NullHighlighter
+        from rich.logging import RichHandler
+
+        # The highlighter would colour the number in `cell-0`; the time is today's, on this machine's clock.
+        handler = RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            markup=False,
+            highlighter=NullHighlighter(),
+            log_time_format="%H:%M:%S",
+        )
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(logging.DEBUG if debug else logging.INFO)
+    handler.addFilter(make_fit)
+    package = logging.getLogger("ttsvar_ray")
+    package.handlers[:] = [handler]
+    package.setLevel(logging.DEBUG if debug else logging.INFO)
+    # Ray gives the root logger a handler of its own; every line would come twice.
+    package.propagate = False
+
 
 if TYPE_CHECKING:
     from rich.live import Live

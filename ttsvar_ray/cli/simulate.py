@@ -66,7 +66,7 @@ def simulate(
         from ttsvar_ray.simulation.settings import variants
 
         if plot is not None:
-            from ttsvar_ray.cli.simulation_plot import require_matplotlib
+            from ttsvar_ray.cli.simulation_report import require_matplotlib
 
             options.file_to_write(plot, "--plot", picture=True)
 
@@ -106,7 +106,7 @@ def simulate(
         if json_path is not None:
             _write_json(json_path, first, results, asked=asked)
         if plot is not None:
-            from ttsvar_ray.cli.simulation_plot import draw
+            from ttsvar_ray.cli.simulation_report import draw
 
             draw(first, plot)
 

@@ -10,13 +10,12 @@ from ttsvar_ray.engine.device import prepare_process
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.features.registry import FeatureExtractor, build_extractor
-from ttsvar_ray.job.memory import trajectory_bytes
+from ttsvar_ray.job.memory_plan import trajectory_bytes
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import devices_here
 from ttsvar_ray.job.resolved import ResolvedJob, image_settings, model_choice
 from ttsvar_ray.job.sizing import sized
-from ttsvar_ray.models.execution import Execution
-from ttsvar_ray.models.protocol import NextScaleModel
+from ttsvar_ray.models.protocol import Execution, NextScaleModel
 from ttsvar_ray.models.registry import load_model, resolve_device
 from ttsvar_ray.own_code import is_own, load_own
 from ttsvar_ray.rewards.known_pairs import known_pictures

@@ -17,15 +17,22 @@ from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.models.execution import PACKED_BYTES, RECORDED_TOKENS
+from ttsvar_ray.models.protocol import PACKED_BYTES, RECORDED_TOKENS
 from ttsvar_ray.models.registry import family_entry
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE, map_patches_cost, map_patches_sizes
-from ttsvar_ray.vision.published import FLOAT32_BYTES, NO_COST, NetworkCost, PublishedWeights
+from ttsvar_ray.vision.published import (
+    FLOAT32_BYTES,
+    MAP_PATCHES_FILE,
+    NO_COST,
+    NetworkCost,
+    PublishedWeights,
+    map_patches_cost,
+    map_patches_sizes,
+)
 
 if TYPE_CHECKING:
     from ttsvar_ray.models.cached_model import CachedModel

@@ -13,8 +13,7 @@ from ttsvar_ray.own_code import is_own, load_own_class
 from ttsvar_ray.rewards.registry import REWARDS, find_own_reward, refuse_unread
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE
-from ttsvar_ray.vision.published import PublishedWeights
+from ttsvar_ray.vision.published import MAP_PATCHES_FILE, PublishedWeights
 
 VISION_LANGUAGE = "ttsvar_ray.rewards.vision_language:VisionLanguage"
 """Goes by an import path, for its options; yet its cost is known, by the sizes in its folder."""

@@ -26,7 +26,6 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import check_output, fresh_output
 from ttsvar_ray.errors import ConfigurationError, OutputError
-from ttsvar_ray.job.paths import resolve_output
 from ttsvar_ray.job.preflight import (
     Device,
     Fact,
@@ -47,6 +46,7 @@ from ttsvar_ray.job.preflight import (
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.job.sizing import sized
+from ttsvar_ray.job.weights import resolve_output
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts.files import prompt_files
 from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts

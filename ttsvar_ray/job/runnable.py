@@ -14,12 +14,11 @@ from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
-from ttsvar_ray.job.paths import with_absolute_inputs
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import check_memory, expected_image_bytes, images_kept, trace_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note, resolve
 from ttsvar_ray.job.sizing import sized
-from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
+from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights, with_absolute_inputs
 from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.search.plan import Plan
 

@@ -17,8 +17,7 @@ from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, resolve
 from ttsvar_ray.job.sizing import sized, sized_memory
-from ttsvar_ray.job.workload import build_workload, is_gpu
-from ttsvar_ray.job.workload_file import is_workload, read_workload
+from ttsvar_ray.job.workload import build_workload, is_gpu, is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
 

@@ -26,9 +26,8 @@ from pydantic import Field
 
 from ttsvar_ray.config.explain import validated
 from ttsvar_ray.config.job import JobConfig
-from ttsvar_ray.config.load import recorded_config
+from ttsvar_ray.config.load import read_job_file, recorded_config
 from ttsvar_ray.config.values import Count, Number, Section, Text
-from ttsvar_ray.config.yaml_file import read_job_file
 from ttsvar_ray.errors import ConfigurationError, nearest, noting
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttsvar_ray.kernels.choice import uses_fused
-from ttsvar_ray.models.execution import Execution
+from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.recorded_steps import RecordedSteps, Recorder, cuda_recorder
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, exact_sums

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.execution import RECORDED_TOKENS
 from ttsvar_ray.models.layers import Extend, extending_layers
+from ttsvar_ray.models.protocol import RECORDED_TOKENS
 from ttsvar_ray.models.state import FreshTokens, KVCache, Memory
 
 MOST_RECORDED = 192

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, nearest, reading_weights
 from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
-from ttsvar_ray.models.execution import Execution
+from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.weight_source import (
     HubRepository,
     WeightSource,

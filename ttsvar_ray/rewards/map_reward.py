@@ -26,7 +26,7 @@ from ttsvar_ray.rewards.protocol import MapReward, Reward
 from ttsvar_ray.types import Float32Array
 from ttsvar_ray.vision.batches import settle
 from ttsvar_ray.vision.checkpoints import load_strict
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE, map_patches_sizes, patch_step
+from ttsvar_ray.vision.published import MAP_PATCHES_FILE, map_patches_sizes, patch_step
 
 
 class MapPatches(nn.Module):

@@ -126,7 +126,7 @@ class RewardEnsemble:
     """The rewards of one job's images: asks each member in turn; members with equal recipes share the pixels.
 
     Scores are only gathered here. What an ensemble makes of them depends on the whole population, which no
-    worker sees (`search.ensemble`).
+    worker sees (`search.potentials`).
 
     Attributes:
         name: of the whole, as output rows have it.

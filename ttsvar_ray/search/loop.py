@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ttsvar_ray.search.ensemble import combine
 from ttsvar_ray.search.operators.protocol import Choice
 from ttsvar_ray.search.plan import Plan, Segment
+from ttsvar_ray.search.potentials import combine
 from ttsvar_ray.search.rounds import Begin, Finish, RoundEnd, StopReason, rejection, what_follows
 from ttsvar_ray.search.selection import rank_final, select
 from ttsvar_ray.types import Float64Array, Int64Array

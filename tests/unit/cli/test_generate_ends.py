@@ -20,8 +20,7 @@ from typer.testing import CliRunner, Result
 
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.generate import summary_lines
-from ttsvar_ray.cli.log import set_up_logging
-from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line
+from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line, set_up_logging
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.cluster.job import JobProgress, JobSummary

@@ -14,7 +14,7 @@ import ttsvar_ray.cli.simulate as simulate_module
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.simulate import EnoughError, Follower, part_of
 from ttsvar_ray.coordination.settings import SegmentLoad, Workload
-from ttsvar_ray.job.workload_file import write_workload
+from ttsvar_ray.job.workload import write_workload
 
 
 def invoke(*settings: str, output: tuple[str, ...] = ()) -> Any:

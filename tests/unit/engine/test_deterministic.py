@@ -31,7 +31,7 @@ from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.simulation import simulated_job
 from ttsvar_ray.job.workload import build_workload
-from ttsvar_ray.models.execution import PACKED_BYTES
+from ttsvar_ray.models.protocol import PACKED_BYTES
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.simulation.run import simulate
 from ttsvar_ray.types import Float32Array, UInt8Array

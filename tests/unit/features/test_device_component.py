@@ -8,7 +8,7 @@ import torch
 
 from tests.support.recorded import recorded_rewards
 from ttsvar_ray.features.backbones import load_dinov2
-from ttsvar_ray.features.device_component import first_component_on_device
+from ttsvar_ray.features.patch_features import first_component_on_device
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
 
 TOLERANCE = 1e-5

@@ -8,7 +8,7 @@ import pytest
 
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.values import Shard
-from ttsvar_ray.job.paths import resolve_output, with_absolute_inputs
+from ttsvar_ray.job.weights import resolve_output, with_absolute_inputs
 
 
 def test_a_submitted_job_does_not_write_into_the_copy_that_ray_deletes(

@@ -12,8 +12,7 @@ from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.costs.profile import DeviceProfile, load_profile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
-from ttsvar_ray.job.memory import RESERVED_SHARE
-from ttsvar_ray.job.memory_plan import CONTEXT_BYTES
+from ttsvar_ray.job.memory_plan import CONTEXT_BYTES, RESERVED_SHARE
 from ttsvar_ray.job.plan import USUAL_ROWS
 from ttsvar_ray.job.preflight import check_memory
 from ttsvar_ray.job.resolved import ResolvedJob, resolve

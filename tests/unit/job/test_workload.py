@@ -13,8 +13,13 @@ from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import chord
 from ttsvar_ray.job.footprint import job_networks
-from ttsvar_ray.job.memory import RESERVED_SHARE, available_bytes, trajectory_bytes
-from ttsvar_ray.job.memory_plan import CONTEXT_BYTES, memory_plan
+from ttsvar_ray.job.memory_plan import (
+    CONTEXT_BYTES,
+    RESERVED_SHARE,
+    available_bytes,
+    memory_plan,
+    trajectory_bytes,
+)
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.workload import build_workload
 

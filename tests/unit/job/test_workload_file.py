@@ -9,7 +9,7 @@ import pytest
 
 from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.job.workload_file import read_workload, write_workload
+from ttsvar_ray.job.workload import read_workload, write_workload
 
 WORKLOAD = Workload(
     segments=(

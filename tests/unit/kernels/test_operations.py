@@ -33,10 +33,10 @@ from ttsvar_ray.kernels.operations import (
 )
 from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder, upsampling_weight
 from ttsvar_ray.models.cached_model import CachedModel
-from ttsvar_ray.models.execution import Execution
 from ttsvar_ray.models.infinity.config import TokenizerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
+from ttsvar_ray.models.protocol import Execution
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

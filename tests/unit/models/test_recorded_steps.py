@@ -15,7 +15,7 @@ from tests.support.var import load_case
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models import recorded_steps
 from ttsvar_ray.models.cached_model import CachedModel
-from ttsvar_ray.models.execution import Execution
+from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.recorded_steps import (
     Arena,
     CacheArena,

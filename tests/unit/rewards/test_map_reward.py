@@ -22,7 +22,7 @@ from ttsvar_ray.rewards.image_reward import ImageReward, load_image_reward
 from ttsvar_ray.rewards.map_reward import MapPatches, load_map_patches, own_map_reward
 from ttsvar_ray.rewards.protocol import ConstantReward
 from ttsvar_ray.rng import bit_uniforms
-from ttsvar_ray.vision.map_patches import MAP_PATCHES_FILE, map_patches_cost
+from ttsvar_ray.vision.published import MAP_PATCHES_FILE, map_patches_cost
 
 TEXTS = ["a red circle left of a blue square", "two green triangles"]
 

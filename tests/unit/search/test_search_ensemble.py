@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ttsvar_ray.errors import RewardError
-from ttsvar_ray.search.ensemble import combine
+from ttsvar_ray.search.potentials import combine
 from ttsvar_ray.types import WORST_REWARD, RewardCombination
 
 SCORES = np.array([[1.0, 0.2], [0.0, 0.3], [-2.0, 0.25]])

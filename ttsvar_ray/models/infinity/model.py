@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ttsvar_ray.models.cached_model import CachedModel
-from ttsvar_ray.models.execution import PACKED_BYTES
 from ttsvar_ray.models.infinity.batch_texts import BatchTexts, PackedTexts, TextMemory
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.text import Conditioning, TextFeatures, padded_length
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
+from ttsvar_ray.models.protocol import PACKED_BYTES
 from ttsvar_ray.models.sampling import (
     SamplingSettings,
     draw_bits,
