@@ -247,13 +247,14 @@ class SearchTree:
         painter = self.painter
         if painter is None or not any(level.bits for level in self.levels):
             return self.levels, False
-        levels = [
-            replace(level, pictures=tuple(_thumbnail(image) for image in painter(level.bits)))
-            if level.bits
-            else replace(level, pictures=tuple(_reduced(file) for file in level.pictures))
-            for level in self.levels
-        ]
-        return tuple(levels), True
+        from PIL import Image
+
+        def drawn(level: Level) -> tuple[bytes, ...]:
+            if level.bits:
+                return tuple(_encoded(Image.fromarray(image)) for image in painter(level.bits))
+            return tuple(_encoded(picture_of(file)) if file else b"" for file in level.pictures)
+
+        return tuple(replace(level, pictures=drawn(level)) for level in self.levels), True
 
     def _repr_svg_(self) -> str:
         return self.svg()
@@ -267,18 +268,8 @@ def _svg(elements: str, width: int, height: int) -> str:
     )
 
 
-def _thumbnail(image: UInt8Array) -> bytes:
-    """Return a uint8 RGB picture, reduced, as WebP."""
-    from PIL import Image
-
-    return _encoded(Image.fromarray(image))
-
-
-def _reduced(file: bytes) -> bytes:
-    return _encoded(picture_of(file)) if file else b""
-
-
 def _encoded(picture: Image.Image) -> bytes:
+    """Return a picture, reduced, as WebP."""
     picture.thumbnail((2 * _SIDE, 2 * _SIDE))
     written = io.BytesIO()
     picture.save(written, format="WEBP", quality=_QUALITY)

@@ -164,11 +164,9 @@ class JobReport:
                     for size, (memory, rows) in counted.sizes.items()
                 ],
             },
-            "seconds": None if counted.workload is None else self._seconds_json(counted.workload),
+            "seconds": counted.workload
+            and {"source": counted.workload.source, "segments": self._segment_seconds(counted.workload)},
         }
-
-    def _seconds_json(self, workload: Workload) -> dict[str, Any]:
-        return {"source": workload.source, "segments": self._segment_seconds(workload)}
 
     def _segment_seconds(self, workload: Workload) -> list[float]:
         return [workload.seconds(segment.index, segment.population) for segment in self.plan.segments]

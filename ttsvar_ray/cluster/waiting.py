@@ -62,7 +62,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
         cause = error.cause
         if isinstance(cause, BaseException) and not isinstance(cause, RayError):
-            return f"{type(cause).__name__}: {_one_line(str(cause))}"
+            return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -70,10 +70,6 @@ def reason_of(error: BaseException) -> str:
         # Ray quotes the whole remote stack; its last line is the exception.
         return lines[-1]
     return f"{type(error).__name__}: {lines[0]}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 class PatientClock:

@@ -164,7 +164,8 @@ class SegmentRunner:
                 assert self._extractor is not None, "a plan that reads features has an extractor"
                 features = extracted(self._extractor, images)
 
-        packed = self._pack_segment(segment, state)
+        scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
+        packed = pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
         if not segment.is_last:
             state = self._first_rows(state, len(everyone), len(rows))
             for index, row in enumerate(rows):
@@ -327,10 +328,6 @@ class SegmentRunner:
             else:
                 pieces.append((held.state, [held.row]))
         return self._stack([self._model.gather(state, picked) for state, picked in pieces])
-
-    def _pack_segment(self, segment: Segment, state: Any) -> list[PackedBits]:
-        scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
-        return pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
 
 
 _T = TypeVar("_T")

@@ -29,11 +29,9 @@ from ttsvar_ray.evaluate.geneval_prompts import CLASS_NAMES
 from ttsvar_ray.evaluate.geneval_rules import Detected
 from ttsvar_ray.evaluate.judging import AskedImage
 from ttsvar_ray.evaluate.questions import (
-    AnsweredImage,
     Benchmark,
     Question,
     QuestionPrompt,
-    Score,
     overall,
     read_text,
 )
@@ -240,17 +238,13 @@ def _names(path: Path) -> dict[str, str]:
     return {form.strip(): pair[0].strip() for pair in pairs for form in pair}
 
 
-def _summary(images: Sequence[AnsweredImage]) -> list[Score]:
-    """Return the mean of each category; an image's score is the mean of its questions'."""
-    return overall("", images, lambda image: float(np.mean(image.probabilities)))[1:]
-
-
 T2I_COMPBENCH_OBJECTS = Benchmark(
     name="t2i-compbench-objects",
     title=f"T2I-CompBench, spatial and numeracy, {NOT_COMPARABLE}",
     read=_read,
     asked="",
-    summary=_summary,
+    # Of each category; an image's score is the mean of its questions'.
+    summary=lambda images: overall("", images, lambda image: float(np.mean(image.probabilities)))[1:],
     prompts=300,
     images=10,
     name_of_file=name_of_file,

@@ -110,7 +110,8 @@ def mark_similar(
     columns = pa.schema([(f"{table}_of", pa.string()), (f"{table}_cosine", pa.float32())])
     start = 0
     for chunk, own in zip(chunks, rows, strict=True):
-        keys = {name: column.to_pylist() for name, column in _keys(layout, features, chunk).items()}
+        part = read_scores(layout, features, chunk, list(KEYS))
+        keys = {name: part[name].to_pylist() for name in KEYS}
         first: list[str | None] = []
         alike: list[float | None] = []
         for place in range(start, start + len(own)):
@@ -143,11 +144,6 @@ def prompt_diversity(layout: OutputLayout, features: str) -> Float64Array:
             unit = _unit(own, f"{features} of part {chunk}")
             found.append(1.0 - float((unit @ unit.T)[np.triu_indices(count, 1)].mean()))
     return np.array(found)
-
-
-def _keys(layout: OutputLayout, table: str, chunk: int) -> dict[str, Any]:
-    part = read_scores(layout, table, chunk, list(KEYS))
-    return {name: part[name] for name in KEYS}
 
 
 def _unit(vectors: np.ndarray, where: str) -> Float32Array:

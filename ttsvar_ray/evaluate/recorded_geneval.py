@@ -70,7 +70,9 @@ def _compare(content: Mapping[str, Any], where: str) -> list[Case]:
     official.between("correct", [one.correct for one in verdicts], expected, EXACT)
     official.between("kept", *_same(map(_kept, verdicts), [one["kept"] for one in cases]), EXACT)
     official.between(
-        "color calls", *_same([calls for _, calls in ran], [_calls(one) for one in cases]), EXACT
+        "color calls",
+        *_same([calls for _, calls in ran], [list(map(list, one["color_calls"])) for one in cases]),
+        EXACT,
     )
     official.between(
         "overall", _overall(cases, metadata, verdicts), _mean_of_means(cases, metadata), _ROUNDING
@@ -133,10 +135,6 @@ def _kept(verdict: Verdict) -> dict[str, list[list[float]]]:
         name: [[*map(float, one.box), float(one.score)] for one in objects]
         for name, objects in verdict.kept.items()
     }
-
-
-def _calls(recorded: Mapping[str, Any]) -> list[Any]:
-    return [list(call) for call in recorded["color_calls"]]
 
 
 def _overall(cases: Sequence[Any], metadata: Mapping[str, Any], verdicts: Sequence[Verdict]) -> float:

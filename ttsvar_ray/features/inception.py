@@ -11,10 +11,9 @@ Shape legend: B images, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -281,11 +280,7 @@ class InceptionFeatures(ImageNetwork):
 
     def extract(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 RGB [n, height, width, 3] images."""
-        return self.run(self._forward, self.preprocess(images))
-
-    def _forward(self, pixels: Tensor, _contents: Sequence[Any]) -> Tensor:
-        features: Tensor = self.network(pixels)
-        return features
+        return self.run(lambda pixels, _contents: self.network(pixels), self.preprocess(images))
 
 
 def load_inception(

@@ -76,8 +76,8 @@ def job_parts(job: ResolvedJob) -> JobParts:
         build_rewards=partial(_build_rewards, on_workers, job.plan),
         build_engine_around=partial(_build_on_worker, on_workers, job.plan),
         networks=partial(_networks, job),
-        rows=partial(_rows, job),
-        expect=partial(_expect, job),
+        rows=lambda device: rows_of(sized(job, device).config, job.plan),
+        expect=lambda device: expected_workload(sized(job, device), device),
         fingerprints=partial(fingerprints, pinned),
         fetch=partial(fetch_weights, pinned),
         check_memory=partial(check_memory, job),
@@ -91,14 +91,6 @@ def _trace_share(job: ResolvedJob) -> int:
     if job.config.output.trace != "bits":
         return 0
     return trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
-
-
-def _rows(job: ResolvedJob, device: DeviceProfile) -> tuple[int, ...]:
-    return rows_of(sized(job, device).config, job.plan)
-
-
-def _expect(job: ResolvedJob, device: DeviceProfile) -> Workload | None:
-    return expected_workload(sized(job, device), device)
 
 
 def _networks(job: ResolvedJob) -> JobNetworks | None:

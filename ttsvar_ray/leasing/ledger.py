@@ -313,7 +313,7 @@ class LeaseLedger:
         self._held.setdefault(cell_id, set()).add(number)
         self._out.pop(number, None)
         self._out[number] = now
-        return _without_columns(row.prompt)
+        return replace(row.prompt, columns=MappingProxyType({}))
 
     def _whole(self, chunk_index: int, chunk: _OpenChunk) -> WholeChunk:
         ordered = [self._rows[row].outcome for row in chunk.to_run if row in self._rows]
@@ -323,7 +323,3 @@ class LeaseLedger:
             finished=tuple(o for o in ordered if isinstance(o, PromptResult)),
             failed=tuple(o for o in ordered if isinstance(o, PromptFailure)),
         )
-
-
-def _without_columns(prompt: Prompt) -> Prompt:
-    return replace(prompt, columns=MappingProxyType({}))

@@ -269,7 +269,8 @@ class RecordedSteps:
         kept = placed if capacity is None else placed.grown(fresh, capacity=capacity)
         assert kept.memory is not None
         assert placed.memory is kept.memory, "the arena has room"
-        key = (name, capacity is None, cache.num_tokens, tuple(kept.memory.tensor.shape), _shapes(inputs))
+        shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in inputs)
+        key = (name, capacity is None, cache.num_tokens, tuple(kept.memory.tensor.shape), shapes)
         recorded = self._known.get(key)
         if recorded is None and key in self._known:
             # Under a memory object of its own, which nobody moves away when the cache has to go.
@@ -310,7 +311,3 @@ class RecordedSteps:
         self._known.move_to_end(key)
         while len(self._known) > MOST_RECORDED:
             self._known.popitem(last=False)
-
-
-def _shapes(tensors: Sequence[Tensor]) -> tuple[Hashable, ...]:
-    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)

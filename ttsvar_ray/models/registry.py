@@ -21,6 +21,7 @@ from ttsvar_ray.models.weight_source import (
     parse_root,
     text_encoder_source,
 )
+from ttsvar_ray.own_code import named_object
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +58,17 @@ class FamilyEntry:
     licence: str = "unknown"
 
 
+def imported_when_called(path: str) -> Callable[..., Any]:
+    """Return the function at an import path of this package, such as what needs torch."""
+
+    def call(*values: Any, **named: Any) -> Any:
+        return named_object(path)(*values, **named)
+
+    return call
+
+
 BUILT_IN = "shapes"
 """The model that ships in the package."""
-
 
 FAMILIES = {
     "infinity": "ttsvar_ray.models.infinity.published",
@@ -199,9 +208,8 @@ def pin_model(choice: ModelChoice) -> ModelChoice:
         CheckpointError: the hub cannot be asked.
     """
     if choice.name not in published_names():
-        name = choice.name
-        pinned = str(HubRepository.parse(name).pinned()) if is_hub_reference(name) else name
-        return dataclasses.replace(choice, name=pinned, text_encoder=_pinned(choice.text_encoder))
+        encoder = None if choice.text_encoder is None else _pinned(choice.text_encoder)
+        return dataclasses.replace(choice, name=_pinned(choice.name), text_encoder=encoder)
     _require_weights(choice)
     weights = _describe(choice).weights
     root = weights["transformer"].root
@@ -221,10 +229,8 @@ def _require_weights(choice: ModelChoice) -> None:
         published.require_weights(choice)
 
 
-def _pinned(reference: str | None) -> str | None:
-    if reference is None or not is_hub_reference(reference):
-        return reference
-    return str(HubRepository.parse(reference).pinned())
+def _pinned(reference: str) -> str:
+    return str(HubRepository.parse(reference).pinned()) if is_hub_reference(reference) else reference
 
 
 def resolve_device(device: str) -> torch.device:

@@ -263,9 +263,10 @@ def fingerprint_path(path: Path) -> str:
     digest = hashlib.sha256()
     for file in _files(path):
         size = file.stat().st_size
+        last = max(size - _BLOCK, 0)
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as stream:
-            for offset in _sampled_offsets(size):
+            for offset in sorted({last * index // (_SAMPLES + 1) for index in range(_SAMPLES + 2)}):
                 stream.seek(offset)
                 digest.update(stream.read(_BLOCK))
     return f"sampled-sha256:{digest.hexdigest()}"
@@ -279,8 +280,3 @@ def _files(path: Path) -> list[Path]:
         for file in path.rglob("*")
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
-
-
-def _sampled_offsets(size: int) -> list[int]:
-    last = max(size - _BLOCK, 0)
-    return sorted({last * index // (_SAMPLES + 1) for index in range(_SAMPLES + 2)})

@@ -172,7 +172,8 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
 def _drawn(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], list[list[str]]]]:
     """Yield batches with their thumbnails, which threads draw while the next batch is read."""
     before: tuple[list[Entry], list[list[Future[str]]]] | None = None
-    with ThreadPoolExecutor(_threads(), thread_name_prefix="report") as pool:
+    threads = min(os.cpu_count() or 1, _MOST_THREADS)
+    with ThreadPoolExecutor(threads, thread_name_prefix="report") as pool:
 
         def finished(
             batch: list[Entry], futures: list[list[Future[str]]]
@@ -186,10 +187,6 @@ def _drawn(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], list[list[st
             before = (batch, futures)
         if before is not None:
             yield finished(*before)
-
-
-def _threads() -> int:
-    return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
 def _details(entry: Entry, thumbnails: list[str]) -> dict[str, Any]:

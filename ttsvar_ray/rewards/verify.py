@@ -131,7 +131,8 @@ def _verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
     logits = scores / reward.scale
     case.compare("logits", logits, AESTHETIC_SCORES)
     case.compare("tts_var_score", scores, AESTHETIC_SCORES)
-    resized = [_resized(image) for image in reference.images]
+    size = (TTS_VAR_SIZE, TTS_VAR_SIZE)
+    resized = [np.asarray(Image.fromarray(image).resize(size)) for image in reference.images]
     small = _scores(reward, resized, [""])[0]
     case.compare(f"uint8_bhwc_{TTS_VAR_SIZE}_logits", small / reward.scale, AESTHETIC_SCORES)
     together = reward.score(np.stack(resized), [""] * len(resized))
@@ -223,11 +224,6 @@ def _compare_batch(case: Case, reward: Any, reference: _Reference, scores: np.nd
         reward.score_prepared(pixels, reward.encode_text([text] * len(pixels))) for text in reference.prompts
     ]
     case.between("one batch against one by one", together, scores, EXACT)
-
-
-def _resized(image: UInt8Array) -> UInt8Array:
-    size = (TTS_VAR_SIZE, TTS_VAR_SIZE)
-    return np.asarray(Image.fromarray(image).resize(size))
 
 
 def _image_reward_config(place: Path, weights: Mapping[str, Tensor]) -> BlipRewardConfig:

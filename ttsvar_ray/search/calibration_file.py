@@ -86,7 +86,9 @@ class Calibration:
     def reward_at(self, scale: int, share: float) -> float | None:
         """Return the reward that this share of trajectories is below; None at a scale that was not seen."""
         known = self.quantiles.get(str(scale))
-        return None if known is None else round(float(np.interp(share, _shares(known), known)), 6)
+        if known is None:
+            return None
+        return round(float(np.interp(share, np.linspace(0, 1, len(known)), known)), 6)
 
     def policy_within(self, budget: float) -> Policy | None:
         """Return the policy of the highest quality within a budget, in images; None: none is that cheap."""
@@ -109,7 +111,3 @@ class Calibration:
 def quantiles(rewards: np.ndarray) -> list[float]:
     """Return every hundredth quantile of rewards."""
     return [round(float(one), 6) for one in np.quantile(rewards, np.linspace(0, 1, _STEPS))]
-
-
-def _shares(known: Sequence[float]) -> np.ndarray:
-    return np.linspace(0, 1, len(known))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.models.description import ModelChoice, ModelDescription, pixels_per_token
@@ -23,7 +22,7 @@ from ttsvar_ray.models.infinity.resolutions import (
     height_over_width,
     published_resolution,
 )
-from ttsvar_ray.models.registry import FamilyEntry
+from ttsvar_ray.models.registry import FamilyEntry, imported_when_called
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.weight_source import (
     TEXT_ENCODER_FILES,
@@ -163,28 +162,13 @@ def _refit(name: str, values: tuple[float, ...], scales: int) -> tuple[float, ..
     )
 
 
-def _describe(choice: ModelChoice) -> ModelDescription:
-    return describe_preset(PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder)
-
-
-def _load(description: ModelDescription, **how: Any) -> Any:
-    from ttsvar_ray.models.infinity.directory import load_infinity
-
-    return load_infinity(description, **how)
-
-
-def _on_meta(description: ModelDescription, **how: Any) -> Any:
-    from ttsvar_ray.models.infinity.directory import infinity_on_meta
-
-    return infinity_on_meta(description, **how)
-
-
-# What needs torch is imported when it is called.
 ENTRY = FamilyEntry(
-    load=_load,
-    on_meta=_on_meta,
+    load=imported_when_called("ttsvar_ray.models.infinity.directory:load_infinity"),
+    on_meta=imported_when_called("ttsvar_ray.models.infinity.directory:infinity_on_meta"),
     published=PRESETS,
-    describe=_describe,
+    describe=lambda choice: describe_preset(
+        PRESETS[choice.name], path=choice.path, text_encoder=choice.text_encoder
+    ),
     require_weights=require_weights,
     at_size=_at_size,
     licence="mit",

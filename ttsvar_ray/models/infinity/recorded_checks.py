@@ -148,11 +148,6 @@ def _bit_tokens(quantizer: Quantizer, bits: Tensor) -> Tensor:
     return quantizer.map_to_tokens(bits[:, 0].permute(0, 3, 1, 2)).contiguous()
 
 
-def _swap_channels(image: Tensor) -> Tensor:
-    """BGR to RGB."""
-    return image.flip(-1)
-
-
 def _without_time(grid: Tensor) -> Tensor:
     """Drop the time axis that some recorded maps have: [B, d, (1,) H, W]."""
     return grid[:, :, 0] if grid.ndim == 5 else grid
@@ -266,7 +261,7 @@ def _check_image(arch: RecordedArchitecture, model: InfinityModel, state: ScaleS
         image = model.decode_float(state.summed)
         half = "decoded" in case.recorded and case.recorded["decoded"].dtype == torch.float16
         case.compare("decoded", image, IMAGE_FP16 if half else IMAGE)
-        case.compare("image_bgr_u8", to_uint8(image), LEVELS, view=_swap_channels)
+        case.compare("image_bgr_u8", to_uint8(image), LEVELS, view=lambda bgr: bgr.flip(-1))
 
 
 def multinomial_bits(logits: Tensor, *, generator: torch.Generator, top_p: float) -> Tensor:

@@ -19,6 +19,7 @@ reward.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def verify_directory(path: Path, *, device: str = "cpu", dtype: str = "float32")
                 case = Case(
                     name=file.stem.removeprefix("case_"),
                     recorded=read_tensors(file),
-                    kind_of=_kind,
+                    kind_of=functools.partial(_SCALE_OR_LAYER.sub, ""),
                     relative=None if chosen == torch.float32 else NARROW_RELATIVE,
                 )
                 check(architecture, case)
@@ -103,8 +104,3 @@ def _files(path: Path, letter: str) -> Iterator[tuple[Path, _Check]]:
             yield file, check_selections
         else:
             yield file, check_forced
-
-
-def _kind(name: str) -> str:
-    """Return a tensor's name without its scale and layer."""
-    return _SCALE_OR_LAYER.sub("", name)

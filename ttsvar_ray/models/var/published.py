@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ttsvar_ray.models.description import ModelChoice, ModelDescription
-from ttsvar_ray.models.registry import FamilyEntry
+from ttsvar_ray.models.description import ModelDescription
+from ttsvar_ray.models.registry import FamilyEntry, imported_when_called
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
 from ttsvar_ray.models.var.config import FAMILY, PRESETS, VarPreset, VqConfig, linear_guidance
 from ttsvar_ray.models.weight_source import HubRepository, WeightSource, parse_root
@@ -55,28 +53,11 @@ def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelD
     )
 
 
-def _describe(choice: ModelChoice) -> ModelDescription:
-    return describe_var_preset(PRESETS[choice.name], path=choice.path)
-
-
-def _load(description: ModelDescription, **how: Any) -> Any:
-    from ttsvar_ray.models.var.directory import load_var
-
-    return load_var(description, **how)
-
-
-def _on_meta(description: ModelDescription, **how: Any) -> Any:
-    from ttsvar_ray.models.var.directory import var_on_meta
-
-    return var_on_meta(description, **how)
-
-
-# What needs torch is imported when it is called.
 ENTRY = FamilyEntry(
-    load=_load,
-    on_meta=_on_meta,
+    load=imported_when_called("ttsvar_ray.models.var.directory:load_var"),
+    on_meta=imported_when_called("ttsvar_ray.models.var.directory:var_on_meta"),
     published=PRESETS,
-    describe=_describe,
+    describe=lambda choice: describe_var_preset(PRESETS[choice.name], path=choice.path),
     reads_texts=False,
     licence="mit",
 )

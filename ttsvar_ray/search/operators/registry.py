@@ -96,11 +96,8 @@ def own_sources(operators: Iterable[Operator]) -> dict[str, str]:
     Raises:
         ConfigurationError: a class that other processes could not import.
     """
-    own = sorted({_path(one) for one in operators if not is_built_in(one)})
+    classes = {type(one) for one in operators if not is_built_in(one)}
+    own = sorted(f"{each.__module__}:{each.__qualname__}" for each in classes)
     return {
         f"code.operator.{path}": load_own(path, setting="strategy.selections").source_digest for path in own
     }
-
-
-def _path(operator: Operator) -> str:
-    return f"{type(operator).__module__}:{type(operator).__qualname__}"
