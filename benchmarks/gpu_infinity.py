@@ -46,7 +46,7 @@ from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
 from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.kernels.operations import uses_fused
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution

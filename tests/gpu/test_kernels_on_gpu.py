@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ttsvar_ray.kernels.choice import uses_fused
 from ttsvar_ray.kernels.operations import (
     gated_sum,
     group_norm_silu,
@@ -20,6 +19,7 @@ from ttsvar_ray.kernels.operations import (
     modulated_norm,
     residual_sum,
     unit_rotated,
+    uses_fused,
     weighted_norm,
 )
 from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder

@@ -1,4 +1,4 @@
 """Counted costs: FLOPs, bytes and, with a device's rates, seconds.
 
-Only `count`, which runs a model's modules on the meta device, and `probe`, which measures a CPU, need torch.
+Only `count`, which runs a model's modules on the meta device, needs torch, and measuring a CPU.
 """

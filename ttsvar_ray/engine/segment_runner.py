@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -56,45 +56,34 @@ def _state_key(task: ShardTask) -> StateKey:
     return (task.prompt.key, task.attempt)
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class SegmentRunner:
-    """Advances micro-batches; raises what the model, the reward or the extractor raises."""
+    """Advances micro-batches; raises what the model, the reward or the extractor raises.
 
-    def __init__(
-        self,
-        *,
-        model: NextScaleModel,
-        ensemble: RewardEnsemble,
-        extractor: FeatureExtractor | None,
-        map_reward: MapReward | None,
-        store: StateStore,
-        run_seed: int,
-        selector_decode: str,
-        segments: Sequence[Segment],
-        pass_rows: tuple[int, ...] | None = None,
-        reads_likelihood: bool = False,
-        draw_threads: int = 0,
-    ) -> None:
-        """Bind the parts.
+    Attributes:
+        model, ensemble, extractor, map_reward, store, run_seed, selector_decode: see `Engine`.
+        segments: of the plan.
+        pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there are
+            trajectories.
+        reads_likelihood: whether the plan does; the model is a `ScoringModel` then.
+        draw_threads: threads that draw the uniforms of a scale while the one before runs; 0 draws them when
+            they are needed.
+    """
 
-        Args:
-            model, ensemble, extractor, map_reward, store, run_seed, selector_decode: see `Engine`.
-            segments: of the plan.
-            pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there
-                are trajectories.
-            reads_likelihood: whether the plan does; the model is a `ScoringModel` then.
-            draw_threads: threads that draw the uniforms of a scale while the one before runs; 0 draws them
-                when they are needed.
-        """
-        self._model = model
-        self._reads_likelihood = reads_likelihood
-        self._ensemble = ensemble
-        self._extractor = extractor
-        self._map_reward = map_reward
-        self._store = store
-        self._run_seed = run_seed
-        self._selector_decode = selector_decode
-        self._segments = segments
-        self._pass_rows = pass_rows
+    model: NextScaleModel
+    ensemble: RewardEnsemble
+    extractor: FeatureExtractor | None
+    map_reward: MapReward | None
+    store: StateStore
+    run_seed: int
+    selector_decode: str
+    segments: Sequence[Segment]
+    pass_rows: tuple[int, ...] | None = None
+    reads_likelihood: bool = False
+    draw_threads: InitVar[int] = 0
+    _drawing: ThreadPoolExecutor | None = field(init=False)
+
+    def __post_init__(self, draw_threads: int) -> None:
         self._drawing = (
             ThreadPoolExecutor(draw_threads, thread_name_prefix="uniforms") if draw_threads else None
         )
@@ -132,7 +121,7 @@ class SegmentRunner:
             self._replay_missing(segment, rows, counters)
             state = self._gather_parents(segment, everyone)
 
-        members = len(self._ensemble.names)
+        members = len(self.ensemble.names)
         rewards = np.empty((len(rows), len(segment.scored_scales), members), dtype=np.float32)
         log_likelihood = np.zeros(len(rows))
         features: Float32Array | None = None
@@ -154,29 +143,29 @@ class SegmentRunner:
                 continue
             # All rows are decoded, and those that fill up are dropped: shapes stay what they are. What scores
             # images has batches of its own.
-            images = self._model.decode(state, size="full" if final else self._selector_decode)[: len(rows)]
+            images = self.model.decode(state, size="full" if final else self.selector_decode)[: len(rows)]
             if scored and look is None:
-                scores = self._ensemble.score(images, [row.task.prompt.text for row in rows])
+                scores = self.ensemble.score(images, [row.task.prompt.text for row in rows])
                 rewards[:, segment.scored_scales.index(scale_index)] = scores.rewards
                 if final:
                     self._count_cut_texts(rows, scores.cut_texts, counters)
             if embedded:
-                assert self._extractor is not None, "a plan that reads features has an extractor"
-                features = extracted(self._extractor, images)
+                assert self.extractor is not None, "a plan that reads features has an extractor"
+                features = extracted(self.extractor, images)
 
-        scales = self._model.bits(state)[segment.first_scale : segment.last_scale + 1]
+        scales = self.model.bits(state)[segment.first_scale : segment.last_scale + 1]
         packed = pack_rows([np.asarray(scale, dtype=np.uint8) for scale in scales])
         if not segment.is_last:
             state = self._first_rows(state, len(everyone), len(rows))
             for index, row in enumerate(rows):
-                self._store.hold(_state_key(row.task), segment.index, row.slot, HeldRow(state, index))
+                self.store.hold(_state_key(row.task), segment.index, row.slot, HeldRow(state, index))
         outcomes = [
             RowOutcome(
                 rewards=tuple(float(r) for r in rewards[i].flat),
                 features=None if features is None else features[i],
                 bits=packed[i],
                 image=images[i] if segment.is_last and images is not None else None,
-                log_likelihood=float(log_likelihood[i]) if self._reads_likelihood else None,
+                log_likelihood=float(log_likelihood[i]) if self.reads_likelihood else None,
             )
             for i in range(len(rows))
         ]
@@ -189,14 +178,14 @@ class SegmentRunner:
         """
         texts = [row.task.prompt.text for row in rows]
         if look.ahead_to is not None:
-            assert isinstance(self._model, LooksAhead)
-            ahead = self._model.look_ahead(state, look.ahead_to)
-            images = self._model.decode(ahead, size=self._selector_decode)[: len(rows)]
-            return self._ensemble.score(images, texts).rewards
-        assert isinstance(self._model, ShowsMaps)
-        assert self._map_reward is not None, "a plan that reads maps has what scores them"
-        maps = self._model.feature_map(state)[: len(rows)]
-        scores = np.asarray(self._map_reward.score_maps(maps, texts), dtype=np.float32)
+            assert isinstance(self.model, LooksAhead)
+            ahead = self.model.look_ahead(state, look.ahead_to)
+            images = self.model.decode(ahead, size=self.selector_decode)[: len(rows)]
+            return self.ensemble.score(images, texts).rewards
+        assert isinstance(self.model, ShowsMaps)
+        assert self.map_reward is not None, "a plan that reads maps has what scores them"
+        maps = self.model.feature_map(state)[: len(rows)]
+        scores = np.asarray(self.map_reward.score_maps(maps, texts), dtype=np.float32)
         if scores.shape != (len(rows),):
             raise ValueError(
                 f"map reward: expected one score for each of {len(rows)} maps, got shape {scores.shape}"
@@ -213,33 +202,31 @@ class SegmentRunner:
         for row, cut in zip(rows, by_rewards, strict=True):
             if row.slot != 0:
                 continue
-            by_model = isinstance(self._model, CutsTexts) and self._model.cuts_text(
-                row.task.prompt.model_text
-            )
+            by_model = isinstance(self.model, CutsTexts) and self.model.cuts_text(row.task.prompt.model_text)
             found = {"text_truncated": int(by_model), "reward_texts_truncated": int(cut)}
             counted = {name: count for name, count in found.items() if count}
             if counted:
                 counters.setdefault(row.task_index, Counter()).update(counted)
 
     def _is_known(self, task: ShardTask, parent_slot: int) -> bool:
-        held = self._store.find(_state_key(task), task.segment_index - 1, parent_slot)
+        held = self.store.find(_state_key(task), task.segment_index - 1, parent_slot)
         return held is not None or parent_slot in task.parent_bits
 
     def _advanced(self, state: Any, uniforms: Float32Array) -> tuple[Any, Float64Array]:
         """Return the state after one more scale, and how likely it is; zeros where nobody asks."""
-        if self._reads_likelihood:
-            assert isinstance(self._model, ScoringModel)
-            return self._model.advance_scored(state, uniforms)
-        return self._model.advance(state, uniforms), np.zeros(len(uniforms))
+        if self.reads_likelihood:
+            assert isinstance(self.model, ScoringModel)
+            return self.model.advance_scored(state, uniforms)
+        return self.model.advance(state, uniforms), np.zeros(len(uniforms))
 
     def _begin_uniforms(self, rows: Sequence[Row], scale_index: int) -> list[Callable[[], Float32Array]]:
         """Return, for each row, what gives its float32 [bits of the scale] from its own named stream."""
-        height, width = self._model.scale_schedule[scale_index]
-        count = height * width * self._model.bits_per_token
+        height, width = self.model.scale_schedule[scale_index]
+        count = height * width * self.model.bits_per_token
         draws = [
             partial(
                 bit_uniforms,
-                self._run_seed,
+                self.run_seed,
                 row.task.prompt.key,
                 scale_index,
                 row.slot,
@@ -254,11 +241,11 @@ class SegmentRunner:
 
     def _rows_of_pass(self, segment_index: int, rows: int) -> int:
         """Return how many rows a pass of a segment has that is made for so many trajectories."""
-        return rows if self._pass_rows is None else self._pass_rows[segment_index]
+        return rows if self.pass_rows is None else self.pass_rows[segment_index]
 
     def _first_rows(self, state: Any, rows: int, wanted: int) -> Any:
         """Return the first of a state's rows; the state itself where that is all of them."""
-        return state if rows == wanted else self._model.gather(state, range(wanted))
+        return state if rows == wanted else self.model.gather(state, range(wanted))
 
     def _start(self, tasks: Sequence[ShardTask]) -> Any:
         """Return a state before scale 0 with one row per entry of `tasks`, in order.
@@ -271,14 +258,14 @@ class SegmentRunner:
                 runs[-1] = (task, runs[-1][1] + 1)
             else:
                 runs.append((task, 1))
-        return self._stack([self._model.start(self._text(task), [0] * n) for task, n in runs])
+        return self._stack([self.model.start(self._text(task), [0] * n) for task, n in runs])
 
     def _text(self, task: ShardTask) -> Any:
         text = task.prompt.model_text
-        return self._store.text(_state_key(task), lambda: self._model.encode_text([text]))
+        return self.store.text(_state_key(task), lambda: self.model.encode_text([text]))
 
     def _stack(self, states: list[Any]) -> Any:
-        return states[0] if len(states) == 1 else self._model.concatenate(states)
+        return states[0] if len(states) == 1 else self.model.concatenate(states)
 
     def _replay_missing(
         self, segment: Segment, rows: Sequence[Row], counters: dict[int, Counter[str]]
@@ -288,15 +275,15 @@ class SegmentRunner:
         missing: dict[tuple[StateKey, int], Row] = {}
         for row in rows:
             name = (_state_key(row.task), row.parent_slot)
-            if name not in missing and self._store.find(name[0], before, name[1]) is None:
+            if name not in missing and self.store.find(name[0], before, name[1]) is None:
                 missing[name] = row
         if not missing:
             return
         parents = list(missing.values())
         bits = unpack_rows(
             [row.task.parent_bits[row.parent_slot] for row in parents],
-            scale_schedule=self._model.scale_schedule,
-            bits_per_token=self._model.bits_per_token,
+            scale_schedule=self.model.scale_schedule,
+            bits_per_token=self.model.bits_per_token,
         )
         if len(bits) != segment.first_scale:
             raise ValueError(
@@ -306,28 +293,28 @@ class SegmentRunner:
         present = self._rows_of_pass(0, len(parents))
         state = self._start([row.task for row in _filled_up(parents, present)])
         # Each scale with as many rows as it had when it ran first; their number never rises.
-        for earlier in self._segments[: segment.index]:
+        for earlier in self.segments[: segment.index]:
             wanted = self._rows_of_pass(earlier.index, len(parents))
             state = self._first_rows(state, present, wanted)
             present = wanted
             scales = bits[earlier.first_scale : earlier.last_scale + 1]
-            state = self._model.replay(state, [np.stack(_filled_up(scale, wanted)) for scale in scales])
+            state = self.model.replay(state, [np.stack(_filled_up(scale, wanted)) for scale in scales])
         state = self._first_rows(state, present, len(parents))
         for index, row in enumerate(parents):
-            self._store.hold(_state_key(row.task), before, row.parent_slot, HeldRow(state, index))
+            self.store.hold(_state_key(row.task), before, row.parent_slot, HeldRow(state, index))
             counters.setdefault(row.task_index, Counter())["parents_replayed"] += 1
 
     def _gather_parents(self, segment: Segment, rows: Sequence[Row]) -> Any:
         """Return a state whose rows are the rows' parents, in order."""
         pieces: list[tuple[Any, list[int]]] = []
         for row in rows:
-            held = self._store.find(_state_key(row.task), segment.index - 1, row.parent_slot)
+            held = self.store.find(_state_key(row.task), segment.index - 1, row.parent_slot)
             assert held is not None, f"parent {row.parent_slot} of {row.task.prompt.key} is not held"
             if pieces and pieces[-1][0] is held.state:
                 pieces[-1][1].append(held.row)
             else:
                 pieces.append((held.state, [held.row]))
-        return self._stack([self._model.gather(state, picked) for state, picked in pieces])
+        return self._stack([self.model.gather(state, picked) for state, picked in pieces])
 
 
 _T = TypeVar("_T")

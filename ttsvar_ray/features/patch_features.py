@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ttsvar_ray.features.backbones import PatchBackbone, load_backbone
 from ttsvar_ray.search.principal_component import ComponentSign, first_component
-from ttsvar_ray.types import Float32Array, Precision, Preprocessing, UInt8Array
+from ttsvar_ray.types import Float32Array, UInt8Array
 
 SQUARINGS = 20
 """Of the Gram matrix: eigenvectors other than the first are left with (ratio of eigenvalues) ^ 2^20."""
@@ -112,29 +113,22 @@ def mean_over_patches(patches: Float32Array) -> Float32Array:
     return pooled
 
 
-def load_pca(
-    path: Path, *, pca_sign: str, device: str, preprocessing: Preprocessing, precision: Precision
-) -> PatchFeatures:
+def load_pca(path: Path, *, pca_sign: str, **how: Any) -> PatchFeatures:
     """Load `pca`; see `load_backbone`."""
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
-    return principal_component_features(backbone, ComponentSign(pca_sign))
+    return principal_component_features(load_backbone(path, **how), ComponentSign(pca_sign))
 
 
-def load_pca_all(
-    path: Path, *, device: str, preprocessing: Preprocessing, precision: Precision
-) -> PatchFeatures:
+def load_pca_all(path: Path, **how: Any) -> PatchFeatures:
     """Load `pca_all`: [n, num_patches, width], every patch as it is; see `load_backbone`.
 
     The one principal direction of a whole population is known only when all of it has been seen, so the
     selection reduces these features (`search.principal_component.first_component_of_all`).
     """
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
+    backbone = load_backbone(path, **how)
     return PatchFeatures(f"pca_all({backbone.name})", backbone, lambda patches: patches)
 
 
-def load_pool(
-    path: Path, *, device: str, preprocessing: Preprocessing, precision: Precision
-) -> PatchFeatures:
+def load_pool(path: Path, **how: Any) -> PatchFeatures:
     """Load `pool`: [n, width], the mean over patches; see `load_backbone`."""
-    backbone = load_backbone(path, device=device, preprocessing=preprocessing, precision=precision)
+    backbone = load_backbone(path, **how)
     return PatchFeatures(f"pool({backbone.name})", backbone, mean_over_patches)

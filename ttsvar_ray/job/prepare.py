@@ -348,7 +348,7 @@ def _device(config: JobConfig) -> Device:
     cluster = config.cluster
     device = devices_here(config)
     if device.profile == "cpu":
-        from ttsvar_ray.costs.probe import measured_cpu
+        from ttsvar_ray.costs.profile import measured_cpu
 
         rates = measured_cpu(load_profile("cpu"), threads=config.engine.threads)
         device = dataclasses.replace(device, rates=rates)

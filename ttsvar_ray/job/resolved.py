@@ -350,7 +350,7 @@ def check_execution(config: JobConfig, device: str) -> None:
     if not asks_for_gpu(config):
         return
     # torch, which few settings need before a model is loaded.
-    from ttsvar_ray.kernels.choice import uses_fused
+    from ttsvar_ray.kernels.operations import uses_fused
     from ttsvar_ray.models.recorded_steps import cuda_recorder
 
     problems: list[str] = []

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.kernels.operations import uses_fused
 from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.recorded_steps import RecordedSteps, Recorder, cuda_recorder
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from ttsvar_ray.config.load import load_config
-from ttsvar_ray.costs.probe import measured_cpu
-from ttsvar_ray.costs.profile import DeviceProfile, load_profile
+from ttsvar_ray.costs.profile import DeviceProfile, load_profile, measured_cpu
 from ttsvar_ray.job.preflight import TimeFact
 from ttsvar_ray.job.prepare import prepared
 
@@ -55,7 +54,8 @@ def test_the_time_of_a_job_is_by_the_rates_of_this_processor(
     def seconds(slower: float) -> float:
         rates = {name: getattr(file, name) / slower for name in MEASURED}
         monkeypatch.setattr(
-            "ttsvar_ray.costs.probe.measured_cpu", lambda profile, threads: dataclasses.replace(file, **rates)
+            "ttsvar_ray.costs.profile.measured_cpu",
+            lambda profile, threads: dataclasses.replace(file, **rates),
         )
         facts: list[Any] = []
         with prepared(config, tell=facts.append):

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from tests.support.tiny_infinity import tiny_model
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.kernels import choice
-from ttsvar_ray.kernels.choice import uses_fused
+from ttsvar_ray.kernels import operations
 from ttsvar_ray.kernels.operations import (
     gated_sum,
     group_norm_silu,
@@ -29,6 +28,7 @@ from ttsvar_ray.kernels.operations import (
     modulated_norm,
     residual_sum,
     unit_rotated,
+    uses_fused,
     weighted_norm,
 )
 from ttsvar_ray.models.autoencoder import ConvolutionConfig, Decoder, upsampling_weight
@@ -303,9 +303,9 @@ def test_a_model_is_told_how_to_compute() -> None:
 def test_auto_takes_the_plain_way_and_says_why_where_a_trial_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(operations.importlib.util, "find_spec", lambda name: object())
     for problem in ("a trial of the fused ones was off by 2", None):
-        monkeypatch.setattr(choice, "trial", lambda device, problem=problem: problem)
+        monkeypatch.setattr(operations, "trial", lambda device, problem=problem: problem)
         assert uses_fused("auto", "cuda") == (problem is None)
     assert [record.getMessage() for record in caplog.records] == [
         "engine.kernels: auto takes the plain kernels: a trial of the fused ones was off by 2"
@@ -331,14 +331,14 @@ def test_a_trial_notices_what_raises_and_what_is_wrong(monkeypatch: pytest.Monke
     )
     for stand_in, said in ((broken, "raised RuntimeError: no such instruction"), (wrong, "was off by 1")):
         for name in names:
-            monkeypatch.setattr(choice, name, stand_in)
-        monkeypatch.setattr(choice, "unit_rotated", lambda *_, fused: (torch.ones(1),) * 3)
-        assert said in str(choice.trial.__wrapped__("cpu"))
+            monkeypatch.setattr(operations, name, stand_in)
+        monkeypatch.setattr(operations, "unit_rotated", lambda *_, fused: (torch.ones(1),) * 3)
+        assert said in str(operations.trial.__wrapped__("cpu"))
 
 
 @interpreted
 def test_a_trial_of_the_real_ones_agrees() -> None:
-    assert choice.trial("cpu") is None
+    assert operations.trial("cpu") is None
 
 
 def test_the_plain_way_is_taken_where_there_is_no_other() -> None:
