@@ -67,7 +67,7 @@ def compare(
         if dry_run:
             absent: list[str] = []
             with noting(absent):
-                evaluators_of(variants[0].job, asked.evaluators, device="cpu")
+                _evaluators_of(variants[0].job, asked.evaluators, device="cpu")
             told = [f"\nnot here: {problem}" for problem in absent]
             typer.echo("\n".join([*_plans(asked, variants, costs), *told]))
             return
@@ -102,7 +102,7 @@ def _require_all(sweep: Sweep, variants: tuple[Variant, ...], device: str) -> No
 
     _, problems = _of_each(variants, look)
     with noting(problems):
-        evaluators_of(variants[0].job, sweep.evaluators, device=device)
+        _evaluators_of(variants[0].job, sweep.evaluators, device=device)
     if problems:
         raise ConfigurationError(problems)
 
@@ -185,7 +185,7 @@ def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float])
     return lines
 
 
-def evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[str, ScorerSpec]:
+def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[str, ScorerSpec]:
     """Return what judges the images of a job, by the name of its column.
 
     Args:
@@ -262,7 +262,7 @@ def _outcomes(
     for repetition, config in enumerate(variant.jobs):
         layout, manifest = read_run(config.output.path)
         prompts = manifest.prompt_count
-        specs = evaluators_of(config, sweep.evaluators, device=device)
+        specs = _evaluators_of(config, sweep.evaluators, device=device)
         names = list(specs)
         run_scorers(layout, list(specs.values()), workers=workers, address=address)
         generating = json.loads((layout.root / "seconds.json").read_text())["generating"]

@@ -248,7 +248,7 @@ for _name in _ASKING:
 
 
 @_command("t2i-compbench-clip")
-def compbench_clip(
+def _compbench_clip(
     source: _Source,
     questions: _Questions,
     clip: Annotated[Path, typer.Option("--clip", help="Folder of CLIP ViT-B/32.", metavar="DIR")],
@@ -269,7 +269,7 @@ def compbench_clip(
 
 
 @_command("t2i-compbench-objects")
-def compbench_objects(
+def _compbench_objects(
     source: _Source, questions: _Questions, detector: _Detector, *, shared: _Shared
 ) -> list[str]:
     """T2I-CompBench's spatial relations and counts by GenEval's detector: not comparable with UniDet.

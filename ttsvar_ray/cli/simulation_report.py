@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.simulation.result import SimulationResult
 
 
-def between_start_and_tail(result: SimulationResult) -> str:
+def _between_start_and_tail(result: SimulationResult) -> str:
     """Return how much of the GPU time computes while all workers are there and prompts are left to lease."""
     return _unless_short("{:.2%} between start and tail", result.steady_utilisation)
 
@@ -42,7 +42,7 @@ def result_lines(result: SimulationResult) -> list[str]:
     )
     use = (
         f"utilisation: {result.utilisation:.2%} of all GPU time computes, {result.goodput_utilisation:.2%} "
-        f"to some use; {between_start_and_tail(result)}"
+        f"to some use; {_between_start_and_tail(result)}"
     )
     lines = [head, speed, use, "", "GPU time"]
     shares = [
@@ -168,7 +168,7 @@ def draw(result: SimulationResult, path: Path) -> None:
     over_time.set(xlim=(0, edges[-1]), ylim=(0, 100), xlabel=unit_name, ylabel="% of GPU time")
     over_time.set_title(
         f"{result.prompts:,} prompts on {settings.gpus:,} GPUs ({result.strategy}): "
-        f"{result.utilisation:.1%} computes, {between_start_and_tail(result)}"
+        f"{result.utilisation:.1%} computes, {_between_start_and_tail(result)}"
     )
     over_time.legend(loc="lower center", ncols=3, fontsize="small")
     idle = {reason: value for reason, value in result.seconds.items() if reason != "useful"}

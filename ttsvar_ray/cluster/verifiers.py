@@ -1,6 +1,6 @@
 """A reward in actors of its own beside the workers: replicas, and what asks them from inside a worker.
 
-    engine --images, texts--> PooledRewards --pieces of a few images--> Replica.score, whichever is free
+    engine --images, texts--> PooledRewards --pieces of a few images--> _Replica.score, whichever is free
                                     ^------------- float32 scores ------------'
 
 Invariants: an image's score depends neither on the replica that gave it nor on what else that was asked, so
@@ -41,7 +41,7 @@ MOST_IMAGES = 8
 """Of one piece: 25 MB at 1024 x 1024."""
 
 
-class Replica:
+class _Replica:
     """Holds the rewards of a job; see the module docstring."""
 
     def __init__(self, build: Callable[[], RewardEnsemble]) -> None:
@@ -167,7 +167,7 @@ class VerifierPool:
         self._names = [f"{actor_prefix}verifier-{number}" for number in range(layout.count)]
         self._around, self._seconds = parts.build_engine_around, settings.timeout_s
         # Endless restarts: what never answers ends by the time-out of who asks.
-        make: Any = ray.remote(num_cpus=layout.cpus, num_gpus=layout.gpus, max_restarts=-1)(Replica)
+        make: Any = ray.remote(num_cpus=layout.cpus, num_gpus=layout.gpus, max_restarts=-1)(_Replica)
         self._actors = [
             make.options(name=name, max_task_retries=-1).remote(parts.build_rewards) for name in self._names
         ]

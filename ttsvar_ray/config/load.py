@@ -62,7 +62,7 @@ def _construct_unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) 
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_unique_mapping)
 
 
-def read_yaml(text: str) -> Any:
+def _read_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
@@ -118,9 +118,9 @@ def read_job_file(path: Path, kind: str = "job file") -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        settings = read_yaml(text)
+        settings = _read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not valid YAML{yaml_place(error)}") from None
+        raise ConfigurationError(f"{path}: not valid YAML{_yaml_place(error)}") from None
     if settings is None:
         return {}
     if not isinstance(settings, dict):
@@ -131,7 +131,7 @@ def read_job_file(path: Path, kind: str = "job file") -> dict[str, Any]:
     return settings
 
 
-def yaml_place(error: yaml.YAMLError) -> str:
+def _yaml_place(error: yaml.YAMLError) -> str:
     """Return where a text is no YAML, and why, to follow "not valid YAML"."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -203,10 +203,10 @@ def _apply_override(settings: dict[str, Any], override: str, problems: list[str]
         problems.append(f"--set {override}: expected section.key=value, for example strategy.n=2")
         return
     try:
-        value = read_yaml(text)
+        value = _read_yaml(text)
     except yaml.YAMLError as error:
         quoted = f"if it is a text, quote it for YAML, too: --set '{name}=\"{text}\"'"
-        problems.append(f"--set {override}: the value is not valid YAML{yaml_place(error)}; {quoted}")
+        problems.append(f"--set {override}: the value is not valid YAML{_yaml_place(error)}; {quoted}")
         return
     section = settings
     for key in keys[:-1]:

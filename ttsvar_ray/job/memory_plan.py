@@ -38,25 +38,25 @@ def trajectory_bytes(
     if not str(device).startswith("cuda"):
         return available_bytes(device, memory_gb=memory_gb)
     networks = in_worker(job_networks(config, description, plan, on_gpu=True), config)
-    workspace = workspace_bytes(networks) + networks.recorded_bytes
+    workspace = _workspace_bytes(networks) + networks.recorded_bytes
     return available_bytes(device, memory_gb=memory_gb, workspace=workspace)
 
 
-def workspace_bytes(networks: JobNetworks) -> int:
+def _workspace_bytes(networks: JobNetworks) -> int:
     """Return the most bytes that looking at images or encoding a text takes, whichever is larger.
 
     It does not grow with the micro-batch: these networks run in batches of a fixed size, texts one by one.
     Decoding is counted with the segments, see `job.workload.running_bytes`.
     """
-    return max(image_network_bytes(networks), text_bytes(networks))
+    return max(_image_network_bytes(networks), _text_bytes(networks))
 
 
-def image_network_bytes(networks: JobNetworks) -> int:
+def _image_network_bytes(networks: JobNetworks) -> int:
     """Return about the most bytes alive while a full batch of images is scored, or turned into features."""
     return BATCH_ROWS * max(networks.reward.activation_bytes, networks.extractor.activation_bytes)
 
 
-def text_bytes(networks: JobNetworks) -> int:
+def _text_bytes(networks: JobNetworks) -> int:
     """Return the most bytes that the text side takes while one prompt is encoded, what stays included."""
     return networks.model.text.running_bytes + networks.text_encoder.activation_bytes(FLOAT32_BYTES)
 
@@ -71,7 +71,7 @@ def available_bytes(
     Args:
         device: of the worker.
         memory_gb: the setting `engine.memory_gb`; None is what a GPU has left, and no limit on a CPU.
-        workspace: bytes to leave for what is no trajectory's, see `workspace_bytes`.
+        workspace: bytes to leave for what is no trajectory's, see `_workspace_bytes`.
     """
     import torch
 
@@ -194,7 +194,7 @@ def memory_plan(
     """
     plan = plan.widest
     model, text = networks.model, networks.model.text.held_bytes
-    stages = [Stage("text", text_bytes(networks), text_bytes(networks), text)]
+    stages = [Stage("text", _text_bytes(networks), _text_bytes(networks), text)]
     parents = text
     for segment in plan.segments:
         held = held_bytes(model, segment)
@@ -218,11 +218,11 @@ def memory_plan(
     if selector_decode == "selector":
         widest = max(segment.population for segment in plan.segments)
         stages.append(_passing("decode for selectors", model.decodes["selector"].bytes_of(widest)))
-    stages.append(_passing("reward and features", image_network_bytes(networks)))
+    stages.append(_passing("reward and features", _image_network_bytes(networks)))
     return MemoryPlan(
         weights=networks.weight_bytes,
         stages=tuple(stages),
-        workspace=workspace_bytes(networks),
+        workspace=_workspace_bytes(networks),
         recorded=networks.recorded_bytes,
     )
 

@@ -311,7 +311,7 @@ def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None
         with noting(problems):
             _require_gpus(verifiers.replicas * verifiers.gpus_per_replica)
     device = "cpu" if config.cluster.gpus_per_worker == 0 else config.model.device
-    if here and (device.startswith("cuda") or (device == "auto" and asks_for_gpu(config))):
+    if here and (device.startswith("cuda") or (device == "auto" and _asks_for_gpu(config))):
         with noting(problems):
             check_execution(config, resolve_device(device).type)
     elif device == "cpu":
@@ -332,7 +332,7 @@ def _require_gpus(count: float) -> None:
         )
 
 
-def asks_for_gpu(config: JobConfig) -> bool:
+def _asks_for_gpu(config: JobConfig) -> bool:
     """Whether a job's engine settings are for GPUs only."""
     return config.engine.cuda_graphs == "always" or config.engine.kernels == "fused"
 
@@ -347,7 +347,7 @@ def check_execution(config: JobConfig, device: str) -> None:
     Raises:
         ConfigurationError: with all of them.
     """
-    if not asks_for_gpu(config):
+    if not _asks_for_gpu(config):
         return
     # torch, which few settings need before a model is loaded.
     from ttsvar_ray.kernels.operations import uses_fused

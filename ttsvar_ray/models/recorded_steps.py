@@ -71,7 +71,7 @@ class Recorder(Protocol):
         ...
 
 
-class CudaRecorder:
+class _CudaRecorder:
     """Records CUDA graphs; they share the memory of their intermediate results, since one runs at a time."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class CudaRecorder:
         return play
 
 
-def cuda_recorder(setting: str, device: str) -> CudaRecorder | None:
+def cuda_recorder(setting: str, device: str) -> _CudaRecorder | None:
     """Return what records passes on a device; None where none are recorded.
 
     Args:
@@ -113,7 +113,7 @@ def cuda_recorder(setting: str, device: str) -> CudaRecorder | None:
         raise ConfigurationError(
             f"engine.cuda_graphs: 'always' needs a CUDA device, but the model is on {device!r}; use 'auto'"
         )
-    return CudaRecorder() if device == "cuda" and setting != "never" else None
+    return _CudaRecorder() if device == "cuda" and setting != "never" else None
 
 
 class PlainRecorder:

@@ -84,7 +84,7 @@ class MapPatches(nn.Module):
         return patches
 
 
-class BlipMapReward:
+class _BlipMapReward:
     """A `MapReward` of a BLIP reward, whose weights it shares.
 
     Args:
@@ -139,4 +139,4 @@ def own_map_reward(reward: Reward, folder: Path | None) -> MapReward:
             f"reward.on_map: expected the import path of a map reward of yours, because reward "
             f"{reward.name!r} has none of its own; name one, or remove strategy.map_scales"
         )
-    return BlipMapReward(reward, load_map_patches(folder / MAP_PATCHES_FILE))
+    return _BlipMapReward(reward, load_map_patches(folder / MAP_PATCHES_FILE))

@@ -197,7 +197,7 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
             index = following.round_index
             rounds.append(run_round(plan, run_segment, index, run_seed=run_seed, prompt_key=prompt_key))
         elif isinstance(following, Finish):
-            rounds.append(finish_round(plan, run_segment, rounds[following.end.round_index]))
+            rounds.append(_finish_round(plan, run_segment, rounds[following.end.round_index]))
         else:
             return Found(rounds=tuple(rounds), ranking=_ranking(plan, rounds), reason=following.reason)
 
@@ -234,7 +234,7 @@ def run_round(
     return Round(segments=ran, pasts=tuple(pasts), choices=tuple(choices), end=end)
 
 
-def finish_round(plan: Plan, run_segment: RunSegment, abandoned: Round) -> Round:
+def _finish_round(plan: Plan, run_segment: RunSegment, abandoned: Round) -> Round:
     """Run the best trajectory of an abandoned round to its end, alone: nothing is left to select."""
     round_index, plan = abandoned.end.round_index, plan.alone
     past, ancestor_index = abandoned.past, np.array([abandoned.end.slot])

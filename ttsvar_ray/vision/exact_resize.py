@@ -80,14 +80,14 @@ def _resize_width(levels: Tensor, width: int, resample: str) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _weights_on(device: torch.device, old: int, new: int, resample: str) -> Tensor:
     """Return float64 [old, new] on a device."""
-    return torch.from_numpy(filter_weights(old, new, resample).T.copy()).to(device)
+    return torch.from_numpy(_filter_weights(old, new, resample).T.copy()).to(device)
 
 
 def _to_levels(sums: Tensor) -> Tensor:
     return ((sums + _ONE / 2) / _ONE).floor_().clamp_(0, 255).to(torch.uint8)
 
 
-def filter_weights(old: int, new: int, resample: str) -> Float64Array:
+def _filter_weights(old: int, new: int, resample: str) -> Float64Array:
     """Return float64 [new, old]: the whole numbers by which old pixels count in new ones.
 
     Args:

@@ -59,7 +59,7 @@ def doctor(
             flags = {"model.name": model}
             chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
         console, findings = Console(), []
-        for finding in examine(chosen, weights, scores=scores):
+        for finding in _examine(chosen, weights, scores=scores):
             findings.append(finding)
             if not as_json:
                 show(finding, console)
@@ -74,7 +74,7 @@ def doctor(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) -> Iterator[Finding]:
+def _examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) -> Iterator[Finding]:
     """Yield everything that is found, each as soon as it is.
 
     Args:
