@@ -45,10 +45,3 @@ def bit_uniforms(
     """Return float32 [count] uniforms in [0, 1) that decide the bits of one trajectory at one scale."""
     generator = stream(run_seed, prompt_key, scale_index, slot, "bits", round_index)
     return generator.random(count, dtype=np.float32)
-
-
-def selection_stream(
-    run_seed: int, prompt_key: str, scale_index: int, operator: str, round_index: int = 0
-) -> np.random.Generator:
-    """Return the stream of one selection: the operator's name is its purpose."""
-    return stream(run_seed, prompt_key, scale_index, POPULATION_SLOT, operator, round_index)

@@ -115,12 +115,13 @@ MODEL = """
 import sys
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.job.build import build_engine
-from ttsvar_ray.job.resolved import resolve
-from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights
+from ttsvar_ray.job.resolved import model_choice, resolve
+from ttsvar_ray.job.weights import fingerprints, pin_weights
+from ttsvar_ray.models.registry import fetch_model
 config = load_config(None, ["model.name=hf:someone/small@main", "model.device=cpu"], needs_files=False)
 pinned = pin_weights(resolve(config))
 print(pinned.config.model.name, *sorted(set(fingerprints(pinned).values())))
-fetch_weights(pinned)
+fetch_model(model_choice(pinned.config))
 print(build_engine(pinned).model_name)
 """
 

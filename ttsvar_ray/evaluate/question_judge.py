@@ -28,6 +28,7 @@ from ttsvar_ray.models.weight_source import fingerprint_path
 from ttsvar_ray.rewards.vision_language import VisionLanguage
 from ttsvar_ray.types import UInt8Array
 from ttsvar_ray.vision.batches import settle
+from ttsvar_ray.vision.checkpoints import from_folder
 from ttsvar_ray.vision.pixels import Fit, PixelRecipe
 
 FIRST_ID = 30523
@@ -47,16 +48,10 @@ class BlipVqa:
 
     def __init__(self, path: Path, *, device: str = "cpu", dtype: str = "float32") -> None:
         try:
-            network = BlipForQuestionAnswering.from_pretrained(
-                path,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, dtype),
+            network = from_folder(
+                BlipForQuestionAnswering, path, use_safetensors=True, dtype=getattr(torch, dtype)
             )
-            self._tokenizer = BertTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+            self._tokenizer = from_folder(BertTokenizer, path)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: expected a BLIP that answers questions ({brief(error)})"

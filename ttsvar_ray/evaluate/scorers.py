@@ -231,13 +231,11 @@ class _SafetyScorer:
     def __init__(self, path: Path, *, table: str, label: str, device: str) -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+        from ttsvar_ray.vision.checkpoints import from_folder
+
         try:
-            self._processor = AutoImageProcessor.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-            model = AutoModelForImageClassification.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
+            self._processor = from_folder(AutoImageProcessor, path)
+            model = from_folder(AutoModelForImageClassification, path, use_safetensors=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: expected an image classifier of transformers ({str(error).splitlines()[0]})"

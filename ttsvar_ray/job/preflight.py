@@ -150,17 +150,6 @@ class Device:
         return rates if self.memory_bytes is None else replace(rates, memory_bytes=self.memory_bytes)
 
 
-def job_fact(config: JobConfig) -> JobFact:
-    """Return which job the settings describe."""
-    return JobFact(
-        model=config.model.name,
-        strategy=config.strategy.name,
-        n=config.strategy.n,
-        seed=config.seed,
-        output=config.output.path,
-    )
-
-
 def expected_image_bytes(config: JobConfig, description: ModelDescription) -> int:
     """Return about how large one image file is, its bits included where they are kept."""
     pixels = description.image_height * description.image_width

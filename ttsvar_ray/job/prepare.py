@@ -29,6 +29,7 @@ from ttsvar_ray.errors import ConfigurationError, OutputError
 from ttsvar_ray.job.preflight import (
     Device,
     Fact,
+    JobFact,
     OutputFact,
     PlanFact,
     PromptsFact,
@@ -39,7 +40,6 @@ from ttsvar_ray.job.preflight import (
     devices_here,
     free_bytes,
     images_kept,
-    job_fact,
     time_fact,
     with_trace,
 )
@@ -175,7 +175,8 @@ def prepared(
         OutputError: an output folder that cannot be continued, or that has no room.
         StorageError: a path or URI that cannot be opened, a storage that fails.
     """
-    tell(job_fact(config))
+    strategy, to = config.strategy, config.output.path
+    tell(JobFact(model=config.model.name, strategy=strategy.name, n=strategy.n, seed=config.seed, output=to))
     is_local = uses_this_machine(config, submitted=submitted) and not connected
     here = is_local or bool(config.cluster.in_process)
     named = named_source(config)

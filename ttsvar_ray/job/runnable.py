@@ -16,10 +16,11 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import check_memory, expected_image_bytes, images_kept, trace_bytes
-from ttsvar_ray.job.resolved import ResolvedJob, plan_note, resolve
+from ttsvar_ray.job.resolved import ResolvedJob, model_choice, plan_note, resolve
 from ttsvar_ray.job.sizing import sized
-from ttsvar_ray.job.weights import fetch_weights, fingerprints, pin_weights, with_absolute_inputs
+from ttsvar_ray.job.weights import fingerprints, pin_weights, with_absolute_inputs
 from ttsvar_ray.job.workload import expected_workload
+from ttsvar_ray.models.registry import fetch_model
 from ttsvar_ray.search.plan import Plan
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def job_parts(job: ResolvedJob) -> JobParts:
         rows=lambda device: rows_of(sized(job, device).config, job.plan),
         expect=lambda device: expected_workload(sized(job, device), device),
         fingerprints=partial(fingerprints, pinned),
-        fetch=partial(fetch_weights, pinned),
+        # Workers fetch for themselves too; here first, progress is shown to who started the job, and once.
+        fetch=partial(fetch_model, model_choice(pinned.config)),
         check_memory=partial(check_memory, job),
         image_bytes=expected_image_bytes(job.config, job.description) + _trace_share(job),
         note=plan_note(job),

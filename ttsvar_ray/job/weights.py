@@ -11,7 +11,7 @@ from typing import Any
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.values import Shard
 from ttsvar_ray.job.resolved import ResolvedJob, model_choice
-from ttsvar_ray.models.registry import BUILT_IN, describe_model, fetch_model, pin_model, published_names
+from ttsvar_ray.models.registry import BUILT_IN, describe_model, pin_model, published_names
 from ttsvar_ray.models.weight_source import HubRepository, fingerprint_path, is_hub_reference
 from ttsvar_ray.prompts.rewrite import own_rewriter
 from ttsvar_ray.storage.uris import is_uri, split_query
@@ -75,18 +75,6 @@ def pin_weights(job: ResolvedJob) -> ResolvedJob:
     names = {"name": pinned.name, "path": pinned.path, "text_encoder": pinned.text_encoder}
     config = job.config.model_copy(update={"model": job.config.model.model_copy(update=names)})
     return dataclasses.replace(job, config=config, description=describe_model(pinned))
-
-
-def fetch_weights(job: ResolvedJob) -> None:
-    """Bring the model's weights to this machine where they are in a repository of the hub.
-
-    Workers fetch for themselves too, where they do not share a cache with this machine. Doing it here first
-    shows progress to who started the job, once, and finds what is missing before workers wait for it.
-
-    Raises:
-        CheckpointError: the hub cannot be reached, or a file is missing.
-    """
-    fetch_model(model_choice(job.config))
 
 
 def fingerprints(job: ResolvedJob) -> dict[str, str]:

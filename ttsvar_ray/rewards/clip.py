@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, read_published, rename_keys
+from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, from_folder, read_published, rename_keys
 
 CONTEXT_LENGTH = 77
 START_ID = 49406
@@ -75,7 +75,7 @@ def load_tokenizer(folder: Path, cleaning: TextCleaning) -> _ClipTokenizer:
         )
     if cleaning is TextCleaning.CLIP:
         _mend("")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = from_folder(CLIPTokenizer, folder)
     found = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     if found != (START_ID, END_ID):
         raise CheckpointError(

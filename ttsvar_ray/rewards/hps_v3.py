@@ -29,7 +29,7 @@ from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.vision_language import ImageReader, reading_family, without_marks
 from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 from ttsvar_ray.vision.batches import settle
-from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, load_strict, rename_keys
+from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, from_folder, load_strict, rename_keys
 
 INSTRUCTION_FILE = "instruction.txt"
 PIXELS = 256 * 28 * 28
@@ -76,7 +76,7 @@ class HpsV3(ImageReader):
         super().__init__(folder, device)
         self._tokenizer.add_tokens([AddedToken(_MARK, special=True, normalized=False)])
         with reading_family(folder):
-            config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config: Any = from_folder(AutoConfig, folder)
         if not isinstance(config, self.config_class):
             raise CheckpointError(
                 f"{folder}: expected {self.family}'s config.json, found {config.model_type}'s"

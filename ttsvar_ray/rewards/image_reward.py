@@ -31,7 +31,7 @@ from ttsvar_ray.rewards.network_reward import NetworkReward
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
 from ttsvar_ray.vision.batches import rows_without_tail, settle
-from ttsvar_ray.vision.checkpoints import load_strict, read_published, rename_keys
+from ttsvar_ray.vision.checkpoints import from_folder, load_strict, read_published, rename_keys
 from ttsvar_ray.vision.pixels import PixelRecipe
 
 WEIGHTS_FILE = "model.safetensors"
@@ -188,9 +188,7 @@ def load_tokenizer(folder: Path) -> BertTokenizer:
         CheckpointError: neither file is there.
     """
     if (folder / "tokenizer.json").is_file():
-        tokenizer: BertTokenizer = BertTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: BertTokenizer = from_folder(BertTokenizer, folder)
         return tokenizer
     if (folder / "vocab.txt").is_file():
         words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()

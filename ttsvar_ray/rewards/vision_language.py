@@ -59,13 +59,11 @@ class ImageReader(PlainReward):
             raise ConfigurationError("reward.path: a vision-language model needs the folder of its files")
         from transformers import AutoImageProcessor, AutoTokenizer
 
+        from ttsvar_ray.vision.checkpoints import from_folder
+
         with reading_family(path):
-            self._pixels = AutoImageProcessor.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+            self._pixels = from_folder(AutoImageProcessor, path)
+            self._tokenizer = from_folder(AutoTokenizer, path)
         self._path, self._device = path, device
         if not hasattr(self._pixels, "merge_size") or self._id(_IMAGE) is None:
             raise CheckpointError(f"{path}: expected a model of the Qwen-VL family, found another")
@@ -146,13 +144,11 @@ class VisionLanguage(ImageReader):
         import torch
         from transformers import AutoModelForImageTextToText
 
+        from ttsvar_ray.vision.checkpoints import from_folder
+
         with reading_family(self._path):
-            model = AutoModelForImageTextToText.from_pretrained(
-                self._path,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
+            model = from_folder(
+                AutoModelForImageTextToText, self._path, dtype=getattr(torch, dtype), use_safetensors=True
             )
         self._model, self._question = model.to(device).eval(), question
         self._tokens: dict[str, list[int]] = {}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ttsvar_ray.errors import RewardError, SelectionError, TtsVarError, brief
 from ttsvar_ray.results import SelectionRecord
-from ttsvar_ray.rng import selection_stream
+from ttsvar_ray.rng import POPULATION_SLOT, stream
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Signal
 from ttsvar_ray.search.plan import Plan, Selection
 from ttsvar_ray.search.principal_component import first_component_of_all
@@ -67,7 +67,7 @@ def select(
         if Signal.LIKELIHOOD in operator.reads
         else None,
     )
-    rng = selection_stream(run_seed, prompt_key, scale_index, operator.name, round_index)
+    rng = stream(run_seed, prompt_key, scale_index, POPULATION_SLOT, operator.name, round_index)
     try:
         return _checked(operator.select(evidence, selection.survivors, rng), selection, population)
     except TtsVarError:

@@ -164,6 +164,11 @@ def _listed(names: Sequence[str]) -> str:
     return shown if len(names) <= LISTED else f"{shown}, ... and {len(names) - LISTED} more"
 
 
+def from_folder(kind: Any, folder: Path, **more: Any) -> Any:
+    """Return what transformers makes of a folder: never of a hub, and none of the code in it is run."""
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **more)
+
+
 def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored: str = "") -> Any:
     """Load a directory that transformers saved, in float32 on the CPU; never from a hub.
 
@@ -181,10 +186,9 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
             f"{folder}: expected config.json and weights as transformers saves them; found {found}"
         )
     try:
-        model, report = model_class.from_pretrained(
+        model, report = from_folder(
+            model_class,
             folder,
-            local_files_only=True,
-            trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
             # Reported below, with everything else that is wrong.

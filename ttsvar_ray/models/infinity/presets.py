@@ -6,10 +6,9 @@ Source: Infinity (arXiv 2412.04431) and its released scripts, notebooks and mode
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, nearest
 from ttsvar_ray.models.infinity.config import TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.quantizer import Quantizer
 from ttsvar_ray.models.infinity.resolutions import Resolution, published_resolution
@@ -232,7 +231,6 @@ def find_preset(name: str) -> InfinityPreset:
         ConfigurationError: no such name.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigurationError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}{hint}")
+        known = ", ".join(PRESETS)
+        raise ConfigurationError(f"preset: expected one of {known}, got {name!r}{nearest(name, [*PRESETS])}")
     return PRESETS[name]

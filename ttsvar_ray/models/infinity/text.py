@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.row_stability import min_linear_rows
+from ttsvar_ray.vision.checkpoints import from_folder
 
 PEOPLE_WORDS = (
     *("man", "woman", "men", "women", "boy", "girl", "child", "person", "human", "adult", "teenager"),
@@ -118,11 +119,10 @@ class T5TextEncoder:
                 f"{path}: expected a T5 encoder directory with config.json, model.safetensors and a tokenizer"
             )
         _check_layers(path)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        model, report = T5EncoderModel.from_pretrained(
+        tokenizer = from_folder(AutoTokenizer, path)
+        model, report = from_folder(
+            T5EncoderModel,
             path,
-            local_files_only=True,
-            trust_remote_code=False,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,

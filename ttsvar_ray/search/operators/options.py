@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 import numbers
@@ -11,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError, brief
+from ttsvar_ray.errors import ConfigurationError, brief, nearest
 from ttsvar_ray.search.operators.protocol import Operator
 from ttsvar_ray.search.validation import is_whole_number
 
@@ -43,10 +42,9 @@ def option_problems(
     problems = []
     for name, value in given.items():
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             known = f"it has {', '.join(fields)}" if fields else "it has none"
-            problems.append(f"{named(name)}: operator {operator.name} has no such option; {hint}{known}")
+            hint = nearest(name, [*fields]) or ";"
+            problems.append(f"{named(name)}: operator {operator.name} has no such option{hint} {known}")
         elif (problem := _problem(*fields[name], value)) is not None:
             problems.append(f"{named(name)}: {problem}")
     return problems

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable
 from typing import Any
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, nearest
 from ttsvar_ray.own_code import is_own, load_own, named_object, require_callables
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 
@@ -39,11 +38,9 @@ def operator_class(name: str, *, setting: str) -> type[Operator]:
         found: type[Operator] = named_object(OPERATORS[name])
         return found
     if not is_own(name):
-        close = difflib.get_close_matches(name, OPERATORS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "correct it"
         raise ConfigurationError(
-            f"{setting}: expected {', '.join(OPERATORS)} or your own as package.module:Name, got {name!r}; "
-            f"{hint}"
+            f"{setting}: expected {', '.join(OPERATORS)} or your own as package.module:Name, got {name!r}"
+            f"{nearest(name, [*OPERATORS]) or '; correct it'}"
         )
     own = load_own(name, setting=setting)
     require_callables(own, ("select", "scored_scales", "describe"), setting=setting, what="an operator")
