@@ -30,36 +30,18 @@ class AestheticReward(NetworkReward):
     """The head's value of an image's embedding, brought to length 1 (`rewards.protocol.Reward`).
 
     Args:
-        name: written to the output rows.
         encoder: from pixels to embeddings.
         values_per_image: at the input of the encoder's activation functions.
         head: from embeddings [B, E] to [B]; always runs in float32.
-        recipe: from images to pixels.
         scale: factor of the head's value.
-        device: torch device name.
-        dtype: of the encoder.
+        how: as in `NetworkReward`; the dtype is the encoder's.
     """
 
     def __init__(
-        self,
-        *,
-        name: str,
-        encoder: nn.Module,
-        values_per_image: int,
-        head: LinearHead,
-        recipe: PixelRecipe,
-        scale: float = 1.0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, *, encoder: nn.Module, values_per_image: int, head: LinearHead, scale: float = 1.0, **how: Any
     ) -> None:
-        super().__init__(
-            name=name,
-            recipe=recipe,
-            device=device,
-            dtype=dtype,
-            cpu_rows=rows_without_tail(values_per_image),
-        )
-        self.encoder = settle(encoder, self.device, dtype)
+        super().__init__(cpu_rows=rows_without_tail(values_per_image), **how)
+        self.encoder = settle(encoder, self.device, self.dtype)
         self.head = settle(head, self.device, torch.float32)
         self.scale = scale
 
@@ -92,58 +74,50 @@ class _SiglipImageEncoder(nn.Module):
 def load_laion_aesthetic(
     folder: Path,
     *,
-    name: str,
     head: str,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **how: Any,
 ) -> AestheticReward:
     """Load LAION's improved aesthetic predictor (V2).
 
     Args:
         folder: holds the head, and `clip/`: the directory of `openai/clip-vit-large-patch14`.
-        name: written to the output rows.
         head: file of the head, in the folder.
         preprocessing: PIL as published, or tensors on the device.
-        device, dtype: as in `AestheticReward`.
+        how: name, device and dtype, as in `NetworkReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
     """
     model = load_pretrained(CLIPModel, folder / "clip")
     return AestheticReward(
-        name=name,
         encoder=ClipImageEncoder(model),
         values_per_image=mlp_values(model),
         head=load_linear_head(
             folder / head, prefix="layers", indices=(0, 2, 4, 6, 7), input_width=model.config.projection_dim
         ),
         recipe=PixelRecipe(size=model.config.vision_config.image_size, preprocessing=preprocessing),
-        device=device,
-        dtype=dtype,
+        **how,
     )
 
 
 def load_aesthetic_v25(
     folder: Path,
     *,
-    name: str,
     head: str,
     scale: float,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **how: Any,
 ) -> AestheticReward:
     """Load Aesthetic Predictor V2.5.
 
     Args:
         folder: holds the head (AGPL-3.0; get it from its own repository), and `siglip/`: the directory of
             `google/siglip-so400m-patch14-384`.
-        name: written to the output rows.
         head: file of the head, in the folder.
         scale: factor of the predictor's 1 to 10.
         preprocessing: PIL as published, or tensors on the device.
-        device, dtype: as in `AestheticReward`.
+        how: name, device and dtype, as in `NetworkReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -157,7 +131,6 @@ def load_aesthetic_v25(
         )
     vision = model.config
     return AestheticReward(
-        name=name,
         encoder=_SiglipImageEncoder(model),
         values_per_image=(vision.image_size // vision.patch_size) ** 2 * vision.intermediate_size,
         head=load_linear_head(
@@ -172,6 +145,5 @@ def load_aesthetic_v25(
             preprocessing=preprocessing,
         ),
         scale=scale,
-        device=device,
-        dtype=dtype,
+        **how,
     )

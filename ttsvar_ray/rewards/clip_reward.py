@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,34 +27,15 @@ class ClipReward(NetworkReward):
     """Scale times the cosine between an image's and a text's embedding (`rewards.protocol.Reward`).
 
     Args:
-        name: written to the output rows.
         model: the network; its activation (GELU or quick-GELU) belongs to the weights.
         tokens: from a text to 77 ids.
-        recipe: from images to pixels.
         scale: factor of the cosine.
-        device: torch device name.
-        dtype: of weights and activations.
+        how: as in `NetworkReward`.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        model: CLIPModel,
-        tokens: ClipTokens,
-        recipe: PixelRecipe,
-        scale: float = 1.0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(
-            name=name,
-            recipe=recipe,
-            device=device,
-            dtype=dtype,
-            cpu_rows=rows_without_tail(mlp_values(model)),
-        )
-        self.model = settle(model, self.device, dtype)
+    def __init__(self, *, model: CLIPModel, tokens: ClipTokens, scale: float = 1.0, **how: Any) -> None:
+        super().__init__(cpu_rows=rows_without_tail(mlp_values(model)), **how)
+        self.model = settle(model, self.device, self.dtype)
         self.encoder = ClipImageEncoder(self.model)
         self.tokens = tokens
         self.scale = scale
@@ -97,23 +79,20 @@ def mlp_values(model: CLIPModel) -> int:
 def load_hps(
     folder: Path,
     *,
-    name: str,
     file: str,
     tokens: ClipTokens | None = None,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **how: Any,
 ) -> ClipReward:
     """Load HPS v2.0 or v2.1: the plain cosine.
 
     Args:
         folder: holds the weights and CLIP's tokenizer; for other sizes than the published ViT-H-14's also
             open_clip's model file `ViT-*.json`.
-        name: written to the output rows.
         file: of the weights, in the folder.
         tokens: instead of the folder's tokenizer.
         preprocessing: not read: HPS resizes tensors as published, so both ways are one.
-        device, dtype: as in `ClipReward`.
+        how: name, device and dtype, as in `NetworkReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -121,38 +100,33 @@ def load_hps(
     """
     sizes = read_sizes(folder)
     return ClipReward(
-        name=name,
         model=load_open_clip(folder / file, sizes),
         tokens=tokens or load_tokenizer(folder, TextCleaning.CLIP),
         recipe=PixelRecipe(size=sizes.image_size, fit=Fit.PAD),
-        device=device,
-        dtype=dtype,
+        **how,
     )
 
 
 def load_clip(
     folder: Path,
     *,
-    name: str,
     cleaning: str,
     library: str = Library.TORCHVISION.value,
     scaled: bool = False,
     tokens: ClipTokens | None = None,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **how: Any,
 ) -> ClipReward:
     """Load a CLIP directory of transformers, with CLIP's tokenizer in it.
 
     Args:
         folder: of a network with its configuration, so of any size.
-        name: written to the output rows.
         cleaning: of the texts, see `TextCleaning`.
         library: whose arithmetic makes the pixels, see `Library`.
         scaled: multiply the cosine by exp(logit scale), as the network was trained.
         tokens: instead of the folder's tokenizer.
         preprocessing: PIL as published, or tensors on the device.
-        device, dtype: as in `ClipReward`.
+        how: name, device and dtype, as in `NetworkReward`.
 
     Raises:
         CheckpointError: a file is missing or does not fit.
@@ -160,7 +134,6 @@ def load_clip(
     """
     model = load_pretrained(CLIPModel, folder)
     return ClipReward(
-        name=name,
         model=model,
         tokens=tokens or load_tokenizer(folder, TextCleaning(cleaning)),
         recipe=PixelRecipe(
@@ -169,6 +142,5 @@ def load_clip(
             preprocessing=preprocessing,
         ),
         scale=float(model.logit_scale.detach().exp()) if scaled else 1.0,
-        device=device,
-        dtype=dtype,
+        **how,
     )

@@ -26,11 +26,19 @@ class NetworkReward(ImageNetwork, ABC):
 
     Args:
         name: written to the output rows.
-        recipe, device, dtype, cpu_rows: as in `ImageNetwork`.
+        recipe, cpu_rows: as in `ImageNetwork`.
+        device: torch device name.
+        dtype: of weights and activations.
     """
 
     def __init__(
-        self, *, name: str, recipe: PixelRecipe, device: str, dtype: torch.dtype, cpu_rows: int = 1
+        self,
+        *,
+        name: str,
+        recipe: PixelRecipe,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cpu_rows: int = 1,
     ) -> None:
         super().__init__(recipe=recipe, device=device, dtype=dtype, cpu_rows=cpu_rows)
         self.name = name
