@@ -137,7 +137,9 @@ def random_extractor(
     """Return DINOv2's `pca` with random weights."""
     network = Dinov2WithRegistersModel(sizes.extractor)
     fill(network, torch.device("cpu"), seed=seed)
-    backbone = dinov2_backbone(network, "random", str(device), Preprocessing.PUBLISHED, precision)
+    backbone = dinov2_backbone(
+        network, "random", preprocessing=Preprocessing.PUBLISHED, device=str(device), precision=precision
+    )
     return principal_component_features(backbone, ComponentSign.DETERMINISTIC)
 
 

@@ -114,7 +114,7 @@ class PatchBackbone(ImageNetwork):
         name: str,
         num_leading: int,
         recipe: PixelRecipe,
-        device: str,
+        device: str = "cpu",
         precision: Precision = Precision.FLOAT32,
     ) -> None:
         super().__init__(
@@ -149,26 +149,21 @@ class PatchBackbone(ImageNetwork):
 
 
 def load_backbone(
-    path: Path,
-    *,
-    device: str = "cpu",
-    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    precision: Precision = Precision.FLOAT32,
+    path: Path, *, preprocessing: Preprocessing = Preprocessing.PUBLISHED, **how: Any
 ) -> PatchBackbone:
     """Load a patch backbone; what it is, its files tell.
 
     Args:
         path: a published `dinov2_*_reg4_pretrain.pth`, a directory of DINOv2 with registers as transformers
             saves it (`facebook/dinov2-with-registers-*`), or a BLIP reward directory.
-        device: torch device name.
         preprocessing: PIL as published, or tensors on the device.
-        precision: of weights and activations.
+        how: device and precision, as in `PatchBackbone`.
 
     Raises:
         CheckpointError: the files are no known backbone, or do not fit.
     """
     if path.is_file():
-        return load_dinov2(path, device=device, preprocessing=preprocessing, precision=precision)
+        return load_dinov2(path, preprocessing=preprocessing, **how)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(
@@ -177,12 +172,10 @@ def load_backbone(
         )
     config = json.loads(config_file.read_text())
     if config.get("kind") == "blip-reward":
-        return _load_vision_tower(
-            path, config, device=device, preprocessing=preprocessing, precision=precision
-        )
+        return _load_vision_tower(path, config, preprocessing=preprocessing, **how)
     if config.get("model_type") == "dinov2_with_registers":
         network = load_pretrained(Dinov2WithRegistersModel, path)
-        return dinov2_backbone(network, path.name, device, preprocessing, precision)
+        return dinov2_backbone(network, path.name, preprocessing=preprocessing, **how)
     raise CheckpointError(
         f"{config_file}: expected kind 'blip-reward' or model_type 'dinov2_with_registers', "
         f"got kind {config.get('kind')!r}, model_type {config.get('model_type')!r}"
@@ -193,31 +186,26 @@ def load_dinov2(
     path: Path,
     *,
     head_width: int = PUBLISHED_HEAD_WIDTH,
-    device: str = "cpu",
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    precision: Precision = Precision.FLOAT32,
+    **how: Any,
 ) -> PatchBackbone:
     """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
 
     Args:
         path: the file.
         head_width: width of one attention head.
-        device, preprocessing, precision: as in `load_backbone`.
+        preprocessing, how: as in `load_backbone`.
 
     Raises:
         CheckpointError: not such a file, or keys that do not fit.
     """
     config, weights = read_dinov2(path, head_width=head_width)
     network = build_pretrained(Dinov2WithRegistersModel, config, weights, source=str(path))
-    return dinov2_backbone(network, path.stem, device, preprocessing, precision)
+    return dinov2_backbone(network, path.stem, preprocessing=preprocessing, **how)
 
 
 def dinov2_backbone(
-    network: Dinov2WithRegistersModel,
-    name: str,
-    device: str,
-    preprocessing: Preprocessing,
-    precision: Precision = Precision.FLOAT32,
+    network: Dinov2WithRegistersModel, name: str, *, preprocessing: Preprocessing, **how: Any
 ) -> PatchBackbone:
     """Return a DINOv2 network as a backbone that sees images as TTS-VAR shows them."""
     recipe = PixelRecipe(
@@ -229,13 +217,11 @@ def dinov2_backbone(
         preprocessing=preprocessing,
     )
     leading = 1 + network.config.num_register_tokens
-    return PatchBackbone(
-        network, name=name, num_leading=leading, recipe=recipe, device=device, precision=precision
-    )
+    return PatchBackbone(network, name=name, num_leading=leading, recipe=recipe, **how)
 
 
 def _load_vision_tower(
-    path: Path, config: dict[str, Any], *, device: str, preprocessing: Preprocessing, precision: Precision
+    path: Path, config: dict[str, Any], *, preprocessing: Preprocessing, **how: Any
 ) -> PatchBackbone:
     weights_file = path / "model.safetensors"
     if not weights_file.is_file():
@@ -261,6 +247,5 @@ def _load_vision_tower(
         name=f"{config['name']}-vision",
         num_leading=1,
         recipe=recipe,
-        device=device,
-        precision=precision,
+        **how,
     )

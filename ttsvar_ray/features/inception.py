@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -283,23 +284,15 @@ class InceptionFeatures(ImageNetwork):
         return self.run(lambda pixels, _contents: self.network(pixels), self.preprocess(images))
 
 
-def load_inception(
-    path: Path,
-    *,
-    device: str = "cpu",
-    preprocessing: Preprocessing = Preprocessing.PUBLISHED,
-    precision: Precision = Precision.FLOAT32,
-) -> InceptionFeatures:
-    """Load the published InceptionV3 file (weights only).
+def load_inception(path: Path, **how: Any) -> InceptionFeatures:
+    """Load the published InceptionV3 file (weights only); `how` as in `InceptionFeatures`.
 
     Raises:
         CheckpointError: not such a file, or tensors that do not fit.
     """
     published = read_published(path, expected="InceptionV3, inception_v3_google-0cc3c7bd.pth")
     network = network_from(published, source=str(path))
-    return InceptionFeatures(
-        network, name=path.stem, device=device, preprocessing=preprocessing, precision=precision
-    )
+    return InceptionFeatures(network, name=path.stem, **how)
 
 
 def network_from(published: Mapping[str, Tensor], *, source: str) -> InceptionNetwork:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.protocol import PACKED_BYTES
 from ttsvar_ray.models.sampling import (
-    SamplingSettings,
     draw_bits,
     guided_logits,
     log_probability_of_bits,
@@ -29,12 +29,10 @@ class InfinityModel(CachedModel):
     """Draws each bit of a token by itself.
 
     Args:
-        name: written to the output rows.
-        transformer, tokenizer: in evaluation mode, on one device.
         quantizer: the map between bits and feature maps; its schedule is the model's.
         text_encoder: texts to features of the transformer's fixed text length.
-        sampling: how bits are drawn.
         prepare_text: applied to a prompt before it is encoded; nothing else sees the result.
+        parts: name, tokenizer and sampling, as in `CachedModel`, and the transformer.
     """
 
     transformer: InfinityTransformer
@@ -43,13 +41,11 @@ class InfinityModel(CachedModel):
     def __init__(
         self,
         *,
-        name: str,
         transformer: InfinityTransformer,
-        tokenizer: ImageTokenizer,
         quantizer: Quantizer,
         text_encoder: TextFeatures,
-        sampling: SamplingSettings,
         prepare_text: Callable[[str], str] = str,
+        **parts: Any,
     ) -> None:
         if quantizer.schedule != transformer.scale_schedule:
             raise ValueError(
@@ -61,13 +57,11 @@ class InfinityModel(CachedModel):
                 f"the transformer expects {transformer.config.bits_per_token}"
             )
         super().__init__(
-            name=name,
             transformer=transformer,
-            tokenizer=tokenizer,
-            sampling=sampling,
             scale_schedule=quantizer.schedule,
             bits_per_token=quantizer.bits_per_token,
             map_size=quantizer.map_size(-1),
+            **parts,
         )
         self.quantizer = quantizer
         self.text_encoder = text_encoder
