@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -219,15 +219,9 @@ def to_json(line: Line) -> dict[str, Any]:
         "seconds": _known(line.seconds),
         "device_seconds": _known(line.device_seconds),
         "failed": line.failed,
-        "scores": {
-            name: {"mean": _known(one.mean), "standard_error": _known(one.standard_error)}
-            for name, one in line.scores.items()
-        },
-        "minus_control": {
-            name: {"mean": _known(one.mean), "low": _known(one.low), "high": _known(one.high)}
-            for name, one in line.differences.items()
-        },
-        "reward": {"mean": _known(line.reward.mean), "standard_error": _known(line.reward.standard_error)},
+        "scores": {name: _plain(one) for name, one in line.scores.items()},
+        "minus_control": {name: _plain(one) for name, one in line.differences.items()},
+        "reward": _plain(line.reward),
         "published": dict(line.published),
     }
 
@@ -237,6 +231,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in values.items():
         found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
     return found
+
+
+def _plain(value: Estimate | Interval) -> dict[str, float | None]:
+    return {name: _known(number) for name, number in asdict(value).items()}
 
 
 def _known(value: float) -> float | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,45 +23,8 @@ MAX_LOG_SCALE = math.log(100.0)
 INITIAL_LOG_SCALE = math.log(4.0)
 
 
-class HeadSizes(Protocol):
-    """What both families' configurations say of their blocks."""
-
-    @property
-    def depth(self) -> int: ...
-
-    @property
-    def num_heads(self) -> int: ...
-
-    @property
-    def embed_dim(self) -> int: ...
-
-
 Extend = Callable[[Tensor, Tensor], LayerCache]
 """Takes up keys and values of one layer and returns them behind those of the scales before."""
-
-
-def fresh_tokens(
-    config: HeadSizes, *, tokens: int, rows: int, streams: int, dtype: torch.dtype, device: torch.device
-) -> FreshTokens:
-    """Return what a scale adds to the cache.
-
-    Args:
-        config: sizes of the transformer.
-        tokens: n.
-        rows: R.
-        streams: S.
-        dtype, device: of the cache.
-    """
-    return FreshTokens(
-        tokens=tokens,
-        layers=config.depth,
-        streams=streams,
-        rows=rows // streams,
-        heads=config.num_heads,
-        width=config.embed_dim // config.num_heads,
-        dtype=dtype,
-        device=device,
-    )
 
 
 def extending(

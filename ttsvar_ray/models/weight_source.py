@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ttsvar_ray.errors import CheckpointError, ConfigurationError
+from ttsvar_ray.errors import CheckpointError, ConfigurationError, noting
 
 logger = logging.getLogger(__name__)
 
@@ -238,18 +238,14 @@ def fetch_all(weights: Mapping[str, WeightSource]) -> dict[str, Path]:
     Raises:
         CheckpointError: with everything that is missing, not only the first.
     """
-    found = {part: _fetched(source) for part, source in weights.items()}
-    problems = [f"{part}: {result}" for part, result in found.items() if isinstance(result, CheckpointError)]
-    if problems:
-        raise CheckpointError("weights are missing:\n" + "\n".join(problems))
-    return {part: result for part, result in found.items() if isinstance(result, Path)}
-
-
-def _fetched(source: WeightSource) -> Path | CheckpointError:
-    try:
-        return source.fetch()
-    except CheckpointError as error:
-        return error
+    found: dict[str, Path] = {}
+    problems: dict[str, list[str]] = {part: [] for part in weights}
+    for part, source in weights.items():
+        with noting(problems[part], CheckpointError):
+            found[part] = source.fetch()
+    if missing := [f"{part}: {problem}" for part, own in problems.items() for problem in own]:
+        raise CheckpointError("weights are missing:\n" + "\n".join(missing))
+    return found
 
 
 def fingerprint_path(path: Path) -> str:

@@ -11,6 +11,7 @@ import base64
 import html
 import importlib.resources
 import io
+import itertools
 import json
 import math
 import os
@@ -158,17 +159,6 @@ def histogram(rewards: Sequence[float]) -> str:
 _TEMPLATE = importlib.resources.files("ttsvar_ray.report") / "page.html"
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    batch: list[Entry] = []
-    for entry in entries:
-        batch.append(entry)
-        if len(batch) == _PROMPTS_PER_SCRIPT:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
 def _drawn(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], list[list[str]]]]:
     """Yield batches with their thumbnails, which threads draw while the next batch is read."""
     before: tuple[list[Entry], list[list[Future[str]]]] | None = None
@@ -180,7 +170,8 @@ def _drawn(entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], list[list[st
         ) -> tuple[list[Entry], list[list[str]]]:
             return batch, [[one.result() for one in each] for each in futures]
 
-        for batch in _batches(entries):
+        remaining = iter(entries)
+        while batch := list(itertools.islice(remaining, _PROMPTS_PER_SCRIPT)):
             futures = [[pool.submit(_thumbnail, image) for image in entry.images] for entry in batch]
             if before is not None:
                 yield finished(*before)

@@ -30,11 +30,10 @@ from ttsvar_ray.models.layers import (
     FeedForward,
     SelfAttention,
     extending,
-    fresh_tokens,
 )
 from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
-from ttsvar_ray.models.state import KVCache, LayerCache
+from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache
 from ttsvar_ray.types import ScaleSchedule
 
 Observe = Callable[[str, Tensor], None]
@@ -260,11 +259,13 @@ class InfinityTransformer(nn.Module):
         """
         texts = BatchTexts([conditioning]) if isinstance(conditioning, Conditioning) else conditioning
         inputs = () if features is None else (features,)
-        fresh = fresh_tokens(
-            self.config,
+        fresh = FreshTokens(
             tokens=self.token_counts[scale_index],
-            rows=texts.num_rows,
+            layers=self.config.depth,
             streams=texts.streams,
+            rows=texts.num_rows // texts.streams,
+            heads=self.config.num_heads,
+            width=self.config.head_dim,
             dtype=self.block_dtype,
             device=self.pos_start.device,
         )

@@ -23,11 +23,10 @@ from ttsvar_ray.models.layers import (
     FeedForward,
     SelfAttention,
     extending,
-    fresh_tokens,
 )
 from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
-from ttsvar_ray.models.state import KVCache
+from ttsvar_ray.models.state import FreshTokens, KVCache
 from ttsvar_ray.models.var.config import VarConfig
 from ttsvar_ray.types import ScaleSchedule
 
@@ -146,11 +145,13 @@ class VarTransformer(nn.Module):
         """
         inputs = (condition,) if features is None else (condition, features)
         tokens = self.starts[scale_index + 1] - self.starts[scale_index]
-        fresh = fresh_tokens(
-            self.config,
+        fresh = FreshTokens(
             tokens=tokens,
-            rows=condition.shape[0],
+            layers=self.config.depth,
             streams=streams,
+            rows=condition.shape[0] // streams,
+            heads=self.config.num_heads,
+            width=self.config.head_dim,
             dtype=self.block_dtype,
             device=condition.device,
         )
