@@ -189,7 +189,6 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
     """Return what judges the images of a job, by the name of its column.
 
     Args:
-        config: the job.
         names: a reward as `score` takes it, "shapes-checker", or a benchmark with its files as
             "geneval=DETECTOR:CLIP" (`evaluate.benchmark_scorers`), which may be several columns.
         device: of all of them.

@@ -188,7 +188,6 @@ def run(
     """Run a job with its progress on `console`; errors end the command.
 
     Args:
-        config: the job.
         console: where progress and warnings go.
         debug: show tracebacks.
         retry_failed, force_new, extend, log_file, on_part: as `run_job` takes them.

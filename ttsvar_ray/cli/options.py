@@ -85,7 +85,6 @@ def named_device(device: str, workers: int | None, address: str | None) -> str:
     """Return the device of whoever looks at images: "auto" is a GPU where this machine has one.
 
     Args:
-        device: as given.
         workers: on Ray, which may have the GPU that is named though this machine has none.
         address: of Ray.
 
@@ -104,7 +103,6 @@ def file_to_write(file: Path, option: str, *, picture: bool = False) -> Path:
     """Return a file that a command will write at its end, whose folder is made if it is not there.
 
     Args:
-        file: as given.
         option: that it was given by.
         picture: whether its suffix says the format.
 

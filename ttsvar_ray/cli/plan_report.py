@@ -60,7 +60,6 @@ class CountedCosts:
     """What is counted of a job.
 
     Attributes:
-        networks: of the job.
         cost: FLOPs and KV bytes.
         memory: of one prompt on one device.
         sizes: the same, with the rows that are chosen there, on a GPU of each of `DEVICE_SIZES_GB`.

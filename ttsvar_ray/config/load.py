@@ -101,7 +101,6 @@ def read_job_file(path: Path, kind: str = "job file") -> dict[str, Any]:
     """Return the content of a YAML file of sections.
 
     Args:
-        path: the file.
         kind: what it should be, for messages.
 
     Raises:

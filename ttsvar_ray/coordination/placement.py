@@ -54,7 +54,6 @@ def effective_spread(spread: Spread, *, num_prompts: int, num_workers: int, rows
     """Return how many workers one prompt is sharded over now.
 
     Args:
-        spread: the setting.
         num_prompts: prompts live or waiting, this one included, at least 1.
         num_workers: workers that take new work.
         rows: trajectories to assign, at least 1.

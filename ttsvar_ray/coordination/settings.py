@@ -121,7 +121,6 @@ class Workload:
         """Return the predicted time of one micro-batch.
 
         Args:
-            segment_index: which segment.
             rows: trajectories in it, at least 1.
             replayed: distinct parents that are rebuilt from bits first.
         """

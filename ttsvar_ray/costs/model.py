@@ -147,7 +147,6 @@ class JobNetworks:
     """All networks of one job.
 
     Attributes:
-        model: the generator.
         text_tokens: real tokens of a typical text.
         text_encoder: its sizes; tokens are what it pads to.
         text_encoder_bytes: its weights in memory.

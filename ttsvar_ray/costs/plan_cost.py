@@ -140,7 +140,6 @@ def plan_record(plan: Plan, networks: JobNetworks | None, *, selector_decode: st
     """Return a plan with what a trajectory of each segment costs, as `run.json` has it.
 
     Args:
-        plan: the plan.
         networks: None where their costs are unknown; images are counted all the same.
         selector_decode: as `plan_cost` takes it.
     """

@@ -109,7 +109,6 @@ def _profile_from_json(content: Any, *, where: str) -> DeviceProfile:
     """Return the profile that a parsed file holds.
 
     Args:
-        content: the parsed file.
         where: its path, for messages.
 
     Raises:

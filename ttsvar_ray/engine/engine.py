@@ -116,7 +116,6 @@ class Engine:
             model: the generator; its scale schedule must be the plan's.
             reward: scores decoded images; an ensemble where the plan combines several.
             extractor: turns decoded images into features; None where no selection of the plan reads any.
-            plan: what to run.
             run_seed: names the random streams together with prompt, scale and slot.
             settings: see `EngineSettings`.
             map_reward: scores feature maps; None where the plan reads no rewards off them.

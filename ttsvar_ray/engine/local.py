@@ -115,7 +115,6 @@ def search_prompt(
     """Search images for one prompt on one engine, with a loop over scales: no coordinator, one try.
 
     Args:
-        prompt: the prompt.
         plan: what to run; the engine was built for it.
         engine: runs the segments.
         run_seed: names the random streams of the selections; the engine must have the same.

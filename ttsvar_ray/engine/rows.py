@@ -25,7 +25,6 @@ class Row:
     Attributes:
         task_index: which task of the call it belongs to.
         slot_index: its place among that task's slots.
-        task: the shard.
     """
 
     task_index: int

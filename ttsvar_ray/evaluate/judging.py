@@ -109,7 +109,6 @@ class AskedImage:
 
     Attributes:
         key: unique name within the run or folder.
-        encoded: the file.
         prompt: what it was drawn from; its `key` is a line of text that equal prompts share, and no others.
     """
 

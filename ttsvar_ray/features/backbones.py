@@ -128,7 +128,6 @@ class PatchBackbone(ImageNetwork):
         """Return float32 [n, num_patches, width]; `images` uint8 RGB [n, height, width, 3], n >= 1.
 
         Args:
-            images: the images.
             reduce: what is to be made of each batch of patches, image by image, on the device; its result is
                 returned in their place.
         """
@@ -192,7 +191,6 @@ def load_dinov2(
     """Load a published `dinov2_*_reg4_pretrain.pth` (weights only); its sizes are read off the tensors.
 
     Args:
-        path: the file.
         head_width: width of one attention head.
         preprocessing, how: as in `load_backbone`.
 

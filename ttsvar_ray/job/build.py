@@ -36,7 +36,6 @@ def build_engine(
     """Load the model, the reward and, where the plan reads features, the extractor; return the engine.
 
     Args:
-        job: what to build.
         reward, extractor: objects in place of what the settings name.
         rewards: makes all rewards, in place of `reward`; called when the model is loaded, since they may be
             in another process, which loads them meanwhile.

@@ -59,8 +59,6 @@ def job_networks(
     """Return what a job's networks cost.
 
     Args:
-        config: the job.
-        description: of its model.
         plan: says whether features are needed.
         on_gpu: where the job runs; decides number formats that are "auto".
         text_tokens: real tokens of a typical text.
@@ -163,7 +161,6 @@ def count_costs(description: ModelDescription, dtype: str) -> ModelCost:
     """Return what a model of a family with `on_meta` costs; takes seconds.
 
     Args:
-        description: of the model.
         dtype: of its blocks, by torch's name.
     """
     # torch, which not every plan needs.

@@ -186,8 +186,6 @@ def memory_plan(
     """Return what one prompt of a plan takes on one device, in its widest round.
 
     Args:
-        networks: of the job.
-        plan: the job's plan.
         selector_decode: "full" or "selector", the size of the images that selections look at.
         rows: most trajectories of a micro-batch, by segment; None: all of a prompt's.
         pass_rows: rows that every forward pass has, by segment; None: as many as there are trajectories.

@@ -236,7 +236,6 @@ def check_memory(job: ResolvedJob, device: DeviceProfile) -> None:
     """Refuse a GPU on which not even one trajectory of the job runs.
 
     Args:
-        job: the job.
         device: with the memory that a worker has.
 
     Raises:
@@ -331,7 +330,6 @@ def planned_run(
     """Return what a run of so many prompts would make and take, as its preflight would say it.
 
     Args:
-        job: the job.
         prompts: of the run.
         gpus: devices that share them.
         profile: of each; None is a usual GPU, or a CPU core where the job runs on CPUs.

@@ -67,7 +67,6 @@ class PreparedJob:
     """What is known of a job before it starts.
 
     Attributes:
-        config: the settings.
         parts: what runs.
         source, scan: the prompts.
         manifest: what `run.json` of a new run says.
@@ -161,7 +160,6 @@ def prepared(
     """Look at a job; standard input is copied to a file for the time of the block.
 
     Args:
-        config: the job.
         tell: is told each fact as soon as it is known.
         parts: another plan and engine than the settings name.
         force_new: if the output folder holds something else, use a numbered one beside it.

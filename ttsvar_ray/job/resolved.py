@@ -52,7 +52,6 @@ class ResolvedJob:
 
     Attributes:
         config: the settings, as they were given.
-        description: of the model.
         plan: what is done to each prompt.
     """
 
@@ -112,7 +111,6 @@ def resolve(
     """Understand a job's settings.
 
     Args:
-        config: the settings.
         needs_parts: also find what is wrong with the reward, the features and the sampling, and whether
             their files and the model's are there; not for looking at plans.
         here: with them, whether the job runs on this machine, so that it can be asked for a GPU.
@@ -341,7 +339,6 @@ def check_execution(config: JobConfig, device: str) -> None:
     """Refuse ways to compute that a device does not have.
 
     Args:
-        config: the job.
         device: "cpu" or "cuda", of this machine.
 
     Raises:

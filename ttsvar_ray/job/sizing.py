@@ -37,7 +37,6 @@ def sized(job: ResolvedJob, device: DeviceProfile) -> ResolvedJob:
     Where a GPU has no room for recorded passes beside the job, `engine.cuda_graphs: auto` is "never".
 
     Args:
-        job: the job.
         device: where it runs, with the memory that one worker has of it.
     """
     graphs = job.config.engine.cuda_graphs
@@ -65,7 +64,6 @@ def sized_memory(
     """Return the memory of a job's prompts in its micro-batches.
 
     Args:
-        job: the job.
         networks: of the job; what is recorded is counted for its own rows.
         on_gpu: whether anything is recorded.
         rewards: count the rewards also where they live in verifiers, not in the workers.

@@ -27,7 +27,6 @@ class RunStatus:
     """One run, or one shard of it.
 
     Attributes:
-        root: the folder.
         state: "running", "done", "stopped", "failed", "silent" (it should run, and says nothing), or
             "unknown" where no session wrote how far it came.
         prompts_total, prompts_done, failed: of the whole run; prompts that are done but in no part yet are

@@ -67,7 +67,6 @@ def read_sweep(path: Path, folder: Path, overrides: Sequence[str] = ()) -> tuple
     """Read a sweep file; return it with its variants.
 
     Args:
-        path: the file.
         folder: that the variants' own folders are below.
         overrides: `section.key=value`, over every variant.
 
@@ -98,7 +97,6 @@ def _variants_of(
     """Return the jobs of a sweep, each with a folder of its own.
 
     Args:
-        sweep: the sweep.
         folder: that all of them are below.
         overrides: `section.key=value`, over every variant.
         problems: gets those of every variant that cannot be read, which is left out.

@@ -66,7 +66,6 @@ def build_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload:
     somewhat more than this says.
 
     Args:
-        job: the job.
         profile: the device; every profile but a "cpu" is a GPU.
 
     Raises:

@@ -89,7 +89,6 @@ def modulated_norm(
     """Return (layer norm(x) without parameters) * (1 + scale) + shift of x [R, n, C].
 
     Args:
-        x: the residual stream.
         scale, shift: float32 [R, 1, C], one for all tokens of a row.
         eps: under the root.
         dtype: of the fused result; the plain one is float32, and is rounded where it is used.
@@ -107,7 +106,6 @@ def weighted_norm(
     """Return layer norm(x) * weight + bias of x [..., C].
 
     Args:
-        x: the residual stream.
         weight, bias: [C], in any dtype.
         eps: under the root.
         dtype: of the fused result; the plain one is float32, and is rounded where it is used.

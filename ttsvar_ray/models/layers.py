@@ -101,7 +101,6 @@ class SelfAttention(nn.Module):
         """Return queries, keys and values [R, H, n, D] of x [R, n, C]; queries carry the learned scale.
 
         Args:
-            x: the tokens.
             rope: rotations of their positions, complex64 [n, D / 2]; None rotates nothing.
         """
         weight = self.mat_qkv.weight
@@ -116,7 +115,6 @@ class SelfAttention(nn.Module):
         """Attend from the tokens of one scale, x [R, n, C], to all scales so far; return also their cache.
 
         Args:
-            x: the tokens.
             extend: the layer's cache: takes up their keys and values [S, B, H, n, D] and returns all.
             rope: see `qkv`.
             streams: S.

@@ -252,7 +252,6 @@ class RecordedSteps:
         Args:
             name: of everything that decides what it computes and is neither an input's values or shape nor
                 the size of the cache; what else it reads must lie at an address that belongs to the name.
-            call: the pass.
             inputs: what it reads anew each time.
             cache: keys and values so far.
             fresh: the tokens that it adds to them.

@@ -142,7 +142,6 @@ class BlipRewardConfig:
         """Read the content of a config.json.
 
         Args:
-            content: the parsed file.
             where: its path, for messages.
 
         Raises:

@@ -116,7 +116,6 @@ def log_potentials(
     Args:
         reward_history: [population, scales], finite, one column for each of `scales_read`. A single column
             under DIFF is the score of scale 0, taken as it is.
-        kind: which potential.
         lambda_: sharpness, >= 0; 0 makes all trajectories equally likely.
         normalise: what the potential becomes within the population first.
 

@@ -34,7 +34,6 @@ class RoundEnd:
     """How a round ended.
 
     Attributes:
-        round_index: which round.
         scale_index: its last scale.
         slot: of the trajectory of the highest reward there, the lowest slot of equal ones.
         reward: of that trajectory.

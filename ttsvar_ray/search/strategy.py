@@ -133,7 +133,6 @@ def compile_plan(
 
     Args:
         scale_schedule: the model's (h, w) tokens per scale.
-        strategy: which preset.
         n: the N of the paper, >= 1: for best-of-n and resampling the population, for tts-var the
             factor of the whole batch schedule.
         batch_schedule: survivors after each scale for N = 1 (tts-var), multiplied by n. By default

@@ -32,7 +32,6 @@ class Verdict:
     """Whether an image shows what a caption claims.
 
     Attributes:
-        correct: the verdict.
         reason: what was expected and found, for every claim that fails; empty when correct.
         objects: everything seen in the image, best fit first.
     """

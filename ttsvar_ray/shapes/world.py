@@ -44,7 +44,6 @@ def signed_distance(shape: Shape, x: FloatArray, y: FloatArray) -> FloatArray:
     Exact along the edges; at corners it is the Chebyshev bound, which only sharpens an anti-aliased corner.
 
     Args:
-        shape: which shape.
         x, y: coordinates in the object's own frame, any shape, in radii.
     """
     if shape is Shape.CIRCLE:

@@ -163,7 +163,6 @@ class SimulatedWorker:
     """One GPU, and the worker that runs on it now.
 
     Attributes:
-        gpu: which one.
         slowdown: how many times longer it takes than predicted; 1 unless it is a straggler.
         incarnation: workers that were here before.
         is_up: whether there is one now.

@@ -58,7 +58,6 @@ def read_published(path: Path, *, expected: str, inside: str | None = None) -> d
     """Read a .pth or .pt file of tensors (weights only, no code in it is run).
 
     Args:
-        path: the file.
         expected: what it should be, for messages, such as "the published ImageReward.pt".
         inside: key under which the file holds its tensors; None where it holds nothing else.
 
@@ -173,7 +172,6 @@ def load_pretrained(model_class: type[PreTrainedModel], folder: Path, *, ignored
     """Load a directory that transformers saved, in float32 on the CPU; never from a hub.
 
     Args:
-        model_class: which network.
         folder: holds config.json and the weights.
         ignored: regular expression of keys in the weights that this network leaves out on purpose.
 

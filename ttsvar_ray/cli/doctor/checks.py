@@ -71,7 +71,6 @@ def run_check(area: str, check: Check, *, otherwise: Mark) -> list[Finding]:
 
     Args:
         area: of its findings.
-        check: what to run.
         otherwise: how a check that cannot be made stands.
     """
     try:

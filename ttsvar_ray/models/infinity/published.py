@@ -41,7 +41,6 @@ def describe_preset(
     """Describe a published model, at the size it was trained for last; reads no weights.
 
     Args:
-        preset: which.
         path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
             repository they were published in.
         text_encoder: folder or repository of the text encoder; None is `flan-t5-xl` in `path`, where that

@@ -120,7 +120,6 @@ class InfinityTransformer(nn.Module):
     """Predicts the bits of each scale from the feature map that the scales before add up to.
 
     Args:
-        config: hyper-parameters.
         scale_schedule: (h, w) tokens of each scale; sizes may repeat. At most `config.max_scales` long.
     """
 

@@ -56,7 +56,6 @@ def verify_directory(path: Path, *, device: str = "cpu", dtype: str = "float32")
     """Run every case of a recorded folder and report the errors per tensor.
 
     Args:
-        path: the folder.
         device: "cpu", "cuda", "auto".
         dtype: "float32" (judged by absolute differences) or "bfloat16" (by relative ones).
 

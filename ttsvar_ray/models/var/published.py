@@ -16,7 +16,6 @@ def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelD
     """Describe a published model without reading its weights.
 
     Args:
-        preset: which.
         path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
             repository they were published in.
     """

@@ -74,7 +74,6 @@ class VarTransformer(nn.Module):
     """Predicts the tokens of each scale from the feature map that the scales before add up to.
 
     Args:
-        config: hyper-parameters.
         scale_schedule: (h, w) tokens of each scale; positions are learned, so it belongs to the weights.
     """
 

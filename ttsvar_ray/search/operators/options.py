@@ -34,7 +34,6 @@ def option_problems(
     """Return what is wrong with the options of an operator: names, kinds of value, ranges.
 
     Args:
-        operator: the class.
         given: value of each option, as written in the settings.
         named: the setting of an option, for messages.
     """
