@@ -78,7 +78,6 @@ def held(array: Any, carried: Any) -> Any:
     """Return a column of a file in the type whose values Python holds.
 
     Args:
-        array: as it was read.
         carried: its `carried_type`.
     """
     if array.type != carried:

@@ -47,7 +47,6 @@ class Replayer:
         """Return what is decoded after each finished scale, uint8 RGB [height, width, 3].
 
         Args:
-            text: of the prompt.
             bits: one entry a finished scale, at least one.
 
         Raises:
@@ -68,7 +67,6 @@ class Replayer:
         """Return what is decoded of each trajectory after its last scale.
 
         Args:
-            text: of the prompt.
             population: trajectories of equally many scales, at least one each.
 
         Raises:

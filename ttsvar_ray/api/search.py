@@ -85,7 +85,6 @@ class Search:
 
         Args:
             model: "shapes" (built in), a published name, or a model directory.
-            options: see `SearchOptions`.
 
         Raises:
             ConfigurationError: everything that is wrong with the settings.
@@ -148,7 +147,6 @@ class Search:
         """Return a result per prompt, in their order.
 
         Args:
-            prompts: as in `stream`.
             loop: a search of one's own in place of Algorithm 1, called for one prompt after the other as
                 `search.loop.search` is; `run_segment` carries trajectories through the plan's segments.
         """

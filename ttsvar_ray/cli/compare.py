@@ -191,7 +191,6 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
     Args:
         names: a reward as `score` takes it, "shapes-checker", or a benchmark with its files as
             "geneval=DETECTOR:CLIP" (`evaluate.benchmark_scorers`), which may be several columns.
-        device: of all of them.
 
     Raises:
         ConfigurationError: with every problem, files that cannot be read among them.

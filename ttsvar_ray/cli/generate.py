@@ -185,13 +185,7 @@ def run(
     log_file: Path | None = None,
     on_part: Callable[[str, str], None] = lambda root, file: None,
 ) -> JobSummary:
-    """Run a job with its progress on `console`; errors end the command.
-
-    Args:
-        console: where progress and warnings go.
-        debug: show tracebacks.
-        retry_failed, force_new, extend, log_file, on_part: as `run_job` takes them.
-    """
+    """Run a job with its progress on `console`; errors end the command."""
     from ttsvar_ray.cli.preflight import teller
     from ttsvar_ray.cli.progress import ProgressReporter, set_up_logging
 

@@ -86,7 +86,6 @@ def named_device(device: str, workers: int | None, address: str | None) -> str:
 
     Args:
         workers: on Ray, which may have the GPU that is named though this machine has none.
-        address: of Ray.
 
     Raises:
         ConfigurationError: not a device name, a GPU that is not here, or an address without workers.

@@ -18,12 +18,7 @@ from ttsvar_ray.results import JobProgress
 
 
 def set_up_logging(console: Console, *, debug: bool) -> None:
-    """Send this package's log to `console`: above a live progress bar, or as plain lines.
-
-    Args:
-        console: of standard error.
-        debug: show debug events, too.
-    """
+    """Send this package's log to `console`: above a live progress bar, or as plain lines."""
     handler: logging.Handler
     if console.is_terminal:
         from rich.highlighter import NullHighlighter

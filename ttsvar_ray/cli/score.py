@@ -128,7 +128,6 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
     Args:
         config: of the run, whose model may bring the network.
         given: NAME or NAME=DIR.
-        device: of it.
 
     Raises:
         ConfigurationError: no such extractor, or no network for it.
@@ -198,8 +197,6 @@ def scorers_of(
     Args:
         config: of the run, whose model may bring a reward.
         rewards: NAME or NAME=DIR each.
-        safety, unsafe: as the command has them.
-        device: of all of them.
 
     Raises:
         ConfigurationError: with every problem.

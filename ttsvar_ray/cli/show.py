@@ -74,7 +74,6 @@ def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str,
     """Return what a run has cost as (what, value).
 
     Args:
-        cost: of the run.
         budget: images that a prompt was planned to cost.
     """
     facts = []

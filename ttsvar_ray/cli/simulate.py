@@ -185,11 +185,7 @@ class Follower:
         return (late - early) / (until - since) if until > since else None
 
     def known(self, how: str) -> list[str]:
-        """Return what is known, as lines.
-
-        Args:
-            how: the simulation ended.
-        """
+        """Return what is known, as lines."""
         if self.rate is None:
             return [f"{how} before anything was steady"]
         finished, seconds = self._seen[-1]

@@ -108,11 +108,7 @@ class RestartPolicy:
     failures: int = 0
 
     def failed(self, reason: str) -> Restart | GiveUp:
-        """Decide what becomes of it.
-
-        Args:
-            reason: why it failed, for the log.
-        """
+        """Decide what becomes of it."""
         self.failures += 1
         if self.most_failures is not None and self.failures > self.most_failures:
             logger.info("%s is given up after %d failures in a row: %s", self.name, self.failures, reason)

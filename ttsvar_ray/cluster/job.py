@@ -90,7 +90,6 @@ def run_job(
     Everything that can be wrong with settings, prompts and output folder is found before Ray starts.
 
     Args:
-        config: the job.
         progress: called about once a second with the state of the run.
         tell: told what is known of the job before it starts, each fact as soon as it is.
         parts: another plan and engine than the settings name (own models, rewards or extractors); the

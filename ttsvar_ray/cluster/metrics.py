@@ -40,12 +40,7 @@ class RunMetrics:
         self._left = _gauge("prompts_left", "Prompts that are not done yet.")
 
     def outcome(self, outcome: PromptResult | PromptFailure, *, left: int) -> None:
-        """Count an outcome.
-
-        Args:
-            outcome: of a prompt.
-            left: prompts that are not done.
-        """
+        """Count an outcome."""
         is_done = isinstance(outcome, PromptResult)
         self._prompts.inc(1, {**self._run, "outcome": "finished" if is_done else "failed"})
         if isinstance(outcome, PromptResult):
@@ -58,12 +53,7 @@ class RunMetrics:
 
 
 class CellMetrics:
-    """One cell's share.
-
-    Args:
-        run: as the driver's.
-        cell: its id.
-    """
+    """One cell's share."""
 
     def __init__(self, run: str, cell: str) -> None:
         self._tags = {"run": run, "cell": cell}
@@ -87,12 +77,7 @@ class CellMetrics:
         )
 
     def answered(self, sent: RunBatch, results: Sequence[SegmentReport | ShardFailure]) -> None:
-        """Count a micro-batch that was answered.
-
-        Args:
-            sent: what the worker was asked.
-            results: what it answered.
-        """
+        """Count a micro-batch that was answered."""
         segment = {**self._tags, "segment": str(sent.tasks[0].segment_index)}
         reports = [result for result in results if isinstance(result, SegmentReport)]
         if reports:

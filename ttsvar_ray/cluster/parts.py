@@ -38,7 +38,6 @@ class PartWriter:
         """Start the sink.
 
         Args:
-            layout: of the output folder.
             lock_token: of the lock on it, without which the sink changes nothing.
             actor_prefix: begins the name of the sink among the actors of the cluster.
             notice: tells people.

@@ -183,8 +183,6 @@ def demanded(
     such request in a cluster: a job that needs no more than there is leaves it alone.
 
     Args:
-        layout: the workers.
-        resources: what there is for them.
         beside: actors that the cluster has room for already, and must keep.
     """
     others = [] if beside is None else bundles(beside)

@@ -59,7 +59,6 @@ class Sink:
 
         Args:
             chunk: outcomes whose image payloads are bytes or object references.
-            context: what all rows of the run have in common.
         """
         deadline = time.monotonic() + FETCH_TIMEOUT_SECONDS
         absent = _fetch_images(chunk)
@@ -88,7 +87,6 @@ class Sink:
         Args:
             chunk: outcomes whose image payloads are bytes or object references; without those whose images
                 do not arrive.
-            context: what all rows of the run have in common.
             seconds: longest wait for images.
         """
         deadline = time.monotonic() + seconds

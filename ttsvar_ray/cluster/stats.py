@@ -105,11 +105,6 @@ class RunStats:
     ) -> JobSummary:
         """Count what is on disk, at the end of a run that is done.
 
-        Args:
-            layout: of the output folder.
-            ledger, manifest: of the run.
-            seconds: wall time of the session.
-
         Raises:
             LostRowsError: it is not every prompt once.
         """

@@ -147,10 +147,8 @@ class VerifierPool:
     """The replicas of one session of a job; belongs to the driver.
 
     Args:
-        parts: of the job.
         layout: how many, and their resources.
         actor_prefix: begins their names among the actors of the cluster.
-        settings: of the job.
 
     Raises:
         ConfigurationError: parts whose reward only they can build.
@@ -189,7 +187,6 @@ def lay_out_replicas(
     """Return the replicas, and what they leave of a cluster to the workers.
 
     Args:
-        settings: of the job.
         resources: Ray's totals of the cluster.
         on_gpu: whether the workers have GPUs.
 

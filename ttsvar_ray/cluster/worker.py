@@ -143,8 +143,6 @@ class SegmentWorker:
         """Run one micro-batch.
 
         Args:
-            batch_id: the coordinator's name for it.
-            tasks: shards of one segment.
             image_returns: return values that the caller declared beyond the first.
 
         Returns:

@@ -117,9 +117,7 @@ class WorkerPool:
         """Start no worker yet.
 
         Args:
-            spec: what to start.
             spawn: runs a coroutine in the background.
-            notice: tells people.
             on_up: takes over a worker that is up; whether it keeps it.
         """
         self._spec = spec

@@ -61,7 +61,6 @@ class BacklogView:
 
         Args:
             limits: trajectories that fill a batch, by segment.
-            is_idle: whether the worker runs nothing now.
         """
         if self._alone or any(queue.rows >= limits[index] for index, queue in self._queues.items()):
             return 0

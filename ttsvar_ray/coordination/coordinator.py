@@ -78,9 +78,7 @@ class Coordinator:
         """Start without workers and without prompts.
 
         Args:
-            plan: what every prompt runs.
             run_seed: names the random streams of the selections.
-            settings: policies.
             workload: what each segment of the plan costs; without it rows alone limit a worker, and
                 expectations are learnt from answers.
             selections: makes them in place of the search; for simulations, which need no real ones.

@@ -74,8 +74,6 @@ class Deadlines:
             where it does not.
 
         Args:
-            worker: who answered.
-            batch: what it answered.
             seconds: what it says that the batch took; where its clock says more, that counts.
         """
         clock = self._clocks.get(worker.worker_id)

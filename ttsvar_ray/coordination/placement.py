@@ -72,7 +72,6 @@ def feasible_spread(rows: int, candidates: Sequence[Candidate], spread: int) -> 
     Args:
         rows: trajectories to assign.
         candidates: workers that may take them; the first one must get a share.
-        spread: workers wished for.
 
     Returns:
         0 where not even one worker, the first, has memory for everything.
@@ -223,7 +222,6 @@ class CostModel:
 
         Args:
             worker_of: where slots go.
-            segment_index: the segment that they run.
             parent_of: each slot's parent; empty in segment 0.
             held: parents that each worker has already; all others are rebuilt, each once.
             workers: at least those that are used.

@@ -121,7 +121,6 @@ def run_cost(
     """Return what a run has cost.
 
     Args:
-        plan: of the run.
         parts: images of each committed part and what ran for it; () where it does not say.
         device_seconds: of each session.
     """

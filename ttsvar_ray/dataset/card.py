@@ -129,7 +129,6 @@ def card_text(manifest: RunManifest, *, has_trace: bool, publication: Publicatio
     """Return the card of a run.
 
     Args:
-        manifest: of the run.
         has_trace: whether its searches select anything: `datasets` cannot open a table that has no row in any
             part, so that the card must not name it.
         publication: what is known once the run is whole.

@@ -236,7 +236,6 @@ def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = 
     """Count what is there, from the parts' footers, a few at a time.
 
     Args:
-        layout: the output folder.
         chunks: the rows of each chunk that must be there by now, whole; no others are counted. None: all.
 
     Raises:

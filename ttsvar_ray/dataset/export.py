@@ -62,7 +62,6 @@ def exported_images(
     """Yield the images of a run in the order of the prompt file, best first.
 
     Args:
-        layout: of the run.
         column_types: of the caller's columns, as `run.json` has them.
         best_only: whether only the best image of each prompt counts.
 
@@ -104,8 +103,6 @@ def claimed(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> 
 
     Args:
         folder: made if it is not there.
-        layout: of the run.
-        settings: of the export.
 
     Raises:
         OutputError: the folder holds another export, or one of other images: the run was extended since, its

@@ -53,8 +53,6 @@ def open_output(layout: OutputLayout, manifest: RunManifest, *, has_trace: bool 
     """Create an output folder, or continue one of the same settings and prompts; needs the lock.
 
     Args:
-        layout: of the folder.
-        manifest: of the run.
         has_trace: whether searches select anything: `datasets` cannot open a table that has no row in any
             part, so that the card must not name it.
 

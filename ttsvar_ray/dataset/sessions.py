@@ -54,7 +54,6 @@ class SessionLog:
         """Read the earlier ones.
 
         Args:
-            layout: the output folder.
             versions: of this session; None asks this process.
 
         Raises:

@@ -82,12 +82,10 @@ def write_chunk(
     prompts had not failed and nobody had stopped.
 
     Args:
-        layout: the output folder.
         chunk_index: names the files.
         rows: the rows of the prompt set that this chunk is made of.
         finished, failed: every prompt of `rows` once, in any order; where the part is there, those that ran
             again; where some were kept, all others.
-        context: what all rows of the run have in common.
         resolve: turns the payload of an image into its bytes, one image at a time.
 
     Raises:

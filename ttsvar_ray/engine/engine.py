@@ -117,7 +117,6 @@ class Engine:
             reward: scores decoded images; an ensemble where the plan combines several.
             extractor: turns decoded images into features; None where no selection of the plan reads any.
             run_seed: names the random streams together with prompt, scale and slot.
-            settings: see `EngineSettings`.
             map_reward: scores feature maps; None where the plan reads no rewards off them.
         """
         if tuple(model.scale_schedule) != tuple(plan.scale_schedule):

@@ -51,10 +51,8 @@ def run_local(
 
     Args:
         prompts: read as the coordinator asks for them, never all at once.
-        plan: what to run; the engines were built for it.
         engines: stand for workers; one is enough, several let tests shard populations.
         run_seed: names the random streams of the selections; the engines must have the same.
-        settings: policies of the coordinator.
         workload: what the plan costs, where the engines' memory limits how much is under way.
 
     Yields:
@@ -116,7 +114,6 @@ def search_prompt(
 
     Args:
         plan: what to run; the engine was built for it.
-        engine: runs the segments.
         run_seed: names the random streams of the selections; the engine must have the same.
         loop: Algorithm 1, or one of the same arguments in its place.
 

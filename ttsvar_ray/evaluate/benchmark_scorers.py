@@ -90,7 +90,6 @@ def benchmark_specs(
     Args:
         given: NAME=FIRST:SECOND, NAME one of `FOLDERS`.
         texts: asked for the texts of the run's prompts.
-        device: of the judge.
 
     Raises:
         ConfigurationError: files that are not said, or questions about other prompts alone.

@@ -136,7 +136,6 @@ class Detector:
     Args:
         network: with settled weights.
         label, digest: whose weights they are, for results; see `DetectorWeights`.
-        device: torch device name.
     """
 
     def __init__(
@@ -156,7 +155,6 @@ class Detector:
         """Return the objects of a uint8 RGB image [H, W, 3] by class.
 
         Args:
-            image: of any size.
             above: objects that surely score no more than this may be left out, which saves their masks.
         """
         pixels = detector_pixels(image)

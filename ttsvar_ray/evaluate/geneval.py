@@ -108,8 +108,6 @@ class GenEvalJudge:
     """Judges one image after another.
 
     Args:
-        detector: finds objects.
-        colors: names their colors.
         rules: the official ones unless said otherwise.
     """
 

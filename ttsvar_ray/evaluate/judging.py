@@ -169,7 +169,6 @@ def judge_images(
     Args:
         images: to judge; of equal images of one prompt one is looked at.
         verdicts: goes on from, and is added to.
-        each: judges.
         on_image: called with the number of images judged so far, those of earlier sessions among them.
 
     Raises:

@@ -40,7 +40,6 @@ class BlipVqa:
 
     Args:
         path: folder of a transformers checkpoint, with `vocab.txt`.
-        device, dtype: of the network.
 
     Raises:
         CheckpointError: a folder without such a model.
@@ -113,7 +112,6 @@ class QuestionJudge:
         folder: of a transformers checkpoint: of the Qwen-VL family, or a BLIP that answers questions.
         asked: what it is told, with `{question}` in it.
         answers: whose probabilities will be wanted.
-        device, dtype: of the model.
 
     Raises:
         CheckpointError: a folder without such a model.

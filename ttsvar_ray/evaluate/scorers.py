@@ -225,7 +225,6 @@ class _SafetyScorer:
         path: folder of a transformers image classifier.
         table: prefix of the columns.
         label: the class that is not safe; "" is the last one.
-        device: torch device name.
     """
 
     def __init__(self, path: Path, *, table: str, label: str, device: str) -> None:

@@ -87,7 +87,6 @@ class ClipJudge:
 
     Args:
         folder: of CLIP as transformers saves it, with `vocab.json` and `merges.txt`.
-        device: torch device name.
 
     Raises:
         CheckpointError: weights that cannot be used.

@@ -103,8 +103,6 @@ class PatchBackbone(ImageNetwork):
         num_leading: class and register tokens.
         recipe: from images to pixels. The whole image is seen, its aspect ignored: structure at the borders
             counts as much as in the middle.
-        device: torch device name.
-        precision: of weights and activations.
     """
 
     def __init__(

@@ -72,7 +72,6 @@ class PatchFeatures:
     """What a reduction makes of the patches of each image (`features.registry.FeatureExtractor`).
 
     Args:
-        name: of the extractor.
         backbone: from images to patches, float32 [n, num_patches, width].
         reduce: from patches to float32 [n, feature_dim], or to what the selection reduces itself.
         reduce_on_device: the same, used in its place where the backbone is not on a CPU.

@@ -152,7 +152,6 @@ def build_extractor(
         pca_sign: `deterministic` or `published` (see `ComponentSign`); only `pca` reads it here.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
         dtype: of its network, see `types.Precision`.
-        device: torch device name.
         options: of one's own extractor.
 
     Raises:

@@ -69,7 +69,6 @@ def available_bytes(
     To be called when the weights are loaded.
 
     Args:
-        device: of the worker.
         memory_gb: the setting `engine.memory_gb`; None is what a GPU has left, and no limit on a CPU.
         workspace: bytes to leave for what is no trajectory's, see `_workspace_bytes`.
     """

@@ -263,11 +263,9 @@ def time_fact(
     With fewer prompts than fill the workers, the estimate is that of full ones: too short, never too long.
 
     Args:
-        plan: of each prompt.
         device: as many as share them.
         workload: of the plan on such a device; None where nobody knows.
         rows: of a full micro-batch, by segment.
-        prompts: how many.
     """
     seconds = None
     if workload is not None:
@@ -330,7 +328,6 @@ def planned_run(
     """Return what a run of so many prompts would make and take, as its preflight would say it.
 
     Args:
-        prompts: of the run.
         gpus: devices that share them.
         profile: of each; None is a usual GPU, or a CPU core where the job runs on CPUs.
 

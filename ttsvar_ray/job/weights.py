@@ -21,7 +21,6 @@ def resolve_output(path: str, *, submitted: bool, shard: Shard | None = None) ->
     """Return the output folder as an absolute path, or the URI that it is.
 
     Args:
-        path: as in the settings.
         submitted: whether this is the entry point of `ray job submit`. Its working directory is a copy that
             Ray deletes with the session, so that a relative path would lose the output: there it is taken
             from the home folder of the user that runs the cluster.

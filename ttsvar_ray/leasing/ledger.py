@@ -114,7 +114,6 @@ class LeaseLedger:
 
         Args:
             prompts: all prompts, in row order; those that are not to run are passed over.
-            prompt_count: how many there are.
             rows_per_chunk: prompts in one chunk; the last one may have fewer.
             committed: chunks that are written already and do not run.
             rows_to_run: chunks of which these rows run and no others, even if they are committed.
@@ -210,7 +209,6 @@ class LeaseLedger:
         Args:
             cell_id: a cell that has nothing better to do.
             count: most prompts.
-            now: the time.
             out_for: seconds since its lease after which a prompt counts as straggling.
 
         Returns:

@@ -33,8 +33,6 @@ def extending(
     """Return the cache after a scale, and how each layer takes up its part of it.
 
     Args:
-        cache: before the scale.
-        fresh: the scale's tokens.
         capacity: tokens to make room for, where room must be made; None keeps nothing of this scale, as at
             the last one, which nothing attends to.
     """

@@ -80,7 +80,6 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
 
     Args:
         path: of the HTML file; scripts go to a folder of its name with "_files".
-        summary: of the run.
         entries: in the order of the prompt set; two scripts' worth are in memory at a time.
 
     Returns:

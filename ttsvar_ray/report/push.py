@@ -115,7 +115,6 @@ def push(
     Args:
         layout, manifest: of an output that is whole.
         repository: OWNER/NAME; made, private, where it is not there.
-        api: of the hub.
         own: files beside the parts that come last: the card, and what it shows.
         is_public: whether a repository that is made is public, and one that is may be written to.
         tell: told where it stands.

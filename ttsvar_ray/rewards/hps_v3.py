@@ -54,7 +54,6 @@ class HpsV3(ImageReader):
 
     Args:
         folder: with the files above.
-        name, device: as the settings have them.
         preprocessing: its own, whatever this says; the registry refuses another.
         dtype: of the backbone, published in bfloat16; the head is float32.
 

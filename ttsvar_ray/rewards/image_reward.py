@@ -46,8 +46,6 @@ class ImageReward(NetworkReward):
     Args:
         config: sizes and preprocessing.
         weights: tensors under the network's names; all must fit.
-        tokenizer: turns texts into ids.
-        device: torch device name.
         dtype: of weights and activations. bfloat16 moves scores by about 0.05, which with lambda = 10
             changes resampling weights by half: float32 is the default.
         preprocessing: PIL as published, or tensors on the device.

@@ -27,8 +27,6 @@ class NetworkReward(ImageNetwork, ABC):
     Args:
         name: written to the output rows.
         recipe, cpu_rows: as in `ImageNetwork`.
-        device: torch device name.
-        dtype: of weights and activations.
     """
 
     def __init__(

@@ -243,7 +243,6 @@ def build_reward(
     Args:
         name: of an entry, or the import path of a class.
         path: the directory with its files.
-        device: torch device name.
         preprocessing: `published` or `tensor` (see `types.Preprocessing`).
         dtype: of its networks, see `types.Precision`; all but float32 move scores.
         options: of one's own reward; see `find_own_reward`.

@@ -45,7 +45,6 @@ class ImageReader(PlainReward):
 
     Args:
         path: folder with its image processor and its tokenizer; no code of it is run.
-        device: torch device name.
 
     Raises:
         ConfigurationError: no folder.
@@ -130,8 +129,6 @@ class VisionLanguage(ImageReader):
 
         Args:
             path: folder of a transformers checkpoint; none of its code is run.
-            device: torch device name.
-            dtype: of the weights.
             question: with `{prompt}` in it, to be answered by yes or no.
 
         Raises:

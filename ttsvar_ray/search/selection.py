@@ -42,7 +42,6 @@ def select(
             has a `joint_component`; needed where the operator reads features, else not looked at.
         reward_history: [population, scored scales up to this one] in slot order, each row the
             rewards of that trajectory's lineage; not looked at where the operator reads no rewards.
-        run_seed: seed of the run.
         prompt_key: `Prompt.key`.
         round_index: of an adaptive search; `plan` is then that of the round.
         log_likelihood: [population] in slot order, nats of all bits of the lineage; needed where the operator

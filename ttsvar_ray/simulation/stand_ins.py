@@ -114,7 +114,6 @@ class ReportMaker:
         """Return the report of each shard of a micro-batch.
 
         Args:
-            batch: what was asked.
             row_seconds: time of the micro-batch that each of its trajectories took part in to some use.
         """
         reports = []

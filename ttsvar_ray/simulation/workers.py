@@ -216,8 +216,6 @@ class SimulatedWorker:
         """End with everything that was sent; its computing is cut short.
 
         Args:
-            now: the time.
-            utilization: to book to.
             cause: of being idle, where nothing was sent.
         """
         while self.running and self.running[0].end <= now:
@@ -239,8 +237,6 @@ class SimulatedWorker:
         """Book the time until the end of the run.
 
         Args:
-            now: the end.
-            utilization: to book to.
             exhausted_at: when the last prompt was leased.
         """
         if self.running:

@@ -70,8 +70,6 @@ class ImageNetwork:
 
     Args:
         recipe: from images to pixels.
-        device: torch device name.
-        dtype: of weights and activations.
         tf32: whether a GPU may round the factors of float32 products (`Precision.TF32`).
         cpu_rows: on a CPU, batches are padded to a multiple of this.
     """

@@ -243,7 +243,6 @@ def build_loaded(
     Args:
         make: builds the module.
         weights: under the module's own names.
-        device: where it computes.
         source: of the weights, for messages.
         narrow: prefix of the names that are held in `dtype`; the rest is float32.
         dtype: see `narrow`.

@@ -70,7 +70,6 @@ def run_check(area: str, check: Check, *, otherwise: Mark) -> list[Finding]:
     """Run one check; what goes wrong inside it is a finding, not the end of the others.
 
     Args:
-        area: of its findings.
         otherwise: how a check that cannot be made stands.
     """
     try:

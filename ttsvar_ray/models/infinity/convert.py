@@ -88,7 +88,6 @@ def convert(
             float32.
         reward, extractor: put into the directory too; None leaves both to the job's settings.
         shard_bytes: size of one file from which the transformer is split.
-        report: told what is being done.
 
     Raises:
         CheckpointError: files missing, or weights that do not fit the model.

@@ -22,7 +22,6 @@ class VarModel(CachedModel):
         name: written to the output rows.
         transformer, tokenizer: in evaluation mode, on one device.
         classes: what prompts mean.
-        sampling: how tokens are drawn.
     """
 
     transformer: VarTransformer

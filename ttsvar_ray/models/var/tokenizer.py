@@ -55,7 +55,6 @@ class _Codebook(nn.Module):
         Args:
             summed: [B, d, H, W] of the scales before.
             tokens: int64 [B, h * w], entries drawn at this scale.
-            schedule: of the model.
         """
         height, width = schedule[scale_index]
         rows = tokens.shape[0]
