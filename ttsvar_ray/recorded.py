@@ -96,7 +96,6 @@ class Case:
     """Collects the comparisons of one recorded folder or file.
 
     Attributes:
-        name: of the folder or file.
         recorded: its arrays by name: tensors, numpy arrays or lists of numbers.
         kind_of: from an array's name to its kind.
         relative: where given, what need not be exact is judged by its root-mean-square difference relative to

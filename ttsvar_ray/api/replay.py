@@ -26,11 +26,7 @@ _ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Replayer:
-    """Draws bits of one model.
-
-    Attributes:
-        model: that sampled them.
-    """
+    """Draws bits of one model."""
 
     model: NextScaleModel
 

@@ -29,10 +29,8 @@ class ShownImage:
     """The best image of one prompt.
 
     Attributes:
-        prompt: its text.
         kind: of the caption, or "not judged" where the text is none of the built-in world's.
         correct: the exact checker's verdict; None where it has none.
-        reward: of the image.
         pixels: uint8 RGB [height, width, 3]; None for images that the sheet has no place for.
     """
 

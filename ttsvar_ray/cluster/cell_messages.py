@@ -80,7 +80,6 @@ class CellUpdate:
         notices: what a person should know, one line each.
         workers: workers that are up.
         joined: workers that came up.
-        state: how the cell is doing.
         reason: why it is unusable, stuck or broken.
     """
 

@@ -66,7 +66,6 @@ class _Incarnation:
     """One incarnation of a cell.
 
     Attributes:
-        update: its next update.
         asked_at, patience_seconds: when that was asked for, and how long it may take.
         first_workers: those that were started with it, and end with it.
         calls: calls whose answers nobody needs, but whose errors somebody must see.
@@ -93,7 +92,6 @@ class _Cell:
     """One cell over all its incarnations.
 
     Attributes:
-        index: of the cell.
         restarts: after failures in a row since it finished a prompt.
         state, reason: how it is doing, and why.
         due_at: when a cell that is pending is started.

@@ -161,12 +161,10 @@ class Session:
 
     Attributes:
         config, parts: the job, and what it runs.
-        layout, lock: of the output folder.
         ledger: which prompts are out, and which chunks are whole.
         progress: called about once a second with the state of the run.
         sessions: where the output keeps which devices it was made on.
         context: `RowContext` but for the names of the model and the reward.
-        stats: of this session.
         on_part: called with the number of each part that is committed.
         breaker: ends a run in which too much fails.
     """

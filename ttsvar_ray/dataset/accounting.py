@@ -52,10 +52,8 @@ class PlanRecord:
     """The plan of a run as `run.json` has it, with its counted costs.
 
     Attributes:
-        strategy: its name.
         growth: of the population of each round (`search.plan.Rounds`).
         is_adaptive: whether rounds may be repeated or abandoned.
-        segments: in order.
         text_flops: of one prompt, once; a text is taken to be of usual length.
         image_flops: of one image that is drawn without any search; 0 where FLOPs are not counted.
     """

@@ -43,9 +43,7 @@ class TableSize:
     """Of all parts of one table.
 
     Attributes:
-        rows: of them.
         bytes: of their values, before any codec.
-        file_bytes: of the files.
         schema: of the first part; None without parts.
     """
 
@@ -74,7 +72,6 @@ class Publication:
         licence, model_licence: of the images, and of the model's weights.
         reward: that steered the search.
         images, trace: of the tables; a trace without rows is not named, since `datasets` cannot open it.
-        totals: of the output.
         cost: of the run, where it is known.
         scores: the steering reward first.
         tables: of scores, beside the data.

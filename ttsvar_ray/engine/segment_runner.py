@@ -62,7 +62,6 @@ class SegmentRunner:
 
     Attributes:
         model, ensemble, extractor, map_reward, store, run_seed, selector_decode: see `Engine`.
-        segments: of the plan.
         pass_rows: rows that every forward pass of a segment has, never rising; None: as many as there are
             trajectories.
         reads_likelihood: whether the plan does; the model is a `ScoringModel` then.

@@ -42,7 +42,6 @@ class QuestionImages:
     """The images of a run or a folder, each with what is asked of it.
 
     Attributes:
-        benchmark: whose.
         prompts: its prompts, by name and by text.
         passed_over: images of other prompts, so far.
     """

@@ -53,7 +53,6 @@ class Outcomes:
     """What became of the prompts of one variant.
 
     Attributes:
-        name: of the variant.
         scores: by evaluator, float64 [prompts], the mean over repetitions of the best image's score.
         reward: float64 [prompts], of the reward that steered.
         images: what a prompt costs in raw images, everything counted; NaN where nobody knows.
@@ -77,7 +76,6 @@ class Line:
 
     Attributes:
         name, images, seconds, device_seconds, failed: as of `Outcomes`.
-        scores: by evaluator.
         differences: by evaluator, to the control; empty of the control itself.
         reward: of the reward that steered.
         published: by evaluator, where there is such a number.

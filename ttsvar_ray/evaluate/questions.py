@@ -67,7 +67,6 @@ class AnsweredImage:
     """What a judge said of one image.
 
     Attributes:
-        prompt: whose image it is.
         probabilities: of each question's answers.
     """
 
@@ -99,7 +98,6 @@ class Score:
     """One number of a summary.
 
     Attributes:
-        name: of the line.
         mean: over prompts, each the mean of its images; of a line about kinds of questions, over questions.
         standard_error: over prompts, each the mean of its images; None for one prompt.
         prompts, images: how many; of a line about kinds of questions, `images` are questions.

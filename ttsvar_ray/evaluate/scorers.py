@@ -67,10 +67,8 @@ class ScorerSpec:
         kind: how it looks.
         name: of a reward, a feature extractor or a benchmark, or of the table where it is the only one of
             its kind.
-        path: files of its weights.
         clip: of GenEval, the folder of CLIP.
         questions: of a benchmark that has such, their file.
-        device: torch device name.
         dtype, preprocessing: of a reward.
         options: keywords of a reward of one's own.
         label: of a safety model, the class that is not safe, "" is its last one; of a benchmark, a category.

@@ -60,7 +60,6 @@ class ExtractorEntry:
     """All that is said of one extractor.
 
     Attributes:
-        name: in the settings.
         loader: import path of what makes it of its network's files: `(path, *, preprocessing, device,
             precision)`, and `pca_sign` where it reads it. Imported only when it is called.
         network: name of the published network.

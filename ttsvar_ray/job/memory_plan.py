@@ -94,7 +94,6 @@ class Stage:
     """One stage of a prompt's life, of the whole population on one device.
 
     Attributes:
-        name: of the stage.
         taken: most bytes alive in it as it runs, in its micro-batches, weights left out.
         least: the same where they run one at a time, the finished ones waiting.
         kept: bytes that stay until the next stage.

@@ -132,7 +132,6 @@ class Device:
     Attributes:
         profile: name of its rates.
         title: for people.
-        count: how many there are.
         memory_bytes: of one GPU; None of a CPU, and where nobody says.
         rates: measured on this machine; None: those of the profile.
     """

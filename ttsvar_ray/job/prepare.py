@@ -70,7 +70,6 @@ class PreparedJob:
         parts: what runs.
         source, scan: the prompts.
         manifest: what `run.json` of a new run says.
-        layout: of the output folder.
         shard: of the prompt set that this run makes.
         output: what is there, and what this session adds.
         device: the devices of this machine that the job would use; None where a cluster has them.

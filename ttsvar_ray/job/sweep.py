@@ -51,7 +51,6 @@ class Variant:
 
     Attributes:
         name: as the table shows it.
-        jobs: of each repetition.
     """
 
     name: str

@@ -36,7 +36,6 @@ class _Cell:
 
     Attributes:
         asked: most prompts it ever asked for at once.
-        workers: that are up.
         was_told_last: whether it was told that nothing is left, and asks no more.
     """
 

@@ -25,7 +25,6 @@ class WantedSelection:
         where: the setting, `cluster_scales[0]`.
         scale: as written, whatever it is.
         operator: the class that is named, or one that is made; None where that is wrong.
-        options: of the class.
     """
 
     where: str

@@ -97,7 +97,6 @@ class PublishedWeights:
     Attributes:
         cost: of the network at its published size; None where a directory's config.json says it.
         files: all that its loader reads; empty for what this package brings.
-        licence: of the weights.
     """
 
     cost: NetworkCost | None

@@ -46,8 +46,6 @@ class Finding:
 
     Attributes:
         area: group of findings, such as "weights"; `run_check` fills it in.
-        name: of the thing.
-        mark: how it stands.
         text: what was found, one line.
         command: what to run where something is missing; may be of several lines.
     """

@@ -41,7 +41,6 @@ class Needs:
     """What a job reads.
 
     Attributes:
-        job: understood.
         downloads: what of it somebody published.
     """
 

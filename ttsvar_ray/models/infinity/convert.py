@@ -61,7 +61,6 @@ class Companion:
     """A reward or an extractor that goes into the directory.
 
     Attributes:
-        name: in its registry.
         path: its weights, copied as they are; None leaves them to the job's settings.
     """
 
