@@ -212,27 +212,19 @@ def is_within_budget(config: JobConfig, summary: JobSummary) -> bool:
     return config.max_failed.allows(missing, of=summary.prompts + missing)
 
 
-def _cost(config: JobConfig, summary: JobSummary) -> list[str]:
-    """Return what the run has cost, against what was planned."""
-    from ttsvar_ray.cli.show import cost_facts
-
-    if summary.cost is None:
-        return []
-    return [f"{what:<12} {told}" for what, told in cost_facts(summary.cost, budget=config.strategy.budget)]
-
-
 def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
     """Return how a job ended, for people: what was made, where it is, what to do next."""
-    from ttsvar_ray.cli.show import duration
+    from ttsvar_ray.cli.show import cost_facts, duration
 
     resumed = f" ({summary.prompts_resumed} of them before)" if summary.prompts_resumed else ""
     reward = "none" if math.isnan(summary.mean_reward) else f"{summary.mean_reward:.4f}"
+    cost = () if summary.cost is None else cost_facts(summary.cost, budget=config.strategy.budget)
     lines = [
         "",
         f"prompts      {summary.prompts}{resumed}",
         f"images       {summary.images}",
         f"mean reward  {reward}",
-        *_cost(config, summary),
+        *(f"{what:<12} {told}" for what, told in cost),
         f"time         {duration(summary.seconds)}{_rate(summary)}",
         f"failures     {_failures(config, summary)}",
         f"output       {summary.output}",

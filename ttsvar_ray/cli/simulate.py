@@ -59,17 +59,14 @@ def simulate(
     Example: ttsvar-ray simulate jobs/infinity_2b.yaml --gpus 8 --prompts 200000
     """
     with errors_for_people(debug=debug):
-        from ttsvar_ray.cli.simulation_report import comparison_lines, result_lines
+        from ttsvar_ray.cli.simulation_report import comparison_lines, draw, require_matplotlib, result_lines
         from ttsvar_ray.config.load import load_config
         from ttsvar_ray.job.resolved import plan_note, resolve
         from ttsvar_ray.job.simulation import simulated_job
         from ttsvar_ray.simulation.settings import variants
 
         if plot is not None:
-            from ttsvar_ray.cli.simulation_report import require_matplotlib
-
             options.file_to_write(plot, "--plot", picture=True)
-
             require_matplotlib()
         flags = {"simulation.gpus": gpus, "simulation.prompts": prompts}
         config = load_config(job, options.overrides(flags, settings), needs_files=False)
@@ -106,8 +103,6 @@ def simulate(
         if json_path is not None:
             _write_json(json_path, first, results, asked=asked)
         if plot is not None:
-            from ttsvar_ray.cli.simulation_report import draw
-
             draw(first, plot)
 
 

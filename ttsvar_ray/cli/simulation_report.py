@@ -109,9 +109,6 @@ def comparison_lines(results: Mapping[str, SimulationResult]) -> list[str]:
     return table_lines(_COLUMNS, rows)
 
 
-if TYPE_CHECKING:
-    from ttsvar_ray.simulation.result import SimulationResult
-
 _COLOURS = {
     "useful": "#4c78a8",
     "replay": "#72b7b2",

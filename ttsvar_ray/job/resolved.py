@@ -40,9 +40,7 @@ from ttsvar_ray.own_code import is_own
 from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, selection_words
-from ttsvar_ray.search.strategy import (
-    SelectionSetting,
-)
+from ttsvar_ray.search.strategy import SelectionSetting
 from ttsvar_ray.types import PotentialKind
 
 
@@ -94,11 +92,6 @@ class ResolvedJob:
     def pass_rows(self) -> tuple[int, ...] | None:
         """Rows that every forward pass of a segment has; None where they are as many as come."""
         return rows_of(self.config, self.plan) if self.config.engine.deterministic else None
-
-    @property
-    def coordinator_settings(self) -> CoordinatorSettings:
-        """What every cell of the job, and its simulation, goes by."""
-        return coordinator_settings(self.config)
 
 
 def resolve(

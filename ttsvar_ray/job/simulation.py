@@ -15,7 +15,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import expected_image_bytes
-from ttsvar_ray.job.resolved import ResolvedJob, resolve
+from ttsvar_ray.job.resolved import ResolvedJob, coordinator_settings, resolve
 from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import build_workload, is_gpu, is_workload, read_workload
 from ttsvar_ray.search.plan import Plan
@@ -73,7 +73,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
     return SimulatedJob(
         plan=simulated_plan(job),
         workload=workload,
-        coordinator=job.coordinator_settings,
+        coordinator=coordinator_settings(job.config),
         settings=SimulationSettings(
             **given.model_dump(
                 exclude={"profile", "compare", "writer_gb_per_second", "abandoned", "satisfied"}

@@ -13,9 +13,7 @@ from __future__ import annotations
 import torch
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.description import (
-    ModelDescription,
-)
+from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.config import VarConfig, VqConfig
