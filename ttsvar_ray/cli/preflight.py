@@ -35,14 +35,7 @@ def teller(console: Console) -> Callable[[Fact], None]:
 
 def fact_lines(fact: Fact) -> list[str]:
     """Return a fact as lines."""
-    from ttsvar_ray.job.preflight import (
-        JobFact,
-        OutputFact,
-        PlanFact,
-        PromptsFact,
-        TimeFact,
-        WeightsFact,
-    )
+    from ttsvar_ray.job.preflight import JobFact, OutputFact, PlanFact, PromptsFact, TimeFact, WeightsFact
 
     match fact:
         case JobFact():

@@ -85,11 +85,7 @@ def score(
         from ttsvar_ray.config.load import recorded_config
         from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.near_duplicates import (
-            mark_near_duplicates,
-            mark_similar,
-            prompt_diversity,
-        )
+        from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar, prompt_diversity
 
         layout, manifest = read_run(output)
         if unsafe and safety is None:

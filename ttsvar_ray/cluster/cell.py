@@ -32,13 +32,7 @@ from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, Cell
 from ttsvar_ray.cluster.metrics import CellMetrics
 from ttsvar_ray.cluster.resources import DrainWatch
 from ttsvar_ray.cluster.waiting import ClusterWaitError, PatientClock, reason_of, wait_for
-from ttsvar_ray.cluster.worker import (
-    WorkerInfo,
-    WorkerStatus,
-    failures_of,
-    image_returns,
-    join_images,
-)
+from ttsvar_ray.cluster.worker import WorkerInfo, WorkerStatus, failures_of, image_returns, join_images
 from ttsvar_ray.cluster.worker_pool import WorkerHandle, WorkerPool
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (

@@ -28,13 +28,7 @@ from ttsvar_ray.evaluate.detector import Detector
 from ttsvar_ray.evaluate.geneval_prompts import CLASS_NAMES
 from ttsvar_ray.evaluate.geneval_rules import Detected
 from ttsvar_ray.evaluate.judging import AskedImage
-from ttsvar_ray.evaluate.questions import (
-    Benchmark,
-    Question,
-    QuestionPrompt,
-    overall,
-    read_text,
-)
+from ttsvar_ray.evaluate.questions import Benchmark, Question, QuestionPrompt, overall, read_text
 from ttsvar_ray.evaluate.t2i_compbench import name_of_file
 from ttsvar_ray.types import Float32Array
 

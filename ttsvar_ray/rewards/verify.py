@@ -13,7 +13,7 @@ Scores are compared image by image and in one batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,7 @@ TTS_VAR_SIZE = 128
 
 
 def _verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
-    """Compare token ids, scores, and ranks with `folder` / imagereward.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or they do not belong together.
-    """
+    """Compare token ids, scores, and ranks with `folder` / imagereward."""
     place = folder / IMAGE_REWARD
     reference = _Reference.read(folder, place)
     case = Case(name=IMAGE_REWARD, recorded=reference.content)
@@ -80,11 +76,7 @@ def _verify_image_reward(folder: Path, *, device: str = "cpu") -> Case:
 
 
 def _verify_hps(folder: Path, *, device: str = "cpu") -> Case:
-    """Compare pixels and scores with `folder` / hpsv21; the texts are taken as the recorded token ids.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or they do not belong together.
-    """
+    """Compare pixels and scores with `folder` / hpsv21; the texts are taken as the recorded token ids."""
     place = folder / HPS
     reference = _Reference.read(folder, place)
     case = Case(name=HPS, recorded=reference.content)
@@ -112,11 +104,7 @@ def _verify_hps(folder: Path, *, device: str = "cpu") -> Case:
 
 
 def _verify_aesthetic(folder: Path, *, device: str = "cpu") -> Case:
-    """Compare logits and scores with `folder` / aesthetic_v25.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or they do not belong together.
-    """
+    """Compare logits and scores with `folder` / aesthetic_v25."""
     place = folder / AESTHETIC
     reference = _Reference.read(folder, place)
     case = Case(name=AESTHETIC, recorded=reference.content)
@@ -145,7 +133,8 @@ VERIFIERS: Mapping[str, Callable[..., Case]] = {
     HPS: _verify_hps,
     AESTHETIC: _verify_aesthetic,
 }
-"""Name of a recorded folder -> what compares with it: `(folder, *, device)`."""
+"""Name of a recorded folder -> what compares with it: `(folder, *, device)`. All raise a CheckpointError
+where a file is missing or damaged, or files do not belong together."""
 
 
 def load_recorded_image_reward(
@@ -233,6 +222,8 @@ def _image_reward_config(place: Path, weights: Mapping[str, Tensor]) -> BlipRewa
     patch = weights["vision.embeddings.patch_embedding.weight"]
     width, tokens = patch.shape[0], weights["vision.embeddings.position_embedding"].shape[1]
     layers = {key.split(".")[3] for key in weights if key.startswith("vision.encoder.layers.")}
+    named = (field.name for field in fields(TextSize) if field.default is MISSING)
+    text: dict[str, Any] = {name: _number(med, name, where) for name in named}
     head_width = PUBLISHED_HEAD_WIDTH if width in PUBLISHED_VISION_WIDTHS else REDUCED_HEAD_WIDTH
     return replace(
         PUBLISHED_IMAGE_REWARD,
@@ -244,14 +235,7 @@ def _image_reward_config(place: Path, weights: Mapping[str, Tensor]) -> BlipRewa
             image_size=round((tokens - 1) ** 0.5) * patch.shape[-1],
             patch_size=patch.shape[-1],
         ),
-        text=TextSize(
-            vocab_size=_number(med, "vocab_size", where),
-            hidden_size=_number(med, "hidden_size", where),
-            intermediate_size=_number(med, "intermediate_size", where),
-            num_hidden_layers=_number(med, "num_hidden_layers", where),
-            num_attention_heads=_number(med, "num_attention_heads", where),
-            max_position_embeddings=_number(med, "max_position_embeddings", where),
-        ),
+        text=TextSize(**text),
     )
 
 

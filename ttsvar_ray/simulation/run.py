@@ -18,13 +18,7 @@ from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.cells import SimulatedCell, Traffic, World
 from ttsvar_ray.simulation.driver import SimulatedDriver
-from ttsvar_ray.simulation.result import (
-    BytesMoved,
-    CoordinatorLoad,
-    Latency,
-    LogHistogram,
-    SimulationResult,
-)
+from ttsvar_ray.simulation.result import BytesMoved, CoordinatorLoad, Latency, LogHistogram, SimulationResult
 from ttsvar_ray.simulation.settings import SimulationSettings
 from ttsvar_ray.simulation.stand_ins import CountedSelections, ReportMaker
 from ttsvar_ray.simulation.workers import COMPUTING, Clock, SimulatedWorker, Spent, Utilization

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
-from ttsvar_ray.models.description import (
-    ModelDescription,
-    section_values,
-)
+from ttsvar_ray.models.description import ModelDescription, section_values
 from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer

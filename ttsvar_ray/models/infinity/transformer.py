@@ -15,22 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels.operations import gated_sum, modulated_norm, residual_sum, weighted_norm
-from ttsvar_ray.models.infinity.attention import (
-    CrossAttention,
-    TextPoolAttention,
-    rope_table,
-)
+from ttsvar_ray.models.infinity.attention import CrossAttention, TextPoolAttention, rope_table
 from ttsvar_ray.models.infinity.batch_texts import BatchTexts, PackedTexts, TextKeys
 from ttsvar_ray.models.infinity.config import TransformerConfig
 from ttsvar_ray.models.infinity.text import Conditioning
-from ttsvar_ray.models.layers import (
-    NORM_EPS,
-    AdaptiveNorm,
-    Extend,
-    FeedForward,
-    SelfAttention,
-    extending,
-)
+from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, Extend, FeedForward, SelfAttention, extending
 from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import FreshTokens, KVCache, LayerCache

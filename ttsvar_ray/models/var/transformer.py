@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels.operations import gated_sum, modulated_norm
-from ttsvar_ray.models.layers import (
-    NORM_EPS,
-    AdaptiveNorm,
-    Extend,
-    FeedForward,
-    SelfAttention,
-    extending,
-)
+from ttsvar_ray.models.layers import NORM_EPS, AdaptiveNorm, Extend, FeedForward, SelfAttention, extending
 from ttsvar_ray.models.recorded_steps import RecordedSteps, is_small, recorded_capacity
 from ttsvar_ray.models.row_stability import StableLinear, autocast
 from ttsvar_ray.models.state import FreshTokens, KVCache
