@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ttsvar_ray.config.calibrated import with_thresholds
-from ttsvar_ray.config.explain import key_names, section_of, validated
+from ttsvar_ray.config.explain import validated
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import ConfigurationError
 
@@ -223,13 +223,3 @@ def _is_not_given(settings: Mapping[Any, Any], name: str) -> bool:
     """Whether a section says no path; a section of a wrong kind is reported elsewhere."""
     section = settings.get(name)
     return section is None or (isinstance(section, dict) and section.get("path") in (None, "", []))
-
-
-def option_names() -> list[str]:
-    """Return every setting under its dotted name, in order: the whole configuration surface."""
-    return [
-        f"{name}.{key}" if section is not None else name
-        for name, field in JobConfig.model_fields.items()
-        for section in [section_of(field.annotation)]
-        for key in (key_names(section) if section is not None else [""])
-    ]

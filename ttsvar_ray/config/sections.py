@@ -79,12 +79,14 @@ class PromptsConfig(Section):
     )
     column: Text = Field(default="prompt", description="key or column that holds the prompt")
     id_column: Text | None = Field(default=None, description="key or column to use as prompt_id")
-    columns: Annotated[ColumnChoice | None, BeforeValidator(read_columns), PlainSerializer(columns_text)] = (
-        Field(
-            default=None,
-            description="of the other columns, those that go through to the output: a list, {keep: [...]} or "
-            "{drop: [...]}; None: all",
-        )
+    columns: Annotated[
+        ColumnChoice | None,
+        BeforeValidator(read_columns),
+        PlainSerializer(columns_text, when_used="unless-none"),
+    ] = Field(
+        default=None,
+        description="of the other columns, those that go through to the output: a list, {keep: [...]} or "
+        "{drop: [...]}; None: all",
     )
     split: Text | None = Field(
         default=None, description="of a data set of the hub; None: its only one, or train"

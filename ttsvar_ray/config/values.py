@@ -87,10 +87,8 @@ def read_columns(value: Any) -> Any:
     raise ValueError(f"expected [name, ...], {{keep: [name, ...]}} or {{drop: [name, ...]}}, got {value!r}")
 
 
-def columns_text(columns: ColumnChoice | None) -> dict[str, list[str]] | None:
+def columns_text(columns: ColumnChoice) -> dict[str, list[str]]:
     """Return a choice as a job file has it."""
-    if columns is None:
-        return None
     return {"drop": list(columns.drop)} if columns.keep is None else {"keep": list(columns.keep)}
 
 
@@ -124,11 +122,6 @@ def read_shard(value: Any) -> Any:
             f"expected i/n with i from 0 to n-1, such as 0/8 for the first of eight, got {value!r}"
         )
     return Shard(int(index), int(count))
-
-
-def shard_text(shard: Shard | None) -> str | None:
-    """Write `i/n`."""
-    return None if shard is None else str(shard)
 
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*%")

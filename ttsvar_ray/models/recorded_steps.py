@@ -116,13 +116,6 @@ def cuda_recorder(setting: str, device: str) -> _CudaRecorder | None:
     return _CudaRecorder() if device == "cuda" and setting != "never" else None
 
 
-class PlainRecorder:
-    """Calls again: the same use of memory where there are no graphs, to test it."""
-
-    def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        return call
-
-
 class Arena:
     """Memory of a fixed address; it is replaced by a larger piece when somebody needs more.
 

@@ -244,9 +244,7 @@ class SimulatedWorker:
             self.go_down(now, utilization, Spent.TAIL)
             return
         if not self.is_up:
-            utilization.add(
-                Spent.STARTING if self.incarnation == 0 else Spent.RESTARTING, self.idle_since, now
-            )
+            utilization.add(self.absent, self.idle_since, now)
             return
         self._book_idle(utilization, min(max(exhausted_at, self.idle_since), now), Spent.OTHER_SHARDS)
         self.handled_at = self.idle_since

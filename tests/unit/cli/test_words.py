@@ -10,8 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.support.settings import option_names
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.config.load import load_config, option_names
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError, TtsVarError
 from ttsvar_ray.job.resolved import resolve
 

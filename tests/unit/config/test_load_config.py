@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.support.settings import option_names
 from ttsvar_ray.config.explain import validated
 from ttsvar_ray.config.job import NOT_CONTENT, JobConfig
-from ttsvar_ray.config.load import load_config, option_names
+from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.sweep import Sweep
 from ttsvar_ray.search.calibration_file import Calibration

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.recorders import PlainRecorder
 from tests.support.tiny_infinity import REPEATED_SCHEDULE, TEXT_LENGTH, text_parts, tiny_model
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.protocol import Execution
-from ttsvar_ray.models.recorded_steps import PlainRecorder
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.rng import bit_uniforms
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.recorders import PlainRecorder
 from tests.support.tiny_infinity import tiny_model
 from tests.support.var import load_case
 from ttsvar_ray.errors import ConfigurationError
@@ -19,7 +20,6 @@ from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.recorded_steps import (
     Arena,
     CacheArena,
-    PlainRecorder,
     RecordedSteps,
     cuda_recorder,
     recorded_capacity,
