@@ -100,14 +100,7 @@ class SleepingEngine:
             del segments[older]
         known = segments.get(segment.index - 1, set()) | set(task.parent_bits)
         if not set(task.parent_slots) <= known:
-            return ShardFailure(
-                prompt_key=task.prompt.key,
-                attempt=task.attempt,
-                segment_index=segment.index,
-                slots=task.slots,
-                kind=FailureKind.STALE,
-                error="a parent is not held here",
-            )
+            return ShardFailure.of(task, FailureKind.STALE, "a parent is not held here")
         segments.setdefault(segment.index, set()).update(task.slots)
         count = len(task.slots)
         has_features = Signal.FEATURES in segment.reads

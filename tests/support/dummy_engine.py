@@ -124,13 +124,13 @@ class DummyEngine:
         segments = self._held[(task.prompt.key, task.attempt)]
         fault = self._fault_of(task)
         if fault is not None:
-            return _failure(task, fault, f"injected {fault.value}")
+            return ShardFailure.of(task, fault, f"injected {fault.value}")
         key = (task.prompt.key, task.attempt)
         _, rebuilt = self._rebuilt.get(key, (0, {}))
         parents = {**rebuilt, **segments.get(segment.index - 1, {})}
         assert set(task.parent_bits) <= set(task.parent_slots)
         if any(parent not in parents and parent not in task.parent_bits for parent in task.parent_slots):
-            return _failure(task, FailureKind.STALE, "parent not held")
+            return ShardFailure.of(task, FailureKind.STALE, "parent not held")
         if task.parent_bits:
             self.replayed += len(task.parent_bits)
             parents.update(task.parent_bits)
@@ -243,15 +243,4 @@ def _report(plan: Plan, segment: Segment, task: ShardTask, finished: Sequence[Pa
         images=tuple(image_of(bits) for bits in finished) if segment.is_last else (),
         seconds=1.0,
         counters={"shards": 1},
-    )
-
-
-def _failure(task: ShardTask, kind: FailureKind, error: str) -> ShardFailure:
-    return ShardFailure(
-        prompt_key=task.prompt.key,
-        attempt=task.attempt,
-        segment_index=task.segment_index,
-        slots=task.slots,
-        kind=kind,
-        error=error,
     )

@@ -32,7 +32,7 @@ from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, Cell
 from ttsvar_ray.cluster.metrics import CellMetrics
 from ttsvar_ray.cluster.resources import DrainWatch
 from ttsvar_ray.cluster.waiting import ClusterWaitError, PatientClock, reason_of, wait_for
-from ttsvar_ray.cluster.worker import WorkerInfo, WorkerStatus, failures_of, image_returns, join_images
+from ttsvar_ray.cluster.worker import WorkerInfo, WorkerStatus, image_returns, join_images
 from ttsvar_ray.cluster.worker_pool import WorkerHandle, WorkerPool
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (
@@ -48,6 +48,7 @@ from ttsvar_ray.coordination.messages import (
     Refuse,
     Release,
     RunBatch,
+    ShardFailure,
     Tick,
     WorkerDraining,
     WorkerJoined,
@@ -226,7 +227,8 @@ class Cell:
         reason = reason_of(error)
         self._notice(f"{worker.worker_id}: {reason}; going on with fewer images at a time")
         await asyncio.sleep(STORE_FULL_PAUSE_SECONDS)
-        self._tell_done(worker, action, failures_of(action.tasks, FailureKind.MEMORY, reason))
+        failures = [ShardFailure.of(task, FailureKind.MEMORY, reason) for task in action.tasks]
+        self._tell_done(worker, action, failures)
 
     def _tell_done(self, worker: WorkerHandle, action: RunBatch, results: Sequence[Any]) -> None:
         worker.num_running -= 1

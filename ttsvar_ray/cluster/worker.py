@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
+from ttsvar_ray.coordination.messages import SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.device import device_name
 from ttsvar_ray.engine.engine import Engine
 from ttsvar_ray.errors import TtsVarError
@@ -232,21 +232,6 @@ def join_images(
         if isinstance(result, ShardFailure)
         else replace(result, images=tuple(placed(image) for image in result.images))
         for result in results
-    )
-
-
-def failures_of(tasks: Sequence[ShardTask], kind: FailureKind, error: str) -> tuple[ShardFailure, ...]:
-    """Return the answer to a micro-batch of which nothing came back, though its worker is well."""
-    return tuple(
-        ShardFailure(
-            prompt_key=task.prompt.key,
-            attempt=task.attempt,
-            segment_index=task.segment_index,
-            slots=task.slots,
-            kind=kind,
-            error=error,
-        )
-        for task in tasks
     )
 
 

@@ -99,6 +99,18 @@ class ShardFailure:
     kind: FailureKind
     error: str
 
+    @classmethod
+    def of(cls, task: ShardTask, kind: FailureKind, error: str) -> ShardFailure:
+        """Return the failure of all slots of a task."""
+        return cls(
+            prompt_key=task.prompt.key,
+            attempt=task.attempt,
+            segment_index=task.segment_index,
+            slots=task.slots,
+            kind=kind,
+            error=error,
+        )
+
 
 # Events: what happens to a coordinator.
 

@@ -217,7 +217,7 @@ class Engine:
             try:
                 self._runner.check_parents(task)
             except StaleStateError as error:
-                shard.failure = _failure(task, FailureKind.STALE, error)
+                shard.failure = ShardFailure.of(task, FailureKind.STALE, brief(error))
                 continue
             rows.extend(rows_of(index, task))
         for micro_batch in form_micro_batches(rows, self._limits[segment.index]):
@@ -252,7 +252,7 @@ class Engine:
         if out_of_memory and self.settings.deterministic:
             self._free_memory()
             for index in {row.task_index for row in rows}:
-                shards[index].failure = _failure(
+                shards[index].failure = ShardFailure.of(
                     shards[index].task,
                     FailureKind.MEMORY,
                     f"a pass of {self.pass_rows[segment.index]} rows, which engine.deterministic does not "
@@ -267,7 +267,7 @@ class Engine:
         self._free_memory()
         if len(rows) == 1:
             shard = shards[rows[0].task_index]
-            shard.failure = _failure(shard.task, FailureKind.MEMORY, failure)
+            shard.failure = ShardFailure.of(shard.task, FailureKind.MEMORY, failure)
             return
         half = (len(rows) + 1) // 2
         self._limits[segment.index] = min(self._limits[segment.index], half)
@@ -287,7 +287,7 @@ class Engine:
             by_task.setdefault(row.task_index, []).append(row)
         if len(by_task) == 1:
             shard = shards[rows[0].task_index]
-            shard.failure = _failure(shard.task, FailureKind.PROMPT, failure)
+            shard.failure = ShardFailure.of(shard.task, FailureKind.PROMPT, failure)
             return
         for part in by_task.values():
             self._run_micro_batch(segment, part, shards)
@@ -301,7 +301,7 @@ class Engine:
         try:
             shard.rewards = self._finite_rewards(segment, shard, outcomes)
         except RewardError as error:
-            shard.failure = _failure(shard.task, FailureKind.PROMPT, error)
+            shard.failure = ShardFailure.of(shard.task, FailureKind.PROMPT, brief(error))
             return
         if segment.is_last:
             # Ranks follow rewards, and of equal ones the slots: an image behind another of its shard is not
@@ -328,7 +328,7 @@ class Engine:
         try:
             images = tuple(file.result() if isinstance(file, Future) else file for file in shard.files)
         except (OSError, ValueError) as error:
-            return _failure(task, FailureKind.PROMPT, error)
+            return ShardFailure.of(task, FailureKind.PROMPT, brief(error))
         bits: tuple[PackedBits, ...] = tuple(outcome.bits for outcome in outcomes)
         return SegmentReport(
             prompt_key=task.prompt.key,
@@ -364,14 +364,3 @@ class Engine:
             )
         shard.counters["rewards_not_finite"] += int(bad.sum())
         return np.where(bad, np.float32(WORST_REWARD), rewards)
-
-
-def _failure(task: ShardTask, kind: FailureKind, error: BaseException | str) -> ShardFailure:
-    return ShardFailure(
-        prompt_key=task.prompt.key,
-        attempt=task.attempt,
-        segment_index=task.segment_index,
-        slots=task.slots,
-        kind=kind,
-        error=error if isinstance(error, str) else brief(error),
-    )

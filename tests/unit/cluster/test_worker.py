@@ -11,8 +11,8 @@ import ray
 from tests.support.plans import tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.worker import PackedBuilder, SegmentWorker, failures_of
-from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardTask
+from ttsvar_ray.cluster.worker import PackedBuilder, SegmentWorker
+from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine
 
 
@@ -43,9 +43,9 @@ def test_a_call_whose_answer_was_lost_can_be_made_again() -> None:
     assert stale.kind is FailureKind.STALE
 
 
-def test_a_batch_without_an_answer_is_answered_for_each_task() -> None:
+def test_a_task_without_an_answer_has_failed_with_all_its_slots() -> None:
     tasks = [ShardTask(prompt=p, attempt=2, segment_index=4, slots=(1, 3)) for p in make_prompts(2)]
-    failures = failures_of(tasks, FailureKind.MEMORY, "store full")
+    failures = [ShardFailure.of(task, FailureKind.MEMORY, "store full") for task in tasks]
     assert [(f.prompt_key, f.attempt, f.segment_index, f.slots) for f in failures] == [
         (task.prompt.key, 2, 4, (1, 3)) for task in tasks
     ]
