@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from ttsvar_ray.storage.location import Location, locate
@@ -28,15 +27,32 @@ _NAMES_SHOWN = 5
 _SHARD_NAME = re.compile(r"shard-(\d+)-of-\d+")
 
 
-@dataclass(frozen=True, slots=True, init=False)
 class OutputLayout:
-    """The places below one output folder."""
+    """The places below one output folder, by the names above.
 
-    root: Location
+    Attributes:
+        run_file: the manifest of the run.
+        progress_file: how far the sessions came.
+        partial_folder: what is finished of unfinished parts, between two sessions.
+        folders: all that a run writes to.
+    """
 
     def __init__(self, root: str | Path | Location) -> None:
         """Start at a path, a URI or a location."""
-        object.__setattr__(self, "root", root if isinstance(root, Location) else locate(root))
+        self.root = root if isinstance(root, Location) else locate(root)
+        self.run_file = self.root / "run.json"
+        self.sessions_file = self.root / "sessions.jsonl"
+        self.card_file = self.root / "README.md"
+        self.log_file = self.root / "run.log"
+        self.progress_file = self.root / "progress.jsonl"
+        self.lock_file = self.root / ".lock"
+        self.data_folder = self.root / "data"
+        self.trace_folder = self.root / "trace"
+        self.manifest_folder = self.root / "manifest"
+        self.failed_folder = self.root / "failed"
+        self.partial_folder = self.root / "partial"
+        self.folders = (self.data_folder, self.trace_folder, self.manifest_folder, self.failed_folder)
+        self.bad_lines_file = self.failed_folder / "bad_lines.jsonl"
 
     @property
     def is_shard(self) -> bool:
@@ -48,71 +64,6 @@ class OutputLayout:
         found = filter(None, map(_SHARD_NAME.fullmatch, self.root.names()))
         named = [self.root / name[0] for name in sorted(found, key=lambda name: int(name[1]))]
         return [each for each in map(OutputLayout, named) if each.run_file.is_file()]
-
-    @property
-    def run_file(self) -> Location:
-        """Where the manifest is."""
-        return self.root / "run.json"
-
-    @property
-    def sessions_file(self) -> Location:
-        """Where the sessions are."""
-        return self.root / "sessions.jsonl"
-
-    @property
-    def card_file(self) -> Location:
-        """Where the data set card is."""
-        return self.root / "README.md"
-
-    @property
-    def log_file(self) -> Location:
-        """Where the log of all sessions is."""
-        return self.root / "run.log"
-
-    @property
-    def progress_file(self) -> Location:
-        """Where it is written how far the sessions came."""
-        return self.root / "progress.jsonl"
-
-    @property
-    def lock_file(self) -> Location:
-        """Where the lock is while a run writes."""
-        return self.root / ".lock"
-
-    @property
-    def data_folder(self) -> Location:
-        """Where the parts with images are."""
-        return self.root / "data"
-
-    @property
-    def trace_folder(self) -> Location:
-        """Where the parts with search traces are."""
-        return self.root / "trace"
-
-    @property
-    def manifest_folder(self) -> Location:
-        """Where the manifests of the parts are."""
-        return self.root / "manifest"
-
-    @property
-    def failed_folder(self) -> Location:
-        """Where the dead letters are."""
-        return self.root / "failed"
-
-    @property
-    def partial_folder(self) -> Location:
-        """Where what is finished of unfinished parts is, between two sessions."""
-        return self.root / "partial"
-
-    @property
-    def folders(self) -> tuple[Location, ...]:
-        """All folders that a run writes to."""
-        return self.data_folder, self.trace_folder, self.manifest_folder, self.failed_folder
-
-    @property
-    def bad_lines_file(self) -> Location:
-        """Where the bad lines of the prompt file are."""
-        return self.failed_folder / "bad_lines.jsonl"
 
     def data_part(self, chunk_index: int) -> Location:
         """Return the part of one chunk."""

@@ -233,6 +233,6 @@ def test_force_new_goes_on_in_the_first_folder_that_is_free_or_its_own(
     assert str(chosen.root) == str(tmp_path / "out-4")
     assert f"{tmp_path}/out holds something else; this run writes to {tmp_path}/out-4" in caplog.text
     open_output(chosen, manifest_of("seed=3"))
-    assert fresh_output(layout, manifest_of("seed=3")) == chosen
+    assert fresh_output(layout, manifest_of("seed=3")).root == chosen.root
     assert fresh_output(layout, manifest_of("seed=1")) == layout
     assert set(before) <= set(tmp_path.rglob("*"))
