@@ -83,7 +83,7 @@ def compare(
             _outcomes(variant, asked, costs[variant.name], device=device, workers=workers, address=address)
             for variant in variants
         ]
-        lines = _write(folder, asked, found)
+        lines = _write(folder, asked, found, variants)
     typer.echo(lines)
 
 
@@ -336,13 +336,19 @@ def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:
     return groups
 
 
-def _write(folder: Path, sweep: Sweep, found: list[tuple[Outcomes, list[dict[str, Any]]]]) -> str:
+def _write(
+    folder: Path,
+    sweep: Sweep,
+    found: list[tuple[Outcomes, list[dict[str, Any]]]],
+    variants: tuple[Variant, ...],
+) -> str:
     """Write table, outcomes and frontier; return the table with what is to be known of it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
     from ttsvar_ray.evaluate.comparison import compare as compared
+    from ttsvar_ray.job.resolved import resolve, unpriced
 
     outcomes = [one for one, _ in found]
     rows = [row for _, own in found for row in own]
@@ -365,6 +371,10 @@ def _write(folder: Path, sweep: Sweep, found: list[tuple[Outcomes, list[dict[str
             told += (
                 f"{name}: {odd} of {len(rows)} scores are NaN or infinite, and so are the means over them.\n"
             )
+    own, _ = _of_each(variants, lambda config: unpriced(resolve(config)))
+    for code in sorted(set(own.values()) - {""}):
+        named = ", ".join(name for name, one in own.items() if one == code)
+        told += f"{named}: the cost in images is without {code}, which nobody counts; the seconds have it.\n"
     notes = f"\n{sweep.notes.strip()}\n" if sweep.notes.strip() else ""
     text = f"{told}\n{written}{notes}"
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -374,6 +384,7 @@ def _write(folder: Path, sweep: Sweep, found: list[tuple[Outcomes, list[dict[str
         "control": sweep.control,
         "prompts": prompts,
         "repetitions": sweep.repetitions,
+        "not counted": {name: code for name, code in own.items() if code},
         "rows": [to_json(line) for line in lines],
     }
     (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -237,7 +238,7 @@ def summary_lines(config: JobConfig, summary: JobSummary) -> list[str]:
         lines.append(f"notices      {len(summary.notices)} (above)")
     lines += ["", "next", f"  {_loading(summary.output)}"]
     if summary.images:
-        lines.append(f"  ttsvar-ray sheet {summary.output}")
+        lines.append(f"  ttsvar-ray sheet {shlex.quote(summary.output)}")
     if summary.failed or summary.bad_lines:
         lines.append(f"  see why: {summary.output}/failed")
     if summary.failed:

@@ -132,8 +132,9 @@ def resolve(
 
 def plan_note(job: ResolvedJob) -> str:
     """Return what somebody who reads the settings may not expect of the plan; or ""."""
-    notes = (_left_plan_note(job), _unread_features_note(job), _unpriced_note(job))
-    return "; ".join(note for note in notes if note)
+    own = unpriced(job)
+    priced = own and f"costs, memory and times are without {own}, which nobody knows"
+    return "; ".join(note for note in (_left_plan_note(job), _unread_features_note(job), priced) if note)
 
 
 def _left_plan_note(job: ResolvedJob) -> str:
@@ -185,7 +186,7 @@ def _unread_features_note(job: ResolvedJob) -> str:
     return f"no selection of this plan reads features: {', '.join(given)} will not be read"
 
 
-def _unpriced_note(job: ResolvedJob) -> str:
+def unpriced(job: ResolvedJob) -> str:
     """Return which parts have code of the user's, whose cost nobody knows; or ""."""
     section = job.config.reward
     named = [*(section.members or [section.name])]
@@ -193,10 +194,8 @@ def _unpriced_note(job: ResolvedJob) -> str:
         named.append(job.config.features.extractor)
     if job.plan.reads_maps:
         named.append(section.on_map)
-    unknown = [name for name in named if is_own(name) and name != VISION_LANGUAGE]
-    return (
-        f"costs, memory and times are without {' and '.join(unknown)}, which nobody knows" if unknown else ""
-    )
+    named += [str(entry.operator) for entry in job.config.strategy.selections or ()]
+    return " and ".join(name for name in dict.fromkeys(named) if is_own(name) and name != VISION_LANGUAGE)
 
 
 def model_choice(config: JobConfig) -> ModelChoice:

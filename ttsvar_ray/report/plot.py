@@ -31,7 +31,7 @@ class Series:
     Attributes:
         name: in the legend; "" leaves it out.
         x, y: finite numbers.
-        error: half of each vertical bar; empty for none.
+        error: half of each vertical bar; empty for none, NaN for one that is not known.
         labels: beside each point; empty for none.
         joined: whether a line goes through the points.
     """
@@ -42,6 +42,11 @@ class Series:
     error: Sequence[float] = ()
     labels: Sequence[str] = ()
     joined: bool = True
+
+    @property
+    def bars(self) -> list[float]:
+        """Half of each vertical bar as it is drawn; 0 draws none."""
+        return [half if math.isfinite(half) else 0.0 for half in self.error] or [0.0] * len(self.x)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,7 @@ class _Marks:
         ends = [
             y + sign * e
             for one in chart.series
-            for y, e in zip(one.y, one.error or [0.0] * len(one.y), strict=True)
+            for y, e in zip(one.y, one.bars, strict=True)
             for sign in (-1, 1)
         ]
         if not xs:
@@ -126,7 +131,7 @@ class _Marks:
             if one.joined:
                 for (x0, y0), (x1, y1) in itertools.pairwise(points):
                     self.lines.append((x0, y0, x1, y1, colour, 2))
-            for (x, y), value, half in zip(points, one.y, one.error or [0.0] * len(points), strict=True):
+            for (x, y), value, half in zip(points, one.y, one.bars, strict=True):
                 if half:
                     tops = [place(one.x[0], value + sign * half)[1] for sign in (-1, 1)]
                     self.lines.append((x, tops[0], x, tops[1], colour, 1))

@@ -175,6 +175,23 @@ def test_a_small_sweep_from_end_to_end(tmp_path: Path, monkeypatch: pytest.Monke
     assert {part: part.stat().st_mtime_ns for part in output.rglob("part-*.parquet")} == parts
 
 
+def test_the_table_says_what_its_costs_are_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
+    selection = "{scale: 2, operator: own_operator:Tournament}"
+    plan = f"batch_schedule: {[2, 2] + [1] * 11}, selections: [{selection}]"
+    mine = f"mine: {{reward: {{name: own_reward:Greenness}}, strategy: {{name: tts-var, {plan}}}}}"
+    text = SMALL.replace("best-of-2: {strategy: {name: best-of-n, n: 2}}", mine)
+    text = text.replace("repetitions: 2", "repetitions: 1").replace("jsonl}", "jsonl, limit: 1}")
+    told = call("compare", str(write_sweep(tmp_path, text)), "--output", str(tmp_path / "out"))
+    code = "own_reward:Greenness and own_operator:Tournament"
+    assert (
+        f"\nmine: the cost in images is without {code}, which nobody counts; the seconds have it.\n" in told
+    )
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["not counted"] == {"mine": code}
+    # Of one prompt there is no standard error: a point without a bar.
+    assert (tmp_path / "out" / "frontier.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "complaint"),
     [
