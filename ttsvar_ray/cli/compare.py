@@ -348,7 +348,7 @@ def _write(
 
     from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
     from ttsvar_ray.evaluate.comparison import compare as compared
-    from ttsvar_ray.job.resolved import resolve, unpriced
+    from ttsvar_ray.job.resolved import resolve
 
     outcomes = [one for one, _ in found]
     rows = [row for _, own in found for row in own]
@@ -371,7 +371,7 @@ def _write(
             told += (
                 f"{name}: {odd} of {len(rows)} scores are NaN or infinite, and so are the means over them.\n"
             )
-    own, _ = _of_each(variants, lambda config: unpriced(resolve(config)))
+    own, _ = _of_each(variants, lambda config: resolve(config).unpriced)
     for code in sorted(set(own.values()) - {""}):
         named = ", ".join(name for name, one in own.items() if one == code)
         told += f"{named}: the cost in images is without {code}, which nobody counts; the seconds have it.\n"

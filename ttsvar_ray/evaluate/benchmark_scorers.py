@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, InputError, noting
 from ttsvar_ray.evaluate.compbench_objects import T2I_COMPBENCH_OBJECTS, ObjectJudge
 from ttsvar_ray.evaluate.geneval import GenEvalJudge
 from ttsvar_ray.evaluate.geneval_prompts import read_prompt
@@ -92,19 +92,22 @@ def benchmark_specs(
         texts: asked for the texts of the run's prompts.
 
     Raises:
-        ConfigurationError: files that are not said, or questions about other prompts alone.
-        InputError: a file that holds no such questions.
-        CheckpointError: no such weights.
+        ConfigurationError: with every problem: files that are not said, weights that are not there, a file
+            that holds no questions, or such about other prompts alone.
     """
     name, (first, second) = _split(given)
-    absent = [
-        f"{name}: expected {' and '.join(files.names)} in {place}, found nothing there; `ttsvar-ray fetch` "
-        "with the sweep brings them"
+    problems = [
+        f"{name}: expected {' and '.join(files.names)} in {place}, found {found}; `ttsvar-ray fetch` with "
+        "the sweep brings them"
         for files, place in published_weights(given)
-        if not place.exists()
+        if (found := _instead(files, place))
     ]
-    if absent:
-        raise ConfigurationError(absent)
+    asked: dict[str, list[QuestionPrompt]] = {}
+    if name != GENEVAL:
+        with noting(problems, InputError):
+            asked = _asked(name, first, texts())
+    if problems:
+        raise ConfigurationError(problems)
     if name == GENEVAL:
         prints = {"detector": fingerprint_path(first), "clip": fingerprint_path(second)}
         return {
@@ -117,13 +120,6 @@ def benchmark_specs(
                 fingerprints=prints,
             )
         }
-    drawn = set(texts())
-    asked: dict[str, list[QuestionPrompt]] = {}
-    for prompt in _JUDGED[name][0].read(first):
-        if prompt.text in drawn:
-            asked.setdefault(prompt.group, []).append(prompt)
-    if not asked:
-        raise ConfigurationError(f"{name}: expected prompts of {first} among those of the job, found none")
     weights = fingerprint_path(second)
     return {
         f"{name} {group}": ScorerSpec(
@@ -137,6 +133,32 @@ def benchmark_specs(
         )
         for group, prompts in sorted(asked.items())
     }
+
+
+def _asked(name: str, file: Path, texts: Collection[str]) -> dict[str, list[QuestionPrompt]]:
+    """Return the prompts of a benchmark that a run has, by category."""
+    drawn, asked = set(texts), dict[str, list[QuestionPrompt]]()
+    for prompt in _JUDGED[name][0].read(file):
+        if prompt.text in drawn:
+            asked.setdefault(prompt.group, []).append(prompt)
+    if not asked:
+        raise ConfigurationError(f"{name}: expected prompts of {file} among those of the job, found none")
+    return asked
+
+
+def _instead(files: PublishedFiles, folder: Path) -> str:
+    """Return what is in a folder in place of a judge's weights, as its loader takes them; or ""."""
+    if not folder.exists():
+        return "nothing there"
+    if files is _MASK2FORMER:
+        is_there = (folder / "config.json").is_file() or len([*folder.glob("*.pth")]) == 1
+        return "" if is_there else "neither one .pth nor config.json"
+    # Weights may be in several files, and CLIP's tokenizer in one.
+    saved = [*folder.glob("*.safetensors*"), *folder.glob("*.bin*")]
+    others = {"model.safetensors"} if saved else set()
+    others |= {"vocab.json", "merges.txt"} if (folder / "tokenizer.json").is_file() else set()
+    absent = [name for name in files.names if name not in others and not (folder / name).is_file()]
+    return f"no {' and no '.join(absent)}" if absent else ""
 
 
 def build_benchmark(spec: ScorerSpec) -> Scorer:

@@ -187,8 +187,10 @@ def resolve_extractor(section: FeaturesConfig, description: ModelDescription) ->
             raise ConfigurationError(
                 f"features.backbone: expected config.json and weights in {path}; {FETCH_WORDS}"
             )
-    if path is None:
-        raise ConfigurationError(f"features.backbone: expected {entry.expected}, got nothing")
+    is_folder = path is not None and path.is_dir() and not entry.takes_any_backbone
+    if path is None or is_folder:
+        found = f"the folder {path}; name the file in it" if is_folder else "nothing"
+        raise ConfigurationError(f"features.backbone: expected {entry.expected}, got {found}")
     return NamedPart(name=name, path=path)
 
 

@@ -89,6 +89,18 @@ class ResolvedJob:
         )
 
     @property
+    def unpriced(self) -> str:
+        """Which parts have code of the user's, whose cost nobody knows; or ""."""
+        section = self.config.reward
+        named = [*(section.members or [section.name])]
+        if Signal.FEATURES in self.plan.reads:
+            named.append(self.config.features.extractor)
+        if self.plan.reads_maps:
+            named.append(section.on_map)
+        named += [str(entry.operator) for entry in self.config.strategy.selections or ()]
+        return " and ".join(name for name in dict.fromkeys(named) if is_own(name) and name != VISION_LANGUAGE)
+
+    @property
     def pass_rows(self) -> tuple[int, ...] | None:
         """Rows that every forward pass of a segment has; None where they are as many as come."""
         return rows_of(self.config, self.plan) if self.config.engine.deterministic else None
@@ -132,7 +144,7 @@ def resolve(
 
 def plan_note(job: ResolvedJob) -> str:
     """Return what somebody who reads the settings may not expect of the plan; or ""."""
-    own = unpriced(job)
+    own = job.unpriced
     priced = own and f"costs, memory and times are without {own}, which nobody knows"
     return "; ".join(note for note in (_left_plan_note(job), _unread_features_note(job), priced) if note)
 
@@ -184,18 +196,6 @@ def _unread_features_note(job: ResolvedJob) -> str:
     if not given:
         return ""
     return f"no selection of this plan reads features: {', '.join(given)} will not be read"
-
-
-def unpriced(job: ResolvedJob) -> str:
-    """Return which parts have code of the user's, whose cost nobody knows; or ""."""
-    section = job.config.reward
-    named = [*(section.members or [section.name])]
-    if Signal.FEATURES in job.plan.reads:
-        named.append(job.config.features.extractor)
-    if job.plan.reads_maps:
-        named.append(section.on_map)
-    named += [str(entry.operator) for entry in job.config.strategy.selections or ()]
-    return " and ".join(name for name in dict.fromkeys(named) if is_own(name) and name != VISION_LANGUAGE)
 
 
 def model_choice(config: JobConfig) -> ModelChoice:

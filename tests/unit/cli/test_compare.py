@@ -443,7 +443,19 @@ def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tm
             "t2i-compbench-clip=HERE/same.txt:HERE/no",
             "merges.txt in HERE/no, found nothing there; `ttsvar-ray fetch`",
         ),
-        ("t2i-compbench-objects=HERE/no.txt:HERE, geneval=only, constan", "3 problems:"),
+        ("t2i-compbench-objects=HERE/no.txt:HERE, geneval=only, constan", "4 problems:"),
+        (
+            "t2i-compbench-objects=HERE/same.txt:HERE",
+            "743b7d99.pth in HERE, found neither one .pth nor config.json; `ttsvar-ray fetch`",
+        ),
+        (
+            "geneval=HERE:HERE",
+            "found no config.json and no model.safetensors and no vocab.json and no merges.txt; `ttsvar-ray",
+        ),
+        (
+            "t2i-compbench=HERE/same.txt:HERE",
+            "in HERE, found no config.json and no model.safetensors and no voc",
+        ),
     ],
 )
 def test_evaluators_that_cannot_judge_are_refused_before_anything_is_drawn(

@@ -76,6 +76,20 @@ def test_a_backbone_as_transformers_saves_it_is_there(tmp_path: Path, weights: s
     resolve(config_for("shapes", strategy={"plan": "published"}, features=features), needs_parts=True)
 
 
+def test_a_folder_in_place_of_a_backbones_file_is_refused(tmp_path: Path) -> None:
+    config = config_for(
+        "shapes",
+        strategy={"plan": "published"},
+        features={"extractor": "inception", "backbone": str(tmp_path)},
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(config, needs_parts=True)
+    assert str(caught.value) == (
+        "features.backbone: expected the file inception_v3_google-0cc3c7bd.pth, got the folder "
+        f"{tmp_path}; name the file in it"
+    )
+
+
 def test_a_file_in_place_of_a_rewards_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ImageReward.pt").touch()
     section = {"name": "image-reward", "path": str(tmp_path / "ImageReward.pt")}
