@@ -61,7 +61,9 @@ def export(
         source, manifest = read_run(output)
         size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
         options.folder_to_write(to, "--to")
-        found = exported_images(source, manifest.column_types, best_only=images is Which.BEST)
+        # A JSON column may hold a list here and a number there, which readers of one table do not take.
+        types = {} if layout is _Layout.FOLDER else manifest.column_types
+        found = exported_images(source, types, best_only=images is Which.BEST)
         with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
             if size is not None:
                 count = to_webdataset(found, to, shard_size=size)

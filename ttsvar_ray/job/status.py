@@ -95,6 +95,9 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     if in_parts == total and state in ("silent", "unknown"):
         state = "done"
     last = last or {}
+    reason = last.get("reason", "")
+    if in_parts < total and state == "done":
+        state, reason = "stopped", f"{len(rows) - len(committed)} of its parts are not there any more"
     return RunStatus(
         root=str(layout.root),
         state=state,
@@ -108,7 +111,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
         seconds_left=last.get("seconds_left") if state == "running" else None,
         silent_seconds=silent,
         where=f"{last['host']}, process {last['pid']}" if "host" in last else "",
-        reason=last.get("reason", ""),
+        reason=reason,
         cost=read_cost(layout, manifest),
         strays=layout.strays(rows),
     )

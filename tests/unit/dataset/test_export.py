@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from outcome_samples import CONTEXT, encoded, pixels, result
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.support.manifests import manifest
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset.export import (
     ExportedImage,
@@ -129,6 +131,25 @@ def test_datasets_opens_the_folder(layout: OutputLayout, tmp_path: Path) -> None
     )
     assert [(row["row"], row["image_rank"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
     np.testing.assert_array_equal(np.asarray(rows[1]["image"]), pixels(0, 1))
+
+
+def test_datasets_opens_a_folder_whose_json_is_of_many_kinds(tmp_path: Path) -> None:
+    run = OutputLayout(tmp_path / "run")
+    values: list[Any] = [{"a": 1}, [2, None], 3, "four", None]
+    open_output(run, manifest(prompt_count=5, rows_per_chunk=5, column_types={"tag": "json"}))
+    context = RowContext(
+        model="shapes",
+        strategy="raw",
+        seed=0,
+        reward_name="none",
+        carried=carried_columns({"tag": ColumnType.JSON}),
+    )
+    finished = [result(row, tag=value) for row, value in enumerate(values)]
+    write_chunk(run, 0, rows=range(5), finished=finished, failed=[], context=context)
+    command = ["export", str(run.root), "--to", str(tmp_path / "a #1"), "--layout", "folder"]
+    assert CliRunner().invoke(app, command).output.endswith("5 images (folder)\n")
+    rows = datasets.load_dataset(str(tmp_path / "a #1"), split="train", cache_dir=str(tmp_path / "c"))
+    assert [text and json.loads(text) for text in rows["tag"]] == values
 
 
 def test_geneval_gets_a_folder_a_prompt_with_its_own_metadata(layout: OutputLayout, tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_a_run_that_is_done(finished: Path) -> None:
     assert found.silent_seconds == pytest.approx(5 * 3600, abs=300)
 
 
+def test_a_run_whose_parts_are_gone_is_not_done(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "data" / "part-00002.parquet").unlink()
+    found = status_of(tmp_path / "out")
+    assert (found.state, found.parts, found.reason) == ("stopped", 5, "1 of its parts are not there any more")
+
+
 def test_files_that_are_no_parts_of_a_run_are_told_and_not_counted(finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     shutil.copytree(finished, output)
