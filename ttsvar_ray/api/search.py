@@ -19,7 +19,7 @@ from typing_extensions import TypedDict, Unpack
 from ttsvar_ray.api.results import Result
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.prompts.identity import prompt_id_of
+from ttsvar_ray.prompts.read import named_prompt
 from ttsvar_ray.prompts.rewrite import rewritten
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.search import loop as algorithm
@@ -354,17 +354,17 @@ def _selections_by_path(selections: Mapping[int, str | Operator] | None) -> dict
 def _numbered(prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[Prompt]:
     """Yield prompts as a prompt file would: ids are those of their texts, equal ones have other ordinals."""
     seen: dict[str, int] = {}
-    for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts):
+    for row, one in enumerate([prompts] if isinstance(prompts, str | Mapping) else prompts):
         fields = {"prompt": one} if isinstance(one, str) else one
-        text = fields.get("prompt") if isinstance(fields, Mapping) else None
-        text = text.strip() if isinstance(text, str) else ""
-        named = fields.get("id", prompt_id_of(text)) if isinstance(fields, Mapping) else None
-        # As in a prompt file, a whole number is an id, too.
-        prompt_id = str(named) if isinstance(named, int) else named
-        if not text or not isinstance(prompt_id, str):
+        try:
+            if not isinstance(fields, Mapping):
+                raise ValueError(f"got a {type(one).__name__}")
+            prompt_id, text = named_prompt(fields, "prompt", "id" if "id" in fields else None)
+        except ValueError as problem:
             raise ConfigurationError(
-                f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', texts, got {one!r}"
-            )
+                f"prompts[{row}]: expected a text, or a mapping with 'prompt' and 'id', texts, got {one!r} "
+                f"({problem})"
+            ) from None
         ordinal = seen.get(prompt_id, 0)
         seen[prompt_id] = ordinal + 1
         more = {name: value for name, value in fields.items() if name not in ("prompt", "id")}

@@ -269,8 +269,7 @@ def _item_of(
     on_bad_line: Callable[[BadLine], None],
 ) -> _Item | None:
     try:
-        text = _prompt_text(fields, source.column)
-        prompt_id = prompt_id_of(text) if source.id_column is None else _caller_id(fields, source.id_column)
+        prompt_id, text = named_prompt(fields, source.column, source.id_column)
         columns = {name: value for name, value in fields.items() if source.carries(name)}
         rewritten = None if source.rewrite is None else _rewritten(source.rewrite, text, columns)
         return _Item(
@@ -287,8 +286,18 @@ def _item_of(
         return None
 
 
-class _UnusableError(Exception):
+class _UnusableError(ValueError):
     """Why one record holds no usable prompt."""
+
+
+def named_prompt(fields: Mapping[str, Any], column: str, id_column: str | None) -> tuple[str, str]:
+    """Return the id and the text of a record; `id_column` None makes the id of the text.
+
+    Raises:
+        ValueError: why it holds no usable prompt.
+    """
+    text = _prompt_text(fields, column)
+    return prompt_id_of(text) if id_column is None else _caller_id(fields, id_column), text
 
 
 def _prompt_text(fields: Mapping[str, Any], column: str) -> str:

@@ -276,6 +276,13 @@ def test_an_operator_object_selects() -> None:
         ({"prompts": [" "]}, r"prompts\[0\]: expected a text"),
         ({"prompts": [{"id": "x"}]}, r"prompts\[0\]: expected a text, or a mapping"),
         ({"prompts": [PROMPT, 5]}, r"prompts\[1\]: expected a text, or a mapping"),
+        ({"prompts": ["half \ud800"]}, r"prompts\[0\]: .* half of a surrogate pair"),
+        ({"prompts": ["a\0ring"]}, r"prompts\[0\]: .* NUL character"),
+        ({"prompts": ["\u200b"]}, r"prompts\[0\]: .* got a blank"),
+        ({"prompts": [{"prompt": PROMPT, "id": ""}]}, r"prompts\[0\]: .* expected an id"),
+        ({"prompts": [{"prompt": PROMPT, "id": True}]}, r"prompts\[0\]: .* expected an id"),
+        ({"prompts": [{"prompt": PROMPT, "id": "a\nb"}]}, r"prompts\[0\]: .* printable"),
+        ({"prompts": {"prompt": ""}}, r"prompts\[0\]: .* got a blank"),
         ({"prompts": [{"prompt": PROMPT, "id": ["x"]}]}, r"prompts\[0\]: expected a text, or a mapping"),
     ],
 )
