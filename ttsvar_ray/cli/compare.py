@@ -199,6 +199,7 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
     from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, nearest, noting
     from ttsvar_ray.own_code import is_own
     from ttsvar_ray.rewards.registry import REWARDS
+    from ttsvar_ray.shapes.captions import parse_caption
 
     specs: dict[str, ScorerSpec] = {}
     problems: list[str] = []
@@ -215,6 +216,8 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
                     f"expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}"
                 )
             else:
+                for text in sorted(_texts(config)) if name == EXACT else ():
+                    parse_caption(text)
                 (spec,) = scorers_of(config, [_EXACT_CLASS if name == EXACT else given], device=device)
                 found = {name: spec}
             own += [f"{column!r} is given twice" for column in found if column in specs]

@@ -406,6 +406,15 @@ def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path
     assert "| t2i-compbench color published |" in (output / "table.md").read_text()
 
 
+def test_prompts_that_the_checker_does_not_know_are_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    file, output = write_sweep(tmp_path, SMALL), tmp_path / "out"
+    with (tmp_path / "prompts.jsonl").open("a") as lines:
+        lines.write('{"prompt": "a dog"}\n')
+    told = call("compare", str(file), "--output", str(output), code=2)
+    assert "evaluators: caption 'a dog': expected one of circle, ring, cross, bar, moon, found 'dog'" in told
+    assert not output.exists()
+
+
 def test_the_benchmarks_that_compare_takes_are_those_that_there_are() -> None:
     assert set(BENCHMARKS) == set(FOLDERS)
 
