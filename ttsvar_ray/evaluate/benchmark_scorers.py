@@ -135,9 +135,9 @@ def benchmark_specs(
     }
 
 
-def _asked(name: str, file: Path, texts: Collection[str]) -> dict[str, list[QuestionPrompt]]:
+def _asked(name: str, file: Path, drawn: Collection[str]) -> dict[str, list[QuestionPrompt]]:
     """Return the prompts of a benchmark that a run has, by category."""
-    drawn, asked = set(texts), dict[str, list[QuestionPrompt]]()
+    asked: dict[str, list[QuestionPrompt]] = {}
     for prompt in _JUDGED[name][0].read(file):
         if prompt.text in drawn:
             asked.setdefault(prompt.group, []).append(prompt)
@@ -154,10 +154,10 @@ def _instead(files: PublishedFiles, folder: Path) -> str:
         is_there = (folder / "config.json").is_file() or len([*folder.glob("*.pth")]) == 1
         return "" if is_there else "neither one .pth nor config.json"
     # Weights may be in several files, and CLIP's tokenizer in one.
-    saved = [*folder.glob("*.safetensors*"), *folder.glob("*.bin*")]
-    others = {"model.safetensors"} if saved else set()
-    others |= {"vocab.json", "merges.txt"} if (folder / "tokenizer.json").is_file() else set()
-    absent = [name for name in files.names if name not in others and not (folder / name).is_file()]
+    other = {"model.safetensors": "*model*.[sb]*"} | dict.fromkeys(
+        ("vocab.json", "merges.txt"), "tokenizer.json"
+    )
+    absent = [each for each in files.names if not {*folder.glob(each), *folder.glob(other.get(each, each))}]
     return f"no {' and no '.join(absent)}" if absent else ""
 
 

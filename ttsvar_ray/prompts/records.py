@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,11 +67,7 @@ def read_records(
 
 
 class _Decoder(json.JSONDecoder):
-    """Reads JSON, and says what of it Python would change in silence.
-
-    Attributes:
-        changed: of what was read last: a key that is there twice, a number that becomes infinite; or "".
-    """
+    """Reads JSON; `changed` says what Python changed of it (a repeated key, a number beyond 64 bits)."""
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object, parse_float=self._number)
@@ -83,8 +80,7 @@ class _Decoder(json.JSONDecoder):
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = next(key for key in keys if keys.count(key) > 1)
+            (repeated, _), *_ = Counter(key for key, _ in pairs).most_common(1)
             self.changed = f"expected each key once in a JSON object, got {excerpt(repeated)!r} twice"
         return fields
 

@@ -37,7 +37,7 @@ LEAST_WINS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class _Needs:
     """What a job reads.
 
     Attributes:
@@ -48,14 +48,14 @@ class Needs:
     downloads: tuple[Download, ...]
 
 
-def needs_of(config: JobConfig) -> Needs:
+def needs_of(config: JobConfig) -> _Needs:
     """Return what a job reads.
 
     Raises:
         ConfigurationError: settings that make no job.
         CheckpointError: a model whose description cannot be read, here or from the hub.
     """
-    return Needs(job=resolve(config), downloads=downloads(config))
+    return _Needs(job=resolve(config), downloads=downloads(config))
 
 
 def check_prompts(config: JobConfig) -> list[Finding]:
@@ -68,7 +68,7 @@ def check_prompts(config: JobConfig) -> list[Finding]:
     return [Finding(name="prompts", mark=Mark.OK, text=text)]
 
 
-def check_model(needs: Needs) -> list[Finding]:
+def check_model(needs: _Needs) -> list[Finding]:
     """Look for each part of the model where the job looks for it, and whether it is that model's."""
     description, config = needs.job.description, needs.job.config
     preset = PRESETS.get(config.model.name)
@@ -95,7 +95,7 @@ def check_model(needs: Needs) -> list[Finding]:
     return findings
 
 
-def _place(needs: Needs, part: str, source: WeightSource) -> Path | HubRepository:
+def _place(needs: _Needs, part: str, source: WeightSource) -> Path | HubRepository:
     """Return the folder that a part is in, or will be once it is fetched; the hub where that is its cache."""
     if isinstance(source.root, Path):
         return source.root
@@ -103,7 +103,7 @@ def _place(needs: Needs, part: str, source: WeightSource) -> Path | HubRepositor
     return folders[0] if folders and folders[0] is not None else source.root
 
 
-def _command_of(needs: Needs, source: WeightSource) -> str | None:
+def _command_of(needs: _Needs, source: WeightSource) -> str | None:
     """Return the command that fetches a part; None for files that nobody published."""
     root, name = str(source.root).removeprefix("hf:"), source.name
     for each in needs.downloads:
@@ -134,7 +134,7 @@ def download_command(download: Download, patterns: tuple[str, ...] | None = None
     return f"hf download {name} {files}{at}{where}"
 
 
-def check_networks(needs: Needs) -> list[Finding]:
+def check_networks(needs: _Needs) -> list[Finding]:
     """Look for the files of the reward and of the features, as published; those of others are not listed."""
     config, description = needs.job.config, needs.job.description
     named = dict(config.reward.members or {})
@@ -156,7 +156,7 @@ def check_networks(needs: Needs) -> list[Finding]:
     return findings
 
 
-def _network(needs: Needs, name: str, path: str, licence: str) -> Finding:
+def _network(needs: _Needs, name: str, path: str, licence: str) -> Finding:
     place = Path(path).expanduser()
     own = [each for each in needs.downloads if each.folder is not None and _is_in(each.folder, place)]
     missing = [each for each in own if each.missing]
@@ -171,7 +171,7 @@ def _network(needs: Needs, name: str, path: str, licence: str) -> Finding:
     return Finding(name=name, mark=Mark.OK, text=f"{path}; licence: {licence}")
 
 
-def check_own_code(needs: Needs) -> list[Finding]:
+def check_own_code(needs: _Needs) -> list[Finding]:
     """Import the classes of the user's own that score and embed, as the job does before it starts."""
     config, problems = needs.job.config, list[str]()
     found = [name for name in config.reward.members or [config.reward.name] if is_own(name)]
@@ -186,7 +186,7 @@ def check_own_code(needs: Needs) -> list[Finding]:
     return [Finding(name="own code", mark=mark, text=text) for text in problems or [", ".join(found)] if text]
 
 
-def check_scores(needs: Needs) -> list[Finding]:
+def check_scores(needs: _Needs) -> list[Finding]:
     """Load each reward, on the job's device, and see what it makes of twenty known pairs.
 
     Nothing is looked at where files are missing, or where the job runs on another machine than this.
@@ -224,7 +224,7 @@ def _is_in(folder: Path, place: Path) -> bool:
     return folder == place or place in folder.parents or (bool(place.suffix) and folder == place.parent)
 
 
-def check_device(needs: Needs) -> list[Finding]:
+def check_device(needs: _Needs) -> list[Finding]:
     """Look whether the job's device is here and large enough, where it runs on this machine."""
     config = needs.job.config
     if not uses_this_machine(config, submitted=False):
@@ -242,7 +242,7 @@ def check_device(needs: Needs) -> list[Finding]:
     return [Finding(name="device", mark=Mark.OK, text=f"{device.count} x {device.title}")]
 
 
-def check_choice(needs: Needs) -> list[Finding]:
+def check_choice(needs: _Needs) -> list[Finding]:
     """Say where a setting and the weights do not go together, though both work."""
     model = needs.job.config.model
     preset = PRESETS.get(model.name)
