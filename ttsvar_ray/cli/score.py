@@ -86,6 +86,7 @@ def score(
         from ttsvar_ray.dataset.manifest import read_run
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar, prompt_diversity
+        from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
 
         layout, manifest = read_run(output)
         if unsafe and safety is None:
@@ -94,7 +95,7 @@ def score(
         device = options.named_device(device, workers, address)
         specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
         if near_duplicates is not None:
-            specs.append(_hash_spec())
+            specs.append(ScorerSpec(kind=ScorerKind.HASH, name=_HASHES))
         if similar is not None:
             specs.append(_similar_spec(config, similar, device=device))
         if not specs:
@@ -110,12 +111,6 @@ def score(
             found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
             lines += _similar_lines(found, total, cosines, prompt_diversity(layout, specs[-1].table))
     typer.echo("\n".join(lines))
-
-
-def _hash_spec() -> ScorerSpec:
-    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
-
-    return ScorerSpec(kind=ScorerKind.HASH, name=_HASHES)
 
 
 def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:

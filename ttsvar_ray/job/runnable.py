@@ -70,6 +70,9 @@ def job_parts(job: ResolvedJob) -> JobParts:
         CheckpointError: a repository whose commit cannot be found out.
     """
     pinned = pin_weights(job)
+    image_bytes = expected_image_bytes(job.config, job.description)
+    if job.config.output.trace == "bits":
+        image_bytes += trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
     on_workers = with_absolute_inputs(pinned.config)
     return JobParts(
         plan=job.plan,
@@ -83,16 +86,9 @@ def job_parts(job: ResolvedJob) -> JobParts:
         # Workers fetch for themselves too; here first, progress is shown to who started the job, and once.
         fetch=partial(fetch_model, model_choice(pinned.config)),
         check_memory=partial(check_memory, job),
-        image_bytes=expected_image_bytes(job.config, job.description) + _trace_share(job),
+        image_bytes=image_bytes,
         note=plan_note(job),
     )
-
-
-def _trace_share(job: ResolvedJob) -> int:
-    """Return what of a prompt's trace falls to each of its images."""
-    if job.config.output.trace != "bits":
-        return 0
-    return trace_bytes(job.description, job.plan) // images_kept(job.config, job.plan)
 
 
 def _networks(job: ResolvedJob) -> JobNetworks | None:

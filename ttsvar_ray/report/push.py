@@ -232,10 +232,11 @@ def _files_of_part(layout: OutputLayout, chunk: int) -> Iterator[PushedFile]:
         ("data", layout.data_part(chunk), manifest.data),
         ("trace", layout.trace_part(chunk), manifest.trace),
     ):
-        small = _small(f"{folder}/{file.name}", file, known.bytes)
-        yield small or PushedFile(
-            path=f"{folder}/{file.name}", source=file, size=known.bytes, sha256=known.sha256
-        )
+        path = f"{folder}/{file.name}"
+        if known.bytes < _SMALL_BYTES:
+            yield PushedFile.of(path, file.read_bytes())
+        else:
+            yield PushedFile(path=path, source=file, size=known.bytes, sha256=known.sha256)
     yield PushedFile.of(f"manifest/{place.name}", place.read_bytes())
     letters = layout.failed_part(chunk)
     if letters.is_file():
@@ -244,10 +245,6 @@ def _files_of_part(layout: OutputLayout, chunk: int) -> Iterator[PushedFile]:
 
 _SMALL_BYTES = 5_000_000
 """Files below this may be kept in git itself by a hub, which then knows no sha256 of them."""
-
-
-def _small(path: str, file: Location, size: int) -> PushedFile | None:
-    return PushedFile.of(path, file.read_bytes()) if size < _SMALL_BYTES else None
 
 
 def _small_files(layout: OutputLayout) -> Iterator[PushedFile]:

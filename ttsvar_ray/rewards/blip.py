@@ -110,10 +110,6 @@ class BlipRewardConfig:
         if problems:
             raise ConfigurationError(problems)
 
-    def transformers_vision(self) -> BlipVisionConfig:
-        """Return the vision part as transformers wants it."""
-        return BlipVisionConfig(**asdict(self.vision), attention_dropout=0.0)
-
     def transformers_text(self) -> BlipTextConfig:
         """Return the text part as transformers wants it.
 
@@ -207,7 +203,7 @@ class BlipRewardNetwork(nn.Module):
 
     def __init__(self, config: BlipRewardConfig) -> None:
         super().__init__()
-        self.vision = BlipVisionModel(config.transformers_vision())
+        self.vision = BlipVisionModel(BlipVisionConfig(**asdict(config.vision), attention_dropout=0.0))
         self.text = BlipTextModel(config.transformers_text(), add_pooling_layer=False)
         depth = len(config.head_widths)
         indices = HEAD_INDICES if depth == len(HEAD_INDICES) else range(depth)

@@ -40,14 +40,11 @@ class ClipReward(NetworkReward):
         self.tokens = tokens
         self.scale = scale
 
-    def encode_ids(self, ids_BT: Tensor) -> Tensor:
-        """Return [B, E] embeddings of length 1."""
-        pooled = self.model.text_model(input_ids=ids_BT.to(self.device)).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1)
-
     def _encode(self, text: str) -> RewardText:
         ids, truncated = self.tokens.encode(text)
-        return RewardText(content=self.encode_ids(torch.tensor([ids]))[0], truncated=truncated)
+        pooled = self.model.text_model(input_ids=torch.tensor([ids]).to(self.device)).pooler_output
+        embedding_1E = F.normalize(self.model.text_projection(pooled), dim=-1)
+        return RewardText(content=embedding_1E[0], truncated=truncated)
 
     def _forward(self, pixels_BCHW: Tensor, contents: Sequence[Tensor]) -> Tensor:
         image_BE = F.normalize(self.encoder(pixels_BCHW), dim=-1)

@@ -6,7 +6,7 @@ cell --requests, outcomes--> driver --prompts--> cell
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ttsvar_ray.coordination.messages import PromptsLeased, PromptsWithdrawn
 from ttsvar_ray.leasing.ledger import LeaseLedger, WholeChunk
@@ -31,7 +31,7 @@ class SimulatedDriver:
         """
         settings = world.settings
         self.ledger = LeaseLedger(
-            _numbered_prompts(settings.prompts),
+            (Prompt(row=row, prompt_id=f"{row:x}", ordinal=0, text="") for row in range(settings.prompts)),
             prompt_count=settings.prompts,
             rows_per_chunk=settings.rows_per_part,
             committed=(),
@@ -118,9 +118,3 @@ class SimulatedDriver:
     def _tell(self, cell_id: str, event: PromptsLeased | PromptsWithdrawn) -> None:
         clock = self._world.clock
         clock.at(clock.now + self._world.settings.driver_seconds, self.cells[cell_id].handle, event)
-
-
-def _numbered_prompts(count: int) -> Iterator[Prompt]:
-    """Yield prompts without text, one at a time."""
-    for row in range(count):
-        yield Prompt(row=row, prompt_id=f"{row:x}", ordinal=0, text="")

@@ -85,6 +85,8 @@ def _examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) ->
     Raises:
         ConfigurationError, CheckpointError: settings that make no job.
     """
+    from huggingface_hub import constants
+
     from ttsvar_ray.cli.doctor import checks
     from ttsvar_ray.cli.doctor.checks import Mark
 
@@ -103,9 +105,10 @@ def _examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) ->
             ("job", partial(of_job.check_device, needs), Mark.WARN),
             *([("job", partial(of_job.check_scores, needs), Mark.MISSING)] if scores else []),
         ]
+    folders = {**output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
     planned += [
         ("machine", checks.check_machine, Mark.WARN),
-        ("disk", partial(checks.check_disk, _folders(config)), Mark.WARN),
+        ("disk", partial(checks.check_disk, folders), Mark.WARN),
         ("ray", checks.check_ray, Mark.BROKEN),
     ]
     if config is None:
@@ -121,12 +124,6 @@ def _examine(config: JobConfig | None, fetched: Path, *, scores: bool = True) ->
     planned.append(("built-in model", checks.check_built_in_model, Mark.BROKEN))
     for area, check, otherwise in planned:
         yield from checks.run_check(area, check, otherwise=otherwise)
-
-
-def _folders(config: JobConfig | None) -> dict[str, Path]:
-    from huggingface_hub import constants
-
-    return {**output_folder(config), "hub cache": Path(constants.HF_HUB_CACHE)}
 
 
 def output_folder(config: JobConfig | None) -> dict[str, Path]:
