@@ -296,11 +296,12 @@ def _outcomes(
         # A prompt without an image is no success: its score is 0, its reward nothing.
         return totals / count if column in names else totals / np.where(seen == 0, np.nan, seen)
 
+    reward = by_prompt("reward")
     paid = [row["cost_images"] for row in rows if row.get("cost_images") is not None]
     outcomes = Outcomes(
         name=variant.name,
         scores={name: by_prompt(name) for name in names},
-        reward=_known(by_prompt("reward")),
+        reward=reward[np.isfinite(reward)],
         images=float(np.mean(paid)) if paid else cost,
         seconds=seconds,
         device_seconds=device_seconds,
@@ -317,12 +318,6 @@ def _device_seconds(config: JobConfig, layout: OutputLayout, generating: float) 
     workers = sum(session.device_seconds for session in read_sessions(layout))
     held = verifiers.replicas * (1.0 if each is None else each)
     return workers * (config.cluster.gpus_per_worker or 1.0) + generating * held
-
-
-def _known(values: Any) -> Any:
-    import numpy as np
-
-    return values[np.isfinite(values)]
 
 
 def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import http
 import json
 import re
+import shlex
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -71,6 +72,20 @@ class Download:
     def __str__(self) -> str:
         source = self.source if self.source.startswith("https://") else f"hf:{self.source}"
         return f"{source}  {' '.join(self.patterns)}  ->  {self.folder or 'the cache of the hub'}"
+
+    def command(self, patterns: tuple[str, ...] = ()) -> str:
+        """Return the command, on one line, that puts files where a job looks for them; none given is all."""
+        wanted = patterns or self.patterns
+        if self.source.startswith("https://"):
+            target = f"{self.folder}/{wanted[0]}"
+            return f"curl -L --create-dirs -o {shlex.quote(target)} {shlex.quote(self.source)}"
+        name, _, revision = self.source.partition("@")
+        # The tool ignores --include as soon as it is given plain names.
+        include = "--include " if any("*" in pattern for pattern in wanted) else ""
+        files = " ".join(f"{include}{shlex.quote(pattern)}" for pattern in wanted)
+        where = f" --local-dir {shlex.quote(str(self.folder))}" if self.folder is not None else ""
+        at = f" --revision {revision}" if revision else ""
+        return f"hf download {name} {files}{at}{where}"
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -260,10 +275,9 @@ def _bring(download: Download, *, dry_run: bool) -> bool:
         typer.echo(f"there     {download}")
         return True
     if download.note:
-        target = f"{download.folder}/{download.patterns[0]}"
         typer.echo(f"yours     {download}")
         typer.echo(f"          {download.note}: this command leaves it to you:")
-        typer.echo(f"          curl -L --create-dirs -o '{target}' '{download.source}'")
+        typer.echo(f"          {download.command()}")
         return False
     typer.echo(f"{'missing ' if dry_run else 'fetching'}  {download}")
     if dry_run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +145,7 @@ class JobReport:
             },
             "memory": {
                 "weights": dict(counted.memory.weights),
-                "stages": [
-                    {"name": stage.name, "taken": stage.taken, "least": stage.least, "kept": stage.kept}
-                    for stage in counted.memory.stages
-                ],
+                "stages": [asdict(stage) for stage in counted.memory.stages],
                 "micro_batch_rows": list(rows_of(self.job.config, self.plan)),
                 "peak": counted.memory.peak_bytes,
                 "least": counted.memory.least_bytes,

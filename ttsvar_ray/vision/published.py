@@ -80,15 +80,6 @@ class PublishedFiles:
     names: tuple[str, ...]
     folder: str = ""
 
-    def command(self, target: str) -> str:
-        """Return the shell command that puts the files below `target`."""
-        folder = f"{target}/{self.folder}".rstrip("/")
-        if self.source.startswith("https://"):
-            return f"curl -L --create-dirs -o '{folder}/{self.names[0]}' '{self.source}'"
-        name, _, commit = self.source.partition("@")
-        at = f" --revision {commit}" if commit else ""
-        return f"hf download {name} {' '.join(self.names)}{at} --local-dir {folder}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedWeights:

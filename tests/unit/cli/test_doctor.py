@@ -36,6 +36,7 @@ from ttsvar_ray.cli.doctor.job import (
 )
 from ttsvar_ray.cli.doctor.job import check_networks as check_networks_of_job
 from ttsvar_ray.cli.doctor.weights import check_models, check_networks
+from ttsvar_ray.cli.fetch import Download
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelChoice
@@ -87,7 +88,9 @@ def test_each_network_can_be_fetched(tmp_path: Path) -> None:
     for finding in check_networks(tmp_path):
         assert finding.mark is Mark.MISSING
         for files in folders[finding.name]:
-            assert files.command(str(tmp_path / finding.name)) in (finding.command or "").splitlines()
+            folder = tmp_path / finding.name / files.folder
+            wanted = Download(source=files.source, patterns=files.names, folder=folder)
+            assert wanted.command() in (finding.command or "").splitlines()
             for name in files.names:
                 file = tmp_path / finding.name / files.folder / name
                 assert str(file.parent) in (finding.command or "")

@@ -137,7 +137,7 @@ def test_a_file_under_another_licence_is_left_to_the_user(tmp_path: Path) -> Non
     code, text = run(*settings, "--dry-run")
     assert code == 0
     assert "AGPL-3.0: this command leaves it to you" in text
-    assert f"curl -L --create-dirs -o '{weights}/aesthetic_predictor_v2_5.pth'" in text
+    assert f"curl -L --create-dirs -o {weights}/aesthetic_predictor_v2_5.pth" in text
     assert "missing   hf:google/siglip-so400m-patch14-384" in text
     assert not weights.exists()
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from tests.support.tiny_vision_language import FAMILIES, save_vision_language
 from ttsvar_ray.cli.app import app
+from ttsvar_ray.cli.fetch import Download
 from ttsvar_ray.costs import vision_language
 from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.costs.seconds import network_line
@@ -125,7 +126,10 @@ def test_a_published_one_has_a_pinned_state_and_is_priced_before_it_is_here(
 ) -> None:
     (files,) = REWARDS[name].weights.files
     assert re.fullmatch(r"Qwen/[\w.-]+@[0-9a-f]{40}", files.source)
-    assert f" --revision {files.source.partition('@')[2]} " in files.command("here")
+    assert (
+        f" --revision {files.source.partition('@')[2]} "
+        in Download(source=files.source, patterns=files.names, folder=Path("here")).command()
+    )
     settings = ["--set", f"reward.name={name}", "--set", f"reward.path={tmp_path / 'absent'}"]
     done = CliRunner().invoke(app, ["plan", "--model", "infinity-2b", *settings, "--json"])
     assert done.exit_code == 0, done.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,28 +109,9 @@ def _command_of(needs: _Needs, source: WeightSource) -> str | None:
         patterns = tuple(
             one for one in each.patterns if not name or one == name or one.startswith(f"{name}/")
         )
-        if patterns and each.source == root:
-            return download_command(each, patterns)
-        if patterns and each.folder is not None and each.folder == source.root:
-            return download_command(each, patterns)
+        if patterns and (each.source == root or (each.folder is not None and each.folder == source.root)):
+            return each.command(patterns)
     return None
-
-
-def download_command(download: Download, patterns: tuple[str, ...] | None = None) -> str:
-    """Return the command, on one line, that puts files where the job looks for them."""
-    wanted = patterns or download.patterns
-    if download.source.startswith("https://"):
-        target = f"{download.folder}/{wanted[0]}"
-        return f"curl -L --create-dirs -o {shlex.quote(target)} {shlex.quote(download.source)}"
-    name, _, revision = download.source.partition("@")
-    # The tool ignores --include as soon as it is given plain names.
-    if any("*" in pattern for pattern in wanted):
-        files = " ".join(f"--include {shlex.quote(pattern)}" for pattern in wanted)
-    else:
-        files = " ".join(map(shlex.quote, wanted))
-    where = f" --local-dir {shlex.quote(str(download.folder))}" if download.folder is not None else ""
-    at = f" --revision {revision}" if revision else ""
-    return f"hf download {name} {files}{at}{where}"
 
 
 def check_networks(needs: _Needs) -> list[Finding]:
@@ -166,7 +146,7 @@ def _network(needs: _Needs, name: str, path: str, licence: str) -> Finding:
             name=name,
             mark=Mark.MISSING,
             text=f"nothing at {', '.join(absent) or place}; licence: {licence}",
-            command="\n".join(download_command(each) for each in missing) or None,
+            command="\n".join(each.command() for each in missing) or None,
         )
     return Finding(name=name, mark=Mark.OK, text=f"{path}; licence: {licence}")
 

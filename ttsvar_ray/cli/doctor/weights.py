@@ -6,6 +6,7 @@ import fnmatch
 from pathlib import Path
 
 from ttsvar_ray.cli.doctor.checks import Finding, Mark
+from ttsvar_ray.cli.fetch import Download
 from ttsvar_ray.cli.show import bytes_text
 from ttsvar_ray.features.registry import EXTRACTORS
 from ttsvar_ray.models.description import ModelChoice
@@ -123,7 +124,10 @@ def _network(name: str, weights: PublishedWeights, folder: Path, setting: str) -
         name=name,
         mark=Mark.MISSING,
         text=f"{folder}: no {absent}; {licence}",
-        command="\n".join(files.command(str(folder)) for files in missing),
+        command="\n".join(
+            Download(source=files.source, patterns=files.names, folder=folder / files.folder).command()
+            for files in missing
+        ),
     )
 
 
