@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from typing_extensions import assert_never
 
@@ -100,41 +100,29 @@ class CellUpdate:
     lease_requests: tuple[int, ...]
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
 class SimulatedCell:
-    """One coordinator with its workers."""
+    """One coordinator with its workers.
 
-    def __init__(
-        self,
-        cell_id: str,
-        *,
-        coordinator: Coordinator,
-        selections: CountedSelections,
-        world: World,
-        tell_driver: Callable[[str, CellUpdate], None],
-        replace_worker: Callable[[SimulatedWorker], None],
-    ) -> None:
-        """Start without workers.
+    Attributes:
+        selections: what the coordinator selects with; tells how many a decision took.
+        world: shared by all cells.
+        tell_driver: takes a cell's update.
+        replace_worker: ends a worker that the coordinator gave up.
+    """
 
-        Args:
-            cell_id: name for the driver.
-            coordinator: of this cell alone.
-            selections: what the coordinator selects with; tells how many a decision took.
-            world: shared by all cells.
-            tell_driver: takes a cell's update.
-            replace_worker: ends a worker that the coordinator gave up.
-        """
-        self.cell_id = cell_id
-        self.busy_seconds = 0.0
-        self.decisions = 0
-        self.waits = LogHistogram()
-        self._coordinator = coordinator
-        self._selections = selections
-        self._world = world
-        self._tell_driver = tell_driver
-        self._replace_worker = replace_worker
-        self._free_at = 0.0
-        self._workers: dict[str, SimulatedWorker] = {}
-        self._begun: dict[str, float] = {}
+    cell_id: str
+    coordinator: Coordinator
+    selections: CountedSelections
+    world: World
+    tell_driver: Callable[[str, CellUpdate], None]
+    replace_worker: Callable[[SimulatedWorker], None]
+    busy_seconds: float = 0.0
+    decisions: int = 0
+    waits: LogHistogram = field(default_factory=LogHistogram)
+    _free_at: float = 0.0
+    _workers: dict[str, SimulatedWorker] = field(default_factory=dict)
+    _begun: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_workers(self) -> int:
@@ -143,7 +131,7 @@ class SimulatedCell:
 
     def join(self, worker: SimulatedWorker) -> None:
         """Take in what a new worker says when it is ready."""
-        settings = self._world.settings
+        settings = self.world.settings
         self._workers[worker.worker_id] = worker
         worker.handled_at = self.handle(
             WorkerJoined(worker_id=worker.worker_id, rows=settings.rows, memory_bytes=settings.memory_bytes)
@@ -155,14 +143,14 @@ class SimulatedCell:
 
     def handle(self, event: Event) -> float:
         """Let the coordinator take in an event that arrives now; return when its orders arrive."""
-        world = self._world
+        world = self.world
         now, costs = world.clock.now, world.settings.coordinator
         start = max(now, self._free_at)
         self.waits.add(start - now)
         self.decisions += 1
-        with_features, others = self._selections.with_features, self._selections.others
+        with_features, others = self.selections.with_features, self.selections.others
         before = world.stopwatch() if world.stopwatch is not None else 0.0
-        actions = self._coordinator.handle(event)
+        actions = self.coordinator.handle(event)
         if world.stopwatch is not None:
             world.stopwatch_seconds += world.stopwatch() - before
         shards = len(event.results) if isinstance(event, BatchDone) else 0
@@ -171,8 +159,8 @@ class SimulatedCell:
         seconds = (
             message
             + shards * costs.shard_seconds
-            + (self._selections.with_features - with_features) * costs.cluster_seconds
-            + (self._selections.others - others) * costs.resample_seconds
+            + (self.selections.with_features - with_features) * costs.cluster_seconds
+            + (self.selections.others - others) * costs.resample_seconds
         )
         self.busy_seconds += seconds
         self._free_at = start + seconds
@@ -183,7 +171,7 @@ class SimulatedCell:
     def _carry_out(self, actions: list[Action], cause: Spent) -> None:
         outcomes: list[PromptResult | PromptFailure] = []
         lease_requests: list[int] = []
-        world = self._world
+        world = self.world
         for action in actions:
             match action:
                 case RunBatch():
@@ -209,15 +197,15 @@ class SimulatedCell:
         if outcomes or lease_requests:
             update = CellUpdate(outcomes=tuple(outcomes), lease_requests=tuple(lease_requests))
             arrival = self._free_at + world.settings.driver_seconds
-            world.clock.at(arrival, self._tell_driver, self.cell_id, update)
+            world.clock.at(arrival, self.tell_driver, self.cell_id, update)
 
     def _abandon(self, worker: SimulatedWorker, worker_id: str) -> None:
         if worker.is_up and worker.worker_id == worker_id:
-            self._replace_worker(worker)
+            self.replace_worker(worker)
 
     def _send(self, batch: RunBatch, cause: Spent) -> None:
         """Send a micro-batch; its start and its end follow from what the worker has to do before."""
-        world = self._world
+        world = self.world
         segment_index = batch.tasks[0].segment_index
         if segment_index == 0:
             for task in batch.tasks:
@@ -249,7 +237,7 @@ class SimulatedCell:
         """Take in a worker's answer, unless the worker ended before it was done."""
         if running.is_lost:
             return
-        world = self._world
+        world = self.world
         batch = running.batch
         useful = (running.end - running.start) * (1.0 - running.replay_share)
         reports = world.reports.answer(batch, useful / rows)

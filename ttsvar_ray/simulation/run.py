@@ -122,7 +122,7 @@ class _Run:
         settings = self._settings
         selections = CountedSelections(settings.seed + index if settings.selections == "cheap" else None)
         return SimulatedCell(
-            cell_id,
+            cell_id=cell_id,
             coordinator=Coordinator(
                 plan=self._plan,
                 run_seed=settings.seed,
