@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.types import Float32Array, Float64Array
 
 _HASHES, _DUPLICATES, _SAFETY, _SIMILAR = "difference_hash", "near_duplicate", "safety", "similar"
+_ALIKE = 0.95
 
 
 def score(
@@ -67,7 +68,7 @@ def score(
     similarity: Annotated[
         float,
         typer.Option("--similarity", help="Cosine of features that are alike.", min=0.0, max=1.0),
-    ] = 0.95,
+    ] = _ALIKE,
     device: options.Device = "auto",
     workers: options.Workers = None,
     address: options.Address = None,
@@ -91,6 +92,8 @@ def score(
         layout, manifest = read_run(output)
         if unsafe and safety is None:
             raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
+        if similar is None and similarity != _ALIKE:
+            raise ConfigurationError(f"--similarity: {similarity} is read by --similar alone; add it")
         config = recorded_config(manifest.config)
         device = options.named_device(device, workers, address)
         specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)

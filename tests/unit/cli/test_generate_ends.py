@@ -151,6 +151,12 @@ def test_an_output_in_an_object_store_is_opened_by_its_files(monkeypatch: pytest
     assert "  try those again: the same command with --retry-failed" in lines
 
 
+def test_the_next_command_can_be_typed_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = JobSummary(**{**SUMMARY, "output": "/a folder/out #1"})
+    result = generate_with(monkeypatch, lambda config, **_: summary)
+    assert "  ttsvar-ray sheet '/a folder/out #1'" in result.stdout.splitlines()
+
+
 def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     result = generate_with(monkeypatch, lambda config, **_: JobSummary(**SUMMARY))
     assert result.exit_code == 0

@@ -162,6 +162,7 @@ def test_it_goes_on_where_it_was_and_follows_the_data(output: Path) -> None:
     [
         ([], "expected --reward, --safety, --near-duplicates or --similar"),
         (["--similar", "pol"], "did you mean 'pool'"),
+        (["--near-duplicates", "4", "--similarity", "0.9"], "--similarity: 0.9 is read by --similar alone"),
         (["--similar", "inception"], "--similar: add the file inception_v3_google"),
         (["--similar", "mine_scores:Red"], "extract"),
         (["--reward", "shape"], "did you mean 'shapes'"),
