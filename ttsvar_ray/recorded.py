@@ -68,7 +68,7 @@ EXACT = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class _Comparison:
     """One compared array.
 
     Attributes:
@@ -110,7 +110,7 @@ class Case:
     recorded: Mapping[str, Any] = field(default_factory=dict)
     kind_of: Callable[[str], str] = str
     relative: float | None = None
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[_Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     is_left_out: bool = False
     used: set[str] = field(default_factory=set)
@@ -153,7 +153,7 @@ class Case:
             )
         error, tolerance = self._judge(mine, theirs, tolerance)
         self.comparisons.append(
-            Comparison(case=self.name, array=name, kind=self.kind_of(name), error=error, tolerance=tolerance)
+            _Comparison(case=self.name, array=name, kind=self.kind_of(name), error=error, tolerance=tolerance)
         )
 
     def leave_out(self, why: str) -> None:
@@ -197,7 +197,7 @@ class ComparisonReport:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def comparisons(self) -> list[Comparison]:
+    def comparisons(self) -> list[_Comparison]:
         return [comparison for case in self.cases for comparison in case.comparisons]
 
     @property
@@ -210,7 +210,7 @@ class ComparisonReport:
 
         The table has one line per case and kind of array, with the worst error among them.
         """
-        grouped: dict[tuple[str, str], list[Comparison]] = {}
+        grouped: dict[tuple[str, str], list[_Comparison]] = {}
         for comparison in self.comparisons:
             grouped.setdefault((comparison.case, comparison.kind), []).append(comparison)
         width = max([28, *(len(kind) for _, kind in grouped)])

@@ -56,7 +56,7 @@ def _device(job: ResolvedJob) -> DeviceProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CountedCosts:
+class _CountedCosts:
     """What is counted of a job.
 
     Attributes:
@@ -74,11 +74,11 @@ class CountedCosts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobReport:
+class _JobReport:
     """A job's plan, and its costs where they are counted."""
 
     job: ResolvedJob
-    counted: CountedCosts | None
+    counted: _CountedCosts | None
 
     @property
     def plan(self) -> Plan:
@@ -178,7 +178,7 @@ class JobReport:
         )
         return ["", line]
 
-    def _verifier_lines(self, counted: CountedCosts) -> list[str]:
+    def _verifier_lines(self, counted: _CountedCosts) -> list[str]:
         """Return what a reward in actors of its own takes, which may be what is slow."""
         verifiers, reward = self.job.config.verifiers, counted.networks.reward
         if not verifiers.replicas:
@@ -203,7 +203,7 @@ class JobReport:
 
 def job_report(
     job: ResolvedJob, *, text_tokens: int = TYPICAL_TEXT_TOKENS, profile: str | None = None
-) -> JobReport:
+) -> _JobReport:
     """Return what there is to say about a job.
 
     Args:
@@ -215,13 +215,13 @@ def job_report(
     """
     device = None if profile is None else load_profile(profile)
     if not has_counted_costs(job.description):
-        return JobReport(job=job, counted=None)
+        return _JobReport(job=job, counted=None)
     shown = _device(job) if device is None else device
     given, job, on_gpu = job, sized(job, shown), is_gpu(shown)
     networks = job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
     each = {size: replace(shown, memory_bytes=size * 1e9) for size in DEVICE_SIZES_GB}
     jobs = {size: sized(given, one) for size, one in each.items()}
-    counted = CountedCosts(
+    counted = _CountedCosts(
         networks=networks,
         cost=plan_cost(job.plan, networks, selector_decode=job.config.engine.selector_decode),
         memory=sized_memory(job, networks, on_gpu=on_gpu),
@@ -231,7 +231,7 @@ def job_report(
         },
         workload=None if device is None else workload_of(job, networks, device),
     )
-    return JobReport(job=job, counted=counted)
+    return _JobReport(job=job, counted=counted)
 
 
 def _headline(job: ResolvedJob) -> str:
@@ -258,7 +258,7 @@ def _operator_lines(compiled: Plan) -> list[str]:
     ]
 
 
-def _table(report: JobReport) -> list[str]:
+def _table(report: _JobReport) -> list[str]:
     rows = []
     costs = report.counted.cost if report.counted else None
     unit, size = flops_unit(max(scale.flops for scale in costs.scales)) if costs else ("", 1.0)
@@ -304,7 +304,7 @@ def _row_json(row: ScaleRow) -> dict[str, Any]:
     }
 
 
-def _demand_line(report: JobReport) -> str:
+def _demand_line(report: _JobReport) -> str:
     demand = selector_demand(report.plan)
     return (
         f"per prompt: {demand.decodes} images decoded, {demand.embeddings} embedded, {demand.scores} scored"
@@ -313,7 +313,7 @@ def _demand_line(report: JobReport) -> str:
     )
 
 
-def _cost_lines(counted: CountedCosts) -> list[str]:
+def _cost_lines(counted: _CountedCosts) -> list[str]:
     cost, networks = counted.cost, counted.networks
     image, padded = networks.model.decodes["full"], networks.model.text_tokens
     names = ", ".join(f"{name} {_count(count)}" for name, count in networks.parameters.items() if count)
@@ -332,7 +332,7 @@ def _cost_lines(counted: CountedCosts) -> list[str]:
     ]
 
 
-def _rounds_lines(report: JobReport) -> list[str]:
+def _rounds_lines(report: _JobReport) -> list[str]:
     """Return what the rounds of an adaptive search may cost; what they do on average no plan can know."""
     plan = report.plan
     if plan.rounds.stop_at is None or report.counted is None:
@@ -364,7 +364,7 @@ def _rows_text(rows: Sequence[int]) -> str:
     return str(rows[0]) if len(set(rows)) == 1 else " ".join(map(str, rows))
 
 
-def _memory_lines(counted: CountedCosts, rows: Sequence[int], *, selector_decode: str) -> list[str]:
+def _memory_lines(counted: _CountedCosts, rows: Sequence[int], *, selector_decode: str) -> list[str]:
     memory = counted.memory
     precision = "bfloat16" if counted.networks.model.element_bytes == 2 else "float32"
     weights = ", ".join(f"{name} {bytes_text(size)}" for name, size in memory.weights.items() if size)

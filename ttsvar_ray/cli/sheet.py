@@ -25,7 +25,7 @@ NOT_JUDGED = "not judged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownImage:
+class _ShownImage:
     """The best image of one prompt.
 
     Attributes:
@@ -79,7 +79,7 @@ def sheet(
         typer.echo(f"contact sheet  {path}")
 
 
-def shown_images(output: str | Path) -> list[ShownImage]:
+def shown_images(output: str | Path) -> list[_ShownImage]:
     """Return the best image of every prompt of a run, in the order of the prompts, with its verdict.
 
     Raises:
@@ -90,7 +90,7 @@ def shown_images(output: str | Path) -> list[ShownImage]:
     from ttsvar_ray.shapes.captions import parse_caption
     from ttsvar_ray.shapes.checker import check
 
-    shown: list[ShownImage] = []
+    shown: list[_ShownImage] = []
     for prompt, pixels, reward in best_images(OutputLayout(output)):
         try:
             caption = parse_caption(prompt)
@@ -99,7 +99,7 @@ def shown_images(output: str | Path) -> list[ShownImage]:
         else:
             kind, correct = caption.kind.value, check(pixels, caption).correct
         kept = pixels if len(shown) < SHEET_IMAGES else None
-        shown.append(ShownImage(prompt=prompt, kind=kind, correct=correct, reward=reward, pixels=kept))
+        shown.append(_ShownImage(prompt=prompt, kind=kind, correct=correct, reward=reward, pixels=kept))
     if not shown:
         raise OutputError(f"{output}: expected a run with images in its folder data, found none")
     return shown
@@ -119,12 +119,12 @@ def best_images(layout: OutputLayout) -> Iterator[tuple[str, UInt8Array, float]]
                     yield row["prompt"] or "", pixels, row["reward"]
 
 
-def save_sheet(images: list[ShownImage], path: Path, *, title: str) -> None:
+def save_sheet(images: list[_ShownImage], path: Path, *, title: str) -> None:
     """Draw the first images of a run over their prompts."""
     _save([(image, image.prompt) for image in images], COLUMNS, path, title)
 
 
-def save_side_by_side(runs: Mapping[str, list[ShownImage]], path: Path) -> None:
+def save_side_by_side(runs: Mapping[str, list[_ShownImage]], path: Path) -> None:
     """Draw the first prompts that every run has an image of; a prompt's images stand next to each other.
 
     Args:
@@ -149,7 +149,7 @@ def save_side_by_side(runs: Mapping[str, list[ShownImage]], path: Path) -> None:
     _save(tiles, len(runs) * max(1, COLUMNS // len(runs)), path, "   ".join(runs))
 
 
-def _save(tiles: list[tuple[ShownImage, str]], columns: int, path: Path, title: str) -> None:
+def _save(tiles: list[tuple[_ShownImage, str]], columns: int, path: Path, title: str) -> None:
     from ttsvar_ray.report.contact_sheet import contact_sheet
 
     shown = [(image, image.pixels, words) for image, words in tiles if image.pixels is not None]
@@ -162,7 +162,7 @@ def _save(tiles: list[tuple[ShownImage, str]], columns: int, path: Path, title: 
     ).save(path)
 
 
-def accuracy(images: list[ShownImage]) -> tuple[float, float]:
+def accuracy(images: list[_ShownImage]) -> tuple[float, float]:
     """Return the share of right images among those judged, and its standard error; NaN if none is."""
     judged = [image.correct for image in images if image.correct is not None]
     if not judged:
@@ -171,7 +171,7 @@ def accuracy(images: list[ShownImage]) -> tuple[float, float]:
     return share, math.sqrt(share * (1 - share) / len(judged))
 
 
-def summary_words(images: list[ShownImage]) -> str:
+def summary_words(images: list[_ShownImage]) -> str:
     """Return "41 of 48 right", or "48 images" where none is judged."""
     judged = [image for image in images if image.correct is not None]
     return (
@@ -181,7 +181,7 @@ def summary_words(images: list[ShownImage]) -> str:
     )
 
 
-def accuracy_lines(images: list[ShownImage]) -> list[str]:
+def accuracy_lines(images: list[_ShownImage]) -> list[str]:
     """Return the accuracy by kind of caption and over all, and how many have no verdict."""
     judged = [image for image in images if image.correct is not None]
     others = len(images) - len(judged)

@@ -11,7 +11,7 @@ from ttsvar_ray.search.plan import Plan, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedScale:
+class _PlannedScale:
     """One scale of a plan with its costs.
 
     Attributes:
@@ -41,7 +41,7 @@ class PlanCost:
             kept, since nothing attends to them afterwards.
     """
 
-    scales: tuple[PlannedScale, ...]
+    scales: tuple[_PlannedScale, ...]
     transformer_flops: float
     decode_flops: float
     selector_flops: float
@@ -70,7 +70,7 @@ def plan_cost(plan: Plan, networks: JobNetworks, *, selector_decode: str) -> Pla
     """
     model, share = networks.model, networks.text_share
     scales = tuple(
-        PlannedScale(
+        _PlannedScale(
             row=row,
             cost=cost,
             flops=row.population * cost.flops(share),

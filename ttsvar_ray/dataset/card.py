@@ -39,7 +39,7 @@ _SIZE_STEPS = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableSize:
+class _TableSize:
     """Of all parts of one table.
 
     Attributes:
@@ -83,8 +83,8 @@ class Publication:
     licence: str
     model_licence: str
     reward: str
-    images: TableSize
-    trace: TableSize
+    images: _TableSize
+    trace: _TableSize
     totals: OutputSummary
     cost: RunCost | None
     scores: Sequence[ScoreRow]
@@ -93,7 +93,7 @@ class Publication:
     sheet: str = ""
 
 
-def table_size(parts: Iterable[Location]) -> TableSize:
+def table_size(parts: Iterable[Location]) -> _TableSize:
     """Read how large a table is from the footers of its parts.
 
     Raises:
@@ -114,7 +114,7 @@ def table_size(parts: Iterable[Location]) -> TableSize:
     for one_rows, one_size, one_bytes, one_schema in map_files(read, parts):
         rows, size, file_bytes = rows + one_rows, size + one_size, file_bytes + one_bytes
         schema = schema or one_schema
-    return TableSize(rows=rows, bytes=size, file_bytes=file_bytes, schema=schema)
+    return _TableSize(rows=rows, bytes=size, file_bytes=file_bytes, schema=schema)
 
 
 def is_ours(card: str) -> bool:
@@ -197,7 +197,7 @@ def _head(manifest: RunManifest, has_trace: bool, publication: Publication | Non
     }
 
 
-def _info(name: str, size: TableSize) -> dict[str, Any]:
+def _info(name: str, size: _TableSize) -> dict[str, Any]:
     features = None if size.schema is None else _features(size.schema)
     return {
         "config_name": name,

@@ -25,7 +25,7 @@ COVERED = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class _Estimate:
     """A mean over prompts with its standard error."""
 
     mean: float
@@ -86,20 +86,20 @@ class Line:
     seconds: float
     device_seconds: float
     failed: int
-    scores: Mapping[str, Estimate]
+    scores: Mapping[str, _Estimate]
     differences: Mapping[str, Interval]
-    reward: Estimate
+    reward: _Estimate
     published: Mapping[str, float] = field(default_factory=dict)
 
 
-def grouped_mean(values: Float64Array, groups: Int64Array) -> Estimate:
+def grouped_mean(values: Float64Array, groups: Int64Array) -> _Estimate:
     """Return the mean of the groups' means, with its standard error over prompts."""
     means, variances = [], []
     for group in np.unique(groups):
         own = values[groups == group]
         means.append(own.mean())
         variances.append(own.var(ddof=1) / len(own) if len(own) > 1 else math.nan)
-    return Estimate(mean=float(np.mean(means)), standard_error=math.sqrt(sum(variances)) / len(means))
+    return _Estimate(mean=float(np.mean(means)), standard_error=math.sqrt(sum(variances)) / len(means))
 
 
 def interval(
@@ -231,7 +231,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def _plain(value: Estimate | Interval) -> dict[str, float | None]:
+def _plain(value: _Estimate | Interval) -> dict[str, float | None]:
     return {name: _known(number) for name, number in asdict(value).items()}
 
 

@@ -31,7 +31,7 @@ from ttsvar_ray.types import UInt8Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TagScore:
+class _TagScore:
     """One line of the table.
 
     Attributes:
@@ -47,7 +47,7 @@ class TagScore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenEvalSummary:
+class _GenEvalSummary:
     """The official summary, and how sure it is.
 
     Attributes:
@@ -60,7 +60,7 @@ class GenEvalSummary:
         correct_prompts: share of prompts with any correct image.
     """
 
-    tags: Mapping[str, TagScore]
+    tags: Mapping[str, _TagScore]
     overall: float
     standard_error: float
     images: int
@@ -69,7 +69,7 @@ class GenEvalSummary:
     correct_prompts: float
 
 
-def summarise(judged: Iterable[tuple[str, str, bool]]) -> GenEvalSummary:
+def summarise(judged: Iterable[tuple[str, str, bool]]) -> _GenEvalSummary:
     """Return the summary of at least one verdict, each with its prompt's tag and key."""
     by_tag: dict[str, dict[str, list[bool]]] = {}
     for tag, prompt_key, correct in judged:
@@ -79,7 +79,7 @@ def summarise(judged: Iterable[tuple[str, str, bool]]) -> GenEvalSummary:
     tags = {tag: _score(by_tag[tag]) for tag in order if tag in by_tag}
     prompts = [verdicts for of_tag in by_tag.values() for verdicts in of_tag.values()]
     images = sum(map(len, prompts))
-    return GenEvalSummary(
+    return _GenEvalSummary(
         tags=tags,
         overall=sum(one.score for one in tags.values()) / len(tags),
         standard_error=math.sqrt(sum(one.standard_error**2 for one in tags.values())) / len(tags),
@@ -90,14 +90,14 @@ def summarise(judged: Iterable[tuple[str, str, bool]]) -> GenEvalSummary:
     )
 
 
-def _score(prompts: Mapping[str, list[bool]]) -> TagScore:
+def _score(prompts: Mapping[str, list[bool]]) -> _TagScore:
     """Return the mean over images; its error is that of a ratio, since prompts may differ in their number."""
     sizes = np.array([len(verdicts) for verdicts in prompts.values()], float)
     right = np.array([sum(verdicts) for verdicts in prompts.values()], float)
     score, number = right.sum() / sizes.sum(), len(sizes)
     spread = np.square(right - score * sizes).sum() * number / max(number - 1, 1)
     error = math.sqrt(spread) / sizes.sum() if number > 1 else math.nan
-    return TagScore(images=int(sizes.sum()), prompts=number, score=float(score), standard_error=float(error))
+    return _TagScore(images=int(sizes.sum()), prompts=number, score=float(score), standard_error=float(error))
 
 
 WHOLE_PROMPTS, WHOLE_IMAGES = 553, 4
@@ -162,7 +162,7 @@ class GenEvalResult:
         images_of: how many images each has, by prompt key.
     """
 
-    summary: GenEvalSummary
+    summary: _GenEvalSummary
     prompts: tuple[GenEvalPrompt, ...]
     images_of: Mapping[str, int] = field(repr=False)
 

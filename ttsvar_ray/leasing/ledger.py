@@ -61,7 +61,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class _Receipt:
     """What the ledger did with an outcome.
 
     Attributes:
@@ -225,13 +225,13 @@ class LeaseLedger:
                 rows.append(row)
         return tuple(self._hand_out(row, cell_id, now) for row in rows)
 
-    def add(self, cell_id: str, outcome: PromptResult | PromptFailure) -> Receipt:
+    def add(self, cell_id: str, outcome: PromptResult | PromptFailure) -> _Receipt:
         """Take in what a cell made of a prompt."""
         number = outcome.prompt.row
         row = self._rows.get(number)
         if row is None or row.outcome is not None:
             self._late += 1
-            return Receipt(is_new=False)
+            return _Receipt(is_new=False)
         row.outcome = replace(outcome, prompt=row.prompt)
         leased_at = row.holders.get(cell_id)
         others = tuple(holder for holder in row.holders if holder != cell_id)
@@ -243,7 +243,7 @@ class LeaseLedger:
         chunk_index = number // self._rows_per_chunk
         chunk = self._open[chunk_index]
         chunk.missing -= 1
-        return Receipt(
+        return _Receipt(
             is_new=True,
             whole=None if chunk.missing else self._whole(chunk_index, chunk),
             withdraw_from=others,

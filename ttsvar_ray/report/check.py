@@ -41,7 +41,7 @@ _NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class _Problem:
     """What is wrong with a file."""
 
     file: str
@@ -66,7 +66,7 @@ class CheckReport:
     prompts: int = 0
     images: int = 0
     failed: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[_Problem] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
@@ -96,7 +96,7 @@ class CheckReport:
 
 
 def check_folder(
-    layout: OutputLayout, *, on_problem: Callable[[Problem], None] = lambda problem: None
+    layout: OutputLayout, *, on_problem: Callable[[_Problem], None] = lambda problem: None
 ) -> CheckReport:
     """Read a whole output folder.
 
@@ -113,7 +113,7 @@ def check_folder(
 
 class _Check:
     def __init__(
-        self, layout: OutputLayout, manifest: RunManifest, on_problem: Callable[[Problem], None]
+        self, layout: OutputLayout, manifest: RunManifest, on_problem: Callable[[_Problem], None]
     ) -> None:
         self._layout = layout
         self._manifest = manifest
@@ -316,7 +316,7 @@ class _Check:
                 return
 
     def _add(self, file: Location, what: str) -> None:
-        problem = Problem(file=str(file), what=what)
+        problem = _Problem(file=str(file), what=what)
         self._report.problems.append(problem)
         self._on_problem(problem)
 

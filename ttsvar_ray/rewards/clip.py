@@ -128,7 +128,7 @@ _TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenClipSizes:
+class _OpenClipSizes:
     """Sizes of a CLIP as open_clip's model files state them; widths of the two MLPs are four times theirs."""
 
     embed_dim: int
@@ -172,7 +172,7 @@ class OpenClipSizes:
         )
 
 
-VIT_H_14 = OpenClipSizes(
+VIT_H_14 = _OpenClipSizes(
     embed_dim=1024,
     image_size=224,
     patch_size=14,
@@ -187,7 +187,7 @@ VIT_H_14 = OpenClipSizes(
 """The network of HPSv2, HPSv2.1 and PickScore: 986.1 M parameters."""
 
 
-def read_sizes(folder: Path) -> OpenClipSizes:
+def read_sizes(folder: Path) -> _OpenClipSizes:
     """Return the sizes in a folder's `ViT-*.json` (open_clip's model file); without one, ViT-H-14's.
 
     Raises:
@@ -201,7 +201,7 @@ def read_sizes(folder: Path) -> OpenClipSizes:
     content: Any = json.loads(files[0].read_text())
     try:
         vision, text = content["vision_cfg"], content["text_cfg"]
-        return OpenClipSizes(
+        return _OpenClipSizes(
             embed_dim=content["embed_dim"],
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
@@ -220,7 +220,7 @@ def read_sizes(folder: Path) -> OpenClipSizes:
         ) from error
 
 
-def load_open_clip(path: Path, sizes: OpenClipSizes) -> CLIPModel:
+def load_open_clip(path: Path, sizes: _OpenClipSizes) -> CLIPModel:
     """Load a checkpoint `{"state_dict": ...}` with open_clip's names, in float32 on the CPU.
 
     Args:

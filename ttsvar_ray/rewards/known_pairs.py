@@ -27,7 +27,7 @@ _SHAPES = ("circle", "ring", "cross", "bar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairScores:
+class _PairScores:
     """What a reward makes of the known pairs.
 
     Attributes:
@@ -63,7 +63,7 @@ class PairScores:
         return int((self.right > self.wrong).sum())
 
 
-def score_known_pairs(reward: Reward) -> PairScores:
+def score_known_pairs(reward: Reward) -> _PairScores:
     """Return a reward's scores of the twenty pictures with both captions."""
     pictures, captions = known_pictures()
     # Another colour and another shape.
@@ -71,7 +71,7 @@ def score_known_pairs(reward: Reward) -> PairScores:
     right, wrong = (
         RewardEnsemble([reward]).score(pictures, texts).rewards[:, 0] for texts in (captions, others)
     )
-    return PairScores(right=right, wrong=wrong)
+    return _PairScores(right=right, wrong=wrong)
 
 
 def known_pictures() -> tuple[UInt8Array, list[str]]:

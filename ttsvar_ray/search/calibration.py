@@ -201,7 +201,7 @@ def _chosen(tried: Sequence[tuple[Rounds, Outcomes]], count: int, budget: float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Consistency:
+class _Consistency:
     """How well the reward of an unfinished image foretells, float64 [prompts] each.
 
     Attributes:
@@ -217,7 +217,7 @@ class Consistency:
     picked: Float64Array
 
 
-def consistency(pool: Pool) -> list[Consistency]:
+def consistency(pool: Pool) -> list[_Consistency]:
     """Return how each scale that was scored agrees with the end, the last scale included."""
     final = _ranks(pool.final)
     best = pool.final.argmax(axis=1)
@@ -226,7 +226,7 @@ def consistency(pool: Pool) -> list[Consistency]:
         rewards = pool.rewards[:, :, place]
         first = rewards.argmax(axis=1)
         found.append(
-            Consistency(
+            _Consistency(
                 scale=scale,
                 correlation=_correlations(_ranks(rewards), final),
                 same_best=(first == best).astype(np.float64),
