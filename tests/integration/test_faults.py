@@ -22,8 +22,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
-from ttsvar_ray.cluster.job import JobProgress
 from ttsvar_ray.errors import RunFailedError
+from ttsvar_ray.results import JobProgress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
+from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.errors import InterruptedRunError
+from ttsvar_ray.results import JobProgress, JobSummary
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

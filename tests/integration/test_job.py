@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, prompts_kept
-from ttsvar_ray.cluster.job import JobProgress
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
+from ttsvar_ray.results import JobProgress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

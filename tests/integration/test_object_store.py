@@ -17,12 +17,13 @@ from tests.support.plans import tts_var_plan
 from tests.support.s3_server import S3Server
 from tests.support.tiny_engine import TinyEngineBuilder
 from tests.support.tiny_jobs import prompts_kept
-from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
+from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import InterruptedRunError, OutputError
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.job.status import read_status
+from ttsvar_ray.results import JobProgress, JobSummary
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -13,13 +13,14 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.support.tiny_jobs import data_bytes, job
-from ttsvar_ray.cluster.job import JobProgress, run_job
+from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.cluster.resources import WorkerLayout
 from ttsvar_ray.cluster.verifiers import PooledRewards, VerifierPool, lay_out_replicas
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.running import VerifiersConfig
 from ttsvar_ray.errors import ConfigurationError, RewardError
 from ttsvar_ray.job.runnable import JobParts
+from ttsvar_ray.results import JobProgress
 from ttsvar_ray.rewards.protocol import PlainReward, RewardEnsemble
 
 REWARD = "ttsvar_ray.rewards.vision_language:VisionLanguage"

@@ -9,12 +9,13 @@ from typing import Any
 
 from tests.support.plans import tts_var_plan
 from tests.support.tiny_engine import TinyEngineBuilder, tiny_rewards
-from ttsvar_ray.cluster.job import JobProgress, JobSummary, run_job
+from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.contents import committed_chunks
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.writer import partial_rows
 from ttsvar_ray.job.runnable import JobParts
+from ttsvar_ray.results import JobProgress, JobSummary
 from ttsvar_ray.search.plan import Plan
 
 PROMPTS = 22

@@ -18,8 +18,8 @@ from ttsvar_ray.cli.hooks import Hooks
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ttsvar_ray.cluster.job import JobSummary
     from ttsvar_ray.config.job import JobConfig
+    from ttsvar_ray.results import JobSummary
 
 
 def generate(

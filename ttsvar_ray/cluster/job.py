@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from ttsvar_ray.cluster.in_process import InProcess
     from ttsvar_ray.job.runnable import JobParts
 
-__all__ = ["JobProgress", "JobSummary", "check_job", "run_job"]
-
 logger = logging.getLogger(__name__)
 
 

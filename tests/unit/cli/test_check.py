@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 from tests.support.manifests import manifest
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import job as job_module
-from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.output import open_output
@@ -28,7 +27,14 @@ from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.dataset.schema import carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.prompts import prompt_id_of
-from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage, SelectionRecord
+from ttsvar_ray.results import (
+    FinalImage,
+    JobSummary,
+    PromptFailure,
+    PromptResult,
+    ResultImage,
+    SelectionRecord,
+)
 from ttsvar_ray.types import Prompt
 
 CONTEXT = RowContext(model="shapes", strategy="raw", seed=0, reward_name="none")

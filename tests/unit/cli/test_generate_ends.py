@@ -23,7 +23,6 @@ from ttsvar_ray.cli.generate import summary_lines
 from ttsvar_ray.cli.progress import ProgressReporter, bar_line, progress_line, set_up_logging
 from ttsvar_ray.cli.show import duration
 from ttsvar_ray.cluster import job as job_module
-from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import (
@@ -35,7 +34,7 @@ from ttsvar_ray.errors import (
     RunFailedError,
     TtsVarError,
 )
-from ttsvar_ray.results import RunCost
+from ttsvar_ray.results import JobProgress, JobSummary, RunCost
 
 SUMMARY: dict[str, Any] = {
     "output": "/somewhere/out",

@@ -18,12 +18,11 @@ from recipes.shapes.render import render
 from ttsvar_ray.cli import demo as demo_module
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.sheet import accuracy, shown_images
-from ttsvar_ray.cluster.job import JobSummary
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.dataset.writer import write_chunk
-from ttsvar_ray.results import FinalImage, PromptFailure, PromptResult, ResultImage
+from ttsvar_ray.results import FinalImage, JobSummary, PromptFailure, PromptResult, ResultImage
 from ttsvar_ray.shapes.captions import Caption, parse_caption
 from ttsvar_ray.types import Prompt
 

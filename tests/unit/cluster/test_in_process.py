@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
-from ttsvar_ray.cluster.job import JobProgress, JobSummary
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
+from ttsvar_ray.results import JobProgress, JobSummary
 
 
 @pytest.fixture
