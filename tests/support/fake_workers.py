@@ -10,7 +10,7 @@ from typing import Any
 from ray.exceptions import ActorDiedError
 
 from tests.support.tiny_engine import TinyEngineBuilder
-from ttsvar_ray.cluster.worker import WorkerInfo, WorkerStatus
+from ttsvar_ray.cluster.worker import WorkerInfo
 from ttsvar_ray.coordination.messages import ShardTask
 
 Fault = Callable[[str, int], "Exception | str | None"]
@@ -103,15 +103,8 @@ class FakeWorker:
         async with self.turn:
             self.engine.release(prompt_key, attempt)
 
-    async def _status(self) -> WorkerStatus:
-        return WorkerStatus(
-            worker_id=self.worker_id,
-            batch_id=7,
-            busy_seconds=9.0,
-            batches_done=self.batches,
-            held_prompts=self.engine.held_prompts,
-            held_trajectories=self.engine.held_trajectories,
-        )
+    async def _status(self) -> str:
+        return f"micro-batch 7 since 9 s, {self.batches} done"
 
     async def _die_waiting(self) -> None:
         await self.death

@@ -32,7 +32,7 @@ from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, Cell
 from ttsvar_ray.cluster.metrics import CellMetrics
 from ttsvar_ray.cluster.resources import DrainWatch
 from ttsvar_ray.cluster.waiting import ClusterWaitError, PatientClock, reason_of, wait_for
-from ttsvar_ray.cluster.worker import WorkerInfo, WorkerStatus, image_returns, join_images
+from ttsvar_ray.cluster.worker import WorkerInfo, image_returns, join_images
 from ttsvar_ray.cluster.worker_pool import WorkerHandle, WorkerPool
 from ttsvar_ray.coordination.coordinator import Coordinator
 from ttsvar_ray.coordination.messages import (
@@ -242,15 +242,10 @@ class Cell:
     async def _ask_status(self, worker: WorkerHandle) -> str:
         """Return what a worker that is too slow is doing; its status thread answers while it computes."""
         try:
-            status: WorkerStatus = await wait_for(
-                worker.actor.status.remote(), seconds=STATUS_TIMEOUT_SECONDS, awaited="its status"
-            )
+            asked = worker.actor.status.remote()
+            return str(await wait_for(asked, seconds=STATUS_TIMEOUT_SECONDS, awaited="its status"))
         except (RayError, ClusterWaitError) as error:
             return reason_of(error)
-        return (
-            f"micro-batch {status.batch_id} since {status.busy_seconds:.0f} s, {status.batches_done} done, "
-            f"{status.held_trajectories} trajectories of {status.held_prompts} prompts held"
-        )
 
     def _lose(self, worker: WorkerHandle, reason: str) -> None:
         """Remove a worker that failed and start another for it."""

@@ -22,7 +22,7 @@ class CellState(str, enum.Enum):
                device; others may yet come
     STUCK      no worker is up, and several in a row of every number have failed to start
     BROKEN     its actor cannot go on and must be started anew
-    GIVEN_UP   it failed too often in a row
+    GIVEN_UP   it failed too often in a row: nothing more comes of it
     """
 
     PENDING = "pending"
@@ -32,11 +32,6 @@ class CellState(str, enum.Enum):
     STUCK = "stuck"
     BROKEN = "broken"
     GIVEN_UP = "given up"
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether nothing more comes of the cell."""
-        return self is CellState.GIVEN_UP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

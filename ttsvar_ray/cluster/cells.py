@@ -148,7 +148,7 @@ class Cells:
     @property
     def failure(self) -> str | None:
         """Why no cell can go on, or None."""
-        going = [cell for cell in self._cells if not cell.state.is_terminal]
+        going = [cell for cell in self._cells if cell.state is not CellState.GIVEN_UP]
         if not going:
             return f"the last coordinator is given up: {self._given_up}"
         if all(cell.state is CellState.STUCK for cell in going):

@@ -80,25 +80,6 @@ class WorkerInfo:
     pid: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStatus:
-    """What a worker is doing.
-
-    Attributes:
-        batch_id: the micro-batch it computes, or None.
-        busy_seconds: for how long.
-        batches_done: since it started.
-        held_prompts, held_trajectories: states it holds.
-    """
-
-    worker_id: str
-    batch_id: int | None
-    busy_seconds: float
-    batches_done: int
-    held_prompts: int
-    held_trajectories: int
-
-
 class SegmentWorker:
     """Runs micro-batches; see the module docstring."""
 
@@ -168,16 +149,12 @@ class SegmentWorker:
         self._engine.release(prompt_key, attempt)
 
     @ray.method(concurrency_group="io")
-    def status(self) -> WorkerStatus:
-        """Answer at once, also while the engine computes."""
-        batch_id = self._batch_id
-        return WorkerStatus(
-            worker_id=self._worker_id,
-            batch_id=batch_id,
-            busy_seconds=0.0 if batch_id is None else time.monotonic() - self._batch_started,
-            batches_done=self._batches_done,
-            held_prompts=self._engine.held_prompts,
-            held_trajectories=self._engine.held_trajectories,
+    def status(self) -> str:
+        """Say what it is doing: at once, also while the engine computes."""
+        seconds = 0.0 if self._batch_id is None else time.monotonic() - self._batch_started
+        return (
+            f"micro-batch {self._batch_id} since {seconds:.0f} s, {self._batches_done} done, "
+            f"{self._engine.held_trajectories} trajectories of {self._engine.held_prompts} prompts held"
         )
 
 
