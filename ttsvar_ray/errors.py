@@ -66,6 +66,10 @@ class RunFailedError(TtsVarError):
     """The cluster cannot finish a run; what is committed stays, and the same command goes on."""
 
 
+class PieceError(TtsVarError):
+    """A piece of work on finished images that other code failed at, here or on a worker; the rest is kept."""
+
+
 class FeatureError(TtsVarError, ValueError):
     """Features that are NaN or infinite, so that distances between images mean nothing."""
 
@@ -129,6 +133,18 @@ def noting(problems: list[str], *others: type[TtsVarError]) -> Iterator[None]:
         problems.extend(error.problems)
     except others as error:
         problems.append(str(error))
+
+
+@contextlib.contextmanager
+def doing(piece: str) -> Iterator[None]:
+    """Turn what other code raises over a piece of work into a PieceError, which any process can hand on."""
+    try:
+        yield
+    except TtsVarError:
+        raise
+    except (Exception, SystemExit) as error:
+        told = f"{piece} failed: {brief(error)}; what is done is kept, the same command goes on"
+        raise PieceError(told) from error
 
 
 @contextlib.contextmanager

@@ -65,3 +65,14 @@ def _score_here_and_there(output: Path, address: str) -> None:
         shutil.rmtree(output / "scores")
     assert len(contents[0]) == 3
     assert contents[0] == contents[1]
+    # And so is what is said of a reward that fails, with the line of whoever wrote it.
+    command[3] = "tests.support.doubles:Speechless"
+    ends = [
+        CliRunner().invoke(app, [*command, *where])
+        for where in ([], ["--workers", "2", "--address", address])
+    ]
+    assert [done.exit_code for done in ends] == [1, 1]
+    assert ends[0].stderr == ends[1].stderr
+    assert "Speechless: part 0 failed: OutOfWordsError: nothing to say of image 0 [doubles.py, line " in (
+        ends[0].stderr
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.rewards.protocol import PlainReward
+from ttsvar_ray.types import Float32Array, UInt8Array
 
 
 def doubles(dies: Path | None) -> Callable[[int], int]:
@@ -22,3 +24,21 @@ def doubles(dies: Path | None) -> Callable[[int], int]:
         return 2 * number
 
     return do
+
+
+class OutOfWordsError(Exception):
+    """An error that cannot be made again of its text, as a process that is told of it would have to."""
+
+    def __init__(self, text: str, image: int) -> None:
+        super().__init__(f"{text} of image {image}")
+
+
+class Speechless(PlainReward):
+    """A reward that fails."""
+
+    def __init__(self, *, device: str) -> None:
+        self.name = "speechless"
+
+    def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
+        """Fail."""
+        raise OutOfWordsError("nothing to say", 0)

@@ -13,6 +13,7 @@ from ttsvar_ray.errors import (
     ConfigurationError,
     InterruptedRunError,
     LostRowsError,
+    PieceError,
     RunFailedError,
     TtsVarError,
     own_line,
@@ -51,7 +52,7 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         _end(error, ExitCode.RESUMABLE, debug=debug)
     except CannotStartError as error:
         _end(error, ExitCode.BAD_SETTINGS, debug=debug)
-    except LostRowsError as error:
+    except (LostRowsError, PieceError) as error:
         _end(error, ExitCode.FAILED, debug=debug)
     except TtsVarError as error:
         _end(error, ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS, debug=debug)

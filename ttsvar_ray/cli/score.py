@@ -78,7 +78,7 @@ def score(
 
     Prints mean, standard error and quantiles over prompts, beside the reward that steered the search. The
     same command goes on after a stop. Exit codes: 0 done; 1 a part that cannot be scored; 2 no run, no such
-    reward, or scores that rest on other weights.
+    reward, or scores that rest on other weights; 75 workers that are lost again and again.
 
     Example: ttsvar-ray score outputs/mine --reward clip-score
     """
@@ -247,7 +247,8 @@ def run_scorers(
 
     Raises:
         OutputError: scores that rest on something else, or a damaged part.
-        RunFailedError: a part that cannot be scored.
+        PieceError: a part that cannot be scored.
+        RunFailedError: a part whose workers are lost.
     """
     from ttsvar_ray.evaluate.score_table import PartScorer, missing_parts
 

@@ -16,7 +16,7 @@ import ray
 
 from ttsvar_ray.cluster.session import ray_session
 from ttsvar_ray.cluster.waiting import reason_of, timeout_message
-from ttsvar_ray.errors import RunFailedError, TtsVarError
+from ttsvar_ray.errors import RunFailedError, TtsVarError, doing
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -34,10 +34,11 @@ class _Worker:
         self._build = build
         self._do: Callable[[Any], Any] | None = None
 
-    def do(self, piece: Any) -> Any:
-        if self._do is None:
-            self._do = self._build()
-        return self._do(piece)
+    def do(self, piece: Any, name: str) -> Any:
+        with doing(name):  # here, where the lines of the user's code are known
+            if self._do is None:
+                self._do = self._build()
+            return self._do(piece)
 
 
 def share_on_ray(
@@ -64,8 +65,8 @@ def share_on_ray(
 
     Raises:
         ClusterConnectionError: no cluster at the address.
-        TtsVarError: what doing a piece raised.
-        RunFailedError: a piece that cannot be done for another reason.
+        TtsVarError: what doing a piece raised; a PieceError where that was an error of other code.
+        RunFailedError: a piece whose workers are lost, or do not answer.
     """
     with ray_session(address, cpus=float(workers), run_name=run_name):
         make: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=WORKER_RESTARTS)(_Worker)
@@ -77,7 +78,7 @@ def share_on_ray(
             while True:
                 while idle and (piece := next(left, None)) is not None:
                     actor = idle.pop()
-                    running[actor.do.remote(piece)] = (actor, piece)
+                    running[actor.do.remote(piece, name_of(piece))] = (actor, piece)
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=PIECE_TIMEOUT_SECONDS)
@@ -95,13 +96,9 @@ def share_on_ray(
 def _result(ref: Any, name: str) -> Any:
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, TtsVarError):
-            raise error.cause from error
-        raise RunFailedError(
-            f"{name} failed: {reason_of(error)}; what is done is kept, the same command goes on"
-        ) from error
     except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, TtsVarError):
+            raise error.cause from error
         raise RunFailedError(
             f"{name} failed, its worker was lost {PIECE_RETRIES + 1} times ({reason_of(error)}); what is "
             "done is kept, the same command goes on"

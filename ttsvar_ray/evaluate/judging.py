@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ttsvar_ray.dataset.manifest import RunManifest
-from ttsvar_ray.errors import OutputError, brief
+from ttsvar_ray.errors import OutputError, brief, doing
 from ttsvar_ray.types import UInt8Array
 
 
@@ -141,7 +141,12 @@ JudgeEach: TypeAlias = Callable[[Iterator[Numbered]], Iterator[tuple[Numbered, M
 
 def here(judge: Callable[[AskedImage], Mapping[str, Any]]) -> JudgeEach:
     """Return what judges in this process, one image in memory at a time."""
-    return lambda images: (((place, image), judge(image)) for place, image in images)
+
+    def judged(image: AskedImage) -> Mapping[str, Any]:
+        with doing(f"judging {image.key}"):
+            return judge(image)
+
+    return lambda images: (((place, image), judged(image)) for place, image in images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
-from ttsvar_ray.errors import OutputError, brief
+from ttsvar_ray.errors import OutputError, brief, doing
 from ttsvar_ray.evaluate.scorers import Scorer, ScorerSpec
 from ttsvar_ray.storage.location import Location
 from ttsvar_ray.types import Float64Array, UInt8Array
@@ -101,6 +101,10 @@ class PartScorer:
             OutputError: the part is damaged, or an image cannot be read.
         """
         spec, chunk = work
+        with doing(f"{spec.name}: part {chunk}"):
+            return self._scored(spec, chunk)
+
+    def _scored(self, spec: ScorerSpec, chunk: int) -> int:
         if self._loaded is None or self._loaded[0] != spec:
             self._loaded = None  # before the next one is: two may not fit
             self._loaded = (spec, spec.build())

@@ -186,7 +186,8 @@ def test_what_cannot_be_scored_is_said(output: Path, arguments: list[str], compl
             "reward odd: expected one score for each of 3 images, got shape (3, 1)",
         ),
         ("raise KeyError('lost')", "KeyError: 'lost' [odd_scores.py, line "),
-        ("open('nowhere')", "nowhere: No such file or directory [odd_scores.py, line "),
+        ("raise SystemExit(3)", "SystemExit: 3 [odd_scores.py, line "),
+        ("open('nowhere')", "No such file or directory: 'nowhere' [odd_scores.py, line "),
     ],
 )
 def test_a_reward_of_ones_own_that_fails_is_no_fault_of_ours(
@@ -198,10 +199,10 @@ def test_a_reward_of_ones_own_that_fails_is_no_fault_of_ours(
         head.replace("class Red", "class Odd").replace('"red"', '"odd"') + said
     )
     monkeypatch.delitem(sys.modules, "odd_scores", raising=False)
-    told = call(
-        "score", str(output), "--reward", "odd_scores:Odd", "--device", "cpu", code=1 if "lost" in does else 2
-    )
+    code = 2 if "return" in does else 1
+    told = call("score", str(output), "--reward", "odd_scores:Odd", "--device", "cpu", code=code)
     assert complaint in told and "unexpected" not in told
+    assert code == 2 or "odd_scores:Odd: part 0 failed: " in told
 
 
 def test_a_safety_model_tags_and_drops_nothing(output: Path, tmp_path: Path) -> None:
