@@ -50,7 +50,7 @@ class OwnCode:
             return self.object(**self.arguments)
         except (TtsVarError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
                 raise
             raise ConfigurationError(f"{setting}: {self.path} cannot be made ({brief(error)})") from error
@@ -181,7 +181,7 @@ def _import(module_name: str, setting: str) -> ModuleType:
             f"{setting}: no module {error.name!r} on the Python path or in {here}; install it, start the job "
             "in the folder that holds it, or add that folder to PYTHONPATH"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"{setting}: module {module_name!r} fails while it is imported ({brief(error)})"
         ) from error

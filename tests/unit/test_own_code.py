@@ -100,6 +100,7 @@ def test_another_source_is_another_digest(folder: Path) -> None:
             "own_broken:Liked",
             "fails while it is imported (ZeroDivisionError: division by zero [own_broken.py, line 1])",
         ),
+        ("own_program:Liked", "fails while it is imported (SystemExit: 2 [own_program.py, line 2])"),
         ("own_needy:Liked", "'own_needy' imports 'no_such_thing', which is not installed"),
         ("sys:stdout", "expected a module with a source file"),
         ("__main__:Liked", "expected a module that workers can import"),
@@ -107,6 +108,7 @@ def test_another_source_is_another_digest(folder: Path) -> None:
 )
 def test_what_cannot_be_used_is_refused_by_name(folder: Path, path: str, said: str) -> None:
     (folder / "own_broken.py").write_text("1 / 0\n")
+    (folder / "own_program.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['x'])\n")
     (folder / "own_needy.py").write_text("import no_such_thing\n")
     with pytest.raises(ConfigurationError) as refused:
         load_own(path, setting="reward.name")

@@ -234,7 +234,7 @@ class Engine:
         started = time.perf_counter()
         try:
             outcomes, counters = self._runner.run(segment, rows)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_device_lost(error):
                 raise
             out_of_memory = is_out_of_memory(error)

@@ -95,7 +95,7 @@ def _called(function: Callable[[str], str]) -> Rewriter:
     def rewrite(prompt: str, columns: Mapping[str, Any]) -> str:
         try:
             found = function(prompt)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewriteError(brief(error)) from error
         if not isinstance(found, str) or not found.strip():
             raise RewriteError(f"expected a text, got {found!r}")

@@ -71,7 +71,7 @@ def select(
         return _checked(operator.select(evidence, selection.survivors, rng), selection, population)
     except TtsVarError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(selection, f"failed ({brief(error)})") from error
 
 

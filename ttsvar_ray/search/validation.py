@@ -240,7 +240,7 @@ def check_answers(operator: Operator, scale: int, *, setting: str) -> None:
     where = f"{setting}: operator {operator.name}"
     try:
         described, scored = operator.describe(), operator.scored_scales(scale)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{where}: fails before anything is selected ({brief(error)})") from error
     if not isinstance(described, str):
         raise ConfigurationError(f"{where}: describe: expected a text, got {described!r}")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from ttsvar_ray.results import FinalImage, ResultImage, SelectionRecord
 from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.search import loop as algorithm
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
+from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.plan import Plan
 
 PROMPT = "a photo of a ring and a circle"
@@ -182,6 +184,36 @@ class Reddest(PlainReward):
     def score(self, images: Any, texts: Any) -> Any:
         """Return the share of red."""
         return images[..., 0].mean(axis=(1, 2), dtype=np.float32) / 255
+
+
+class Leaving(Reddest):
+    """Ends the program that it runs in, as scripts do where something is missing."""
+
+    def score(self, images: Any, texts: Any) -> Any:
+        """Leave."""
+        raise SystemExit(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeavingTopK(TopK):
+    """An operator that does."""
+
+    name: ClassVar[str] = "leaving-top-k"
+
+    def select(self, *_: Any) -> Any:
+        """Leave."""
+        raise SystemExit("no key")
+
+
+def test_code_of_ones_own_that_leaves_costs_the_prompt_and_not_the_run() -> None:
+    by_reward = generate(["a red ring"], reward=Leaving(), device="cpu", settings={"engine.threads": 1})
+    assert re.fullmatch(r".*: SystemExit: 3 \[test_python\.py, line \d+\]", str(by_reward[0].error))
+    by_operator = generate(
+        ["a red ring"], selections={6: LeavingTopK()}, device="cpu", settings={"engine.threads": 1}
+    )
+    assert re.search(
+        r"failed \(SystemExit: no key \[test_python\.py, line \d+\]\)", str(by_operator[0].error)
+    )
 
 
 class Nameless:

@@ -63,7 +63,7 @@ def make_operator(operator: type[Operator], given: Mapping[str, Any], *, setting
     try:
         made = operator(**values)
         hash(made)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"{setting}: operator {operator.name} refuses its options ({brief(error)})"
         ) from error
