@@ -12,6 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.support.doubles import OutOfWordsError
 from tests.support.tiny_jobs import data_bytes, job
 from ttsvar_ray.cluster.job import run_job
 from ttsvar_ray.cluster.resources import WorkerLayout
@@ -94,6 +95,8 @@ class Bright(PlainReward):
     name = "bright"
 
     def score(self, images: np.ndarray, texts: Any) -> np.ndarray:
+        if "lost" in texts:
+            raise OutOfWordsError("words", 1)
         if "fail" in texts:
             raise RewardError("told to fail")
         return images.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
@@ -141,6 +144,9 @@ def test_scores_come_in_order_and_what_is_lost_for_good_is_said(two: VerifierPoo
     np.testing.assert_array_equal(scores.cut_texts, expected.cut_texts)
     with pytest.raises(RewardError, match="told to fail"):
         rewards.score(images[:2], ["x", "fail"])
+    told = r"failed in a verifier: OutOfWordsError: words of image 1 \[test_verifiers\.py, line \d+\]"
+    with pytest.raises(RewardError, match=told):
+        rewards.score(images[:2], ["x", "lost"])
     first, second = replicas()
     ray.kill(ray.get_actor(first), no_restart=True)
     np.testing.assert_array_equal(rewards.score(images, ["x"] * 37).rewards, expected.rewards)

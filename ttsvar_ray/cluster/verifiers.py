@@ -24,9 +24,9 @@ from ray.exceptions import RayError, RayTaskError
 
 from ttsvar_ray.cluster.resources import WorkerLayout, describe_resources
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
-from ttsvar_ray.engine.device import is_device_lost
+from ttsvar_ray.engine.device import is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.engine import Engine
-from ttsvar_ray.errors import ConfigurationError, RewardError, TtsVarError
+from ttsvar_ray.errors import ConfigurationError, RewardError, TtsVarError, brief
 from ttsvar_ray.rewards.protocol import EnsembleScores, RewardEnsemble
 from ttsvar_ray.types import UInt8Array
 
@@ -66,10 +66,13 @@ class _Replica:
         """Score uint8 RGB [n, height, width, 3] against n texts."""
         try:
             return self._rewards.score(images, texts)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_device_lost(error):
                 os._exit(1)  # Nothing runs on the device any more in this process: Ray starts another.
-            raise
+            if isinstance(error, TtsVarError) or is_out_of_memory(error):
+                raise
+            # In words: which line of whose code it was is known here alone.
+            raise RewardError(f"a reward failed in a verifier: {brief(error)}") from error
 
 
 class PooledRewards(RewardEnsemble):
