@@ -37,7 +37,7 @@ def compare(
         typer.Option("--output", help="Folder for the runs and the table.", metavar="DIR"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the variants, their plans and costs.")
+        bool, typer.Option("--dry-run", help="Only list variants, plans, costs, and what is not here.")
     ] = False,
     device: Annotated[str, typer.Option("--device", help="Of the evaluators: cpu, cuda or auto.")] = "auto",
     workers: options.Workers = None,
@@ -58,21 +58,20 @@ def compare(
     from ttsvar_ray.cli.generate import run
 
     with errors_for_people(debug=debug):
-        from ttsvar_ray.errors import noting
+        from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.job.sweep import read_sweep
 
         folder = output or Path("outputs") / sweep.stem
         asked, variants = read_sweep(sweep, folder, settings or ())
         costs = _costs(asked, variants)
+        device = "cpu" if dry_run else options.named_device(device, workers, address)
+        absent = _absent(asked, variants, device)
         if dry_run:
-            absent: list[str] = []
-            with noting(absent):
-                _evaluators_of(variants[0].job, asked.evaluators, device="cpu")
             told = [f"\nnot here: {problem}" for problem in absent]
             typer.echo("\n".join([*_plans(asked, variants, costs), *told]))
             return
-        device = options.named_device(device, workers, address)
-        _require_all(asked, variants, device)
+        if absent:
+            raise ConfigurationError(absent)
     console = Console(stderr=True)
     for number, variant in enumerate(variants, start=1):
         console.print(f"{number} of {len(variants)}: {variant.name}", markup=False, highlight=False)
@@ -87,24 +86,22 @@ def compare(
     typer.echo(lines)
 
 
-def _require_all(sweep: Sweep, variants: tuple[Variant, ...], device: str) -> None:
-    """Refuse what would end a comparison after hours: weights, evaluators or devices that are not here.
-
-    Raises:
-        ConfigurationError: with every problem.
-    """
-    from ttsvar_ray.errors import ConfigurationError, noting
-    from ttsvar_ray.job.prepare import uses_this_machine
+def _absent(sweep: Sweep, variants: tuple[Variant, ...], device: str) -> list[str]:
+    """Return what would end a comparison after hours: prompts, weights, evaluators, devices not here."""
+    from ttsvar_ray.errors import InputError, StorageError, noting
+    from ttsvar_ray.job.prepare import named_source, uses_this_machine
     from ttsvar_ray.job.resolved import resolve
+    from ttsvar_ray.prompts.files import prompt_files
 
     def look(config: JobConfig) -> None:
         resolve(config, needs_parts=True, here=uses_this_machine(config, submitted=False))
 
     _, problems = _of_each(variants, look)
+    with noting(problems, InputError, StorageError):  # all variants have the same
+        prompt_files(named_source(variants[0].job))
     with noting(problems):
         _evaluators_of(variants[0].job, sweep.evaluators, device=device)
-    if problems:
-        raise ConfigurationError(problems)
+    return problems
 
 
 def _of_each(

@@ -66,6 +66,18 @@ def test_a_dry_run_tells_which_evaluators_could_not_judge(tmp_path: Path) -> Non
     assert "not here: evaluators: 'constant' is given twice" in told
 
 
+def test_a_dry_run_tells_which_prompts_and_weights_are_not_here(tmp_path: Path) -> None:
+    base = "base: {model: {name: var-d16, path: nowhere}, prompts: {path: absent.txt}}"
+    variants = "variants: {raw: {strategy: {name: raw}}}\ncontrol: raw"
+    file = write_sweep(tmp_path, f"name: x\n{base}\n{variants}\nevaluators: [pickscore=no]")
+    told = call("compare", str(file), "--dry-run")
+    assert "not here: every variant: model: expected its " in told
+    assert "not here: absent.txt: no such prompt file" in told
+    refused = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
+    for line in re.findall(r"not here: (.*)", told):
+        assert f"  {line}\n" in refused
+
+
 def test_the_sweeps_on_three_objects_are_those_of_the_docs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
