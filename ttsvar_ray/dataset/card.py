@@ -252,9 +252,9 @@ def _run(manifest: RunManifest, publication: Publication | None) -> dict[str, An
         return redacted(values.get(key)) if isinstance(values, Mapping) else None
 
     found = {
-        "model": setting("model", "name"),
+        "model": redacted(manifest.content.get("model.name")),
         "reward": setting("reward", "name") if publication is None else publication.reward,
-        "strategy": setting("strategy", "name"),
+        "strategy": manifest.content.get("strategy.name"),
         "n": setting("strategy", "n"),
     }
     return {**{name: value for name, value in found.items() if value is not None}, "seed": manifest.seed}

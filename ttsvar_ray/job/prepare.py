@@ -172,8 +172,10 @@ def prepared(
         OutputError: an output folder that cannot be continued, or that has no room.
         StorageError: a path or URI that cannot be opened, a storage that fails.
     """
-    strategy, to = config.strategy, config.output.path
-    tell(JobFact(model=config.model.name, strategy=strategy.name, n=strategy.n, seed=config.seed, output=to))
+    by_hand = {} if parts is None else parts.by_hand()
+    told, n, to = {**config.content(), **by_hand}, config.strategy.n, config.output.path
+    model, strategy = told["model.name"], told["strategy.name"]
+    tell(JobFact(model=model, strategy=strategy, n=n, seed=config.seed, output=to))
     is_local = uses_this_machine(config, submitted=submitted) and not connected
     here = is_local or bool(config.cluster.in_process)
     named = named_source(config)
@@ -194,6 +196,7 @@ def prepared(
         tell(PlanFact(plan=parts.plan, note=parts.note))
         prints = parts.fingerprints()
         tell(WeightsFact(parts=tuple(prints)))
+        prints |= by_hand
         manifest = _manifest(config, named, parts, scan, prints)
         layout = OutputLayout(
             resolve_output(config.output.path, submitted=submitted, shard=config.cluster.shard)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import Workload
@@ -35,7 +39,7 @@ class JobParts:
     Attributes:
         plan: what is done to each prompt.
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
-            weights.
+            weights. Of a job made by hand, `run.json` has its import path as the model's name.
         build_rewards: builds its rewards alone, in a process of their own; None where they cannot be had so.
         build_engine_around: builds an engine whose rewards are made by the function that it is given, when
             all else is loaded; None likewise.
@@ -61,6 +65,18 @@ class JobParts:
     check_memory: Callable[[DeviceProfile], None] = lambda device: None
     image_bytes: int | None = None
     note: str = ""
+
+    def by_hand(self) -> dict[str, str]:
+        """Return what tells a job made by hand from others, in place of the settings that it does not use."""
+        built: Any = self.build_engine
+        named = built.func if isinstance(built, partial) else built
+        named = named if hasattr(named, "__qualname__") else type(named)
+        path = f"{named.__module__}:{named.__qualname__}"
+        plan = hashlib.sha256(repr(self.plan).encode()).hexdigest()[:12]
+        found = {"model.name": path, "strategy.name": self.plan.strategy, "strategy.plan": plan}
+        with contextlib.suppress(TypeError, OSError):  # typed at a prompt
+            found["code.engine"] = hashlib.sha256(Path(inspect.getfile(named)).read_bytes()).hexdigest()
+        return found
 
 
 def job_parts(job: ResolvedJob) -> JobParts:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.plans import raw_plan
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
@@ -56,6 +57,19 @@ def test_a_job_and_its_record(prompts: Path, tmp_path: Path, caplog: pytest.LogC
     assert first["state"] == "starting"
     assert (last["state"], last["prompts_done"], last["prompts_total"]) == ("done", PROMPTS, PROMPTS)
     assert "running in this process" in (tmp_path / "out" / "run.log").read_text()
+
+
+def test_a_job_made_by_hand_is_recorded_as_what_it_is(prompts: Path, tmp_path: Path) -> None:
+    """Its settings name a model that it does not run."""
+    output = tmp_path / "out"
+    run(prompts, output, plan=raw_plan())
+    content = json.loads((output / "run.json").read_text())["content"]
+    engine = "tests.support.tiny_engine:TinyEngineBuilder"
+    assert (content["model.name"], content["strategy.name"]) == (engine, "raw")
+    assert f"| model | {engine} |" in (output / "README.md").read_text()
+    with pytest.raises(OutputError, match=r'strategy\.plan: "\w+" in the folder, "\w+" now'):
+        run(prompts, output)
+    assert data_bytes(output).keys() == {f"part-{number:05d}.parquet" for number in range(6)}
 
 
 def test_an_interrupted_job_is_completed_by_the_same_command(prompts: Path, tmp_path: Path) -> None:

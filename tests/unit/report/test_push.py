@@ -178,7 +178,8 @@ def test_a_data_set_of_something_else_is_refused(output: Path, hub: WritableHub)
 def test_the_card_is_what_datasets_reads(output: Path, tmp_path: Path) -> None:
     text = card(output)
     told = head(text)
-    assert (told["license"], told["ttsvar_ray"]["model_license"]) == ("cc-by-4.0", "apache-2.0")
+    assert (told["license"], told["ttsvar_ray"]["model_license"]) == ("cc-by-4.0", "unknown")
+    assert told["ttsvar_ray"]["model"] == "tests.support.tiny_engine:TinyEngineBuilder"
     assert (told["ttsvar_ray"]["seed"], told["ttsvar_ray"]["reward"]) == (5, "tiny-reward")
     assert told["ttsvar_ray"]["plan"] == (
         "8 trajectories, cluster after scale 2 keeps 6, cluster after scale 5 keeps 4, "
