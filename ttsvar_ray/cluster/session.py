@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ttsvar_ray.errors import TtsVarError
+from ttsvar_ray.errors import InterruptedRunError, TtsVarError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ INSPECTION_TIMEOUT_SECONDS = 2.0
 
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the entry point of a submitted job."""
-
 
 MAX_RAY_FOLDER_BYTES = 107 - len("/ray/session_2026-11-26_12-00-00_000000_4194304/sockets/plasma_store")
 """A path of a socket has at most 107 bytes on Linux, and these are what Ray adds."""
@@ -70,6 +69,7 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
 
     Raises:
         ClusterConnectionError: nothing answers at the address, or Ray does not start here.
+        InterruptedRunError: SIGTERM while Ray's own handler, which `ray.init` sets, is the one that it meets.
     """
     import ray
 
@@ -77,15 +77,20 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    with contextlib.ExitStack() as session:
-        if address and address != "local":
-            _refresh_authentication()
-            _connect(address, run_name)
-        else:
-            session.enter_context(_own_token())
-            _start_local(cpus, run_name)
-        session.callback(ray.shutdown)
-        yield
+    try:
+        with contextlib.ExitStack() as session:
+            if address and address != "local":
+                _refresh_authentication()
+                _connect(address, run_name)
+            else:
+                session.enter_context(_own_token())
+                _start_local(cpus, run_name)
+            session.callback(ray.shutdown)
+            yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise InterruptedRunError("stopped by SIGTERM; the same command goes on") from None
 
 
 def _connect(address: str, run_name: str) -> None:

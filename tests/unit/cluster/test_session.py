@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 
 import pytest
 import ray
@@ -21,6 +22,7 @@ from ttsvar_ray.cluster.session import (
     stop_grace_seconds,
     stop_on_signals,
 )
+from ttsvar_ray.errors import InterruptedRunError
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,25 @@ def test_a_ray_that_does_not_start_is_told_as_what_it_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "init", init)
     with (
         pytest.raises(ClusterConnectionError, match=r"timed out during startup.*--in-process"),
+        ray_session("local", cpus=None),
+    ):
+        pass
+
+
+def test_a_signal_while_ray_starts_stops_the_run_in_good_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray.init` sets a handler of its own, which would end the process with exit code 15."""
+
+    def init(**options: object) -> None:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(InterruptedRunError, match="stopped by SIGTERM"),
         ray_session("local", cpus=None),
     ):
         pass
