@@ -42,7 +42,7 @@ class SearchOptions(TypedDict, total=False):
         n: N of the strategy; multiplies the population.
         strategy: raw, best-of-n, resampling, tts-var, ...
         reward: a name, an import path, or an object with the methods of `rewards.protocol.Reward`.
-        extractor: likewise, of `features.protocol.FeatureExtractor`.
+        extractor: likewise, of `features.registry.FeatureExtractor`.
         selections: the operator after each scale, in place of the strategy's own: a name, an import path, or
             an object. How many survive is `settings["strategy.batch_schedule"]`.
         seed: of all random streams.

@@ -27,7 +27,7 @@ class RowContext:
     Attributes:
         rounds: whether rows say what became of their prompt's rounds.
         rewritten: whether rows say what the model read in place of their prompt.
-        image_costs: of the plan (`costs.image_costs`); empty where they are not counted.
+        image_costs: of the plan (`costs.plan_cost.image_costs`); empty where they are not counted.
         plan: the plan itself; without it parts do not say what ran for them.
     """
 

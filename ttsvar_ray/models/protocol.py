@@ -169,7 +169,7 @@ to start their kernels, and would take memory of their own size."""
 
 
 PACKED_BYTES = 3_000_000_000
-"""Most bytes of the texts of a pass of fixed shapes that are packed (`models.infinity.text.TextMemory`); more
+"""Most bytes of the texts of a pass of fixed shapes that are packed (`models.infinity.batch_texts.TextMemory`); more
 are gathered layer by layer, and such passes are not recorded."""
 
 

@@ -37,7 +37,7 @@ SATISFYING_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 
 RESAMPLES = 1000
 
 ImageCosts = Callable[[tuple[int, ...]], tuple[float, ...]]
-"""What a plan costs that may be abandoned at these scales, as `costs.image_costs` says it."""
+"""What a plan costs that may be abandoned at these scales, as `costs.plan_cost.image_costs` says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
