@@ -107,7 +107,7 @@ class PreparedJob:
         return plan_record(self.parts.plan, self.parts.networks(), selector_decode=size)
 
     def image_costs(self) -> tuple[float, ...]:
-        """Return `costs.plan_cost.image_costs` of an adaptive plan; empty of others, or where nobody counted."""
+        """Return `costs.plan_cost.image_costs` of an adaptive plan; empty of others, or if nobody counted."""
         networks = None if self.parts.plan.rounds.stop_at is None else self.parts.networks()
         if networks is None:
             return ()
