@@ -383,7 +383,7 @@ def _write(
         "rows": [to_json(line) for line in lines],
     }
     (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "outcomes.parquet", compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows), folder.absolute() / "outcomes.parquet", compression="zstd")
     _frontier(folder, sweep, lines, names[0])
     return text
 

@@ -98,7 +98,10 @@ class Location:
     @property
     def local_path(self) -> Path | None:
         """The path on this machine, if it is one."""
-        return Path(self.path) if self.is_local else None
+        if not self.is_local:
+            return None
+        # pyarrow takes a relative path such as `run:1/data` for a URI.
+        return Path(self.path).absolute() if ":" in self.path else Path(self.path)
 
     @property
     def replaces_at_once(self) -> bool:
@@ -291,7 +294,8 @@ class Location:
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
-        final = Path(self.path)
+        final = self.local_path
+        assert final is not None
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
         try:

@@ -96,6 +96,17 @@ def test_a_whole_output_passes(tmp_path: Path) -> None:
     }
 
 
+def test_a_relative_folder_that_looks_like_a_uri_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(OutputLayout("model:v1"))
+    assert check("model:v1").output == "model:v1: 3 parts, 4 prompts, 4 images, 1 dead letters; all whole\n"
+    command = ["select", "model:v1", "--where", "reward > 0", "--to", "file:best"]
+    assert CliRunner().invoke(app, command).output == "file:best: 4 of 4 images, of 4 prompts\n"
+    assert len(pq.read_table(tmp_path / "file:best" / "data")) == 4
+
+
 def test_outputs_in_object_stores_are_checked(tmp_path: Path) -> None:
     layout = OutputLayout(f"memory:/{tmp_path}/out")
     write(layout)
