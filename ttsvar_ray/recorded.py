@@ -49,12 +49,6 @@ def read_images(folder: Path, names: list[str]) -> list[UInt8Array]:
     return images
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file."""
-    with reading(path), np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
 def read_tensors(path: Path) -> dict[str, Any]:
     """Return the tensors of a .safetensors file."""
     from safetensors.torch import load_file

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.features.backbones import PatchBackbone, load_dinov2
 from ttsvar_ray.features.patch_features import mean_over_patches
-from ttsvar_ray.recorded import Case, aligned, read_arrays, read_images, read_json, reading, required
+from ttsvar_ray.recorded import Case, aligned, read_images, read_json, reading, required
 from ttsvar_ray.search.principal_component import ComponentSign, first_component, first_component_of_all
 from ttsvar_ray.types import Float32Array
 
@@ -38,7 +38,8 @@ def verify_dinov2(folder: Path, *, device: str = "cpu") -> Case:
     """
     place = folder / FOLDER
     meta = read_json(place / "meta.json")
-    case = Case(name=FOLDER, recorded=read_arrays(place / "ref.npz"))
+    with reading(place / "ref.npz"), np.load(place / "ref.npz", allow_pickle=False) as arrays:
+        case = Case(name=FOLDER, recorded=dict(arrays))
     images = read_images(folder / "images", [str(name) for name in _list(place, meta)])
     backbone = load_recorded_dinov2(folder, device=device)
     with torch.inference_mode():

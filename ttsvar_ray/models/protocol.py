@@ -169,8 +169,8 @@ to start their kernels, and would take memory of their own size."""
 
 
 PACKED_BYTES = 3_000_000_000
-"""Most bytes of the texts of a pass of fixed shapes that are packed
-(`models.infinity.batch_texts.TextMemory`); more are gathered layer by layer, and such passes are not recorded."""
+"""Most bytes of the texts of a pass of fixed shapes that are packed (`infinity.batch_texts.TextMemory`); more
+are gathered layer by layer, and such passes are not recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
