@@ -3,10 +3,11 @@
     python -m benchmarks.claims
 
 prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
-frontier_hard.parquet and frontier_three.parquet; differences between methods of the frontier; the sweeps on
-three objects, from sweeps_three.parquet; two rewards in the same searches, from finished_reward.parquet (the
-outcomes.parquet of jobs/shapes/finished_reward.yaml). A claim holds where the 95 % bootstrap interval of the
-difference that it predicts to be positive lies above 0.
+frontier_seed_1.parquet, frontier_hard.parquet and frontier_three.parquet; differences between methods of the
+frontier, and the same with a model of another training seed; the sweeps on three objects, from
+sweeps_three.parquet; two rewards in the same searches, from finished_reward.parquet (the outcomes.parquet of
+jobs/shapes/finished_reward.yaml). A claim holds where the 95 % bootstrap interval of the difference that it
+predicts to be positive lies above 0.
 
     python -m benchmarks.claims --collect DIR ...
 
@@ -32,6 +33,7 @@ from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, mark
 CURVES = Path(__file__).resolve().parents[1] / "docs" / "curves"
 SETS = {
     "easier set": "frontier.parquet",
+    "the same, second training seed": "frontier_seed_1.parquet",
     "harder set": "frontier_hard.parquet",
     "three objects": "frontier_three.parquet",
 }
@@ -177,6 +179,21 @@ def differences() -> str:
     return markdown(["method", "cost", "its control", "its cost", "difference", "prompts"], lines)
 
 
+def seeds() -> str:
+    """Return what separates the methods that both models ran, in Markdown."""
+    models, lines = [outcomes(file) for file in (*SETS.values(),)[:2]], []
+    for pair in DIFFERENCES:
+        if any(name not in own for own in models for name in pair):
+            continue
+        cells = [*pair]
+        for own in models:
+            rows = own[pair[0]].index.intersection(own[pair[1]].index)
+            one, control = (own[name]["correct"][rows].to_numpy() for name in pair)
+            cells.append(f"{over_prompts(one - control):+.3f}, {len(rows)} prompts")
+        lines.append(cells)
+    return markdown(["method", "its control", "shipped model", "second training seed"], lines)
+
+
 def collect(folders: list[Path]) -> None:
     """Write every prompt's outcome of sweeps into one file, and what each variant costs."""
     tables = []
@@ -243,8 +260,5 @@ if __name__ == "__main__":
     parser.add_argument("--collect", nargs="+", type=Path, metavar="DIR", help="output folders of compare")
     if folders := parser.parse_args().collect:
         collect(folders)
-    print(
-        "\n".join(
-            [table(), differences(), *(f"{name}\n\n{text}" for name, text in sweeps().items()), rewards()]
-        )
-    )
+    by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
+    print("\n".join([table(), differences(), seeds(), *by_setting, rewards()]))
