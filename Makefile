@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: env ## run the main job on the built-in model; pictures in outputs/shapes-demo
 	$(BIN)/python -m ttsvar_ray demo
 
-test: env ## run the default tests, in three processes (about 14 minutes on two cores)
+test: env ## run the default tests, in three processes (6 to 14 minutes on two cores)
 	$(BIN)/python -m pytest
 
 slow: env ## run the slow tests: full matrices, fresh environments, stopped jobs (most of an hour)
@@ -53,7 +53,7 @@ train-shapes: env ## train the built-in model from nothing; resumable, some hour
 results: env ## measure raw, best-of-N and TTS-VAR on the built-in model (docs/results.md)
 	$(BIN)/python -m benchmarks.shapes_results
 
-bench: env ## measure what a CPU can: image files, precision, scales against the limit (under 15 minutes)
+bench: env ## measure what a CPU can: image files, the published loop, precision, scales against the limit (under 15 minutes)
 	$(BIN)/python -m benchmarks.bench --output benchmarks/results
 
 clean: ## remove the environment and caches

@@ -17,6 +17,7 @@ from typing import Any
 
 MEASUREMENTS: dict[str, tuple[str, ...]] = {
     "image_files": ("benchmarks.image_files",),
+    "cpu_loop": ("benchmarks.cpu_loop", "--rounds", "1"),
     "precision": ("benchmarks.precision",),
     "limit_cpu": (
         "benchmarks.limit",
@@ -36,6 +37,9 @@ def table(results: dict[str, Any]) -> list[str]:
     if "image_files" in results:
         for name, found in results["image_files"]["images"]["photo-like"].items():
             row(f"{name}, 1024 x 1024", f"{found['milliseconds']:.0f} ms, {found['megabytes']:.2f} MB")
+    if "cpu_loop" in results:
+        for name, found in results["cpu_loop"]["times as quick as the published loop"].items():
+            row(name[:52], f"{found['median']:.2f} times the published loop")
     if "precision" in results:
         for name, found in results["precision"]["built-in reward and its vision tower (trained)"].items():
             row(f"{name}: pairs that change order", found["pairs that change order"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -200,6 +201,19 @@ def test_image_files_cost_what_their_file_says() -> None:
             one, (milliseconds, megabytes) = images[kind][FILES[name]], cell.split(", ")
             assert is_rounded(milliseconds, one["milliseconds"]), (name, kind)
             assert is_rounded(megabytes, one["megabytes"]), (name, kind)
+
+
+def test_a_cpu_is_as_quick_as_its_file_says() -> None:
+    found = read(RESULTS / "cpu_loop.json")
+    lines = table(DOCS / "performance.md", "| one prompt | CPU seconds |")
+    assert lines.keys() == found["rounds"][0].keys()
+    for name, (*numbers, quick) in lines.items():
+        own = [one[name] for one in found["rounds"]]
+        for shown, key in zip(numbers, own[0], strict=True):
+            assert is_rounded(shown, median(one[key] for one in own)), (name, key)
+        if times := found["times as quick as the published loop"].get(name):
+            rounds = ", ".join(f"{one:.2f}" for one in times["rounds"])
+            assert quick == f"{times['median']:.2f} ({rounds})", name
 
 
 def test_k_means_is_as_quick_and_tight_as_its_file_says() -> None:
