@@ -200,6 +200,7 @@ class Cell:
         if worker.worker_id not in self._workers:
             return False
         self._joined.append(info)
+        self._metrics.look(self._coordinator.view)  # A short run ends before the first tick.
         self._spawn(self._serve(worker))
         return True
 
