@@ -131,6 +131,7 @@ def test_ray_job_stop_commits_what_is_whole_and_the_same_command_goes_on(head: H
     output = head.home / "outputs" / "stopped"
     entry = ["python", "-m", "ttsvar_ray", "generate", "jobs/shapes_demo.yaml", "--output", str(output)]
     small = ["--set", "prompts.limit=24", "--set", "cluster.workers=1", "--set", "output.rows_per_part=2"]
+    small += ["--strategy", "best-of-n", "--n", "24"]  # Not done before `ray job stop` has started.
     grace = ["--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}']
     submit = [*ray, "submit", "--address", head.dashboard, "--working-dir", ".", *grace]
     done = submit_when_ready([*submit, "--no-wait", "--submission-id", "first", "--", *entry, *small], head)
