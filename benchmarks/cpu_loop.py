@@ -27,46 +27,27 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import Dinov2WithRegistersConfig
 
 from benchmarks.cpu_model import PRESET, TEXT, TEXT_ENCODER
 from benchmarks.machine import record
 from benchmarks.published_loop import Drawn, PublishedLoop
-from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
+from benchmarks.random_networks import (
+    NARROW_DINOV2,
+    NARROW_REWARD,
+    NetworkSizes,
+    random_extractor,
+    random_model,
+    random_reward,
+)
 from ttsvar_ray.engine.device import keep_freed_memory
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.models.infinity.resolutions import Resolution, published_resolution
 from ttsvar_ray.results import PromptResult
-from ttsvar_ray.rewards.blip import BlipRewardConfig, TextSize, VisionSize
 from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Prompt
 
-_NARROW: dict[str, int] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
-SIZES = NetworkSizes(
-    preset=PRESET,
-    text_encoder=TEXT_ENCODER,
-    reward=BlipRewardConfig(
-        name="small",
-        vision=VisionSize(**_NARROW, image_size=224, patch_size=16),
-        text=TextSize(**_NARROW, vocab_size=64, max_position_embeddings=40),
-        head_widths=(16, 1),
-        max_text_tokens=35,
-    ),
-    extractor=Dinov2WithRegistersConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=14,
-        num_register_tokens=4,
-    ),
-)
+SIZES = NetworkSizes(preset=PRESET, text_encoder=TEXT_ENCODER, reward=NARROW_REWARD, extractor=NARROW_DINOV2)
 PUBLISHED_LOOP, INFINITY_LOOP = "published TTS-VAR loop", "Infinity's own loop"
 
 

@@ -29,7 +29,13 @@ from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.models.infinity.transformer import InfinityTransformer
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
-from ttsvar_ray.rewards.blip import PUBLISHED_IMAGE_REWARD, BlipRewardConfig, BlipRewardNetwork
+from ttsvar_ray.rewards.blip import (
+    PUBLISHED_IMAGE_REWARD,
+    BlipRewardConfig,
+    BlipRewardNetwork,
+    TextSize,
+    VisionSize,
+)
 from ttsvar_ray.rewards.image_reward import ImageReward
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import Precision, Preprocessing
@@ -56,6 +62,29 @@ DINOV2_LARGE = Dinov2WithRegistersConfig(
     patch_size=14,
     num_register_tokens=4,
 )
+
+_NARROW: dict[str, int] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+NARROW_REWARD = BlipRewardConfig(
+    name="narrow",
+    vision=VisionSize(**_NARROW, image_size=224, patch_size=16),
+    text=TextSize(**_NARROW, vocab_size=64, max_position_embeddings=40),
+    head_widths=(16, 1),
+    max_text_tokens=35,
+)
+NARROW_DINOV2 = Dinov2WithRegistersConfig(
+    hidden_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=224,
+    patch_size=14,
+    num_register_tokens=4,
+)
+"""Judges that take no time: for tests, and where the generator alone is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

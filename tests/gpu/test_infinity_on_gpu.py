@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Dinov2WithRegistersConfig, T5Config
+from transformers import T5Config
 
 from benchmarks.gpu_infinity import Case, measure
-from benchmarks.random_networks import NetworkSizes
+from benchmarks.random_networks import NARROW_DINOV2, NARROW_REWARD, NetworkSizes
 from tests.support.published_infinity import TINY
 from ttsvar_ray.models.infinity.presets import PRESETS
-from ttsvar_ray.rewards.blip import BlipRewardConfig, TextSize, VisionSize
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -31,35 +30,8 @@ MINIATURE = NetworkSizes(
         num_heads=2,
         feed_forward_proj="gated-gelu",
     ),
-    reward=BlipRewardConfig(
-        name="tiny",
-        vision=VisionSize(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=224,
-            patch_size=16,
-        ),
-        text=TextSize(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=40,
-        ),
-        head_widths=(16, 1),
-        max_text_tokens=35,
-    ),
-    extractor=Dinov2WithRegistersConfig(
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=14,
-        num_register_tokens=4,
-    ),
+    reward=NARROW_REWARD,
+    extractor=NARROW_DINOV2,
 )
 
 

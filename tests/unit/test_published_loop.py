@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from benchmarks.cpu_loop import WAYS, seconds_of
 from benchmarks.published_loop import PublishedLoop
 from benchmarks.random_networks import random_extractor, random_model, random_reward
 from tests.gpu.test_infinity_on_gpu import MINIATURE
@@ -50,3 +52,9 @@ def test_equal_uniforms_give_equal_bits_pixels_and_ranks() -> None:
         segment.population * (len(segment.scored_scales) or 1) for segment in plan.segments
     ), "it decodes what nobody looks at"
     assert set(drawn.seconds) >= {"decoder", "transformer", "cache", "garbage collection", "text again"}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_of_the_comparison_on_a_cpu_draws_a_prompt(name: str) -> None:
+    found = seconds_of(name, MINIATURE, published_resolution("0.06M"))
+    assert found["seconds"] > 0 and found["peak megabytes"] > 0
