@@ -18,11 +18,10 @@ from typing import Any, TypeAlias
 
 import ray
 from ray.exceptions import RayError
-from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell import CellActor
 from ttsvar_ray.cluster.cell_messages import CellInfo, CellSpec, CellState, CellUpdate
-from ttsvar_ray.cluster.failures import GiveUp, Restart, RestartPolicy
+from ttsvar_ray.cluster.failures import RestartPolicy
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of, timeout_message
 from ttsvar_ray.cluster.worker_pool import first_workers
 from ttsvar_ray.types import Prompt
@@ -273,12 +272,9 @@ class Cells:
     def _end(self, cell: _Cell, live: _Incarnation, reason: str, now: float) -> CellLost:
         live.kill()
         cell.now, cell.reason = None, reason
-        decision = cell.restarts.failed(reason)
-        match decision:
-            case Restart():
-                cell.state, cell.due_at = CellState.PENDING, now + decision.after_seconds
-            case GiveUp():
-                cell.state, self._given_up = CellState.GIVEN_UP, reason
-            case _:
-                assert_never(decision)
-        return CellLost(reason=reason, comes_back=cell.state is CellState.PENDING)
+        pause = cell.restarts.failed(reason)
+        if pause is None:
+            cell.state, self._given_up = CellState.GIVEN_UP, reason
+        else:
+            cell.state, cell.due_at = CellState.PENDING, now + pause
+        return CellLost(reason=reason, comes_back=pause is not None)

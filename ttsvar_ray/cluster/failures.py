@@ -74,22 +74,6 @@ class FailureBreaker:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """What failed is begun anew.
-
-    Attributes:
-        after_seconds: from now.
-    """
-
-    after_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """What failed is left as it is."""
-
-
 @dataclass(slots=True, kw_only=True)
 class RestartPolicy:
     """When something that fails is begun anew: after pauses that double, so long as it fails in a row.
@@ -107,12 +91,12 @@ class RestartPolicy:
     most_failures: int | None = None
     failures: int = 0
 
-    def failed(self, reason: str) -> Restart | GiveUp:
-        """Decide what becomes of it."""
+    def failed(self, reason: str) -> float | None:
+        """Return the seconds from now after which it is begun anew; None where it is given up."""
         self.failures += 1
         if self.most_failures is not None and self.failures > self.most_failures:
             logger.info("%s is given up after %d failures in a row: %s", self.name, self.failures, reason)
-            return GiveUp()
+            return None
         seconds = min(self.most_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
         logger.info(
             "%s is begun anew in %g s, after failure %d in a row: %s",
@@ -121,7 +105,7 @@ class RestartPolicy:
             self.failures,
             reason,
         )
-        return Restart(after_seconds=seconds)
+        return seconds
 
     def worked(self) -> None:
         """Forget the failures."""

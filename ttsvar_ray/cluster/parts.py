@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ttsvar_ray.cluster.failures import GiveUp, RestartPolicy, explain_full
+from ttsvar_ray.cluster.failures import RestartPolicy, explain_full
 from ttsvar_ray.cluster.sink import LostImages, SinkActor
 from ttsvar_ray.cluster.waiting import ClusterWaitError, get, reason_of
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -125,7 +125,7 @@ class PartWriter:
 
     def _revive(self, reason: str, first: tuple[WholeChunk, RowContext]) -> None:
         """Start another sink and hand it everything that the dead one had."""
-        if isinstance(self._restarts.failed(reason), GiveUp):
+        if self._restarts.failed(reason) is None:
             times = self._restarts.failures
             raise PartError(f"the sink died {times} times in a row; the last time over {reason}")
         self._notice(f"the sink died ({reason}); another one writes what it had")

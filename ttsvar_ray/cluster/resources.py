@@ -110,41 +110,24 @@ def lay_out_workers(
     return WorkerLayout(count=fit if workers is None else workers, cpus=cpus_each, gpus=gpus_each)
 
 
-def profile_name(layout: WorkerLayout, resources: Mapping[str, float]) -> str:
-    """Return the cost profile of the workers' device, by Ray's totals of the cluster."""
-    # Every cell and every worker imports this file; what costs are known of is asked by the driver alone.
-    from ttsvar_ray.costs.profile import device_names
-    from ttsvar_ray.job.preflight import USUAL_GPU
-
-    if not layout.gpus:
-        return "cpu"
-    kinds = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
-    names = device_names()
-    known = [
-        name
-        for kind in sorted(kinds)
-        for name in names
-        if name == kind.lower() or name.startswith(f"{kind.lower()}-")
-    ]
-    return known[0] if known else USUAL_GPU
-
-
 def device_of(layout: WorkerLayout, resources: Mapping[str, float]) -> Device:
     """Return the workers' devices, as far as Ray's totals of the cluster tell them."""
-    from ttsvar_ray.costs.profile import load_profile
-    from ttsvar_ray.job.preflight import Device
+    # Every cell and every worker imports this file; what costs are known of is asked by the driver alone.
+    from ttsvar_ray.costs.profile import device_names, load_profile
+    from ttsvar_ray.job.preflight import USUAL_GPU, Device
 
-    profile = profile_name(layout, resources)
-    loaded = load_profile(profile)
     if not layout.gpus:
-        return Device(profile=profile, title="CPU", count=layout.count)
-    kinds = [name.removeprefix(ACCELERATOR_TYPE) for name in resources if name.startswith(ACCELERATOR_TYPE)]
-    is_known = any(profile.startswith(kind.lower()) for kind in kinds)
+        return Device(profile="cpu", title="CPU", count=layout.count)
+    names = sorted(name for name in resources if name.startswith(ACCELERATOR_TYPE))
+    kinds = [name.removeprefix(ACCELERATOR_TYPE).lower() for name in names]
+    named = device_names()
+    known = [name for kind in kinds for name in named if name == kind or name.startswith(f"{kind}-")]
+    profile = load_profile(known[0] if known else USUAL_GPU)
     return Device(
-        profile=profile,
-        title=loaded.title if is_known else f"a GPU of unknown kind, with the rates of {profile}",
+        profile=profile.name,
+        title=profile.title if known else f"a GPU of unknown kind, with the rates of {profile.name}",
         count=layout.count,
-        memory_bytes=loaded.memory_bytes * min(1.0, layout.gpus) if is_known else None,
+        memory_bytes=profile.memory_bytes * min(1.0, layout.gpus) if known else None,
     )
 
 

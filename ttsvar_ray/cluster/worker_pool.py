@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from ttsvar_ray.cluster.cell_messages import CellSpec
-from ttsvar_ray.cluster.failures import Restart, RestartPolicy
+from ttsvar_ray.cluster.failures import RestartPolicy
 from ttsvar_ray.cluster.resources import describe_cluster, describe_resources
 from ttsvar_ray.cluster.waiting import ClusterWaitError, reason_of, wait_for
 from ttsvar_ray.cluster.worker import WorkerActor, WorkerInfo
@@ -178,10 +178,10 @@ class WorkerPool:
         Returns:
             The pause in seconds.
         """
-        decision = self._numbers[number].restarts.failed(reason)
-        assert isinstance(decision, Restart), "no number is given up"
-        self._spawn(self._start_later(number, decision.after_seconds))
-        return decision.after_seconds
+        pause = self._numbers[number].restarts.failed(reason)
+        assert pause is not None, "no number is given up"
+        self._spawn(self._start_later(number, pause))
+        return pause
 
     def note_answer(self, number: int) -> None:
         """Forget the failures of a number whose worker answered."""

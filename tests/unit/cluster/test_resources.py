@@ -10,10 +10,10 @@ from ttsvar_ray.cluster.resources import (
     WorkerLayout,
     bundles,
     describe_resources,
+    device_of,
     divide_workers,
     fits,
     lay_out_workers,
-    profile_name,
 )
 from ttsvar_ray.errors import ConfigurationError
 
@@ -99,4 +99,4 @@ def test_only_what_is_missing_is_asked_for() -> None:
     ],
 )
 def test_the_profile_is_that_of_the_cluster(gpus: float, resources: dict[str, float], expected: str) -> None:
-    assert profile_name(WorkerLayout(count=1, cpus=1.0, gpus=gpus), resources) == expected
+    assert device_of(WorkerLayout(count=1, cpus=1.0, gpus=gpus), resources).profile == expected
