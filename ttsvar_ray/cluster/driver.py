@@ -21,7 +21,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import ray
@@ -40,6 +40,7 @@ from ttsvar_ray.cluster.resources import (
     describe_resources,
     device_of,
     divide_workers,
+    fits,
     lay_out_workers,
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
@@ -113,6 +114,13 @@ class Driver(Session):
                 gpus_per_worker=cluster.gpus_per_worker,
                 threads=self.config.engine.threads,
             )
+            one = replace(layout, count=1)
+            if not any(node["Alive"] and fits(one, node["Resources"]) for node in ray.nodes()):
+                asked = describe_resources({"CPU": one.cpus, "GPU": one.gpus})
+                self.notice(
+                    f"no node has room for a worker of {asked}; nothing begins before one joins that has: "
+                    f"waiting for at most {cluster.start_timeout_s:g} s (cluster.start_timeout_s)"
+                )
             device = device_of(layout, resources)
             if device.profile == "cpu":
                 check_execution(self.config, "cpu")

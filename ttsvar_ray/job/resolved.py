@@ -297,9 +297,15 @@ def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None
             f"verifiers.replicas: expected 0 with cluster.in_process, which has no actors, got "
             f"{verifiers.replicas}; remove one"
         )
-    if here and verifiers.replicas and verifiers.gpus_per_replica:
-        with noting(problems):
-            _require_gpus(verifiers.replicas * verifiers.gpus_per_replica)
+    replica_gpus = verifiers.replicas * (verifiers.gpus_per_replica or 0.0)
+    asked = {
+        "verifiers.replicas times gpus_per_replica": replica_gpus,
+        "cluster.gpus_per_worker": config.cluster.gpus_per_worker or 0.0,
+    }
+    for setting, count in asked.items():
+        if here and count:
+            with noting(problems):
+                _require_gpus(setting, count)
     device = "cpu" if config.cluster.gpus_per_worker == 0 else config.model.device
     if here and (device.startswith("cuda") or (device == "auto" and _asks_for_gpu(config))):
         with noting(problems):
@@ -309,16 +315,15 @@ def _check_device(config: JobConfig, problems: list[str], *, here: bool) -> None
             check_execution(config, device)
 
 
-def _require_gpus(count: float) -> None:
-    """Refuse verifiers that this machine has too few GPUs for."""
+def _require_gpus(setting: str, count: float) -> None:
+    """Refuse what this machine has too few GPUs for: nobody can add one to a cluster that is started here."""
     import torch
 
     found = torch.cuda.device_count()
     if found < count:
         raise ConfigurationError(
-            f"verifiers: expected {count:g} GPUs for verifiers.replicas times gpus_per_replica, found "
-            f"{found} on this machine; lower them (0 GPUs scores on CPUs), or name a cluster "
-            "(cluster.address)"
+            f"{setting}: expected at most the GPUs of this machine, which has {found}, got {count:g}; lower "
+            "it (0 is CPUs), or name a cluster (cluster.address)"
         )
 
 

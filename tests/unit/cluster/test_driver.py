@@ -12,6 +12,7 @@ import pytest
 from ttsvar_ray.cluster import driver as driver_module
 from ttsvar_ray.cluster import stats as stats_module
 from ttsvar_ray.cluster.driver import Driver
+from ttsvar_ray.cluster.stats import RunStats
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import ConfigurationError, InputError, RunFailedError, StorageError
@@ -31,8 +32,9 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     for name in ("ray_session", "stop_on_signals", "demanded"):
         monkeypatch.setattr(driver_module, name, nothing)
-    monkeypatch.setattr(driver_module, "ray", SimpleNamespace(cluster_resources=dict))
-    monkeypatch.setattr(driver_module, "lay_out_workers", lambda *_given, **_named: None)
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0}}]
+    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0}, nodes=lambda: nodes)
+    monkeypatch.setattr(driver_module, "ray", cluster)
     device = Device(profile="cpu", title="CPU", count=2)
     monkeypatch.setattr(driver_module, "device_of", lambda *_given: device)
     monkeypatch.setattr(Driver, "_start_actors", lambda *_given: None)
@@ -86,6 +88,26 @@ def test_an_output_that_cannot_be_read_hides_no_reason(driver: Any, monkeypatch:
     monkeypatch.setattr(stats_module, "committed_chunks", fail)
     with pytest.raises(RunFailedError, match=r"prompts.txt: .* \(timeout\)\. Of its 3 parts .* \(503\)\)"):
         driver.run()
+
+
+@pytest.mark.parametrize(
+    ("asked", "each"),
+    [
+        ({"cpus_per_worker": 2}, ""),
+        ({"cpus_per_worker": 3}, "3 CPUs, 0 GPUs"),  # the sum of the nodes holds it, none of them does
+        ({"gpus_per_worker": 1}, "1 CPU, 1 GPU"),
+    ],
+)
+def test_a_cluster_that_holds_no_worker_is_told_at_once(
+    asked: dict[str, int], each: str, driver: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that does may join, by hand or by an autoscaler: the run waits, and says for what."""
+    driver.run.__self__.config = JobConfig.model_validate({"cluster": {"workers": 1, **asked}})
+    driver.run.__self__.stats = RunStats(prompts_total=3, prompts_resumed=0)
+    with pytest.raises(RunFailedError, match="timeout"):
+        driver.run()
+    told = f"no node has room for a worker of {each}; nothing begins before one joins that has: waiting"
+    assert (told in caplog.text) == bool(each) == ("1800 s (cluster.start_timeout_s)" in caplog.text)
 
 
 def test_a_cluster_without_gpus_is_no_place_for_recorded_passes(driver: Any) -> None:

@@ -366,6 +366,22 @@ def test_a_gpu_that_is_not_here_is_refused_with_everything_else(monkeypatch: pyt
         load_config(None, ["model.device=tpu"], needs_files=False)
 
 
+@pytest.mark.parametrize("more", [{"workers": 2}, {"in_process": True}, {}], ids=str)
+def test_workers_that_ask_for_more_gpus_than_this_machine_has_are_refused(
+    more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wait for a node that cannot come, or would run on a CPU."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for count in (0.5, 1):
+        resolve(config_for("shapes", cluster={"gpus_per_worker": count, **more}), needs_parts=True, here=True)
+    wanting = config_for("shapes", cluster={"gpus_per_worker": 2, **more})
+    with pytest.raises(
+        ConfigurationError, match=r"cluster\.gpus_per_worker: .* which has 1, got 2; lower it"
+    ):
+        resolve(wanting, needs_parts=True, here=True)
+    resolve(wanting, needs_parts=True, here=False)
+
+
 def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     verifiers = {"replicas": 2, "gpus_per_replica": 1}
@@ -375,8 +391,8 @@ def test_verifiers_need_ray_and_the_gpus_that_they_ask_for(monkeypatch: pytest.M
     assert list(refused.value.problems) == [
         "verifiers.replicas: expected 0 with cluster.in_process, which has no actors, got 2; remove one",
         (
-            "verifiers: expected 2 GPUs for verifiers.replicas times gpus_per_replica, found 1 on this "
-            "machine; lower them (0 GPUs scores on CPUs), or name a cluster (cluster.address)"
+            "verifiers.replicas times gpus_per_replica: expected at most the GPUs of this machine, which "
+            "has 1, got 2; lower it (0 is CPUs), or name a cluster (cluster.address)"
         ),
     ]
     on_maps = config_for("shapes", verifiers=verifiers, strategy={"map_scales": [6]})
