@@ -22,6 +22,9 @@ from ttsvar_ray.errors import ConfigurationError, TtsVarError, brief
 
 _FORM = "package.module:Name"
 
+VISION_LANGUAGE = "ttsvar_ray.rewards.vision_language:VisionLanguage"
+"""Goes by an import path, for its options; yet its cost is known, by the sizes in its folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnCode:

@@ -183,6 +183,7 @@ class RunCost:
         device_seconds: of the workers of all sessions, whatever they did.
         sessions: that computed.
         uncounted_parts: that do not say what ran; their prompts are in nothing here but `kept`.
+        uncounted_code: which code of the user's own ran, whose FLOPs nobody counts, for people; or "".
     """
 
     strategy: str
@@ -197,6 +198,7 @@ class RunCost:
     device_seconds: float
     sessions: int
     uncounted_parts: int = 0
+    uncounted_code: str = ""
 
     @property
     def total_flops(self) -> float:
@@ -226,6 +228,7 @@ class RunCost:
             "device_seconds": round(self.device_seconds, 3),
             "sessions": self.sessions,
             "uncounted_parts": self.uncounted_parts,
+            "uncounted_code": self.uncounted_code,
         }
 
 

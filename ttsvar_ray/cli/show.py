@@ -81,7 +81,10 @@ def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str,
         shares = ", ".join(f"{name} {flops / cost.total_flops:.0%}" for name, flops in cost.flops.items())
         planned = "" if budget is None else f" (budget {budget:g})"
         each = f"{cost.images_per_prompt:.3f} images a prompt{planned}"
-        facts.append(("cost", f"{each}, {flops_text(cost.total_flops)} by {cost.strategy} ({shares})"))
+        total = f"{flops_text(cost.total_flops)} by {cost.strategy} ({shares})"
+        facts.append(("cost", f"{each}, {total}"))
+        if own := cost.uncounted_code:
+            facts.append(("without", f"{own}, which nobody counts; the seconds have it"))
     if cost.prompts:
         counts = (f"{count / cost.prompts:.3g} in {at}" for at, count in cost.trajectories.items())
         facts.append(("searched", f"trajectories a prompt by scales: {', '.join(counts)}"))

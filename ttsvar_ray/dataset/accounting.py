@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ttsvar_ray.own_code import VISION_LANGUAGE
 from ttsvar_ray.results import RunCost
 
 
@@ -107,6 +108,7 @@ class PlanRecord:
         return (len(prompts), *counts)
 
 
+_COSTING_CODE = ("code.reward.", "code.map_reward.", "code.features.", "code.operator.")
 SELECTION_COLUMNS = ("row", "round", "scale_index", "ancestor_index")
 
 
@@ -115,12 +117,14 @@ def run_cost(
     parts: Sequence[tuple[int, tuple[int, ...]]],
     *,
     device_seconds: Sequence[float],
+    content: Mapping[str, Any],
 ) -> RunCost:
     """Return what a run has cost.
 
     Args:
         parts: images of each committed part and what ran for it; () where it does not say.
         device_seconds: of each session.
+        content: of the run's manifest, which has the digest of each piece of the user's own code.
     """
     columns = 1 + len(plan.segments)
     counted = [ran for _, ran in parts if len(ran) == columns]
@@ -144,4 +148,9 @@ def run_cost(
         device_seconds=math.fsum(device_seconds),
         sessions=len(device_seconds),
         uncounted_parts=len(parts) - len(counted),
+        uncounted_code=" and ".join(
+            key.split(".", 2)[2]
+            for key in content
+            if key.startswith(_COSTING_CODE) and not key.endswith(VISION_LANGUAGE)
+        ),
     )

@@ -297,6 +297,7 @@ def _cost(cost: RunCost | None) -> list[tuple[str, str]]:
         return []
     return [
         ("cost of a prompt", f"{cost.images_per_prompt:.3f} images drawn without a search"),
+        *([("not counted", cost.uncounted_code)] if cost.uncounted_code else []),
         ("FLOPs", f"{cost.total_flops:.4g}, and {cost.device_seconds:,.0f} s of devices"),
     ]
 

@@ -289,7 +289,8 @@ def read_cost(layout: OutputLayout, manifest: RunManifest) -> RunCost | None:
 
     manifests = [layout.manifest_part(index) for index in layout.data_parts()]
     seconds = [session.device_seconds for session in read_sessions(layout)]
-    return run_cost(manifest.plan, list(map_files(told, manifests)), device_seconds=seconds)
+    ran = list(map_files(told, manifests))
+    return run_cost(manifest.plan, ran, device_seconds=seconds, content=manifest.content)
 
 
 def _lost(layout: OutputLayout, wrong: Mapping[int, range]) -> str:

@@ -14,13 +14,12 @@ from ttsvar_ray.costs.encoder import NO_ENCODER, T5_XL, EncoderShape, blip_cost,
 from ttsvar_ray.costs.model import JobNetworks, ModelCost, ScaleCost, recorded_costs
 from ttsvar_ray.errors import ConfigurationError, nearest
 from ttsvar_ray.features.registry import EXTRACTORS
-from ttsvar_ray.job.parts import VISION_LANGUAGE
 from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.protocol import PACKED_BYTES, RECORDED_TOKENS
 from ttsvar_ray.models.registry import family_entry
 from ttsvar_ray.models.sampling import SamplingSettings, per_scale
-from ttsvar_ray.own_code import is_own
+from ttsvar_ray.own_code import VISION_LANGUAGE, is_own
 from ttsvar_ray.rewards.registry import REWARDS
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan

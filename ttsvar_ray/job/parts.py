@@ -15,9 +15,6 @@ from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
 from ttsvar_ray.vision.published import MAP_PATCHES_FILE, PublishedWeights
 
-VISION_LANGUAGE = "ttsvar_ray.rewards.vision_language:VisionLanguage"
-"""Goes by an import path, for its options; yet its cost is known, by the sizes in its folder."""
-
 FETCH_WORDS = "`ttsvar-ray fetch JOB.yaml` brings them"
 
 

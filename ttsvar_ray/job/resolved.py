@@ -19,7 +19,6 @@ from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY
 from ttsvar_ray.errors import ConfigurationError, noting
 from ttsvar_ray.job.parts import (
     FETCH_WORDS,
-    VISION_LANGUAGE,
     NamedPart,
     require_known_extractor,
     resolve_extractor,
@@ -36,7 +35,7 @@ from ttsvar_ray.models.registry import (
     resolve_device,
 )
 from ttsvar_ray.models.sampling import per_scale
-from ttsvar_ray.own_code import is_own
+from ttsvar_ray.own_code import VISION_LANGUAGE, is_own
 from ttsvar_ray.prompts.rewrite import rewriter_of
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Plan, selection_words

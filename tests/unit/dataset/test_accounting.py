@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.support.manifests import manifest
 from tests.support.plans import raw_plan, tts_var_plan
 from tests.support.prompts import make_prompts
 from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, TinyReward
 from ttsvar_ray.api.saved import load
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.costs.plan_cost import image_costs, plan_cost, plan_record
@@ -27,6 +29,7 @@ from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import search_prompt
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.own_code import VISION_LANGUAGE
 from ttsvar_ray.report.check import check_folder
 from ttsvar_ray.results import PromptResult
 from ttsvar_ray.search.plan import Plan
@@ -136,6 +139,26 @@ def test_a_part_that_does_not_say_is_told(tmp_path: Path) -> None:
     cost = read_cost(layout, manifest(plan=record))
     assert cost is not None and (cost.prompts, cost.uncounted_parts) == (2, 1)
     assert read_cost(layout, manifest()) is None
+
+
+def test_costs_say_whose_code_they_are_without(tmp_path: Path) -> None:
+    """Who reads what a run cost must not compare it with a run whose selectors are counted."""
+    layout, plan = OutputLayout(tmp_path), tts_var_plan()
+    written(layout, plan, outcomes(plan, 4))
+    told = json.loads((tmp_path / "run.json").read_text())
+    told["plan"] |= {"text_flops": 1e9, "image_flops": 1e9}
+    own = {"reward.mine:Greenness": "d", f"reward.{VISION_LANGUAGE}": "d", "operator.mine:Cut": "d"}
+    told["content"] |= {f"code.{name}": digest for name, digest in own.items()}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    own, words = "mine:Greenness and mine:Cut", "which nobody counts; the seconds have it"
+    assert f"without   {own}, {words}" in CliRunner().invoke(app, ["status", str(tmp_path)]).stdout
+    (found,) = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).stdout)
+    assert found["cost"]["uncounted_code"] == own
+    page = tmp_path / "page.html"
+    made = CliRunner().invoke(app, ["report", str(tmp_path), "--to", str(page), "--pictures", "0"])
+    assert (made.exit_code, f"{own}, {words}" in page.read_text()) == (0, True)
+    card = CliRunner().invoke(app, ["push", str(tmp_path), "me/x", "--licence", "cc0-1.0", "--card-only"])
+    assert f"| not counted | {own} |" in card.stdout
 
 
 def networks(*settings: str) -> tuple[Plan, JobNetworks]:
