@@ -47,7 +47,7 @@ def _status_lines(status: RunStatus) -> list[str]:
     from ttsvar_ray.cli.show import cost_facts, duration
 
     done, total = status.prompts_done, status.prompts_total
-    failed = f", {status.failed:,} failed in the last session" if status.failed else ""
+    failed = f", {status.failed:,} given up (failed/)" if status.failed else ""
     lines = [
         f"run       {status.root}",
         f"state     {_STATES[status.state]}",

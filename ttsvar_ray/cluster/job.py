@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from ttsvar_ray.cluster.session import is_connected, is_submitted_job
 from ttsvar_ray.cluster.stats import RunStats
 from ttsvar_ray.config.job import JobConfig
-from ttsvar_ray.dataset.contents import committed_chunks, failed_rows
+from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, rows_added
 from ttsvar_ray.dataset.dead_letters import write_bad_lines
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
@@ -141,7 +141,7 @@ def run_job(
             committed = committed_chunks(layout)
             given_up = failed_rows(layout, committed)
             rows_to_run = given_up if retry_failed else {}
-            for chunk, added in job.rows_added(begun, committed).items():
+            for chunk, added in rows_added(layout, begun, committed).items():
                 rows_to_run[chunk] = (*rows_to_run.get(chunk, ()), *added)
             kept = partial_rows(layout, committed)
             ledger = job.ledger(committed, rows_to_run, kept)

@@ -226,10 +226,18 @@ def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, t
     return {index: rows for index, rows in found if rows}
 
 
-def rows_without_outcome(layout: OutputLayout, chunk_index: int, rows: range) -> tuple[int, ...]:
-    """Return the rows of a chunk that its part knows nothing of: prompts that were added to the set since."""
-    letters = {letter["row"] for letter in read_letters(layout.failed_part(chunk_index))}
-    return tuple(sorted(set(rows) - rows_in(layout.data_part(chunk_index)) - letters))
+def rows_added(
+    layout: OutputLayout, manifest: RunManifest, committed: Collection[int]
+) -> dict[int, tuple[int, ...]]:
+    """Return the rows of committed chunks that `--extend` added since they were written: of a last part."""
+    each = manifest.rows_per_chunk
+    added = {}
+    for index in {count // each for count in manifest.extended if count % each}.intersection(committed):
+        rows = set(range(index * each, min((index + 1) * each, manifest.prompt_count)))
+        letters = {letter["row"] for letter in read_letters(layout.failed_part(index))}
+        if missing := rows - rows_in(layout.data_part(index)) - letters:
+            added[index] = tuple(sorted(missing))
+    return added
 
 
 def summarise_output(layout: OutputLayout, chunks: Mapping[int, range] | None = None) -> OutputSummary:

@@ -21,7 +21,7 @@ from ttsvar_ray.config.values import ColumnChoice, Shard
 from ttsvar_ray.costs.plan_cost import image_costs, plan_record
 from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.dataset.accounting import PlanRecord
-from ttsvar_ray.dataset.contents import committed_chunks, rows_without_outcome
+from ttsvar_ray.dataset.contents import committed_chunks
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import check_output, fresh_output
@@ -112,14 +112,6 @@ class PreparedJob:
         if networks is None:
             return ()
         return image_costs(self.parts.plan, networks, selector_decode=self.config.engine.selector_decode)
-
-    def rows_added(self, begun: RunManifest, committed: frozenset[int]) -> dict[int, tuple[int, ...]]:
-        """Return the rows of committed chunks that were added after the chunk was written: of a last part."""
-        each = self.config.output.rows_per_part
-        chunks = {count // each for count in begun.extended if count % each}.intersection(committed)
-        ranges = {chunk: range(chunk * each, min((chunk + 1) * each, self.scan.count)) for chunk in chunks}
-        added = {chunk: rows_without_outcome(self.layout, chunk, rows) for chunk, rows in ranges.items()}
-        return {chunk: rows for chunk, rows in added.items() if rows}
 
     def ledger(
         self,

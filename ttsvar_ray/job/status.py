@@ -7,7 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ttsvar_ray.dataset.contents import read_cost
+from ttsvar_ray.dataset.contents import read_cost, rows_added
+from ttsvar_ray.dataset.dead_letters import count_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import read_manifest
 from ttsvar_ray.errors import OutputError
@@ -29,8 +30,9 @@ class RunStatus:
     Attributes:
         state: "running", "done", "stopped", "failed", "silent" (it should run, and says nothing), or
             "unknown" where no session wrote how far it came.
-        prompts_total, prompts_done, failed: of the whole run; prompts that are done but in no part yet are
-            lost where a session dies.
+        prompts_total, prompts_done: of the whole run; prompts that are done but in no part yet are lost where
+            a session dies.
+        failed: of those that are done, given up and so without an image.
         parts, parts_total: committed, and of the whole run.
         images_per_second: of the last session; None before its first image.
         seconds_left: at that speed; None where that is not known, or nothing runs.
@@ -84,7 +86,9 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     chunks = range(first, -(-manifest.prompt_count // each), step)
     rows = {chunk: min(each, manifest.prompt_count - chunk * each) for chunk in chunks}
     committed = [chunk for chunk in layout.data_parts() if chunk in rows]
-    total, in_parts = sum(rows.values()), sum(rows[chunk] for chunk in committed)
+    added = sum(map(len, rows_added(layout, manifest, committed).values()))
+    total, in_parts = sum(rows.values()), sum(rows[chunk] for chunk in committed) - added
+    given_up = sum(count_lines(file) for chunk, file in layout.failed_parts().items() if chunk in committed)
     last = _last_line(layout.progress_file)
     state, silent = "unknown", None
     if last is not None:
@@ -97,14 +101,16 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     last = last or {}
     reason = last.get("reason", "")
     if in_parts < total and state == "done":
-        state, reason = "stopped", f"{len(rows) - len(committed)} of its parts are not there any more"
+        gone = len(rows) - len(committed)
+        state, reason = "stopped", f"{gone} of its parts are not there any more" if gone else ""
     return RunStatus(
         root=str(layout.root),
         state=state,
         prompts_total=total,
         # What a session that is over had in hand and in no part is gone.
         prompts_done=last.get("prompts_done", in_parts) if state == "running" else in_parts,
-        failed=last.get("failed", 0),
+        # This session's are in no part until that is whole.
+        failed=max(given_up, last.get("failed", 0) if state == "running" else 0),
         parts=len(committed),
         parts_total=len(rows),
         images_per_second=last.get("images_per_second"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,35 @@ def test_a_folder_of_an_older_run_and_none_at_all(unfinished: Path, tmp_path: Pa
         read_status(str(tmp_path / "absent"))
 
 
+def test_prompts_that_were_added_and_not_made_yet_are_not_done(tmp_path: Path) -> None:
+    """The last part of the run as it was holds two of the four prompts that it has from then on."""
+    alone, output = {"workers": 1, "in_process": True}, tmp_path / "out"
+    job(write_prompts(tmp_path / "p.jsonl", 6), output, cluster=alone)
+
+    def stop_at_once(state: JobProgress) -> None:
+        if state.workers:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for count in (8, 10):
+        more = write_prompts(tmp_path / "p.jsonl", count)
+        with pytest.raises(InterruptedRunError):
+            job(more, output, cluster=alone, extend=True, progress=stop_at_once)
+        found = status_of(output, hours=5)
+        assert (found.state, found.prompts_done, found.prompts_total) == ("stopped", 6, count)
+        (output / "progress.jsonl").unlink()
+        assert status_of(output).state == "unknown"
+
+
+def test_prompts_that_were_given_up_in_any_session_are_told(tmp_path: Path) -> None:
+    prompts, alone = write_prompts(tmp_path / "p.jsonl"), {"workers": 1, "in_process": True}
+    for _session in range(2):
+        job(prompts, tmp_path / "out", cluster=alone, fail_on="number 3")
+        found = status_of(tmp_path / "out")
+        assert (found.state, found.prompts_done, found.failed) == ("done", PROMPTS, 1)
+        shown = CliRunner().invoke(app, ["status", str(tmp_path / "out")]).stdout
+        assert f"prompts   {PROMPTS} of {PROMPTS} (100 %), 1 given up (failed/)" in shown
+
+
 def test_shards_are_listed_and_added(tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "p.jsonl")
     for index in (0, 1):
@@ -165,7 +196,7 @@ def test_what_the_command_prints(unfinished: Path) -> None:
         shown = CliRunner().invoke(app, ["status", str(unfinished)])
         for line in (
             "state     running",
-            "prompts   10 of 22 (45 %), 1 failed in the last session",
+            "prompts   10 of 22 (45 %), 1 given up (failed/)",
             "parts     1 of 6 committed",
             "rate      0.45 images/s",
             "left      24 s",
