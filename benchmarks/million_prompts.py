@@ -27,8 +27,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.output import open_output
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.leasing.ledger import LeaseLedger
 from ttsvar_ray.prompts import PromptSource, read_prompts, scan_prompts

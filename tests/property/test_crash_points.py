@@ -32,7 +32,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.support.manifests import manifest
 from tests.support.plans import tts_var_plan
-from ttsvar_ray.cluster.sink import Sink
+from ttsvar_ray.cluster.parts import Sink
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.costs.plan_cost import plan_record
 from ttsvar_ray.dataset import contents, lock, lock_files
@@ -42,8 +42,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.output import check_output, open_output
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.writer import ChunkReport, partial_rows
 from ttsvar_ray.leasing.ledger import LeaseLedger

@@ -19,10 +19,9 @@ from tests.support.seeded_weights import seeded_weights
 from ttsvar_ray.models.description import CONFIG_NAME, FORMAT_VERSION, WEIGHT_FILES
 from ttsvar_ray.models.sampling import SamplingSettings
 from ttsvar_ray.models.state import ScaleState
-from ttsvar_ray.models.var.classes import ClassNames
 from ttsvar_ray.models.var.config import FAMILY, VarConfig, VqConfig, linear_guidance, square_schedule
 from ttsvar_ray.models.var.directory import CLASSES
-from ttsvar_ray.models.var.model import VarModel
+from ttsvar_ray.models.var.model import ClassNames, VarModel
 from ttsvar_ray.models.var.tokenizer import VqDecoder, next_input
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.vision.checkpoints import load_strict

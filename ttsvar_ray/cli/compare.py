@@ -166,7 +166,7 @@ def _flops(config: JobConfig) -> float:
 
 
 def _plans(sweep: Sweep, variants: tuple[Variant, ...], costs: dict[str, float]) -> list[str]:
-    from ttsvar_ray.cli.preflight import fact_lines
+    from ttsvar_ray.cli.progress import fact_lines
     from ttsvar_ray.job.preflight import PlanFact
     from ttsvar_ray.job.resolved import plan_note, resolve
 

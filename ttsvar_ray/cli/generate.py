@@ -148,7 +148,7 @@ def generate(
         config = load_config(job, options.overrides(flags, settings), plan=plan)
     if dry_run:
         with errors_for_people(debug=debug):
-            from ttsvar_ray.cli.preflight import teller
+            from ttsvar_ray.cli.progress import teller
             from ttsvar_ray.cluster.job import check_job
 
             check_job(config, tell=teller(Console(highlight=False)), force_new=force_new, extend=extend)
@@ -187,8 +187,7 @@ def run(
     on_part: Callable[[str, str], None] = lambda root, file: None,
 ) -> JobSummary:
     """Run a job with its progress on `console`; errors end the command."""
-    from ttsvar_ray.cli.preflight import teller
-    from ttsvar_ray.cli.progress import ProgressReporter, set_up_logging
+    from ttsvar_ray.cli.progress import ProgressReporter, set_up_logging, teller
 
     set_up_logging(console, debug=debug)
     reporter = ProgressReporter(console)

@@ -32,7 +32,7 @@ from typing_extensions import assert_never
 from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.cells import CellLost, Cells
 from ttsvar_ray.cluster.metrics import RunMetrics
-from ttsvar_ray.cluster.parts import PartError, PartWriter
+from ttsvar_ray.cluster.parts import LostImages, PartError, PartWriter
 from ttsvar_ray.cluster.resources import (
     WorkerLayout,
     demanded,
@@ -44,7 +44,6 @@ from ttsvar_ray.cluster.resources import (
     lay_out_workers,
 )
 from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
-from ttsvar_ray.cluster.sink import LostImages
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
 from ttsvar_ray.cluster.verifiers import VerifierPool, lay_out_replicas
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of

@@ -28,8 +28,7 @@ from ttsvar_ray.dataset.dead_letters import write_bad_lines
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import open_output
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.dataset.writer import partial_rows
 from ttsvar_ray.errors import LostLockError

@@ -31,7 +31,7 @@ from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import data_digest
-from ttsvar_ray.dataset.schema import data_schema
+from ttsvar_ray.dataset.rows import data_schema
 from ttsvar_ray.errors import OutputError
 
 _ROWS_AT_A_TIME = 32

@@ -1,21 +1,155 @@
-"""What became of a prompt, as rows of the data set: one for each image that is kept.
+"""What became of a prompt, as rows of the data set, one for each image that is kept; and their one schema.
 
-Comes in: results whose images are references or bytes. Goes out: dicts in the columns of `schema`, one image
-at a time. A row holds nothing of when or where it was made.
+Comes in: results whose images are references or bytes. Goes out: dicts in the columns of the schema, one
+image at a time. A row holds nothing of when or where it was made.
+
+The schema is explicit and has the metadata that makes `datasets` open pictures. Types are never inferred
+while writing: a part whose column is all empty must have the type of its neighbours, or the parts cannot be
+read together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset.accounting import PlanRecord
-from ttsvar_ray.dataset.schema import CarriedColumn, data_schema
 from ttsvar_ray.errors import DamagedImageError
 from ttsvar_ray.results import PromptResult, ResultImage
+
+# `binary`, not `large_binary`: `datasets` ignores the Image feature of a large one.
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_OWN_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("row", pa.int64()),
+    ("prompt_id", pa.string()),
+    ("ordinal", pa.int32()),
+    ("prompt", pa.string()),
+    ("image", IMAGE_TYPE),
+    ("image_rank", pa.int32()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("model", pa.string()),
+    ("strategy", pa.string()),
+    ("seed", pa.int64()),
+    ("reward", pa.float32()),
+    ("reward_name", pa.string()),
+    ("reward_history", pa.list_(pa.float32())),
+    ("reward_members", pa.list_(pa.float32())),
+    ("text_truncated", pa.bool_()),
+    ("reward_texts_truncated", pa.int32()),
+    ("rewards_not_finite", pa.int32()),
+    ("lineage", pa.list_(pa.int32())),
+)
+
+ROUNDS_FIELDS: tuple[tuple[str, pa.DataType], ...] = (
+    ("round", pa.int32()),
+    ("rounds", pa.int32()),
+    ("stopped", pa.string()),
+    ("cost_images", pa.float32()),
+)
+"""Of an adaptive search only."""
+
+REWRITTEN_FIELD = ("prompt_used", pa.string())
+"""What the model read, where prompts are rewritten."""
+
+BITS_FIELD = ("bits", pa.list_(pa.binary()))
+
+_CARRIED_PREFIX = "input_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedColumn:
+    """A column of the caller's that is carried through.
+
+    Attributes:
+        source: its name in the prompt file.
+        name: its name in the output: the same, or prefixed where the output has that name already.
+        type: fixed once for the whole prompt set.
+    """
+
+    source: str
+    name: str
+    type: ColumnType
+
+    def to_output(self, value: Any) -> Any:
+        """Return a value of the prompt file as the output column holds it."""
+        if value is None:
+            return None
+        if self.type.is_json:
+            return json.dumps(value, ensure_ascii=False, default=str)
+        return float(value) if self.type == ColumnType.FLOAT64 else value
+
+
+def carried_columns(types: Mapping[str, ColumnType]) -> tuple[CarriedColumn, ...]:
+    """Name the caller's columns in the output.
+
+    A name that the output uses itself gets the prefix `input_`, once more where that is taken, too.
+    """
+    own = {name for name, _ in (*_OWN_FIELDS, *ROUNDS_FIELDS, REWRITTEN_FIELD, BITS_FIELD)}
+    columns = []
+    for source, column_type in types.items():
+        name = source
+        while name in own or (name != source and name in types):
+            name = f"{_CARRIED_PREFIX}{name}"
+        columns.append(CarriedColumn(source=source, name=name, type=column_type))
+    return tuple(columns)
+
+
+def data_schema(
+    carried: tuple[CarriedColumn, ...], *, bits: bool, rounds: bool = False, rewritten: bool = False
+) -> pa.Schema:
+    """Return the schema of the data parts.
+
+    Args:
+        carried: the caller's columns, which come last.
+        bits: whether the packed bits of each image are kept.
+        rounds: whether there may be more than one.
+        rewritten: whether prompts are.
+    """
+    own = [
+        *_OWN_FIELDS,
+        *((REWRITTEN_FIELD,) if rewritten else ()),
+        *(ROUNDS_FIELDS if rounds else ()),
+        *((BITS_FIELD,) if bits else ()),
+    ]
+    fields = [*own, *((column.name, column.type.arrow) for column in carried)]
+    # A struct of the caller's with the fields of an image need not be one.
+    features = {
+        name: feature
+        for index, (name, kind) in enumerate(fields)
+        if (feature := _feature(kind)) is not None and (index < len(own) or kind != IMAGE_TYPE)
+    }
+    metadata = json.dumps({"info": {"features": features}})
+    return pa.schema(fields).with_metadata({b"huggingface": metadata.encode()})
+
+
+def _feature(kind: pa.DataType) -> dict[str, str] | None:
+    """Return the Hugging Face feature of a column, or None where its arrow type says it better.
+
+    The name of the list feature changed between versions of `datasets`; a column without a feature
+    is inferred, by every version, from its arrow type.
+    """
+    if kind == IMAGE_TYPE:
+        return {"_type": "Image"}
+    return {"dtype": _DTYPES[kind], "_type": "Value"} if kind in _DTYPES else None
+
+
+_DTYPES = {
+    pa.bool_(): "bool",
+    pa.int32(): "int32",
+    pa.int64(): "int64",
+    pa.float32(): "float32",
+    pa.float64(): "float64",
+    pa.string(): "string",
+    pa.binary(): "binary",
+}
+
 
 _SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 

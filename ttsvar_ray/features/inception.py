@@ -30,7 +30,7 @@ FEATURE_WIDTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Conv:
+class _Conv:
     """One convolution: its name in the checkpoint, output channels, kernel (height, width), stride.
 
     Inside a block, convolutions of stride 1 keep the grid; the others are not padded.
@@ -42,7 +42,7 @@ class Conv:
     stride: int = 1
 
 
-Step = Conv | tuple[Conv, Conv]
+Step = _Conv | tuple[_Conv, _Conv]
 """A pair of convolutions looks at the same input; their outputs stand side by side."""
 
 _ROW3, _COLUMN3 = (1, 3), (3, 1)
@@ -69,15 +69,15 @@ class Block:
 
 
 def _channels(step: Step) -> int:
-    return step.channels if isinstance(step, Conv) else sum(conv.channels for conv in step)
+    return step.channels if isinstance(step, _Conv) else sum(conv.channels for conv in step)
 
 
 def _block_35(pooled: int) -> Block:
     return Block(
         (
-            (Conv("branch1x1", 64),),
-            (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, _5)),
-            (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, _3), Conv("branch3x3dbl_3", 96, _3)),
+            (_Conv("branch1x1", 64),),
+            (_Conv("branch5x5_1", 48), _Conv("branch5x5_2", 64, _5)),
+            (_Conv("branch3x3dbl_1", 64), _Conv("branch3x3dbl_2", 96, _3), _Conv("branch3x3dbl_3", 96, _3)),
         ),
         pooled,
     )
@@ -86,18 +86,18 @@ def _block_35(pooled: int) -> Block:
 def _block_17(inner: int) -> Block:
     return Block(
         (
-            (Conv("branch1x1", 192),),
+            (_Conv("branch1x1", 192),),
             (
-                Conv("branch7x7_1", inner),
-                Conv("branch7x7_2", inner, _ROW7),
-                Conv("branch7x7_3", 192, _COLUMN7),
+                _Conv("branch7x7_1", inner),
+                _Conv("branch7x7_2", inner, _ROW7),
+                _Conv("branch7x7_3", 192, _COLUMN7),
             ),
             (
-                Conv("branch7x7dbl_1", inner),
-                Conv("branch7x7dbl_2", inner, _COLUMN7),
-                Conv("branch7x7dbl_3", inner, _ROW7),
-                Conv("branch7x7dbl_4", inner, _COLUMN7),
-                Conv("branch7x7dbl_5", 192, _ROW7),
+                _Conv("branch7x7dbl_1", inner),
+                _Conv("branch7x7dbl_2", inner, _COLUMN7),
+                _Conv("branch7x7dbl_3", inner, _ROW7),
+                _Conv("branch7x7dbl_4", inner, _COLUMN7),
+                _Conv("branch7x7dbl_5", 192, _ROW7),
             ),
         ),
         192,
@@ -106,15 +106,15 @@ def _block_17(inner: int) -> Block:
 
 _BLOCK_8 = Block(
     (
-        (Conv("branch1x1", 320),),
+        (_Conv("branch1x1", 320),),
         (
-            Conv("branch3x3_1", 384),
-            (Conv("branch3x3_2a", 384, _ROW3), Conv("branch3x3_2b", 384, _COLUMN3)),
+            _Conv("branch3x3_1", 384),
+            (_Conv("branch3x3_2a", 384, _ROW3), _Conv("branch3x3_2b", 384, _COLUMN3)),
         ),
         (
-            Conv("branch3x3dbl_1", 448),
-            Conv("branch3x3dbl_2", 384, _3),
-            (Conv("branch3x3dbl_3a", 384, _ROW3), Conv("branch3x3dbl_3b", 384, _COLUMN3)),
+            _Conv("branch3x3dbl_1", 448),
+            _Conv("branch3x3dbl_2", 384, _3),
+            (_Conv("branch3x3dbl_3a", 384, _ROW3), _Conv("branch3x3dbl_3b", 384, _COLUMN3)),
         ),
     ),
     192,
@@ -126,8 +126,12 @@ BLOCKS: dict[str, Block] = {
     "Mixed_5d": _block_35(64),
     "Mixed_6a": Block(
         (
-            (Conv("branch3x3", 384, _3, 2),),
-            (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, _3), Conv("branch3x3dbl_3", 96, _3, 2)),
+            (_Conv("branch3x3", 384, _3, 2),),
+            (
+                _Conv("branch3x3dbl_1", 64),
+                _Conv("branch3x3dbl_2", 96, _3),
+                _Conv("branch3x3dbl_3", 96, _3, 2),
+            ),
         ),
         None,
     ),
@@ -137,12 +141,12 @@ BLOCKS: dict[str, Block] = {
     "Mixed_6e": _block_17(192),
     "Mixed_7a": Block(
         (
-            (Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, _3, 2)),
+            (_Conv("branch3x3_1", 192), _Conv("branch3x3_2", 320, _3, 2)),
             (
-                Conv("branch7x7x3_1", 192),
-                Conv("branch7x7x3_2", 192, _ROW7),
-                Conv("branch7x7x3_3", 192, _COLUMN7),
-                Conv("branch7x7x3_4", 192, _3, 2),
+                _Conv("branch7x7x3_1", 192),
+                _Conv("branch7x7x3_2", 192, _ROW7),
+                _Conv("branch7x7x3_3", 192, _COLUMN7),
+                _Conv("branch7x7x3_4", 192, _3, 2),
             ),
         ),
         None,
@@ -151,13 +155,13 @@ BLOCKS: dict[str, Block] = {
     "Mixed_7c": _BLOCK_8,
 }
 
-STEM: tuple[tuple[Conv, int] | None, ...] = (
-    (Conv("Conv2d_1a_3x3", 32, _3, 2), 0),
-    (Conv("Conv2d_2a_3x3", 32, _3), 0),
-    (Conv("Conv2d_2b_3x3", 64, _3), 1),
+STEM: tuple[tuple[_Conv, int] | None, ...] = (
+    (_Conv("Conv2d_1a_3x3", 32, _3, 2), 0),
+    (_Conv("Conv2d_2a_3x3", 32, _3), 0),
+    (_Conv("Conv2d_2b_3x3", 64, _3), 1),
     None,
-    (Conv("Conv2d_3b_1x1", 80), 0),
-    (Conv("Conv2d_4a_3x3", 192, _3), 0),
+    (_Conv("Conv2d_3b_1x1", 80), 0),
+    (_Conv("Conv2d_4a_3x3", 192, _3), 0),
     None,
 )
 """Convolutions before the blocks, each with its padding; None is 3 x 3 max pooling of stride 2."""
@@ -166,7 +170,7 @@ STEM: tuple[tuple[Conv, int] | None, ...] = (
 class _NormedConv(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
-    def __init__(self, input_channels: int, conv: Conv, padding: tuple[int, int]) -> None:
+    def __init__(self, input_channels: int, conv: _Conv, padding: tuple[int, int]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             input_channels, conv.channels, conv.kernel, stride=conv.stride, padding=padding, bias=False
@@ -186,13 +190,13 @@ class _MixedBlock(nn.Module):
         for branch in block.branches:
             channels = input_channels
             for step in branch:
-                for conv in (step,) if isinstance(step, Conv) else step:
+                for conv in (step,) if isinstance(step, _Conv) else step:
                     height, width = conv.kernel
                     padding = (height // 2, width // 2) if conv.stride == 1 else (0, 0)
                     self.add_module(conv.name, _NormedConv(channels, conv, padding))
                 channels = _channels(step)
         if block.pooled_channels is not None:
-            pool = Conv("branch_pool", block.pooled_channels)
+            pool = _Conv("branch_pool", block.pooled_channels)
             self.add_module(pool.name, _NormedConv(input_channels, pool, (0, 0)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ class _MixedBlock(nn.Module):
         for branch in self._block.branches:
             y_BCHW = x_BCHW
             for step in branch:
-                convs = (step,) if isinstance(step, Conv) else step
+                convs = (step,) if isinstance(step, _Conv) else step
                 y_BCHW = torch.cat([self.get_submodule(conv.name)(y_BCHW) for conv in convs], dim=1)
             outputs.append(y_BCHW)
         if self._block.pooled_channels is None:

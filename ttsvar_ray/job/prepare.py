@@ -48,10 +48,9 @@ from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.job.weights import resolve_output
 from ttsvar_ray.leasing.ledger import LeaseLedger
-from ttsvar_ray.prompts.files import prompt_files
+from ttsvar_ray.prompts.files import prompt_files, spool_standard_input
 from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
-from ttsvar_ray.prompts.standard_input import spool_standard_input
 from ttsvar_ray.search.operators.registry import own_sources
 from ttsvar_ray.search.plan import Plan
 

@@ -109,7 +109,7 @@ _UNSEEN = ("Cc", "Cf")
 
 
 @dataclass(frozen=True, slots=True)
-class RawLine:
+class _RawLine:
     """A line of a file, without its end and without a byte-order mark at its beginning.
 
     Attributes:
@@ -128,7 +128,7 @@ class RawLine:
         return len(self.raw) > MAX_LINE_BYTES
 
 
-def raw_lines(path: Location) -> Iterator[RawLine]:
+def raw_lines(path: Location) -> Iterator[_RawLine]:
     """Yield the lines of a file, streaming, whatever ends them: LF, CR LF, or CR alone in all of the file.
 
     A mark at the beginning of any line is dropped: files that were put together have them inside.
@@ -150,7 +150,7 @@ def raw_lines(path: Location) -> Iterator[RawLine]:
                 line = raw.rstrip(b"\r\n") if len(raw) <= MAX_LINE_BYTES else raw
                 while line.startswith(codecs.BOM_UTF8):
                     line = line[len(codecs.BOM_UTF8) :]
-                yield RawLine(number, line, quotes_cut)
+                yield _RawLine(number, line, quotes_cut)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: damaged after line {number} ({str(error).splitlines()[0]})") from None
 

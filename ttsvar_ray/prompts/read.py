@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from ttsvar_ray.columns import ColumnType
+from ttsvar_ray.columns import ColumnType, ColumnTypes
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.prompts.columns import ColumnTypes
-from ttsvar_ray.prompts.digests import SetDigest, chunk_digest
 from ttsvar_ray.prompts.files import PromptFile, prompt_files
-from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of
+from ttsvar_ray.prompts.identity import Ordinals, SetDigest, chunk_digest, prompt_id_of
 from ttsvar_ray.prompts.lines import is_blank
 from ttsvar_ray.prompts.records import read_records
 from ttsvar_ray.prompts.rewrite import SETTING, RewriteError, rewriter_of

@@ -29,7 +29,7 @@ from ttsvar_ray.dataset.dead_letters import count_lines, read_letters
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_run
 from ttsvar_ray.dataset.part_manifest import FileSum, read_part_manifest, sha256_of
-from ttsvar_ray.dataset.schema import carried_columns, data_schema
+from ttsvar_ray.dataset.rows import carried_columns, data_schema
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.errors import OutputError, brief
 from ttsvar_ray.prompts.identity import Ordinals, prompt_id_of

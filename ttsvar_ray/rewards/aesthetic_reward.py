@@ -17,12 +17,11 @@ from transformers import CLIPModel, SiglipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.clip_reward import ClipImageEncoder, mlp_values
-from ttsvar_ray.rewards.network_reward import NetworkReward
+from ttsvar_ray.rewards.network_reward import LinearHead, NetworkReward, load_linear_head
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
 from ttsvar_ray.vision.batches import in_whole_blocks, rows_without_tail, settle
 from ttsvar_ray.vision.checkpoints import load_pretrained
-from ttsvar_ray.vision.heads import LinearHead, load_linear_head
 from ttsvar_ray.vision.pixels import HALF, Fit, Library, PixelRecipe
 
 

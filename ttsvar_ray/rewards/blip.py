@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.rewards.network_reward import LinearHead
 from ttsvar_ray.vision.batches import in_whole_blocks
 from ttsvar_ray.vision.checkpoints import KeyTable
-from ttsvar_ray.vision.heads import LinearHead
 from ttsvar_ray.vision.pixels import CLIP_MEAN, CLIP_STD
 
 FORMAT_VERSION = 1

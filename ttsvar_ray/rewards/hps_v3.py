@@ -1,14 +1,21 @@
-"""HPSv3: how much people would prefer an image for a text, by a Qwen2-VL with a small head.
+"""HPSv3 and HPSv3++: how much people would prefer an image for a text, by a Qwen-VL with a small head.
 
-Comes in: a folder with the backbone's tokenizer, image processor and config.json, `HPSv3.safetensors`, which
-holds backbone and head, and `instruction.txt`, what the backbone is told. That wording is the authors' own
-and not part of this package; docs/rewards.md says how to get it.
+Comes in: a folder with the backbone's tokenizer, image processor and config.json, the weights, which hold
+backbone and head, and `instruction.txt`, what the backbone is told. That wording is the authors' own and not
+part of this package; docs/rewards.md says how to get it.
 
 The head reads the final hidden state at the token `<|Reward|>` of the instruction. Of its two numbers, mean
 and spread of the preference, the mean is the score.
 
-Source: HPSv3 (arXiv 2508.03789). As its code has it, positions are counted through image and text alike, not
-by the image's rows and columns as Qwen2-VL's own are: the weights were trained so.
+In HPSv3++ a small network guesses, from that hidden state, the capability of the generator that made the
+image, in [0, 1]. It and how far the generator's reinforcement learning is, 0 here as its authors advise for
+scoring, scale and shift the hidden state (FiLM) before the head reads it.
+
+Source: HPSv3 (arXiv 2508.03789), HPSv3++ (arXiv 2606.14657) and their published code. As HPSv3's has it,
+positions are counted through image and text alike, not by the image's rows and columns as Qwen2-VL's own are:
+the weights were trained so; HPSv3++ has Qwen3-VL's own.
+Differs: the evaluator of HPSv3++ guesses one capability for all images of a batch. Here every image has its
+own, as in that code's calls with one image: a score does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -22,14 +29,30 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLModel
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2VLConfig,
+    Qwen2VLModel,
+    Qwen3VLConfig,
+    Qwen3VLModel,
+)
 from transformers.tokenization_utils_base import AddedToken
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.vision_language import ImageReader, reading_family, without_marks
 from ttsvar_ray.types import Float32Array, Preprocessing, UInt8Array
 from ttsvar_ray.vision.batches import settle
-from ttsvar_ray.vision.checkpoints import KeyTable, build_pretrained, from_folder, load_strict, rename_keys
+from ttsvar_ray.vision.checkpoints import (
+    KeyTable,
+    build_pretrained,
+    from_folder,
+    load_strict,
+    read_published,
+    rename_keys,
+)
+from ttsvar_ray.vision.published import rounded_sides
 
 INSTRUCTION_FILE = "instruction.txt"
 PIXELS = 256 * 28 * 28
@@ -117,7 +140,7 @@ class HpsV3(ImageReader):
 
     def _make_judge(self, width: int) -> nn.Module:
         """Return what reads a hidden state of this width, under the published names, without weights."""
-        return nn.ModuleDict({"rm_head": rank_head(width)})
+        return nn.ModuleDict({"rm_head": _rank_head(width)})
 
     def _seen(self, image: Image.Image) -> Any:
         """Return an image as the backbone sees it."""
@@ -135,7 +158,7 @@ class HpsV3(ImageReader):
         return judged
 
 
-def rank_head(width: int) -> nn.Module:
+def _rank_head(width: int) -> nn.Module:
     """Return the head that makes mean and spread of a hidden state."""
     return nn.Sequential(
         nn.Linear(width, 1024),
@@ -161,3 +184,66 @@ def _read_instruction(path: Path) -> str:
             f"{text.count(_PROMPT)} and {text.count(_MARK)}, and {text.count('<|')} special tokens in all"
         )
     return text
+
+
+CONDITION_WIDTH = 256
+PROGRESS = 0.0
+"""How far the generator's reinforcement learning is, of 1."""
+
+
+class HpsV3PlusPlus(HpsV3):
+    """Scores images by the preference that HPSv3++ predicts; one at a time. Higher is better.
+
+    Arguments and errors as of `HpsV3`. What guesses the capability has the backbone's dtype, as published.
+    """
+
+    weights_file = "hpsv3++.pth"
+    family = "Qwen3-VL"
+    base = "Qwen3-VL-8B-Instruct"
+    config_class = Qwen3VLConfig
+    model_class = Qwen3VLModel
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        super().__init__(folder, **settings)
+        self._judge["cap_encoder"].to(self._model.dtype)
+
+    def _read(self, source: Path) -> dict[str, Tensor]:
+        return read_published(source, expected="the published weights of HPSv3++")
+
+    def _make_judge(self, width: int) -> nn.Module:
+        condition = CONDITION_WIDTH
+        return nn.ModuleDict(
+            {
+                "rm_head": _rank_head(width),
+                "cond_encoder": nn.Sequential(
+                    nn.Linear(2, condition), nn.GELU(), nn.Linear(condition, condition)
+                ),
+                "film_gen": nn.Sequential(
+                    nn.Linear(condition, width), nn.ReLU(), nn.Linear(width, 2 * width)
+                ),
+                "cap_encoder": nn.ModuleDict(
+                    {
+                        "proj": nn.Linear(width, condition),
+                        # What weighs the images of a batch: of one, it is 1.
+                        "pool_attn": nn.Linear(condition, 1),
+                        "out_proj": nn.Linear(condition, 1),
+                    }
+                ),
+            }
+        )
+
+    def _seen(self, image: Image.Image) -> Any:
+        # As HPSv3's, by multiples of 28; then by Qwen3-VL's own, of 32.
+        high, wide = rounded_sides(image.height, image.width, side=28, fewest=PIXELS, most=PIXELS)
+        resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+        return self._pixels(images=resized, return_tensors="pt")
+
+    def _places(self, ids: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def _judged(self, read: Tensor) -> Tensor:
+        guess = self._judge["cap_encoder"]
+        capability = torch.sigmoid(guess["out_proj"](guess["proj"](read))).float()
+        condition = torch.cat([capability, torch.full_like(capability, PROGRESS)], dim=-1)
+        scale, shift = self._judge["film_gen"](self._judge["cond_encoder"](condition)).chunk(2, dim=-1)
+        return super()._judged(read.float() * (1.0 + scale) + shift)

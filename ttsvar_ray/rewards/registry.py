@@ -198,7 +198,7 @@ _ENTRIES = (
     ),
     RewardEntry(
         name="hps-v3-plus-plus",
-        loader="ttsvar_ray.rewards.hps_v3_plus_plus:HpsV3PlusPlus",
+        loader="ttsvar_ray.rewards.hps_v3:HpsV3PlusPlus",
         weights=PublishedWeights(
             cost=None,
             files=(

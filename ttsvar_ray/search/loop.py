@@ -1,7 +1,7 @@
 """Algorithm 1 of TTS-VAR (arXiv 2507.18537), and around it the rounds of an adaptive search.
 
-    run_round:  run_segment -> scores, features -> select -> ancestor_index -> run_segment -> ...
-    search:     run_round, until a final image is good enough or all rounds were run -> rank_images
+    _run_round:  run_segment -> scores, features -> select -> ancestor_index -> run_segment -> ...
+    search:     _run_round, until a final image is good enough or all rounds were run -> rank_images
 
 Comes in: a plan, and a callable that runs scales. Goes out: the ranking of the final images, with the
 history and the lineage of each. Here is no model, no image and no worker: what trajectories are is known to
@@ -195,14 +195,14 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
         following = what_follows(plan, [one.end for one in rounds])
         if isinstance(following, Begin):
             index = following.round_index
-            rounds.append(run_round(plan, run_segment, index, run_seed=run_seed, prompt_key=prompt_key))
+            rounds.append(_run_round(plan, run_segment, index, run_seed=run_seed, prompt_key=prompt_key))
         elif isinstance(following, Finish):
             rounds.append(_finish_round(plan, run_segment, rounds[following.end.round_index]))
         else:
             return Found(rounds=tuple(rounds), ranking=_ranking(plan, rounds), reason=following.reason)
 
 
-def run_round(
+def _run_round(
     plan: Plan, run_segment: RunSegment, round_index: int, *, run_seed: int, prompt_key: str
 ) -> Round:
     """Run Algorithm 1: one population from the first scale to its final images, unless it is abandoned."""

@@ -23,8 +23,7 @@ from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.output import open_output
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.prompts import prompt_id_of
 from ttsvar_ray.results import (

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from tests.support.prompts import make_prompts
-from ttsvar_ray.cluster.sink import LostImages, Sink
+from ttsvar_ray.cluster.parts import LostImages, Sink
 from ttsvar_ray.dataset.contents import failed_rows, rows_in, summarise_output
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock

@@ -19,8 +19,7 @@ from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import writer
 from ttsvar_ray.dataset.export import exported_images
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import CarriedColumn, carried_columns
+from ttsvar_ray.dataset.rows import CarriedColumn, RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.prompts import PromptSource, read_prompts, scan_prompts
 from ttsvar_ray.results import PromptFailure

@@ -33,8 +33,7 @@ from ttsvar_ray.dataset.export import (
 )
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.output import open_output
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import OutputError
 

@@ -23,8 +23,7 @@ from ttsvar_ray.dataset.contents import summarise_output
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_bad_lines, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.output import open_output
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns, data_schema
+from ttsvar_ray.dataset.rows import RowContext, carried_columns, data_schema
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import LostRowsError

@@ -15,8 +15,7 @@ from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import writer
 from ttsvar_ray.dataset.contents import failed_rows, summarise_output
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.rows import RowContext
-from ttsvar_ray.dataset.schema import carried_columns
+from ttsvar_ray.dataset.rows import RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.errors import LostRowsError, OutputError
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ttsvar_ray.cli.preflight import fact_lines
+from ttsvar_ray.cli.progress import fact_lines
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.costs.profile import load_profile

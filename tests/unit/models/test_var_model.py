@@ -12,8 +12,8 @@ from tests.support.var import load_case, same_state, tokens_to_bits
 from ttsvar_ray.errors import ConfigurationError, InputError
 from ttsvar_ray.models.sampling import draw_token_bits, restricted_probabilities
 from ttsvar_ray.models.state import ScaleState
-from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.config import VarConfig, linear_guidance
+from ttsvar_ray.models.var.model import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.tokenizer import bits_to_tokens
 
 

@@ -15,9 +15,8 @@ import torch
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.models.sampling import SamplingSettings
-from ttsvar_ray.models.var.classes import ClassNames, imagenet_classes
 from ttsvar_ray.models.var.config import VarConfig, VqConfig
-from ttsvar_ray.models.var.model import VarModel
+from ttsvar_ray.models.var.model import ClassNames, VarModel, imagenet_classes
 from ttsvar_ray.models.var.tokenizer import VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 from ttsvar_ray.models.weight_files import read_weights
