@@ -268,11 +268,7 @@ def _job(
 
 
 def _given(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was given as settings; objects and selections are no settings.
-
-    Raises:
-        TypeError: arguments that there are not, as Python raises it.
-    """
+    """Return what was given as settings; objects and selections are no settings."""
     for name in options.keys() - SearchOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {name!r}")
     named: dict[str, Any] = {"model.name": model}

@@ -133,11 +133,7 @@ def _run(run: Any, config: JobConfig, *, console: Console, debug: bool) -> None:
 
 
 def _costs(sweep: Sweep, variants: tuple[Variant, ...]) -> dict[str, float]:
-    """Return what a prompt costs by variant, in raw images of the control's model.
-
-    Raises:
-        ConfigurationError: with the problems of every variant.
-    """
+    """Return what a prompt costs by variant, in raw images of the control's model."""
     from ttsvar_ray.config.sections import StrategyConfig
     from ttsvar_ray.errors import ConfigurationError
 
@@ -188,9 +184,6 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
     Args:
         names: a reward as `score` takes it, "shapes-checker", or a benchmark with its files as
             "geneval=DETECTOR:CLIP" (`evaluate.benchmark_scorers`), which may be several columns.
-
-    Raises:
-        ConfigurationError: with every problem, files that cannot be read among them.
     """
     from ttsvar_ray.cli.score import scorers_of
     from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, nearest, noting

@@ -122,9 +122,6 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
     Args:
         config: of the run, whose model may bring the network.
         given: NAME or NAME=DIR.
-
-    Raises:
-        ConfigurationError: no such extractor, or no network for it.
     """
     from ttsvar_ray.errors import ConfigurationError, nearest
     from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec

@@ -63,11 +63,7 @@ _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG,
 
 
 def _read_yaml(text: str) -> Any:
-    """Return the value of a YAML text.
-
-    Raises:
-        yaml.YAMLError: it is none; also where it is too large, or holds a number or date that cannot be.
-    """
+    """Return the value of a YAML text."""
     loader = _UniqueKeyLoader(text)
     try:
         node = loader.get_single_node()

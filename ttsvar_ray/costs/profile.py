@@ -110,9 +110,6 @@ def _profile_from_json(content: Any, *, where: str) -> DeviceProfile:
 
     Args:
         where: its path, for messages.
-
-    Raises:
-        ConfigurationError: another kind of file, or entries that mean nothing; with all of them.
     """
     if not isinstance(content, Mapping) or content.get("kind") != KIND:
         raise ConfigurationError(f"{where}: expected an object with kind {KIND!r}; is this a device profile?")

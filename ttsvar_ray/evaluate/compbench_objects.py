@@ -180,11 +180,7 @@ class ObjectJudge:
 
 
 def _read(path: Path) -> list[QuestionPrompt]:
-    """Return the prompts all of whose objects the detector knows; images are named by the prompt.
-
-    Raises:
-        InputError: a line that is another one, or no `new_objects.txt` where there are counts.
-    """
+    """Return the prompts all of whose objects the detector knows; images are named by the prompt."""
     texts = {
         number: text for number, text in enumerate(read_text(path).splitlines(), start=1) if text.strip()
     }

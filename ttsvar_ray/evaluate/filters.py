@@ -167,11 +167,7 @@ class Selection:
 
 
 def _columns_of(layout: OutputLayout) -> pa.Schema:
-    """Return the columns that an expression may name: the data's, without pictures, then the scores'.
-
-    Raises:
-        OutputError: there is no part.
-    """
+    """Return the columns that an expression may name: the data's, without pictures, then the scores'."""
     parts = layout.data_parts()
     if not parts:
         raise OutputError(f"{layout.root}: expected images to select from, found no part in data/")

@@ -89,11 +89,7 @@ def build_plan(
 
 
 def _with_ensemble(plan: Plan, config: JobConfig) -> Plan:
-    """Return a plan that is steered by an ensemble, and whose images one of its members may choose.
-
-    Raises:
-        ConfigurationError: how members are combined is not read, or an adaptive search.
-    """
+    """Return a plan that is steered by an ensemble, and whose images one of its members may choose."""
     if plan.reads_maps:
         raise ConfigurationError(
             "strategy.map_scales: expected none with an ensemble, whose members would all have to read "
@@ -119,11 +115,7 @@ def _with_ensemble(plan: Plan, config: JobConfig) -> Plan:
 
 
 def _final_choice(config: JobConfig) -> FinalChoice | None:
-    """Return how final images are ranked, but for the place of a reward in its ensemble.
-
-    Raises:
-        ConfigurationError: a reward that the ensemble has not.
-    """
+    """Return how final images are ranked, but for the place of a reward in its ensemble."""
     section = config.strategy
     members = config.reward.members or {}
     if section.final_reward is not None and section.final_reward not in members:
@@ -139,11 +131,7 @@ def _final_choice(config: JobConfig) -> FinalChoice | None:
 
 
 def _one_based(num_scales: int, strategy: Strategy) -> dict[str, Any]:
-    """Return the selection scales of Algorithm 1 as it is printed, where the strategy has such.
-
-    Raises:
-        ConfigurationError: a model with too few scales for any of them.
-    """
+    """Return the selection scales of Algorithm 1 as it is printed, where the strategy has such."""
     preset = one_based_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
     if not preset:
         raise ConfigurationError(

@@ -266,9 +266,6 @@ def _with_fixed_rows(
         present: of the output folder: a run of the same job goes on with its numbers, wherever it goes on.
         manifest: of the job as it is.
         here: whether it runs on this machine, whose device chooses them otherwise.
-
-    Raises:
-        ConfigurationError: nobody knows the device yet.
     """
     config, setting = job.config, "engine.micro_batch_rows"
     begun = {} if present is None else present.content
@@ -287,11 +284,7 @@ def _with_fixed_rows(
 
 
 def _extended(layout: OutputLayout, manifest: RunManifest, source: PromptSource) -> RunManifest:
-    """Return the manifest of a run of the first of these prompts, with the others; any other as it is.
-
-    Raises:
-        OutputError: the run's prompts are no longer the first of these, or a column has another type now.
-    """
+    """Return the manifest of a run of the first of these prompts, with the others; any other as it is."""
     present = read_manifest(layout)
     if present is None or present.prompts_digest == manifest.prompts_digest:
         return manifest

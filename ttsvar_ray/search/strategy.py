@@ -245,12 +245,7 @@ def compile_plan(
 def _looks(
     num_scales: int, map_scales: Sequence[int], look_ahead: Mapping[int, int], scored: set[int]
 ) -> tuple[Look, ...]:
-    """Return how scales are judged without a decode of what is there.
-
-    Raises:
-        ConfigurationError: a scale whose rewards nothing reads, one that is named twice, or one that is run
-            on to before.
-    """
+    """Return how scales are judged without a decode of what is there."""
     named = {f"map_scales: {scale}": Look(scale_index=scale) for scale in map_scales}
     named |= {f"look_ahead: {at}": Look(scale_index=at, ahead_to=to) for at, to in look_ahead.items()}
     readable = sorted(scored - {num_scales - 1})

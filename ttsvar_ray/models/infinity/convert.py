@@ -217,11 +217,7 @@ def _write(
 
 
 def _compare(written: Path, plans: Mapping[str, TensorPlan]) -> None:
-    """Compare what was written with what was meant: each name, shape and dtype, and both ends of a tensor.
-
-    Raises:
-        OutputError: something differs.
-    """
+    """Compare what was written with what was meant: each name, shape and dtype, and both ends of a tensor."""
     files = [written]
     if written.is_dir():
         (index,) = written.glob("*.index.json")

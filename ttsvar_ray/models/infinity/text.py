@@ -55,11 +55,7 @@ def padded_length(tokens: int, longest: int) -> int:
 
 
 def _check_layers(path: Path) -> None:
-    """Refuse a config.json that would have other layers built than the weights have: many take for ever.
-
-    Raises:
-        CheckpointError: it is no JSON object, or says another number of layers.
-    """
+    """Refuse a config.json that would have other layers built than the weights have: many take for ever."""
     index, file = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
         names = json.loads(index.read_bytes())["weight_map"].keys()
