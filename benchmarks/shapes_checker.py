@@ -16,9 +16,9 @@ from recipes.shapes.captions import sample_example, sample_scene_for
 from recipes.shapes.render import render
 from recipes.shapes.scenes import CROWD
 from recipes.shapes.variants import hard_negatives
-from ttsvar_ray.shapes.captions import HARD_KINDS, Kind
 from ttsvar_ray.shapes.checker import judge
 from ttsvar_ray.shapes.detection import find_objects
+from ttsvar_ray.shapes.world import HARD_KINDS, Kind
 from ttsvar_ray.types import UInt8Array
 
 SEED = 2025

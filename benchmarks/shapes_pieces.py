@@ -32,8 +32,8 @@ from ttsvar_ray.rng import bit_uniforms
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.plan import Look
 from ttsvar_ray.search.replay import Trajectories
-from ttsvar_ray.shapes.captions import KINDS, Caption, Kind
 from ttsvar_ray.shapes.checker import check
+from ttsvar_ray.shapes.world import KINDS, Caption, Kind
 from ttsvar_ray.types import Prompt
 
 

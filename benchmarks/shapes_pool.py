@@ -21,8 +21,8 @@ from recipes.shapes.prompt_set import prompt_set
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rng import bit_uniforms
-from ttsvar_ray.shapes.captions import Caption
 from ttsvar_ray.shapes.checker import check
+from ttsvar_ray.shapes.world import Caption
 
 PROMPTS_AT_A_TIME = 6
 

@@ -82,7 +82,7 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.rewards.map_reward import MAP_PATCHES_FILE
 from ttsvar_ray.search.calibration import Pool, calibrate
-from ttsvar_ray.shapes.captions import KINDS
+from ttsvar_ray.shapes.world import KINDS
 
 SHARES = 4
 """Pieces that each method's prompts are cut into; a pool's are cut into four times as many."""

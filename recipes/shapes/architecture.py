@@ -7,7 +7,7 @@ from transformers import T5Config
 from recipes.shapes.text import SPECIAL_TOKENS
 from ttsvar_ray.models.infinity.config import Activation, Norm, TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.quantizer import Downsample, Quantizer
-from ttsvar_ray.shapes.captions import VOCABULARY
+from ttsvar_ray.shapes.world import VOCABULARY
 from ttsvar_ray.types import ScaleSchedule
 
 IMAGE_SIZE = 48

@@ -8,18 +8,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recipes.shapes.scenes import CROWD, Scene, sample_scene
-from ttsvar_ray.shapes.captions import (
+from ttsvar_ray.shapes.world import (
+    COLORS,
     COUNT_WORDS,
     HARD_KINDS,
     LONG_RELATIONS,
     MAX_WORDS,
     PLURALS,
     PREFIX,
+    SHAPES,
     Caption,
     Claim,
+    Color,
     Kind,
+    Relation,
+    Shape,
 )
-from ttsvar_ray.shapes.world import COLORS, SHAPES, Color, Relation, Shape
 
 _PREFIX_SHARE = 0.25
 _LONG_RELATION_SHARE = 0.3

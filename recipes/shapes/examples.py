@@ -20,7 +20,7 @@ from recipes.shapes.render import render_batch
 from recipes.shapes.scenes import Scene
 from recipes.shapes.text import build_text_tokenizer
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import Caption
+from ttsvar_ray.shapes.world import Caption
 from ttsvar_ray.types import UInt8Array
 
 BLOCK = 500

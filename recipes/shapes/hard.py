@@ -20,7 +20,7 @@ from recipes.shapes.scenes import Scene
 from recipes.shapes.transformer_stage import Course, TextToBits, TransformerRecipe
 from ttsvar_ray.models.infinity.text import T5TextEncoder
 from ttsvar_ray.models.registry import describe_model
-from ttsvar_ray.shapes.captions import HARD_KINDS, Caption, Kind
+from ttsvar_ray.shapes.world import HARD_KINDS, Caption, Kind
 
 MIXED_WEIGHTS: dict[Kind, float] = {
     **{kind: 0.31 * weight for kind, weight in KIND_WEIGHTS.items()},

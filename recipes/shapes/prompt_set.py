@@ -19,8 +19,18 @@ from typing import Any
 import numpy as np
 
 from recipes.shapes.captions import sample_caption, write_caption
-from ttsvar_ray.shapes.captions import COUNT_WORDS, HARD_KINDS, KINDS, LONG_RELATIONS, Caption, Claim, Kind
-from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation
+from ttsvar_ray.shapes.world import (
+    COLORS,
+    COUNT_WORDS,
+    HARD_KINDS,
+    KINDS,
+    LONG_RELATIONS,
+    SHAPES,
+    Caption,
+    Claim,
+    Kind,
+    Relation,
+)
 
 _DEAL_SEED = 20507185
 """Seeds the deal and the order; changing it changes every prompt set."""

@@ -20,7 +20,7 @@ from recipes.shapes.reward_degrade import Degrade, load_truncated_decodes
 from recipes.shapes.reward_examples import USUAL, RewardBatch, sample_batch
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rewards.registry import build_reward
-from ttsvar_ray.shapes.captions import Kind
+from ttsvar_ray.shapes.world import Kind
 from ttsvar_ray.types import Float32Array
 
 ScoreBatch = Callable[[RewardBatch], Float32Array]

@@ -13,8 +13,18 @@ from recipes.shapes.captions import Mix, sample_caption, sample_kind, write_capt
 from recipes.shapes.render import render_batch
 from recipes.shapes.scenes import CROWD, Scene, clear_relation, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.shapes.captions import COUNT_WORDS, HARD_KINDS, PLURALS, Caption, Claim, Kind
-from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation, Shape
+from ttsvar_ray.shapes.world import (
+    COLORS,
+    COUNT_WORDS,
+    HARD_KINDS,
+    PLURALS,
+    SHAPES,
+    Caption,
+    Claim,
+    Kind,
+    Relation,
+    Shape,
+)
 from ttsvar_ray.types import Float32Array, Int64Array, UInt8Array
 
 NOUNS_PER_CAPTION = 3

@@ -10,7 +10,7 @@ from transformers import BertTokenizer
 
 from recipes.shapes.architecture import IMAGE_SIZE
 from ttsvar_ray.rewards.blip import BlipRewardConfig, BlipRewardNetwork, TextSize, VisionSize
-from ttsvar_ray.shapes.captions import MAX_WORDS, VOCABULARY
+from ttsvar_ray.shapes.world import MAX_WORDS, VOCABULARY
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PUNCTUATION = (".", ",")

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from ttsvar_ray.shapes.captions import VOCABULARY
+from ttsvar_ray.shapes.world import VOCABULARY
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 

@@ -11,17 +11,20 @@ import numpy as np
 
 from recipes.shapes.captions import write_caption
 from recipes.shapes.scenes import Scene, clear_relation
-from ttsvar_ray.shapes.captions import (
+from ttsvar_ray.shapes.world import (
+    COLORS,
     COUNT_WORDS,
     HARD_KINDS,
     LONG_RELATIONS,
     MAX_WORDS,
     PREFIX,
+    SHAPES,
     Caption,
     Claim,
     Kind,
+    Relation,
+    Shape,
 )
-from ttsvar_ray.shapes.world import COLORS, SHAPES, Relation, Shape
 
 _T = TypeVar("_T")
 

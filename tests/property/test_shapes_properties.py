@@ -10,10 +10,9 @@ from recipes.shapes.captions import sample_caption, sample_example, sample_scene
 from recipes.shapes.render import coverage_mask, render
 from recipes.shapes.scenes import CROWD, Scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.shapes.captions import MAX_WORDS, VOCABULARY, Kind, parse_caption
 from ttsvar_ray.shapes.checker import judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject
-from ttsvar_ray.shapes.world import Relation
+from ttsvar_ray.shapes.world import MAX_WORDS, VOCABULARY, Kind, Relation, parse_caption
 
 SEEDS = st.integers(0, 2**32 - 1)
 BOXES = st.tuples(*[st.floats(0, 100)] * 2, *[st.floats(1, 60)] * 2).map(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +34,6 @@ def analyze(
         typer.Option("--prompt", help="Of the strip of scales: an id or a text; by default the first."),
     ] = None,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Say how early the reward knows the end, by scale and potential, and what each scale costs, in figures.
 
@@ -47,27 +45,26 @@ def analyze(
 
     Example: ttsvar-ray analyze outputs/pool --to figures
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.api.saved import load
-        from ttsvar_ray.cli.calibrate import judge_of, read_pool
-        from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.storage.uris import is_uri
+    from ttsvar_ray.api.saved import load
+    from ttsvar_ray.cli.calibrate import judge_of, read_pool
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.storage.uris import is_uri
 
-        if to is None and is_uri(pool):
-            raise ConfigurationError(f"--to: expected where the figures go, {pool} being a URI; add --to DIR")
-        run = load(pool, settings=settings)
-        job = run.job
-        if len(job.plan.scored_scales) < 2 or len(set(job.plan.survivors_after)) > 1:
-            raise ConfigurationError(
-                f"{pool}: expected a pool, in which no trajectory is dropped and several scales are scored; "
-                "`ttsvar-ray calibrate JOB.yaml --output DIR` draws one"
-            )
-        folder = to or Path(pool) / "analysis"
-        seen = read_pool(job, run)
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = _consistency(seen, folder, judged=judge_of(job) is not None)
-        lines += _costs(job, folder)
-        lines += _strip(run, folder, prompt)
+    if to is None and is_uri(pool):
+        raise ConfigurationError(f"--to: expected where the figures go, {pool} being a URI; add --to DIR")
+    run = load(pool, settings=settings)
+    job = run.job
+    if len(job.plan.scored_scales) < 2 or len(set(job.plan.survivors_after)) > 1:
+        raise ConfigurationError(
+            f"{pool}: expected a pool, in which no trajectory is dropped and several scales are scored; "
+            "`ttsvar-ray calibrate JOB.yaml --output DIR` draws one"
+        )
+    folder = to or Path(pool) / "analysis"
+    seen = read_pool(job, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = _consistency(seen, folder, judged=judge_of(job) is not None)
+    lines += _costs(job, folder)
+    lines += _strip(run, folder, prompt)
     typer.echo("\n".join(lines))
 
 

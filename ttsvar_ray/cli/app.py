@@ -17,6 +17,7 @@ from ttsvar_ray.cli.compare import compare
 from ttsvar_ray.cli.convert import convert
 from ttsvar_ray.cli.demo import demo
 from ttsvar_ray.cli.doctor import doctor
+from ttsvar_ray.cli.errors import as_command
 from ttsvar_ray.cli.evaluate import evaluate
 from ttsvar_ray.cli.export import export
 from ttsvar_ray.cli.fetch import fetch
@@ -44,28 +45,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(short_help="Images for a prompt set; the same command continues.")(generate)
-app.command(short_help="Read a whole output and say what is damaged.")(check)
-app.command(short_help="What a job does to a prompt, and what it costs.")(plan)
+app.command(short_help="Read a whole output and say what is damaged.")(as_command(check))
+app.command(short_help="What a job does to a prompt, and what it costs.")(as_command(plan))
 app.command(short_help="Thresholds of an adaptive search, for a budget.")(calibrate)
-app.command(short_help="A run on many GPUs, without any.")(simulate)
-app.command(short_help="How far a run is, from its folder.")(status)
+app.command(short_help="A run on many GPUs, without any.")(as_command(simulate))
+app.command(short_help="How far a run is, from its folder.")(as_command(status))
 app.command(short_help="Every setting with its default.")(settings)
 app.command(short_help="JSON schema of job files, for editors.")(schema)
-app.command(short_help="Compare this machine with recorded tensors.")(verify)
-app.command(short_help="Published weights to a model directory.")(convert)
-app.command(short_help="What of this machine and of a job is missing.")(doctor)
-app.command(short_help="Bring what a job reads to where it looks.")(fetch)
-app.command(short_help="A page of a run: gallery and search trees.")(report)
-app.command(short_help="Other rewards over a run, in tables beside it.")(score)
-app.command(short_help="Some images of a run as a data set.")(select)
-app.command(short_help="A run for WebDataset, GenEval and others.")(export)
-app.command(short_help="A run as a data set of the hub, with a card.")(push)
-app.command(short_help="An image of a run at each of its scales.")(replay)
-app.command(short_help="How early a reward knows the end: figures of a pool.")(analyze)
+app.command(short_help="Compare this machine with recorded tensors.")(as_command(verify))
+app.command(short_help="Published weights to a model directory.")(as_command(convert))
+app.command(short_help="What of this machine and of a job is missing.")(as_command(doctor))
+app.command(short_help="Bring what a job reads to where it looks.")(as_command(fetch))
+app.command(short_help="A page of a run: gallery and search trees.")(as_command(report))
+app.command(short_help="Other rewards over a run, in tables beside it.")(as_command(score))
+app.command(short_help="Some images of a run as a data set.")(as_command(select))
+app.command(short_help="A run for WebDataset, GenEval and others.")(as_command(export))
+app.command(short_help="A run as a data set of the hub, with a card.")(as_command(push))
+app.command(short_help="An image of a run at each of its scales.")(as_command(replay))
+app.command(short_help="How early a reward knows the end: figures of a pool.")(as_command(analyze))
 app.command(short_help="Variants of a job over one prompt set, in one table.")(compare)
 app.add_typer(evaluate, name="evaluate", short_help="Score a run or a folder by a benchmark.")
 app.command(short_help="The built-in model: raw, best-of-N, TTS-VAR.")(demo)
-app.command(short_help="The images of runs on one page; shapes judged.")(sheet)
+app.command(short_help="The images of runs on one page; shapes judged.")(as_command(sheet))
 
 
 def _show_version(wanted: bool) -> None:

@@ -247,7 +247,7 @@ def judge_of(job: ResolvedJob) -> Callable[[Any, str], float] | None:
 def _is_caption(text: str) -> bool:
     """Whether the built-in world's checker can read a text."""
     from ttsvar_ray.errors import InputError
-    from ttsvar_ray.shapes.captions import parse_caption
+    from ttsvar_ray.shapes.world import parse_caption
 
     try:
         parse_caption(text)

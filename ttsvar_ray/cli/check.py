@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from ttsvar_ray.report.check import CheckReport
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 def check(
     output: Annotated[str, typer.Argument(help="Folder or URI of a run.", metavar="OUTPUT")],
     as_json: options.AsJson = False,
-    debug: options.Debug = False,
 ) -> None:
     """Read a whole output: digests, page checksums, every image, counts, ids and ordinals.
 
@@ -25,8 +24,7 @@ def check(
 
     Example: ttsvar-ray check outputs/mine
     """
-    with errors_for_people(debug=debug):
-        report = check_output_at(output, quiet=as_json)
+    report = check_output_at(output, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(report.to_json(), ensure_ascii=True))
     if not report.is_whole:

@@ -189,7 +189,7 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
     from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError, nearest, noting
     from ttsvar_ray.own_code import is_own
     from ttsvar_ray.rewards.registry import REWARDS
-    from ttsvar_ray.shapes.captions import parse_caption
+    from ttsvar_ray.shapes.world import parse_caption
 
     specs: dict[str, ScorerSpec] = {}
     problems: list[str] = []

@@ -8,9 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
-
 
 class _StoredDtype(str, enum.Enum):
     """What the transformer's blocks are written as."""
@@ -54,7 +51,6 @@ def convert(
     backbone: Annotated[
         Path | None, typer.Option("--backbone", help="Their weights, to be copied.", metavar="PATH")
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Convert published weights to a model directory; the originals are only read.
 
@@ -63,29 +59,28 @@ def convert(
 
     Example: ttsvar-ray convert weights/infinity --to models/infinity-2b --preset infinity-2b
     """
-    with errors_for_people(debug=debug):
-        import torch
+    import torch
 
-        from ttsvar_ray.models.infinity.convert import Companion, with_files
-        from ttsvar_ray.models.infinity.convert import convert as convert_infinity
-        from ttsvar_ray.models.infinity.presets import find_preset
-        from ttsvar_ray.models.infinity.published import describe_preset
+    from ttsvar_ray.models.infinity.convert import Companion, with_files
+    from ttsvar_ray.models.infinity.convert import convert as convert_infinity
+    from ttsvar_ray.models.infinity.presets import find_preset
+    from ttsvar_ray.models.infinity.published import describe_preset
 
-        wanted = find_preset(preset)
-        file = Path(source).expanduser()
-        is_file = file.is_file()
-        description = with_files(
-            describe_preset(wanted, path=str(file.parent) if is_file else source, text_encoder=text_encoder),
-            transformer=file if is_file else None,
-            tokenizer=tokenizer,
-        )
-        dtypes = {_StoredDtype.FLOAT32: torch.float32, _StoredDtype.BFLOAT16: torch.bfloat16}
-        convert_infinity(
-            description,
-            to,
-            dtype=dtypes.get(dtype),
-            reward=Companion(name=reward or wanted.reward, path=reward_path),
-            extractor=Companion(name=extractor or wanted.extractor, path=backbone),
-            report=typer.echo,
-        )
-        typer.echo(f"{to}: a model directory; ttsvar-ray generate --model {to} ...")
+    wanted = find_preset(preset)
+    file = Path(source).expanduser()
+    is_file = file.is_file()
+    description = with_files(
+        describe_preset(wanted, path=str(file.parent) if is_file else source, text_encoder=text_encoder),
+        transformer=file if is_file else None,
+        tokenizer=tokenizer,
+    )
+    dtypes = {_StoredDtype.FLOAT32: torch.float32, _StoredDtype.BFLOAT16: torch.bfloat16}
+    convert_infinity(
+        description,
+        to,
+        dtype=dtypes.get(dtype),
+        reward=Companion(name=reward or wanted.reward, path=reward_path),
+        extractor=Companion(name=extractor or wanted.extractor, path=backbone),
+        report=typer.echo,
+    )
+    typer.echo(f"{to}: a model directory; ttsvar-ray generate --model {to} ...")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
+import inspect
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import typer
 
+from ttsvar_ray.cli.options import Debug
 from ttsvar_ray.errors import (
     CannotStartError,
     ConfigurationError,
@@ -68,6 +72,22 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         _end(error, ExitCode.RESUMABLE if started else ExitCode.INTERRUPTED, debug=debug, message=message)
     except Exception as error:  # noqa: BLE001 - the outermost place of a command
         _end(error, ExitCode.FAILED, debug=debug, message=_unexpected(error))
+
+
+def as_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function as a command: it has `--debug`, and its errors are as people want to read them."""
+
+    @functools.wraps(function)
+    def command(*, debug: bool = False, **given: Any) -> None:
+        with errors_for_people(debug=debug):
+            function(**given)
+
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    flag = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    # What typer reads.
+    vars(command)["__signature__"] = inspect.Signature([*own, flag])
+    command.__annotations__ = {one.name: one.annotation for one in (*own, flag)}
+    return command
 
 
 def _unexpected(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
+from ttsvar_ray.cli.errors import as_command
 from ttsvar_ray.cli.export import Which
 from ttsvar_ray.cli.show import table_lines
 
@@ -71,7 +71,6 @@ class _Shared:
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write the result as JSON to this file.", metavar="FILE")
     ] = None
-    debug: options.Debug = False
 
     def target(self) -> str:
         """Return the device of whoever judges; look at the options that go together.
@@ -99,9 +98,7 @@ def _command(name: str) -> Callable[[Callable[..., list[str]]], Callable[..., No
         @wraps(function)
         def command(**given: Any) -> None:
             together = _Shared(**{option: given.pop(option) for option in shared})
-            with errors_for_people(debug=together.debug):
-                lines = function(**given, shared=together)
-            typer.echo("\n".join(lines))
+            typer.echo("\n".join(function(**given, shared=together)))
 
         parameters = [
             one.replace(annotation=own[one.name])
@@ -117,7 +114,7 @@ def _command(name: str) -> Callable[[Callable[..., list[str]]], Callable[..., No
         # What typer reads.
         vars(command)["__signature__"] = inspect.Signature(parameters)
         command.__annotations__ = {one.name: one.annotation for one in parameters}
-        evaluate.command(name)(command)
+        evaluate.command(name)(as_command(command))
         return command
 
     return decorate

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 
 
 class _Layout(str, enum.Enum):
@@ -42,7 +41,6 @@ def export(
             "--shard-size", help="Images in a WebDataset shard; 1000 by default.", min=1, metavar="K"
         ),
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Write a run's images as WebDataset shards, an image folder, or as a benchmark reads them.
 
@@ -51,22 +49,21 @@ def export(
 
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
-        from ttsvar_ray.dataset.manifest import read_run
-        from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
+    from ttsvar_ray.dataset.manifest import read_run
+    from ttsvar_ray.errors import ConfigurationError
 
-        if shard_size is not None and layout is not _Layout.WEBDATASET:
-            raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
-        source, manifest = read_run(output)
-        size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
-        options.folder_to_write(to, "--to")
-        # A JSON column may hold a list here and a number there, which readers of one table do not take.
-        types = {} if layout is _Layout.FOLDER else manifest.column_types
-        found = exported_images(source, types, best_only=images is Which.BEST)
-        with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
-            if size is not None:
-                count = to_webdataset(found, to, shard_size=size)
-            else:
-                count = LAYOUTS[layout.value](found, to)
+    if shard_size is not None and layout is not _Layout.WEBDATASET:
+        raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
+    source, manifest = read_run(output)
+    size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
+    options.folder_to_write(to, "--to")
+    # A JSON column may hold a list here and a number there, which readers of one table do not take.
+    types = {} if layout is _Layout.FOLDER else manifest.column_types
+    found = exported_images(source, types, best_only=images is Which.BEST)
+    with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
+        if size is not None:
+            count = to_webdataset(found, to, shard_size=size)
+        else:
+            count = LAYOUTS[layout.value](found, to)
     typer.echo(f"{to}: {count} images ({layout.value})")

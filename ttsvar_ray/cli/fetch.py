@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, InputError
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def fetch(
         bool, typer.Option("--dry-run", help="Say what would be fetched; ask nobody.")
     ] = False,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Bring what a job reads to where it looks: `ttsvar-ray fetch JOB.yaml && ttsvar-ray generate JOB.yaml`.
 
@@ -133,32 +132,31 @@ def fetch(
 
     Example: ttsvar-ray fetch jobs/infinity_2b.yaml
     """
-    with errors_for_people(debug=debug):
-        if job == "prompts":
-            _fetch_prompts(name, to, dry_run=dry_run)
-            return
-        from ttsvar_ray.config.load import load_config, read_job_file
-        from ttsvar_ray.job.sweep import read_sweep
+    if job == "prompts":
+        _fetch_prompts(name, to, dry_run=dry_run)
+        return
+    from ttsvar_ray.config.load import load_config, read_job_file
+    from ttsvar_ray.job.sweep import read_sweep
 
-        overrides = options.overrides({"model.name": model}, settings)
-        if job and {"variants", "grid"} & read_job_file(Path(job)).keys():
-            sweep, variants = read_sweep(Path(job), Path(), overrides)
-            configs, evaluators = [variant.job for variant in variants], sweep.evaluators
-        else:
-            configs = [load_config(Path(job) if job else None, overrides, needs_files=False)]
-            evaluators = []
-        of_jobs = [download for config in configs for download in downloads(config)]
-        wanted = _merged([*of_jobs, *_of_evaluators(evaluators)])
-        read = {config.prompts.path for config in configs}
-        files = {one: _prompts_file(one) for one in PROMPT_SETS}
-        absent = [one for one, file in files.items() if str(file) in read and not file.exists()]
-        if not wanted and not absent:
-            typer.echo(f"model {configs[0].model.name}: nothing to fetch, all that it reads is here")
-        for one in absent:
-            _fetch_prompts(one, None, dry_run=dry_run)
-        left_over = [download for download in wanted if not _bring(download, dry_run=dry_run)]
-        if left_over and not dry_run:
-            raise typer.Exit(ExitCode.BAD_SETTINGS)
+    overrides = options.overrides({"model.name": model}, settings)
+    if job and {"variants", "grid"} & read_job_file(Path(job)).keys():
+        sweep, variants = read_sweep(Path(job), Path(), overrides)
+        configs, evaluators = [variant.job for variant in variants], sweep.evaluators
+    else:
+        configs = [load_config(Path(job) if job else None, overrides, needs_files=False)]
+        evaluators = []
+    of_jobs = [download for config in configs for download in downloads(config)]
+    wanted = _merged([*of_jobs, *_of_evaluators(evaluators)])
+    read = {config.prompts.path for config in configs}
+    files = {one: _prompts_file(one) for one in PROMPT_SETS}
+    absent = [one for one, file in files.items() if str(file) in read and not file.exists()]
+    if not wanted and not absent:
+        typer.echo(f"model {configs[0].model.name}: nothing to fetch, all that it reads is here")
+    for one in absent:
+        _fetch_prompts(one, None, dry_run=dry_run)
+    left_over = [download for download in wanted if not _bring(download, dry_run=dry_run)]
+    if left_over and not dry_run:
+        raise typer.Exit(ExitCode.BAD_SETTINGS)
 
 
 def _merged(each: Iterable[Download]) -> tuple[Download, ...]:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 
 
 def plan(
@@ -46,7 +45,6 @@ def plan(
     gpus: Annotated[int, typer.Option("--gpus", help="Devices that share them.", min=1)] = 1,
     as_json: options.AsJson = False,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Print the compiled plan: per scale what happens and what it costs; FLOPs, memory, what fits.
 
@@ -54,32 +52,31 @@ def plan(
 
     Example: ttsvar-ray plan jobs/infinity_2b.yaml --prompts 200000 --gpus 8 --profile h200
     """
-    with errors_for_people(debug=debug):
-        import dataclasses
-        import json
+    import dataclasses
+    import json
 
-        from ttsvar_ray.cli.plan_report import job_report, wrapped
-        from ttsvar_ray.cli.progress import fact_lines
-        from ttsvar_ray.config.load import load_config
-        from ttsvar_ray.job.preflight import planned_run
-        from ttsvar_ray.job.resolved import resolve
+    from ttsvar_ray.cli.plan_report import job_report, wrapped
+    from ttsvar_ray.cli.progress import fact_lines
+    from ttsvar_ray.config.load import load_config
+    from ttsvar_ray.job.preflight import planned_run
+    from ttsvar_ray.job.resolved import resolve
 
-        flags = {
-            "model.name": model,
-            "strategy.name": strategy,
-            "strategy.n": n,
-            "model.resolution": resolution,
-            "model.aspect_ratio": aspect,
-            "model.dtype": dtype,
-            "engine.selector_decode": selector_decode,
-        }
-        config = load_config(job, options.overrides(flags, settings), needs_files=False)
-        resolved = resolve(config)
-        report = job_report(resolved, text_tokens=text_tokens, profile=profile)
-        run = [] if prompts is None else planned_run(resolved, prompts=prompts, gpus=gpus, profile=profile)
-        if as_json:
-            facts = [dataclasses.asdict(fact) for fact in run]
-            typer.echo(json.dumps({**report.to_json(), **({"run": facts} if run else {})}, indent=1))
-            return
-        lines = [line for fact in run for line in fact_lines(fact)]
-        typer.echo("\n".join([*report.lines(), *([""] if lines else []), *wrapped(lines)]))
+    flags = {
+        "model.name": model,
+        "strategy.name": strategy,
+        "strategy.n": n,
+        "model.resolution": resolution,
+        "model.aspect_ratio": aspect,
+        "model.dtype": dtype,
+        "engine.selector_decode": selector_decode,
+    }
+    config = load_config(job, options.overrides(flags, settings), needs_files=False)
+    resolved = resolve(config)
+    report = job_report(resolved, text_tokens=text_tokens, profile=profile)
+    run = [] if prompts is None else planned_run(resolved, prompts=prompts, gpus=gpus, profile=profile)
+    if as_json:
+        facts = [dataclasses.asdict(fact) for fact in run]
+        typer.echo(json.dumps({**report.to_json(), **({"run": facts} if run else {})}, indent=1))
+        return
+    lines = [line for fact in run for line in fact_lines(fact)]
+    typer.echo("\n".join([*report.lines(), *([""] if lines else []), *wrapped(lines)]))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from ttsvar_ray.dataset.card import Publication, ScoreRow
@@ -48,7 +47,6 @@ def push(
     card_only: Annotated[
         bool, typer.Option("--card-only", help="Print the card and stop there; nothing is sent.")
     ] = False,
-    debug: options.Debug = False,
 ) -> None:
     """Push a run to the hub, part by part, with a card; the same command goes on after a stop.
 
@@ -58,31 +56,30 @@ def push(
 
     Example: ttsvar-ray push outputs/mine me/rings --licence cc-by-4.0
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset.card import card_text, is_ours
-        from ttsvar_ray.dataset.manifest import read_run
-        from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
+    from ttsvar_ray.dataset.card import card_text, is_ours
+    from ttsvar_ray.dataset.manifest import read_run
+    from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
 
-        if not _REPOSITORY.fullmatch(repository):
-            raise ConfigurationError(f"OWNER/NAME: expected a data set such as me/rings, got {repository!r}")
-        layout, manifest = read_run(output)
-        if not card_only:
-            _require_whole(output)
-        publication = published(
-            layout, manifest, repository=repository, licence=licence, model_licence=model_licence
-        )
-        card = card_text(manifest, has_trace=publication.trace.rows > 0, publication=publication)
-        if card_only:
-            typer.echo(card)
-            return
-        present = layout.card_file.read_text() if layout.card_file.is_file() else card
-        if not is_ours(present):
-            typer.echo(f"card      {layout.card_file} as it is: it was made somebody's own", err=True)
-            card = present
-        try:
-            _send(layout, manifest, repository, card=card, is_public=public)
-        except KeyboardInterrupt:
-            raise InterruptedRunError("interrupted; what is there stays, the same command goes on") from None
+    if not _REPOSITORY.fullmatch(repository):
+        raise ConfigurationError(f"OWNER/NAME: expected a data set such as me/rings, got {repository!r}")
+    layout, manifest = read_run(output)
+    if not card_only:
+        _require_whole(output)
+    publication = published(
+        layout, manifest, repository=repository, licence=licence, model_licence=model_licence
+    )
+    card = card_text(manifest, has_trace=publication.trace.rows > 0, publication=publication)
+    if card_only:
+        typer.echo(card)
+        return
+    present = layout.card_file.read_text() if layout.card_file.is_file() else card
+    if not is_ours(present):
+        typer.echo(f"card      {layout.card_file} as it is: it was made somebody's own", err=True)
+        card = present
+    try:
+        _send(layout, manifest, repository, card=card, is_public=public)
+    except KeyboardInterrupt:
+        raise InterruptedRunError("interrupted; what is there stays, the same command goes on") from None
 
 
 def _require_whole(output: str) -> None:

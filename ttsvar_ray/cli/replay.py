@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from ttsvar_ray.api.results import Result
@@ -37,7 +37,6 @@ def replay(
         typer.Option("--round", help="Of an adaptive search; by default that of the image.", min=0),
     ] = None,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Draw an image, or any trajectory of its search, from its bits, scale by scale.
 
@@ -49,57 +48,56 @@ def replay(
     Example: ttsvar-ray replay outputs/mine PROMPT_ID --to scales.png
     """
     is_same = True
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.api.replay import is_same_file
-        from ttsvar_ray.api.saved import load
-        from ttsvar_ray.errors import InputError
-        from ttsvar_ray.report.contact_sheet import contact_sheet
+    from ttsvar_ray.api.replay import is_same_file
+    from ttsvar_ray.api.saved import load
+    from ttsvar_ray.errors import InputError
+    from ttsvar_ray.report.contact_sheet import contact_sheet
 
-        run = load(output, settings=settings)
-        found = run.find(prompt_id)
-        if not found:
-            raise InputError(
-                f"{output}: expected a finished prompt with the id or text {prompt_id!r}, found none"
-            )
-        options.file_to_write(to, "--to", picture=True)
-        result = found[0]
-        if rank >= len(result.images):
-            raise InputError(f"--rank: expected 0 to {len(result.images) - 1}, the images kept, got {rank}")
-        image = result.images[rank]
-        if slot is not None and scale is None:
-            raise InputError(f"--slot: {slot} of which population? Say it by --scale")
-        marks: list[bool | None] | None = None
-        if scale is not None:
-            at = image.round_index if round_index is None else round_index
-            record = _selection(output, result, scale, at)
-            if slot is None:
-                drawn = run.replayer.latest(result.prompt_used, record.bits)
-                kept = set(record.ancestor_index)
-                captions = [f"trajectory {one}" for one in range(len(drawn))]
-                marks = [one in kept for one in range(len(drawn))]
-                told = f"scale {scale}, {len(drawn)} trajectories, of which {len(kept)} were kept (green)"
-            else:
-                bits = _bits(record, slot)
-                drawn = run.replayer.scales(result.prompt_used, bits)
-                captions = [f"scale {one}" for one in range(len(drawn))]
-                fate = "kept" if slot in record.ancestor_index else "dropped"
-                told = f"{len(drawn)} scales of trajectory {slot}, which was {fate} at scale {scale}"
-        elif image.bits:
-            drawn = run.replayer.scales(result.prompt_used, image.bits)
-            captions = [f"scale {one}" for one in range(len(drawn))]
-            is_same = is_same_file(run.job, drawn[-1], image.encoded)
-            told = f"{len(drawn)} scales; the last is {'' if is_same else 'NOT '}the image of the run"
+    run = load(output, settings=settings)
+    found = run.find(prompt_id)
+    if not found:
+        raise InputError(
+            f"{output}: expected a finished prompt with the id or text {prompt_id!r}, found none"
+        )
+    options.file_to_write(to, "--to", picture=True)
+    result = found[0]
+    if rank >= len(result.images):
+        raise InputError(f"--rank: expected 0 to {len(result.images) - 1}, the images kept, got {rank}")
+    image = result.images[rank]
+    if slot is not None and scale is None:
+        raise InputError(f"--slot: {slot} of which population? Say it by --scale")
+    marks: list[bool | None] | None = None
+    if scale is not None:
+        at = image.round_index if round_index is None else round_index
+        record = _selection(output, result, scale, at)
+        if slot is None:
+            drawn = run.replayer.latest(result.prompt_used, record.bits)
+            kept = set(record.ancestor_index)
+            captions = [f"trajectory {one}" for one in range(len(drawn))]
+            marks = [one in kept for one in range(len(drawn))]
+            told = f"scale {scale}, {len(drawn)} trajectories, of which {len(kept)} were kept (green)"
         else:
-            record = _last_selection(output, result, image.round_index)
-            place = image.lineage[-2]
-            drawn = [*run.replayer.scales(result.prompt_used, _bits(record, place)), image.pixels]
-            captions = [*(f"scale {one}" for one in range(len(drawn) - 1)), "the image"]
-            told = (
-                f"its ancestors up to scale {record.scale_index}, and the image itself; the bits of its "
-                "other scales are kept by output.bits"
-            )
-        columns = min(len(drawn), 13)
-        contact_sheet(drawn, captions, columns=columns, marks=marks, title=result.prompt).save(to)
+            bits = _bits(record, slot)
+            drawn = run.replayer.scales(result.prompt_used, bits)
+            captions = [f"scale {one}" for one in range(len(drawn))]
+            fate = "kept" if slot in record.ancestor_index else "dropped"
+            told = f"{len(drawn)} scales of trajectory {slot}, which was {fate} at scale {scale}"
+    elif image.bits:
+        drawn = run.replayer.scales(result.prompt_used, image.bits)
+        captions = [f"scale {one}" for one in range(len(drawn))]
+        is_same = is_same_file(run.job, drawn[-1], image.encoded)
+        told = f"{len(drawn)} scales; the last is {'' if is_same else 'NOT '}the image of the run"
+    else:
+        record = _last_selection(output, result, image.round_index)
+        place = image.lineage[-2]
+        drawn = [*run.replayer.scales(result.prompt_used, _bits(record, place)), image.pixels]
+        captions = [*(f"scale {one}" for one in range(len(drawn) - 1)), "the image"]
+        told = (
+            f"its ancestors up to scale {record.scale_index}, and the image itself; the bits of its "
+            "other scales are kept by output.bits"
+        )
+    columns = min(len(drawn), 13)
+    contact_sheet(drawn, captions, columns=columns, marks=marks, title=result.prompt).save(to)
     typer.echo(f"{to}: {told}")
     if not is_same:
         raise typer.Exit(ExitCode.FAILED)

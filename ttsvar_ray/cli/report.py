@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.api.saved import SavedRun
@@ -44,7 +43,6 @@ def report(
         ),
     ] = None,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Write a page of a run: what it cost and gave, a gallery to search and sort, every prompt's search tree.
 
@@ -53,39 +51,36 @@ def report(
 
     Example: ttsvar-ray report s3://bucket/mine --to report.html
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.api.saved import load
-        from ttsvar_ray.dataset.contents import read_cost, summarise_output
-        from ttsvar_ray.dataset.dead_letters import read_letters
-        from ttsvar_ray.dataset.layout import OutputLayout
-        from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.report.page import Summary, write_page
-        from ttsvar_ray.storage.uris import is_uri, redacted
+    from ttsvar_ray.api.saved import load
+    from ttsvar_ray.dataset.contents import read_cost, summarise_output
+    from ttsvar_ray.dataset.dead_letters import read_letters
+    from ttsvar_ray.dataset.layout import OutputLayout
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.report.page import Summary, write_page
+    from ttsvar_ray.storage.uris import is_uri, redacted
 
-        if to is None and is_uri(output):
-            raise ConfigurationError(
-                f"--to: expected where the page goes, {output} being a URI; add --to FILE"
-            )
-        run = load(output, pictures=None if pictures is None else pictures > 0, settings=settings)
-        # Where it cannot be written, that is told before everything is drawn.
-        page = options.file_to_write(Path(output) / "report.html" if to is None else to, "--to")
-        layout = OutputLayout(output)
-        totals = summarise_output(layout)
-        letters = (one for part in layout.failed_parts().values() for one in read_letters(part))
-        failures = [
-            (str(letter.get("prompt", "")), "; ".join(map(str, letter.get("errors", ["unknown"]))))
-            for letter, _ in zip(letters, range(_FAILURES_SHOWN), strict=False)
-        ]
-        count = len(run) if limit is None else min(limit, len(run))
-        summary = Summary(
-            title=redacted(output),
-            facts=_facts(run, totals, read_cost(layout, run.manifest)),
-            settings={**run.manifest.content, **run.manifest.versions, "created": run.manifest.created},
-            failures=failures,
-            prompts=count,
-        )
-        drawn = _PICTURED if pictures is None else pictures
-        files = write_page(page, summary, _entries(run, count, drawn))
+    if to is None and is_uri(output):
+        raise ConfigurationError(f"--to: expected where the page goes, {output} being a URI; add --to FILE")
+    run = load(output, pictures=None if pictures is None else pictures > 0, settings=settings)
+    # Where it cannot be written, that is told before everything is drawn.
+    page = options.file_to_write(Path(output) / "report.html" if to is None else to, "--to")
+    layout = OutputLayout(output)
+    totals = summarise_output(layout)
+    letters = (one for part in layout.failed_parts().values() for one in read_letters(part))
+    failures = [
+        (str(letter.get("prompt", "")), "; ".join(map(str, letter.get("errors", ["unknown"]))))
+        for letter, _ in zip(letters, range(_FAILURES_SHOWN), strict=False)
+    ]
+    count = len(run) if limit is None else min(limit, len(run))
+    summary = Summary(
+        title=redacted(output),
+        facts=_facts(run, totals, read_cost(layout, run.manifest)),
+        settings={**run.manifest.content, **run.manifest.versions, "created": run.manifest.created},
+        failures=failures,
+        prompts=count,
+    )
+    drawn = _PICTURED if pictures is None else pictures
+    files = write_page(page, summary, _entries(run, count, drawn))
     beside = f", and {len(files) - 1} files of pictures beside it" if len(files) > 1 else ""
     typer.echo(f"{page}: {count} prompts{beside}")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def score(
     device: options.Device = "auto",
     workers: options.Workers = None,
     address: options.Address = None,
-    debug: options.Debug = False,
 ) -> None:
     """Score a run's images by other rewards, into tables beside the data; the data stay as they are.
 
@@ -82,37 +80,36 @@ def score(
 
     Example: ttsvar-ray score outputs/mine --reward clip-score
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.config.load import recorded_config
-        from ttsvar_ray.dataset.manifest import read_run
-        from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar, prompt_diversity
-        from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
+    from ttsvar_ray.config.load import recorded_config
+    from ttsvar_ray.dataset.manifest import read_run
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.evaluate.near_duplicates import mark_near_duplicates, mark_similar, prompt_diversity
+    from ttsvar_ray.evaluate.scorers import ScorerKind, ScorerSpec
 
-        layout, manifest = read_run(output)
-        if unsafe and safety is None:
-            raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
-        if similar is None and similarity != _ALIKE:
-            raise ConfigurationError(f"--similarity: {similarity} is read by --similar alone; add it")
-        config = recorded_config(manifest.config)
-        device = options.named_device(device, workers, address)
-        specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
-        if near_duplicates is not None:
-            specs.append(ScorerSpec(kind=ScorerKind.HASH, name=_HASHES))
-        if similar is not None:
-            specs.append(_similar_spec(config, similar, device=device))
-        if not specs:
-            raise ConfigurationError(
-                "expected --reward, --safety, --near-duplicates or --similar, got none of them"
-            )
-        run_scorers(layout, specs, workers=workers, address=address)
-        lines = summary_lines(layout, specs)
-        if near_duplicates is not None:
-            found, total = mark_near_duplicates(layout, _HASHES, _DUPLICATES, bits=near_duplicates)
-            lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
-        if similar is not None:
-            found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
-            lines += _similar_lines(found, total, cosines, prompt_diversity(layout, specs[-1].table))
+    layout, manifest = read_run(output)
+    if unsafe and safety is None:
+        raise ConfigurationError(f"--unsafe: {unsafe!r} is a class of which model? Say it by --safety")
+    if similar is None and similarity != _ALIKE:
+        raise ConfigurationError(f"--similarity: {similarity} is read by --similar alone; add it")
+    config = recorded_config(manifest.config)
+    device = options.named_device(device, workers, address)
+    specs = scorers_of(config, reward or (), device=device, safety=safety, unsafe=unsafe)
+    if near_duplicates is not None:
+        specs.append(ScorerSpec(kind=ScorerKind.HASH, name=_HASHES))
+    if similar is not None:
+        specs.append(_similar_spec(config, similar, device=device))
+    if not specs:
+        raise ConfigurationError(
+            "expected --reward, --safety, --near-duplicates or --similar, got none of them"
+        )
+    run_scorers(layout, specs, workers=workers, address=address)
+    lines = summary_lines(layout, specs)
+    if near_duplicates is not None:
+        found, total = mark_near_duplicates(layout, _HASHES, _DUPLICATES, bits=near_duplicates)
+        lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
+    if similar is not None:
+        found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
+        lines += _similar_lines(found, total, cosines, prompt_diversity(layout, specs[-1].table))
     typer.echo("\n".join(lines))
 
 
@@ -325,7 +322,6 @@ def select(
     by: Annotated[
         str, typer.Option("--by", help="Column whose highest value is the best.", metavar="COLUMN")
     ] = "reward",
-    debug: options.Debug = False,
 ) -> None:
     """Write some images of a run, with their columns and scores, as a data set of its own.
 
@@ -334,20 +330,17 @@ def select(
 
     Example: ttsvar-ray select outputs/mine --to best --where "reward > 1.5"
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.dataset.manifest import read_run
-        from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.filters import Selection
-        from ttsvar_ray.evaluate.filters import select as write
+    from ttsvar_ray.dataset.manifest import read_run
+    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.evaluate.filters import Selection
+    from ttsvar_ray.evaluate.filters import select as write
 
-        layout, manifest = read_run(output)
-        if not where and not best_per_prompt:
-            raise ConfigurationError(
-                "expected --where or --best-per-prompt, got neither: nothing is selected"
-            )
-        if by != "reward" and not best_per_prompt:
-            raise ConfigurationError(f"--by: {by!r} is read by --best-per-prompt alone; add it")
-        wanted = Selection(where=where, best_per_prompt=best_per_prompt, by=by)
-        options.folder_to_write(to, "--to")
-        images, prompts, total = write(layout, manifest, wanted, to)
+    layout, manifest = read_run(output)
+    if not where and not best_per_prompt:
+        raise ConfigurationError("expected --where or --best-per-prompt, got neither: nothing is selected")
+    if by != "reward" and not best_per_prompt:
+        raise ConfigurationError(f"--by: {by!r} is read by --best-per-prompt alone; add it")
+    wanted = Selection(where=where, best_per_prompt=best_per_prompt, by=by)
+    options.folder_to_write(to, "--to")
+    images, prompts, total = write(layout, manifest, wanted, to)
     typer.echo(f"{to}: {images} of {total} images, of {prompts} prompts")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ def sheet(
             "--to", help=f"PNG to write; by default {SHEET_NAME} in the first OUTPUT.", metavar="FILE"
         ),
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Draw the best image of each prompt on one page (PNG), for any model.
 
@@ -64,19 +62,18 @@ def sheet(
     from ttsvar_ray.errors import InputError
     from ttsvar_ray.storage.uris import is_uri
 
-    with errors_for_people(debug=debug):
-        if to is None and is_uri(outputs[0]):
-            raise InputError(f"{outputs[0]}: expected --to FILE.png, where the sheet of such an output goes")
-        runs = {output: shown_images(output) for output in outputs}
-        path = options.file_to_write(to or Path(outputs[0]) / SHEET_NAME, "--to", picture=True)
-        first = runs[outputs[0]]
-        if len(runs) == 1:
-            save_sheet(first, path, title=f"{Path(outputs[0]).name}: {summary_words(first)}")
-        else:
-            save_side_by_side({Path(output).name: images for output, images in runs.items()}, path)
-        for output, images in runs.items():
-            typer.echo("\n".join([*([f"{output}:"] if len(runs) > 1 else []), *accuracy_lines(images), ""]))
-        typer.echo(f"contact sheet  {path}")
+    if to is None and is_uri(outputs[0]):
+        raise InputError(f"{outputs[0]}: expected --to FILE.png, where the sheet of such an output goes")
+    runs = {output: shown_images(output) for output in outputs}
+    path = options.file_to_write(to or Path(outputs[0]) / SHEET_NAME, "--to", picture=True)
+    first = runs[outputs[0]]
+    if len(runs) == 1:
+        save_sheet(first, path, title=f"{Path(outputs[0]).name}: {summary_words(first)}")
+    else:
+        save_side_by_side({Path(output).name: images for output, images in runs.items()}, path)
+    for output, images in runs.items():
+        typer.echo("\n".join([*([f"{output}:"] if len(runs) > 1 else []), *accuracy_lines(images), ""]))
+    typer.echo(f"contact sheet  {path}")
 
 
 def shown_images(output: str | Path) -> list[_ShownImage]:
@@ -87,8 +84,8 @@ def shown_images(output: str | Path) -> list[_ShownImage]:
     """
     from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.errors import InputError, OutputError
-    from ttsvar_ray.shapes.captions import parse_caption
     from ttsvar_ray.shapes.checker import check
+    from ttsvar_ray.shapes.world import parse_caption
 
     shown: list[_ShownImage] = []
     for prompt, pixels, reward in best_images(OutputLayout(output)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 from ttsvar_ray.cli.show import bytes_text, duration
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def simulate(
         typer.Option("--whole", help="Simulate every prompt, however long that takes; no extrapolation."),
     ] = False,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Simulate a run on many GPUs with the real coordinator and a cost model; no GPU, no weights.
 
@@ -58,52 +57,51 @@ def simulate(
 
     Example: ttsvar-ray simulate jobs/infinity_2b.yaml --gpus 8 --prompts 200000
     """
-    with errors_for_people(debug=debug):
-        from ttsvar_ray.cli.simulation_report import comparison_lines, draw, require_matplotlib, result_lines
-        from ttsvar_ray.config.load import load_config
-        from ttsvar_ray.job.resolved import plan_note, resolve
-        from ttsvar_ray.job.simulation import simulated_job
-        from ttsvar_ray.simulation.settings import variants
+    from ttsvar_ray.cli.simulation_report import comparison_lines, draw, require_matplotlib, result_lines
+    from ttsvar_ray.config.load import load_config
+    from ttsvar_ray.job.resolved import plan_note, resolve
+    from ttsvar_ray.job.simulation import simulated_job
+    from ttsvar_ray.simulation.settings import variants
 
-        if plot is not None:
-            options.file_to_write(plot, "--plot", picture=True)
-            require_matplotlib()
-        flags = {"simulation.gpus": gpus, "simulation.prompts": prompts}
-        config = load_config(job, options.overrides(flags, settings), needs_files=False)
-        simulated = simulated_job(config)
-        typer.echo(f"costs: {simulated.workload.source}", err=True)
-        if note := plan_note(resolve(config)):
-            typer.echo(f"note: {note}", err=True)
-        asked = simulated.settings.prompts
-        part = asked if whole or config.simulation.compare else part_of(asked, gpus=simulated.settings.gpus)
+    if plot is not None:
+        options.file_to_write(plot, "--plot", picture=True)
+        require_matplotlib()
+    flags = {"simulation.gpus": gpus, "simulation.prompts": prompts}
+    config = load_config(job, options.overrides(flags, settings), needs_files=False)
+    simulated = simulated_job(config)
+    typer.echo(f"costs: {simulated.workload.source}", err=True)
+    if note := plan_note(resolve(config)):
+        typer.echo(f"note: {note}", err=True)
+    asked = simulated.settings.prompts
+    part = asked if whole or config.simulation.compare else part_of(asked, gpus=simulated.settings.gpus)
+    if part < asked:
+        smaller = dataclasses.replace(simulated.settings, prompts=part)
+        simulated = dataclasses.replace(simulated, settings=smaller)
+    follower = Follower(asked, wall_limit=None if whole or config.simulation.compare else WALL_LIMIT_S)
+    results: dict[str, SimulationResult] = {}
+    if config.simulation.compare:
+        for variant in variants(simulated.settings, simulated.coordinator):
+            typer.echo(f"{variant.name} ...", err=True)
+            results[variant.name] = _run(simulated, variant.settings, variant.coordinator)
+        first = next(iter(results.values()))
+        lines = [*result_lines(first), "", *comparison_lines(results)]
+    else:
+        try:
+            first = _run(simulated, simulated.settings, simulated.coordinator, follower)
+        except (KeyboardInterrupt, EnoughError) as end:
+            words = "stopped" if isinstance(end, KeyboardInterrupt) else "cut short (--whole goes on)"
+            typer.echo("\n".join(follower.known(words)))
+            if isinstance(end, KeyboardInterrupt):
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+            return
+        lines = result_lines(first)
         if part < asked:
-            smaller = dataclasses.replace(simulated.settings, prompts=part)
-            simulated = dataclasses.replace(simulated, settings=smaller)
-        follower = Follower(asked, wall_limit=None if whole or config.simulation.compare else WALL_LIMIT_S)
-        results: dict[str, SimulationResult] = {}
-        if config.simulation.compare:
-            for variant in variants(simulated.settings, simulated.coordinator):
-                typer.echo(f"{variant.name} ...", err=True)
-                results[variant.name] = _run(simulated, variant.settings, variant.coordinator)
-            first = next(iter(results.values()))
-            lines = [*result_lines(first), "", *comparison_lines(results)]
-        else:
-            try:
-                first = _run(simulated, simulated.settings, simulated.coordinator, follower)
-            except (KeyboardInterrupt, EnoughError) as end:
-                words = "stopped" if isinstance(end, KeyboardInterrupt) else "cut short (--whole goes on)"
-                typer.echo("\n".join(follower.known(words)))
-                if isinstance(end, KeyboardInterrupt):
-                    raise typer.Exit(ExitCode.INTERRUPTED) from None
-                return
-            lines = result_lines(first)
-            if part < asked:
-                lines = [*_extrapolation_lines(first, asked), "", "the part that was simulated", *lines]
-        typer.echo("\n".join(lines))
-        if json_path is not None:
-            _write_json(json_path, first, results, asked=asked)
-        if plot is not None:
-            draw(first, plot)
+            lines = [*_extrapolation_lines(first, asked), "", "the part that was simulated", *lines]
+    typer.echo("\n".join(lines))
+    if json_path is not None:
+        _write_json(json_path, first, results, asked=asked)
+    if plot is not None:
+        draw(first, plot)
 
 
 def _run(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import errors_for_people
 
 if TYPE_CHECKING:
     from ttsvar_ray.job.status import RunStatus
@@ -18,7 +17,6 @@ def status(
         str, typer.Argument(help="Output folder of a run, a path or a URI (s3://...).", metavar="OUTPUT")
     ],
     as_json: options.AsJson = False,
-    debug: options.Debug = False,
 ) -> None:
     """Say how far a run is: done, failed, rate, time left, last sign of life, where it stopped.
 
@@ -26,20 +24,19 @@ def status(
 
     Example: ttsvar-ray status s3://bucket/captions
     """
-    with errors_for_people(debug=debug):
-        import json
+    import json
 
-        from ttsvar_ray.job.status import read_status
+    from ttsvar_ray.job.status import read_status
 
-        found = read_status(output)
-        if as_json:
-            typer.echo(json.dumps([_json(each) for each in found], indent=1))
-            return
-        for each in found:
-            typer.echo("\n".join(_status_lines(each)))
-        if len(found) > 1:
-            done, total = sum(one.prompts_done for one in found), sum(one.prompts_total for one in found)
-            typer.echo(f"together  {done:,} of {total:,} prompts ({_percent(done, total)})")
+    found = read_status(output)
+    if as_json:
+        typer.echo(json.dumps([_json(each) for each in found], indent=1))
+        return
+    for each in found:
+        typer.echo("\n".join(_status_lines(each)))
+    if len(found) > 1:
+        done, total = sum(one.prompts_done for one in found), sum(one.prompts_total for one in found)
+        typer.echo(f"together  {done:,} of {total:,} prompts ({_percent(done, total)})")
 
 
 def _status_lines(status: RunStatus) -> list[str]:

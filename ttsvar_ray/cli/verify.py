@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from ttsvar_ray.recorded import ComparisonReport
@@ -47,7 +47,6 @@ def verify(
     dtype: Annotated[
         _Dtype, typer.Option("--dtype", help="float32: absolute errors; bfloat16: relative errors.")
     ] = _Dtype.FLOAT32,
-    debug: options.Debug = False,
 ) -> None:
     """Compare every recorded tensor with what this machine computes; the last line is the verdict.
 
@@ -55,9 +54,8 @@ def verify(
 
     Example: ttsvar-ray verify infinity recorded/infinity
     """
-    with errors_for_people(debug=debug):
-        report = _compare(family, folder, device=device, dtype=dtype)
-        typer.echo("\n".join(report.lines()))
+    report = _compare(family, folder, device=device, dtype=dtype)
+    typer.echo("\n".join(report.lines()))
     if not report.passed:
         raise typer.Exit(ExitCode.FAILED)
 

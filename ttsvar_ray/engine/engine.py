@@ -27,9 +27,8 @@ from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFa
 from ttsvar_ray.coordination.settings import rows_by_segment
 from ttsvar_ray.engine.device import free_device_memory, is_device_lost, is_out_of_memory
 from ttsvar_ray.engine.encode import DEFAULT_PNG_LEVEL, DEFAULT_QUALITY, ENCODE_THREADS, ImageEncoder
-from ttsvar_ray.engine.rows import Row, form_micro_batches, rows_of
+from ttsvar_ray.engine.rows import Row, StateStore, form_micro_batches, rows_of
 from ttsvar_ray.engine.segment_runner import RowOutcome, SegmentRunner
-from ttsvar_ray.engine.state_store import StateStore
 from ttsvar_ray.errors import RewardError, StaleStateError, brief
 from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.models.protocol import KeepsMemory, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ttsvar_ray.coordination.messages import ShardTask
-from ttsvar_ray.engine.rows import Row, pack_rows, unpack_rows
-from ttsvar_ray.engine.state_store import HeldRow, StateKey, StateStore
+from ttsvar_ray.engine.rows import HeldRow, Row, StateKey, StateStore, pack_rows, unpack_rows
 from ttsvar_ray.errors import StaleStateError
 from ttsvar_ray.features.registry import FeatureExtractor, extracted
 from ttsvar_ray.models.protocol import CutsTexts, LooksAhead, NextScaleModel, ScoringModel, ShowsMaps

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttsvar_ray.rewards.protocol import PlainReward
-from ttsvar_ray.shapes.captions import HARD_KINDS, Caption, Claim, Kind, parse_caption
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
-from ttsvar_ray.shapes.world import Relation
+from ttsvar_ray.shapes.world import HARD_KINDS, Caption, Claim, Kind, Relation, parse_caption
 from ttsvar_ray.types import Float32Array, UInt8Array
 
 Box = tuple[float, float, float, float]

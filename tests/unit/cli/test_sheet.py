@@ -23,7 +23,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.rows import RowContext
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.results import FinalImage, JobSummary, PromptFailure, PromptResult, ResultImage
-from ttsvar_ray.shapes.captions import Caption, parse_caption
+from ttsvar_ray.shapes.world import Caption, parse_caption
 from ttsvar_ray.types import Prompt
 
 PROMPTS = ["a red circle", "two rings", "a circle above a cross", "a cross"]

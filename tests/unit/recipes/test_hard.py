@@ -22,7 +22,7 @@ from recipes.shapes.transformer_stage import Course, train_transformer
 from ttsvar_ray.models.description import WEIGHT_FILES
 from ttsvar_ray.models.infinity.directory import TOKENIZER_KEYS
 from ttsvar_ray.models.registry import model_path
-from ttsvar_ray.shapes.captions import HARD_KINDS, Kind
+from ttsvar_ray.shapes.world import HARD_KINDS, Kind
 from ttsvar_ray.vision.checkpoints import rename_keys
 
 SETTINGS = {"sampling": {"guidance": 2.0, "temperature": 1.0, "top_p": 1.0}, "plan": {}}

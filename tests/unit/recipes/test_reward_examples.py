@@ -32,10 +32,9 @@ from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.models.cached_model import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
-from ttsvar_ray.shapes.captions import HARD_KINDS, KINDS, Kind, parse_caption
 from ttsvar_ray.shapes.checker import judge
 from ttsvar_ray.shapes.detection import FoundObject
-from ttsvar_ray.shapes.world import COLORS, SHAPES
+from ttsvar_ray.shapes.world import COLORS, HARD_KINDS, KINDS, SHAPES, Kind, parse_caption
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,17 +22,19 @@ from recipes.shapes.prompt_set import (
 from recipes.shapes.scenes import clear_relation, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import (
+from ttsvar_ray.shapes.world import (
     HARD_KINDS,
     KINDS,
     MAX_WORDS,
     VOCABULARY,
     Caption,
     Claim,
+    Color,
     Kind,
+    Relation,
+    Shape,
     parse_caption,
 )
-from ttsvar_ray.shapes.world import Color, Relation, Shape
 
 ALL = [caption for name in PromptSet for kind in KINDS for caption in distinct_captions(name, kind)]
 

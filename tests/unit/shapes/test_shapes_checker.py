@@ -14,10 +14,9 @@ from recipes.shapes.render import render
 from recipes.shapes.scenes import Scene, SceneObject, sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
 from ttsvar_ray.errors import InputError
-from ttsvar_ray.shapes.captions import HARD_KINDS, Kind, parse_caption
 from ttsvar_ray.shapes.checker import check, judge, relative_position
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
-from ttsvar_ray.shapes.world import COLORS, PALETTE, SHAPES, Color, Shape
+from ttsvar_ray.shapes.world import COLORS, HARD_KINDS, PALETTE, SHAPES, Color, Kind, Shape, parse_caption
 from ttsvar_ray.types import UInt8Array
 
 DATA = Path(__file__).parents[2] / "data" / "shapes"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ttsvar_ray.cli import options
-from ttsvar_ray.cli.errors import ExitCode, errors_for_people
+from ttsvar_ray.cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,6 @@ def doctor(
     ] = True,
     as_json: options.AsJson = False,
     settings: options.Settings = None,
-    debug: options.Debug = False,
 ) -> None:
     """Say what of this machine is ready, and how to get what is not. Asks no network, starts no cluster.
 
@@ -47,29 +46,28 @@ def doctor(
 
     Example: ttsvar-ray doctor jobs/infinity_2b.yaml
     """
-    with errors_for_people(debug=debug):
-        import json
+    import json
 
-        from rich.console import Console
+    from rich.console import Console
 
-        chosen: JobConfig | None = None
-        if job is not None or model is not None:
-            from ttsvar_ray.config.load import load_config
+    chosen: JobConfig | None = None
+    if job is not None or model is not None:
+        from ttsvar_ray.config.load import load_config
 
-            flags = {"model.name": model}
-            chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
-        console, findings = Console(), []
-        for finding in _examine(chosen, weights, scores=scores):
-            findings.append(finding)
-            if not as_json:
-                show(finding, console)
-        ready = can_run(findings, job=chosen is not None)
-        if as_json:
-            report = {"ready": ready, "findings": [finding.to_json() for finding in findings]}
-            typer.echo(json.dumps(report, indent=1))
-        else:
-            words = verdict(findings, job=chosen is not None)
-            console.print(f"\n{words}", markup=False, highlight=False, soft_wrap=True)
+        flags = {"model.name": model}
+        chosen = load_config(job, options.overrides(flags, settings), needs_files=False)
+    console, findings = Console(), []
+    for finding in _examine(chosen, weights, scores=scores):
+        findings.append(finding)
+        if not as_json:
+            show(finding, console)
+    ready = can_run(findings, job=chosen is not None)
+    if as_json:
+        report = {"ready": ready, "findings": [finding.to_json() for finding in findings]}
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        words = verdict(findings, job=chosen is not None)
+        console.print(f"\n{words}", markup=False, highlight=False, soft_wrap=True)
     if not ready:
         raise typer.Exit(ExitCode.FAILED)
 
