@@ -27,7 +27,7 @@ from recipes.shapes.progress import Curve, Session, load_checkpoint, save_checkp
 from recipes.shapes.render import render_batch
 from recipes.shapes.reward_degrade import truncated_maps
 from recipes.shapes.scenes import sample_scene
-from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.autoencoder import to_uint8
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.registry import load_model
 from ttsvar_ray.rewards.image_reward import ImageReward, load_image_reward

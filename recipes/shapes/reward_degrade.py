@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipes.shapes.architecture import QUANTIZER, TOKENIZER
 from recipes.shapes.progress import load_checkpoint, save_checkpoint
-from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.autoencoder import to_uint8
 from ttsvar_ray.models.infinity.directory import load_infinity
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.quantizer import Quantizer

@@ -37,7 +37,7 @@ from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.costs.plan_cost import plan_record
 from ttsvar_ray.dataset import contents, lock, lock_files
 from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, summarise_output
-from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.dead_letters import write_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.output import check_output, open_output
@@ -251,7 +251,7 @@ def run(
     with OutputLock(layout, heartbeat_s=1e6) as held:
         layout = held.layout
         open_output(layout, found)
-        write_bad_lines(layout.bad_lines_file, [BadLine(line=1, reason="blank", excerpt="")])
+        write_lines(layout.bad_lines_file, [BadLine(line=1, reason="blank", excerpt="").to_json()])
         committed = committed_chunks(layout)
         given_up = failed_rows(layout, committed)
         ledger = LeaseLedger(

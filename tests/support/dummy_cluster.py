@@ -270,7 +270,7 @@ class DummyCluster:
         """What is reserved on a worker is what the live prompts need there, counted again from nothing."""
         view = self.coordinator.view
         for worker in view.workers:
-            needed = {key: view.needed(key, worker) for key in view.live}
+            needed = {key: view.live[key].needed(worker) for key in view.live}
             assert worker.reserved == sum(needed.values())
             for key, prompt in view.live.items():
                 assert prompt.reserved.get(worker.worker_id, 0) == needed[key]

@@ -244,7 +244,7 @@ def _outcomes(
     from ttsvar_ray.cli.score import run_scorers
     from ttsvar_ray.dataset.contents import read_columns
     from ttsvar_ray.dataset.manifest import read_run
-    from ttsvar_ray.evaluate.comparison import Outcomes
+    from ttsvar_ray.evaluate.comparison import Outcomes, by_prompt
     from ttsvar_ray.evaluate.score_table import read_scores
 
     names: list[str] = []
@@ -276,21 +276,11 @@ def _outcomes(
                 if f"{spec.table}_tag" in one:
                     row[f"{name}_tag"] = one[f"{spec.table}_tag"]
         rows += [{"variant": variant.name, "repetition": repetition, **row} for row in own]
-    count = len(variant.jobs)
-
-    def by_prompt(column: str) -> Any:
-        totals, seen = np.zeros(prompts), np.zeros(prompts)
-        for row in rows:
-            totals[row["row"]] += row[column] or 0.0  # one that is not judged counts nowhere: see _groups
-            seen[row["row"]] += 1
-        # A prompt without an image is no success: its score is 0, its reward nothing.
-        return totals / count if column in names else totals / np.where(seen == 0, np.nan, seen)
-
-    reward = by_prompt("reward")
+    reward = by_prompt(rows, "reward", prompts)
     paid = [row["cost_images"] for row in rows if row.get("cost_images") is not None]
     outcomes = Outcomes(
         name=variant.name,
-        scores={name: by_prompt(name) for name in names},
+        scores={name: by_prompt(rows, name, prompts, repetitions=len(variant.jobs)) for name in names},
         reward=reward[np.isfinite(reward)],
         images=float(np.mean(paid)) if paid else cost,
         seconds=seconds,
@@ -310,20 +300,6 @@ def _device_seconds(config: JobConfig, layout: OutputLayout, generating: float) 
     return workers * (config.cluster.gpus_per_worker or 1.0) + generating * held
 
 
-def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:
-    """Return the group of each prompt: by the evaluator's tags, else all in one; -1 where it judges none."""
-    import numpy as np
-
-    groups = np.zeros(prompts, dtype=np.int64)
-    tags = sorted({row[f"{name}_tag"] for row in rows if f"{name}_tag" in row})
-    for row in rows:
-        if row[name] is None:
-            groups[row["row"]] = -1
-        elif tags:
-            groups[row["row"]] = tags.index(row[f"{name}_tag"])
-    return groups
-
-
 def _write(
     folder: Path,
     sweep: Sweep,
@@ -334,7 +310,7 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
+    from ttsvar_ray.evaluate.comparison import as_csv, groups_of, markdown, table, to_json
     from ttsvar_ray.evaluate.comparison import compare as compared
     from ttsvar_ray.job.resolved import resolve
 
@@ -345,7 +321,7 @@ def _write(
     lines = compared(
         outcomes,
         control=sweep.control,
-        groups={name: _groups(rows, name, prompts) for name in names},
+        groups={name: groups_of(rows, name, prompts) for name in names},
         published=sweep.published,
     )
     head, cells = table(lines, control=sweep.control)

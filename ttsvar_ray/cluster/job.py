@@ -24,7 +24,7 @@ from ttsvar_ray.cluster.session import is_connected, is_submitted_job
 from ttsvar_ray.cluster.stats import RunStats
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, rows_added
-from ttsvar_ray.dataset.dead_letters import write_bad_lines
+from ttsvar_ray.dataset.dead_letters import write_lines
 from ttsvar_ray.dataset.lock import OutputLock
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import open_output
@@ -136,7 +136,7 @@ def run_job(
             warn_of_other_kernels(begun, job.manifest)
             while_locked.enter_context(record.session(layout))
             if job.scan.bad_lines and job.shard.index == 0:
-                write_bad_lines(layout.bad_lines_file, bad_lines(job.source))
+                write_lines(layout.bad_lines_file, (bad.to_json() for bad in bad_lines(job.source)))
             committed = committed_chunks(layout)
             given_up = failed_rows(layout, committed)
             rows_to_run = given_up if retry_failed else {}

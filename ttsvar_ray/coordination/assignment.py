@@ -117,7 +117,7 @@ class _Search:
     def among(self, workers: Sequence[WorkerView]) -> Assignment | None:
         """Return the cheapest assignment to some workers; without known costs that of the whole spread."""
         prompt, costs = self.prompt, self._view.costs
-        candidates = [self._view.candidate(prompt.key, worker) for worker in workers]
+        candidates = [prompt.candidate(worker) for worker in workers]
         parent_of = prompt.parent_of(self.slots)
         weighs = costs is not None and parent_of and self.spread > 1
         assignments = [
@@ -202,7 +202,7 @@ def next_chunk(view: View, prompt_key: str) -> Iterator[Decision]:
     parent_of = prompt.parent_of(prompt.unassigned)
     # Siblings together; none at all while a batch of before fills the memory.
     slots = sorted(prompt.unassigned, key=lambda slot: (parent_of.get(slot, 0), slot))
-    chunk = fitting(slots, parent_of=parent_of, candidate=view.candidate(prompt_key, worker))
+    chunk = fitting(slots, parent_of=parent_of, candidate=prompt.candidate(worker))
     if chunk:
         worker_of = dict.fromkeys(sorted(chunk), worker.worker_id)
         yield Assign(
@@ -296,7 +296,7 @@ def _steal(view: View, costs: CostModel, thief: WorkerView, victim: WorkerView) 
         slots,
         parent_of=prompt.parent_of(slots),
         holder_of={},
-        candidates=[view.candidate(key, thief)],
+        candidates=[prompt.candidate(thief)],
         spread=1,
     )
     if assignment is None:

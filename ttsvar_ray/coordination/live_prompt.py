@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from ttsvar_ray.coordination.placement import Candidate
 from ttsvar_ray.coordination.population import Population
+from ttsvar_ray.coordination.workers import WorkerView
 from ttsvar_ray.search.plan import Segment
 
 SUSPICIONS_BEFORE_ISOLATION = 2
@@ -117,3 +119,51 @@ class LivePrompt:
         """Return the worker that holds the parent of each slot; slots without one are left out."""
         holders = ((slot, self.parent_holders.get(parent)) for slot, parent in self.parent_of(slots).items())
         return {slot: holder for slot, holder in holders if holder is not None}
+
+    def candidate(self, worker: WorkerView) -> Candidate:
+        """Return what a worker can take of it."""
+        memory, segment_index = worker.memory, self.segment.index
+        free, reserved = worker.free, self.reserved.get(worker.worker_id, 0)
+        if reserved and memory.children_replace_parents:
+            free += reserved - memory.slots[segment_index] * len(self.assigned_to(worker.worker_id))
+        return Candidate(
+            worker_id=worker.worker_id,
+            free=free,
+            slot_memory=memory.slots[segment_index],
+            parent_memory=memory.missing_parent(segment_index),
+            parents=self.parents_needed_on(worker.worker_id) if reserved else frozenset(),
+        )
+
+    def needed(self, worker: WorkerView) -> int:
+        """Return the memory that it needs on a worker now, counted from nothing."""
+        memory, worker_id = worker.memory, worker.worker_id
+        parents = (
+            self.parents_on(worker_id)
+            if memory.children_replace_parents
+            else self.parents_needed_on(worker_id)
+        )
+        return self.grandparents.get(worker_id, 0) + memory.needed(
+            self.segment.index, slots=len(self.assigned_to(worker_id)), parents=len(parents)
+        )
+
+    def forget_parents(self, worker_id: str) -> None:
+        """Note that a worker holds no parent any more: the next task there carries their bits."""
+        held = self.parent_holders.items()
+        self.parent_holders = {parent: holder for parent, holder in held if holder != worker_id}
+
+    def record_move(self, worker_of: Mapping[int, str], reason: str) -> None:
+        """Write a move down with the selection that its slots come from; what begins or is ended has none."""
+        trace = self.population.trace
+        if self.segment.index == 0 or not trace[-1].ancestor_index:
+            return
+        record = trace[-1]
+        placement = list(record.placement)
+        for slot, worker_id in worker_of.items():
+            if slot < len(placement):
+                placement[slot] = worker_id
+        trace[-1] = replace(
+            record,
+            placement=tuple(placement),
+            moved=record.moved + len(worker_of),
+            reason="; ".join(filter(None, [record.reason, reason])),
+        )

@@ -14,8 +14,7 @@ later finds it free, and whatever is in flight was counted when it was sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from typing_extensions import assert_never
 
@@ -36,10 +35,10 @@ from ttsvar_ray.coordination.decisions import (
 )
 from ttsvar_ray.coordination.live_prompt import LivePrompt
 from ttsvar_ray.coordination.messages import Abandon, Action, Emit, LeasePrompts, Release, RunBatch, ShardTask
-from ttsvar_ray.coordination.placement import Assignment, Candidate, CostModel
+from ttsvar_ray.coordination.placement import Assignment, CostModel
 from ttsvar_ray.coordination.population import Population
 from ttsvar_ray.coordination.settings import CoordinatorSettings, Workload
-from ttsvar_ray.coordination.workers import Batch, Worker, Workers, WorkerState, WorkerView
+from ttsvar_ray.coordination.workers import Batch, Worker, Workers, WorkerState
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.search.selection import Select
@@ -86,34 +85,6 @@ class Residency:
         self._actions: list[Action] = []
         self._next_batch_id = 0
 
-    def candidate(self, prompt_key: str, worker: WorkerView) -> Candidate:
-        """Return what a worker can take of a prompt."""
-        live = self.live[prompt_key]
-        memory, segment_index = worker.memory, live.segment.index
-        free, reserved = worker.free, live.reserved.get(worker.worker_id, 0)
-        if reserved and memory.children_replace_parents:
-            free += reserved - memory.slots[segment_index] * len(live.assigned_to(worker.worker_id))
-        return Candidate(
-            worker_id=worker.worker_id,
-            free=free,
-            slot_memory=memory.slots[segment_index],
-            parent_memory=memory.missing_parent(segment_index),
-            parents=live.parents_needed_on(worker.worker_id) if reserved else frozenset(),
-        )
-
-    def needed(self, prompt_key: str, worker: WorkerView) -> int:
-        """Return the memory that a prompt needs on a worker now, counted from nothing."""
-        live = self.live[prompt_key]
-        memory, worker_id = worker.memory, worker.worker_id
-        parents = (
-            live.parents_on(worker_id)
-            if memory.children_replace_parents
-            else live.parents_needed_on(worker_id)
-        )
-        return live.grandparents.get(worker_id, 0) + memory.needed(
-            live.segment.index, slots=len(live.assigned_to(worker_id)), parents=len(parents)
-        )
-
     def take_actions(self) -> list[Action]:
         """Return the actions since the last call, in order."""
         actions, self._actions = self._actions, []
@@ -151,7 +122,7 @@ class Residency:
                 self._end_chunked(live)
             live.touched.pop(worker_id, None)
             live.avoid.discard(worker_id)
-            self._forget_parents(live, worker_id)
+            live.forget_parents(worker_id)
             for slot in live.assigned_to(worker_id):
                 del live.assigned[slot]
                 live.in_flight.pop(slot, None)
@@ -257,7 +228,7 @@ class Residency:
                 live.avoid.add(decision.away_from)
                 self._begin_anew(live)
                 if decision.is_speculative:
-                    _record_move(live, {}, decision.reason)
+                    live.record_move({}, decision.reason)
             case GiveUp():
                 live = self.live[decision.prompt_key]
                 failure = PromptFailure(
@@ -272,7 +243,7 @@ class Residency:
                 self._take_back(live, self.workers[decision.victim])
                 self._assign(live, decision.assignment)
                 self.evict_unused(live)
-                _record_move(live, decision.assignment.worker_of, decision.assignment.reason)
+                live.record_move(decision.assignment.worker_of, decision.assignment.reason)
             case Abandon():
                 worker = self.workers[decision.worker_id]
                 self._actions.append(decision)
@@ -374,7 +345,7 @@ class Residency:
         self._unassign(live, [slot for slot in live.assigned_to(worker_id) if slot not in unreported])
         live.grandparents.pop(worker_id, None)
         live.rebuilt.pop(worker_id, None)
-        self._forget_parents(live, worker_id)
+        live.forget_parents(worker_id)
         self._account(live, worker_id)
         if worker_id in live.touched:
             if not live.runs_on(worker_id):
@@ -419,36 +390,12 @@ class Residency:
         for worker_id in dict.fromkeys(left):
             self._account(live, worker_id)
 
-    @staticmethod
-    def _forget_parents(live: LivePrompt, worker_id: str) -> None:
-        """Note that a worker holds no parent any more: the next task there carries their bits."""
-        held = live.parent_holders.items()
-        live.parent_holders = {parent: holder for parent, holder in held if holder != worker_id}
-
     def _account(self, live: LivePrompt, worker_id: str) -> None:
         """Bring what is reserved for a prompt on a worker up to date."""
         worker = self.workers[worker_id]
-        needed = self.needed(live.key, worker)
+        needed = live.needed(worker)
         worker.reserved += needed - live.reserved.pop(worker_id, 0)
         if needed:
             live.reserved[worker_id] = needed
         else:
             worker.committed -= live.commitments.pop(worker_id, 0)
-
-
-def _record_move(live: LivePrompt, worker_of: Mapping[int, str], reason: str) -> None:
-    """Write a move down with the selection that its slots come from; what begins or is ended has none."""
-    trace = live.population.trace
-    if live.segment.index == 0 or not trace[-1].ancestor_index:
-        return
-    record = trace[-1]
-    placement = list(record.placement)
-    for slot, worker_id in worker_of.items():
-        if slot < len(placement):
-            placement[slot] = worker_id
-    trace[-1] = replace(
-        record,
-        placement=tuple(placement),
-        moved=record.moved + len(worker_of),
-        reason="; ".join(filter(None, [record.reason, reason])),
-    )

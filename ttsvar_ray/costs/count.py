@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from ttsvar_ray.costs.model import DecodeCost, ModelCost, ScaleCost, TextCost
-from ttsvar_ray.models.cached_model import CachedModel, decode_rows
+from ttsvar_ray.models.autoencoder import decode_rows
+from ttsvar_ray.models.cached_model import CachedModel
 from ttsvar_ray.models.state import ScaleState
 
 aten = torch.ops.aten

@@ -5,25 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from ttsvar_ray.errors import OutputError, escape_controls
 from ttsvar_ray.results import PromptFailure
 from ttsvar_ray.storage.location import Location
-
-
-class _UnusableLine(Protocol):
-    """A line of the prompt file that holds no prompt."""
-
-    @property
-    def line(self) -> int: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def excerpt(self) -> str: ...
-    @property
-    def file(self) -> str | None: ...
 
 
 def write_failed_part(location: Location, failed: Sequence[PromptFailure]) -> None:
@@ -42,9 +29,17 @@ def replace_letters(location: Location, failed: Sequence[PromptFailure], *, ran:
 def write_letters(location: Location, letters: Sequence[dict[str, Any]]) -> None:
     """Write the dead letters of one chunk, or remove the file if there are none."""
     if letters:
-        _write(location, letters)
+        write_lines(location, letters)
     else:
         location.delete()
+
+
+def write_lines(location: Location, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write dead letters, or what `BadLine.to_json` says of bad lines, whole or not at all."""
+    with location.replacing() as temporary, temporary.open("w", encoding="utf-8") as file:
+        for line in lines:
+            # What is left as it is may be read in a terminal, to which some of it would be commands.
+            file.write(escape_controls(json.dumps(line, ensure_ascii=False, default=as_text)) + "\n")
 
 
 def read_letters(location: Location) -> list[dict[str, Any]]:
@@ -58,22 +53,6 @@ def read_letters(location: Location) -> list[dict[str, Any]]:
             _read(line, f"{location}: line {number}") for number, line in enumerate(file, 1) if line.strip()
         ]
     return []
-
-
-def write_bad_lines(location: Location, lines: Iterable[_UnusableLine]) -> None:
-    """Write all bad lines of the prompt file, whole or not at all."""
-    _write(
-        location,
-        (
-            {
-                **({"file": bad.file} if bad.file is not None else {}),
-                "line": bad.line,
-                "reason": bad.reason,
-                "excerpt": bad.excerpt,
-            }
-            for bad in lines
-        ),
-    )
 
 
 def count_lines(location: Location) -> int:
@@ -106,13 +85,6 @@ def _letter(outcome: PromptFailure) -> dict[str, Any]:
     }
 
 
-def _write(location: Location, letters: Iterable[dict[str, Any]]) -> None:
-    with location.replacing() as temporary, temporary.open("w", encoding="utf-8") as file:
-        for letter in letters:
-            # What is left as it is may be read in a terminal, to which some of it would be commands.
-            file.write(escape_controls(json.dumps(letter, ensure_ascii=False, default=_as_text)) + "\n")
-
-
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return what JSON does not have as text: bytes in base64."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

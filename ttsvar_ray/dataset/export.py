@@ -12,7 +12,6 @@ hpsv2/evaluation.py).
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import itertools
@@ -29,6 +28,7 @@ import pyarrow as pa
 
 from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
+from ttsvar_ray.dataset.dead_letters import as_text
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.dataset.rows import data_schema
@@ -139,10 +139,7 @@ def to_webdataset(images: Iterator[ExportedImage], folder: Path, *, shard_size: 
         The images in all shards.
     """
     total = 0
-    for number in itertools.count():
-        shard = list(itertools.islice(images, shard_size))
-        if not shard:
-            return total
+    for number, shard in enumerate(iter(lambda: list(itertools.islice(images, shard_size)), [])):
         total += len(shard)
         path = folder / f"{number:05d}.tar"
         if path.exists():
@@ -151,7 +148,7 @@ def to_webdataset(images: Iterator[ExportedImage], folder: Path, *, shard_size: 
             for image in shard:
                 _add(tar, f"{image.key}{image.suffix}", image.encoded)
                 _add(tar, f"{image.key}.json", _json(image.metadata).encode())
-    raise AssertionError("unreachable: counting does not end")
+    return total
 
 
 _PATHS = re.compile(r"(?<![^_])file_name(?=s?$)")
@@ -363,7 +360,7 @@ def _model(image: ExportedImage) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_plain)
+    return json.dumps(value, ensure_ascii=False, default=as_text)
 
 
 def _finite(value: Any) -> Any:
@@ -373,10 +370,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

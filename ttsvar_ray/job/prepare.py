@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ttsvar_ray.config.job import JobConfig, content_digest
 from ttsvar_ray.config.values import ColumnChoice, Shard
@@ -48,7 +47,7 @@ from ttsvar_ray.job.runnable import JobParts, job_parts
 from ttsvar_ray.job.sizing import sized
 from ttsvar_ray.job.weights import resolve_output
 from ttsvar_ray.leasing.ledger import LeaseLedger
-from ttsvar_ray.prompts.files import prompt_files, spool_standard_input
+from ttsvar_ray.prompts.files import prompt_files, readable_twice
 from ttsvar_ray.prompts.read import PromptScan, read_prompts, scan_prompts
 from ttsvar_ray.prompts.source import STANDARD_INPUT, PromptFormat, PromptSource
 from ttsvar_ray.search.operators.registry import own_sources
@@ -173,7 +172,7 @@ def prepared(
     if named.path != STANDARD_INPUT:
         # A name that is mistyped is told at once.
         prompt_files(named)
-    with _readable_twice(named) as source:
+    with readable_twice(named, sys.stdin.buffer) as source:
         scan = scan_prompts(source, rows_per_chunk=config.output.rows_per_part)
         tell(PromptsFact(path=named.name, scan=scan, max_failed=config.max_failed))
         resolved = None
@@ -374,16 +373,3 @@ def named_source(config: JobConfig) -> PromptSource:
         drop=columns.drop,
         rewrite=prompts.rewrite,
     )
-
-
-@contextlib.contextmanager
-def _readable_twice(source: PromptSource) -> Iterator[PromptSource]:
-    """Yield where the prompts are; standard input is copied to a file for the time of the run."""
-    if source.path != STANDARD_INPUT:
-        yield source
-        return
-    spooled = spool_standard_input(source, sys.stdin.buffer)
-    try:
-        yield spooled
-    finally:
-        Path(spooled.name).unlink(missing_ok=True)

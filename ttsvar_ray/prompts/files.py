@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import shutil
@@ -115,6 +116,19 @@ def _matching(pattern: str) -> list[Location]:
 _MAGIC_NUMBERS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _PARQUET = b"PAR1"
 _SPACE = b"\xef\xbb\xbf \t\r\n"
+
+
+@contextlib.contextmanager
+def readable_twice(source: PromptSource, stream: BinaryIO) -> Iterator[PromptSource]:
+    """Yield where the prompts are; standard input, a stream, is copied to a file while the block runs."""
+    if source.path != STANDARD_INPUT:
+        yield source
+        return
+    spooled = spool_standard_input(source, stream)
+    try:
+        yield spooled
+    finally:
+        Path(spooled.name).unlink(missing_ok=True)
 
 
 def spool_standard_input(

@@ -7,6 +7,7 @@ import fnmatch
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ttsvar_ray.errors import InputError
 from ttsvar_ray.storage.location import Location
@@ -95,6 +96,11 @@ class BadLine:
     reason: str
     excerpt: str
     file: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as its line of `bad_lines.jsonl` holds it."""
+        told = {"line": self.line, "reason": self.reason, "excerpt": self.excerpt}
+        return told if self.file is None else {"file": self.file, **told}
 
 
 def format_of(file: Location) -> PromptFormat:

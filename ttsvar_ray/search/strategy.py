@@ -21,7 +21,7 @@ from ttsvar_ray.search.operators.options import make_operator, option_problems
 from ttsvar_ray.search.operators.protocol import Operator, Signal
 from ttsvar_ray.search.operators.registry import class_problems, is_built_in, operator_class
 from ttsvar_ray.search.operators.resample import Resample
-from ttsvar_ray.search.plan import FinalChoice, Look, Plan, Rounds, Selection
+from ttsvar_ray.search.plan import FinalChoice, Plan, Rounds, Selection
 from ttsvar_ray.search.presets import FEWEST_SCALES, default_batch_schedule, published_selections
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.search.validation import (
@@ -30,7 +30,9 @@ from ttsvar_ray.search.validation import (
     check_answers,
     final_problems,
     is_whole_number,
+    looks_of,
     require_a_final_choice,
+    rounds_of,
     rounds_problems,
     scale_schedule_problems,
     selection_scale_problems,
@@ -86,9 +88,6 @@ _READS = {
         | {"max_rounds", "growth", "reject_below", "stop_at"}
     ),
 }
-MOST_ROUNDS = 8
-"""Of an adaptive search that does not say."""
-
 _SHARED = {
     "resample": {"potential": "potential", "lambda": "lambda", "scheme": "scheme"},
     "cluster": {"restarts": "cluster_restarts"},
@@ -219,11 +218,11 @@ def compile_plan(
     else:
         schedule = default_batch_schedule(num_scales, operators)
     survivors_after = tuple(entry * int(n) for entry in schedule)
-    rounds = _rounds(max_rounds, growth, reject_below, stop_at) if name is Strategy.ADAPTIVE else Rounds()
+    rounds = rounds_of(max_rounds, growth, reject_below, stop_at) if name is Strategy.ADAPTIVE else Rounds()
     operators |= {scale: Keep() for scale, _ in rounds.reject_below if scale not in operators}
     scored = {scale for at, operator in operators.items() for scale in operator.scored_scales(at)}
     scored |= {scale for scale, _ in rounds.reject_below} | set((final or FinalChoice()).mean_of)
-    looks = _looks(num_scales, map_scales or (), look_ahead or {}, scored)
+    looks = looks_of(num_scales, map_scales or (), look_ahead or {}, scored)
     plan = Plan(
         strategy=name.value,
         scale_schedule=tuple((int(height), int(width)) for height, width in scale_schedule),
@@ -240,49 +239,6 @@ def compile_plan(
         require_a_final_choice(plan)
     reads_features = Signal.FEATURES in plan.reads
     return replace(plan, joint_component=joint_component) if reads_features else plan
-
-
-def _looks(
-    num_scales: int, map_scales: Sequence[int], look_ahead: Mapping[int, int], scored: set[int]
-) -> tuple[Look, ...]:
-    """Return how scales are judged without a decode of what is there."""
-    named = {f"map_scales: {scale}": Look(scale_index=scale) for scale in map_scales}
-    named |= {f"look_ahead: {at}": Look(scale_index=at, ahead_to=to) for at, to in look_ahead.items()}
-    readable = sorted(scored - {num_scales - 1})
-    problems = [
-        f"{where}: expected a scale before the last whose rewards this plan reads "
-        f"({', '.join(map(str, readable)) or 'it reads none'}), got {look.scale_index}; remove it, or add a "
-        "selection that does."
-        for where, look in named.items()
-        if look.scale_index not in readable
-    ]
-    problems += [
-        f"{where}: expected a later scale, at most {num_scales - 1}, got {look.ahead_to}; correct it."
-        for where, look in named.items()
-        if look.ahead_to is not None and not look.scale_index < look.ahead_to < num_scales
-    ]
-    scales = [look.scale_index for look in named.values()]
-    twice = sorted({scale for scale in scales if scales.count(scale) > 1})
-    problems += [f"look_ahead: {scale}: is in map_scales, too; keep one of them." for scale in twice]
-    if problems:
-        raise ConfigurationError(problems)
-    return tuple(sorted(named.values(), key=lambda look: look.scale_index))
-
-
-def _rounds(
-    max_rounds: int | None,
-    growth: Sequence[int] | None,
-    reject_below: Mapping[int, float] | None,
-    stop_at: float | None,
-) -> Rounds:
-    most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
-    return Rounds(
-        growth=(factors + factors[-1:] * most)[:most],
-        reject_below=tuple(
-            (int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())
-        ),
-        stop_at=stop_at,
-    )
 
 
 def _wanted(

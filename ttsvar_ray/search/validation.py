@@ -11,9 +11,11 @@ from typing import Any
 from ttsvar_ray.errors import ConfigurationError, brief
 from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.protocol import Operator, Signal
-from ttsvar_ray.search.plan import FinalChoice, Plan
+from ttsvar_ray.search.plan import FinalChoice, Look, Plan, Rounds
 from ttsvar_ray.types import ScaleSchedule
 
+MOST_ROUNDS = 8
+"""Of an adaptive search that does not say."""
 _NOUNS = {"cluster": "clustering", "resample": "resampling"}
 
 
@@ -229,6 +231,49 @@ def require_a_final_choice(plan: Plan) -> None:
             "final_mean_of, final_reward and final_ties: this plan ends with one image a prompt, so that "
             "nothing is left to choose; remove them, or keep more trajectories to the end."
         )
+
+
+def looks_of(
+    num_scales: int, map_scales: Sequence[int], look_ahead: Mapping[int, int], scored: set[int]
+) -> tuple[Look, ...]:
+    """Return how scales are judged without a decode of what is there."""
+    named = {f"map_scales: {scale}": Look(scale_index=scale) for scale in map_scales}
+    named |= {f"look_ahead: {at}": Look(scale_index=at, ahead_to=to) for at, to in look_ahead.items()}
+    readable = sorted(scored - {num_scales - 1})
+    problems = [
+        f"{where}: expected a scale before the last whose rewards this plan reads "
+        f"({', '.join(map(str, readable)) or 'it reads none'}), got {look.scale_index}; remove it, or add a "
+        "selection that does."
+        for where, look in named.items()
+        if look.scale_index not in readable
+    ]
+    problems += [
+        f"{where}: expected a later scale, at most {num_scales - 1}, got {look.ahead_to}; correct it."
+        for where, look in named.items()
+        if look.ahead_to is not None and not look.scale_index < look.ahead_to < num_scales
+    ]
+    scales = [look.scale_index for look in named.values()]
+    twice = sorted({scale for scale in scales if scales.count(scale) > 1})
+    problems += [f"look_ahead: {scale}: is in map_scales, too; keep one of them." for scale in twice]
+    if problems:
+        raise ConfigurationError(problems)
+    return tuple(sorted(named.values(), key=lambda look: look.scale_index))
+
+
+def rounds_of(
+    max_rounds: int | None,
+    growth: Sequence[int] | None,
+    reject_below: Mapping[int, float] | None,
+    stop_at: float | None,
+) -> Rounds:
+    most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
+    return Rounds(
+        growth=(factors + factors[-1:] * most)[:most],
+        reject_below=tuple(
+            (int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())
+        ),
+        stop_at=stop_at,
+    )
 
 
 def check_answers(operator: Operator, scale: int, *, setting: str) -> None:

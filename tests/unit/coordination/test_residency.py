@@ -117,12 +117,12 @@ def test_children_take_their_parents_place_and_parents_count_while_held() -> Non
 
     case.select()
     assert case.a.reserved == 8, "the parents are still there"
-    assert case.residency.candidate(KEY, case.a).free == 10
+    assert case.residency.live[KEY].candidate(case.a).free == 10
 
     case.assign(a=range(2), b=range(2, 6))
     assert case.reserved == (8, 4)
-    assert case.residency.candidate(KEY, case.a).free == 8
-    assert case.residency.candidate(KEY, case.b).free == 6
+    assert case.residency.live[KEY].candidate(case.a).free == 8
+    assert case.residency.live[KEY].candidate(case.b).free == 6
 
 
 def test_an_eviction_frees_what_was_held_and_keeps_what_waits() -> None:
@@ -183,8 +183,8 @@ def test_in_bytes_a_parent_that_is_not_there_counts_once_and_before_it_is_rebuil
     case = Case(BYTES, capacity=1_000)
     case.select()
     assert case.a.reserved == 80
-    assert case.residency.candidate(KEY, case.a).parents == frozenset(range(8))
-    assert case.residency.candidate(KEY, case.b).parent_memory == 10
+    assert case.residency.live[KEY].candidate(case.a).parents == frozenset(range(8))
+    assert case.residency.live[KEY].candidate(case.b).parent_memory == 10
 
     case.assign(a=range(3), b=range(3, 6))
     assert case.reserved == (80 + 21, 30 + 21)

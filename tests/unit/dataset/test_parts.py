@@ -20,7 +20,7 @@ from tests.support.manifests import manifest
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import writer
 from ttsvar_ray.dataset.contents import summarise_output
-from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_bad_lines, write_letters
+from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters, write_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.output import open_output
 from ttsvar_ray.dataset.rows import RowContext, carried_columns, data_schema
@@ -228,7 +228,7 @@ def test_numbers_of_an_own_operator_keep_their_values_whatever_they_are_called(t
 
 def test_the_summary_counts_files_of_all_sessions(tmp_path: Path) -> None:
     layout = write_two_chunks(tmp_path)
-    write_bad_lines(layout.bad_lines_file, [BadLine(line=4, reason="blank", excerpt="")])
+    write_lines(layout.bad_lines_file, [BadLine(line=4, reason="blank", excerpt="").to_json()])
     summary = summarise_output(layout)
     assert (summary.chunks, summary.prompts, summary.images, summary.failed, summary.bad_lines) == (
         2,

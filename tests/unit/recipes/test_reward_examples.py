@@ -30,7 +30,7 @@ from recipes.shapes.reward_examples import (
 from recipes.shapes.reward_network import TEXT_TOKENS, build_reward_tokenizer
 from recipes.shapes.scenes import sample_scene
 from recipes.shapes.variants import hard_negatives, true_captions
-from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.autoencoder import to_uint8
 from ttsvar_ray.models.infinity.tokenizer import ImageTokenizer
 from ttsvar_ray.shapes.checker import judge
 from ttsvar_ray.shapes.detection import FoundObject

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttsvar_ray.models.cached_model import to_uint8
+from ttsvar_ray.models.autoencoder import to_uint8
 from ttsvar_ray.models.infinity.config import TokenizerConfig, TransformerConfig
 from ttsvar_ray.models.infinity.directory import build_tokenizer, build_transformer
 from ttsvar_ray.models.infinity.model import InfinityModel
