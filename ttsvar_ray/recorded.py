@@ -49,14 +49,6 @@ def read_images(folder: Path, names: list[str]) -> list[UInt8Array]:
     return images
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Return the tensors of a .safetensors file."""
-    from safetensors.torch import load_file
-
-    with reading(path):
-        return load_file(path)
-
-
 EXACT = 0.0
 """The tolerance of what must be equal."""
 

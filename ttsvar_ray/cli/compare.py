@@ -247,14 +247,12 @@ def _outcomes(
     from ttsvar_ray.evaluate.comparison import Outcomes, by_prompt
     from ttsvar_ray.evaluate.score_table import read_scores
 
-    names: list[str] = []
     rows: list[dict[str, Any]] = []
     seconds, device_seconds, prompts = 0.0, 0.0, 0
     for repetition, config in enumerate(variant.jobs):
         layout, manifest = read_run(config.output.path)
         prompts = manifest.prompt_count
         specs = _evaluators_of(config, sweep.evaluators, device=device)
-        names = list(specs)
         run_scorers(layout, list(specs.values()), workers=workers, address=address)
         generating = json.loads((layout.root / "seconds.json").read_text())["generating"]
         seconds += generating
@@ -280,7 +278,7 @@ def _outcomes(
     paid = [row["cost_images"] for row in rows if row.get("cost_images") is not None]
     outcomes = Outcomes(
         name=variant.name,
-        scores={name: by_prompt(rows, name, prompts, repetitions=len(variant.jobs)) for name in names},
+        scores={name: by_prompt(rows, name, prompts, repetitions=len(variant.jobs)) for name in specs},
         reward=reward[np.isfinite(reward)],
         images=float(np.mean(paid)) if paid else cost,
         seconds=seconds,
@@ -300,6 +298,20 @@ def _device_seconds(config: JobConfig, layout: OutputLayout, generating: float) 
     return workers * (config.cluster.gpus_per_worker or 1.0) + generating * held
 
 
+def _groups(rows: list[dict[str, Any]], name: str, prompts: int) -> Any:
+    """Return the group of each prompt: by the evaluator's tags, else all in one; -1 where it judges none."""
+    import numpy as np
+
+    groups = np.zeros(prompts, dtype=np.int64)
+    tags = sorted({row[f"{name}_tag"] for row in rows if f"{name}_tag" in row})
+    for row in rows:
+        if row[name] is None:
+            groups[row["row"]] = -1
+        elif tags:
+            groups[row["row"]] = tags.index(row[f"{name}_tag"])
+    return groups
+
+
 def _write(
     folder: Path,
     sweep: Sweep,
@@ -310,7 +322,7 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ttsvar_ray.evaluate.comparison import as_csv, groups_of, markdown, table, to_json
+    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
     from ttsvar_ray.evaluate.comparison import compare as compared
     from ttsvar_ray.job.resolved import resolve
 
@@ -321,7 +333,7 @@ def _write(
     lines = compared(
         outcomes,
         control=sweep.control,
-        groups={name: groups_of(rows, name, prompts) for name in names},
+        groups={name: _groups(rows, name, prompts) for name in names},
         published=sweep.published,
     )
     head, cells = table(lines, control=sweep.control)

@@ -18,8 +18,6 @@ from ttsvar_ray.cli.export import Which
 from ttsvar_ray.cli.show import table_lines
 
 if TYPE_CHECKING:
-    from ttsvar_ray.dataset.layout import OutputLayout
-    from ttsvar_ray.dataset.manifest import RunManifest
     from ttsvar_ray.evaluate.benchmarks import QuestionImages
     from ttsvar_ray.evaluate.geneval import GenEvalResult
     from ttsvar_ray.evaluate.judging import AskedImage, JudgedImage
@@ -142,16 +140,17 @@ def geneval(
     """
     from ttsvar_ray.evaluate.geneval import (
         GenEvalJudge,
-        geneval_result,
+        GenEvalResult,
         images_of_folder,
         images_of_run,
         prompt_folders,
     )
+    from ttsvar_ray.evaluate.judging import images_of
 
     target = shared.target()
-    found, told = _images(
+    found, told = images_of(
         source,
-        shared.images,
+        shared.images and shared.images.value,
         of_run=lambda layout, run, best: images_of_run(layout, run, best_only=best),
         of_folder=images_of_folder,
         is_folder=prompt_folders,
@@ -159,7 +158,7 @@ def geneval(
     )
     own, build = _own(partial(GenEvalJudge.load, detector.resolve(), clip.resolve()), target, shared.workers)
     judged = _judged(found, source, "geneval", {**own.basis(), "device": target}, build, shared)
-    result = geneval_result(judged)
+    result = GenEvalResult.of(judged)
     content = result.to_json(own, source=told, device=target)
     shared.write(content)
     return _lines(result, content["notes"])
@@ -205,7 +204,7 @@ def _asking(name: str) -> Callable[..., list[str]]:
         shared: _Shared,
     ) -> list[str]:
         from ttsvar_ray.errors import ConfigurationError
-        from ttsvar_ray.evaluate.benchmarks import BENCHMARKS, question_result
+        from ttsvar_ray.evaluate.benchmarks import BENCHMARKS
         from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
 
         benchmark = BENCHMARKS[name]
@@ -224,10 +223,7 @@ def _asking(name: str) -> Callable[..., list[str]]:
         )
         build = partial(QuestionJudge, judge.resolve(), benchmark.asked, answers, device=target, dtype=dtype)
         basis = judge_basis(benchmark, judge, device=target, dtype=dtype)
-        judged = _judged(found, source, name, basis, build, shared)
-        content = question_result(asked, judged, basis, told)
-        shared.write(content)
-        return _score_lines(content)
+        return _scored(asked, _judged(found, source, name, basis, build, shared), basis, told, shared)
 
     command.__doc__ = f"""{_ASKING[name]}
 
@@ -287,20 +283,24 @@ def _by_network(
     benchmark: Benchmark, load: Callable[..., Any], questions: Path, source: str, shared: _Shared
 ) -> list[str]:
     """Judge by a network that says itself what its scores rest on; return what is to be printed."""
-    from ttsvar_ray.evaluate.benchmarks import question_result
-
     target = shared.target()
     asked, found, told = _asked_images(benchmark, questions, source, shared, 1)
     own, build = _own(load, target, shared.workers)
     basis = {**own.basis(), "device": target}
     judged = _judged(found, source, benchmark.name, basis, build, shared)
-    content = question_result(asked, judged, basis, told)
+    return _scored(asked, judged, basis, told, shared)
+
+
+def _scored(
+    asked: QuestionImages,
+    judged: list[JudgedImage],
+    basis: Mapping[str, Any],
+    told: Mapping[str, Any],
+    shared: _Shared,
+) -> list[str]:
+    """Write the result; return its scores with their errors over prompts, and what is to be known of them."""
+    content = asked.to_json(judged, basis, told)
     shared.write(content)
-    return _score_lines(content)
-
-
-def _score_lines(content: Mapping[str, Any]) -> list[str]:
-    """Return the scores with their standard errors over prompts, and what is to be known of them."""
     counts, numbers = ("images", "prompts"), ("mean", "standard_error")
     rows = [
         [one["name"], *(str(one[key]) for key in counts)]
@@ -316,47 +316,18 @@ def _asked_images(
 ) -> tuple[QuestionImages, Iterator[AskedImage], Mapping[str, Any]]:
     """Return a benchmark's questions, the images of a run or a folder, and what is to be known of them."""
     from ttsvar_ray.evaluate.benchmarks import QuestionImages
+    from ttsvar_ray.evaluate.judging import images_of
 
     asked = QuestionImages.of(benchmark, questions)
-    found, told = _images(
+    found, told = images_of(
         source,
-        shared.images,
+        shared.images and shared.images.value,
         of_run=lambda layout, run, best: asked.of_run(layout, run, best_only=best),
         of_folder=lambda folder: asked.of_folder(folder, grid),
         is_folder=Path.is_dir,
         expected="a folder of images",
     )
     return asked, found, told
-
-
-def _images(
-    source: str,
-    which: Which | None,
-    *,
-    of_run: Callable[[OutputLayout, RunManifest, bool], Iterator[AskedImage]],
-    of_folder: Callable[[Path], Iterator[AskedImage]],
-    is_folder: Callable[[Path], object],
-    expected: str,
-) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
-    """Return the images of a run, or of a folder of an expected kind, and what is to be known of them."""
-    from ttsvar_ray.dataset.layout import OutputLayout
-    from ttsvar_ray.dataset.manifest import read_manifest
-    from ttsvar_ray.errors import ConfigurationError, OutputError
-    from ttsvar_ray.evaluate.judging import told_of_run
-
-    layout = OutputLayout(source)
-    manifest = read_manifest(layout)
-    if manifest is not None:
-        kept = which or Which.BEST
-        run = {**told_of_run(manifest), "images": kept.value}
-        return of_run(layout, manifest, kept is Which.BEST), run
-    if not is_folder(Path(source)):
-        raise OutputError(f"{source}: expected the output of a run, or {expected}, found neither")
-    if which is not None:
-        raise ConfigurationError(
-            f"--images: {source} is no run, so that no image in it is the best; remove it"
-        )
-    return of_folder(Path(source)), {"folder": source}
 
 
 def _own(
@@ -387,7 +358,7 @@ def _judged(
     shared: _Shared,
 ) -> list[JudgedImage]:
     """Judge images that have no verdict yet, read here one at a time, here or on workers of Ray."""
-    from ttsvar_ray.evaluate.judging import VerdictFile, here, judge_images
+    from ttsvar_ray.evaluate.judging import VerdictFile, here, judge_images, verdict_file
 
     if shared.workers is None:
         each = here(build())
@@ -403,19 +374,8 @@ def _judged(
             gpus=float(basis["device"].startswith("cuda")),
             run_name="ttsvar-ray evaluate",
         )
-    with VerdictFile(shared.verdicts or _beside(source, benchmark), basis) as file:
+    with VerdictFile(shared.verdicts or verdict_file(source, benchmark), basis) as file:
         return judge_images(images, file, each, on_image=_tell)
-
-
-def _beside(source: str, benchmark: str) -> Path:
-    """Return where verdicts go by default."""
-    from ttsvar_ray.errors import ConfigurationError
-    from ttsvar_ray.storage.location import locate
-
-    local = locate(source).local_path
-    if local is None:
-        raise ConfigurationError(f"--verdicts: expected a local file, since {source} is not local; name one")
-    return local.with_name(f"{local.name}.{benchmark}.jsonl")
 
 
 def _tell(done: int) -> None:

@@ -55,8 +55,9 @@ def plan(
     import dataclasses
     import json
 
-    from ttsvar_ray.cli.plan_report import job_report, wrapped
+    from ttsvar_ray.cli.plan_report import job_report
     from ttsvar_ray.cli.progress import fact_lines
+    from ttsvar_ray.cli.show import wrapped
     from ttsvar_ray.config.load import load_config
     from ttsvar_ray.job.preflight import planned_run
     from ttsvar_ray.job.resolved import resolve

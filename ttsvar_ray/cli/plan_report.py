@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines
+from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines, wrapped
 from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.costs.plan_cost import PlanCost, image_costs, plan_cost
-from ttsvar_ray.costs.profile import DeviceProfile, load_profile
+from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan
 from ttsvar_ray.job.plan import rows_of
-from ttsvar_ray.job.preflight import USUAL_GPU
+from ttsvar_ray.job.preflight import likely_device
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note
 from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import is_gpu, workload_of
-from ttsvar_ray.models.registry import published_names, resolve_device
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
 from ttsvar_ray.search.operators.protocol import Operator
@@ -31,28 +27,9 @@ from ttsvar_ray.vision.published import FLOAT32_BYTES
 DEVICE_SIZES_GB = (24, 40, 80, 141)
 """Memory of common GPUs in decimal GB, as on their data sheets; drivers show a little more."""
 
-WIDTH = 80
-"""Columns that every line keeps to: what a new terminal has."""
 
 _FITS_HEADER = ("device", "free for trajectories", "prompts under way", "side by side", "rows")
 _PLAN_HEADER = ("scale", "grid", "tokens", "before", "selection", "after", "decode", "score")
-
-
-def _may_have_gpu() -> bool:
-    """Whether there is any sign of a GPU: asking torch takes seconds, most of a plan's."""
-    signs = ("nvidia*", "nvhost*", "kfd", "dxg")
-    return sys.platform != "linux" or any(any(Path("/dev").glob(sign)) for sign in signs)
-
-
-def _device(job: ResolvedJob) -> DeviceProfile:
-    """Return a device that a job may run on, where none is named."""
-    model, device = job.config.model, job.config.model.device
-    # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
-    on_gpu = device.startswith("cuda") or (
-        device == "auto"
-        and (model.name in published_names() or (_may_have_gpu() and resolve_device(device).type == "cuda"))
-    )
-    return load_profile(USUAL_GPU if on_gpu else "cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +97,7 @@ class _JobReport:
             "model": self.job.config.model.name,
             "strategy": self.plan.strategy,
             "n": self.job.config.strategy.n,
-            "scales": [_row_json(row) for row in rows],
+            "scales": [row.to_json() for row in rows],
         }
         if self.counted is None:
             return report
@@ -216,7 +193,7 @@ def job_report(
     device = None if profile is None else load_profile(profile)
     if not has_counted_costs(job.description):
         return _JobReport(job=job, counted=None)
-    shown = _device(job) if device is None else device
+    shown = likely_device(job) if device is None else device
     given, job, on_gpu = job, sized(job, shown), is_gpu(shown)
     networks = job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
     each = {size: replace(shown, memory_bytes=size * 1e9) for size in DEVICE_SIZES_GB}
@@ -288,20 +265,6 @@ def _scored(row: ScaleRow) -> str:
     if row.look is None:
         return str(row.population)
     return f"{row.population} map" if row.on_map else f"{row.population} at {row.look.ahead_to}"
-
-
-def _row_json(row: ScaleRow) -> dict[str, Any]:
-    return {
-        "scale": row.scale_index,
-        "grid": [row.height, row.width],
-        "tokens": row.tokens,
-        "population": row.population,
-        "selection": row.selection,
-        "survivors": row.survivors,
-        "decoded": row.decodes,
-        "scored": row.scored,
-        "look": None if row.look is None else "map" if row.on_map else row.look.ahead_to,
-    }
 
 
 def _demand_line(report: _JobReport) -> str:
@@ -418,19 +381,6 @@ def _memory_lines(counted: _CountedCosts, rows: Sequence[int], *, selector_decod
         "",
         *(table_lines(_FITS_HEADER, fits, texts=0) if fits else ()),
         *misfits,
-    ]
-
-
-def wrapped(lines: Sequence[str]) -> list[str]:
-    """Return lines of at most `WIDTH` columns; what is longer goes on below, indented."""
-    return [
-        part
-        for line in lines
-        for part in (
-            textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-            if len(line) > WIDTH
-            else [line]
-        )
     ]
 
 

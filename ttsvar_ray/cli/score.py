@@ -295,13 +295,26 @@ def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str,
     import pyarrow.compute as pc
 
     from ttsvar_ray.dataset.contents import read_columns
-    from ttsvar_ray.evaluate.score_table import best_scores
 
     rows = read_columns(layout, ["image_rank", "reward", "reward_name"])
     steering = rows.filter(pc.equal(rows["image_rank"], 0))
     names = sorted(set(steering["reward_name"].to_pylist()))
     shown = [(f"reward ({', '.join(names)}, steered)", steering["reward"].to_numpy().astype(float))]
-    return shown + [(table, best_scores(layout, table)) for table in tables]
+    return shown + [(table, _best_scores(layout, table)) for table in tables]
+
+
+def _best_scores(layout: OutputLayout, table: str) -> Float64Array:
+    """Return the scores of the best image of each prompt, in the order of the prompts."""
+    import numpy as np
+
+    from ttsvar_ray.evaluate.score_table import read_scores
+
+    parts = []
+    for chunk in layout.data_parts():
+        part = read_scores(layout, table, chunk, ["image_rank", table])
+        ranks = part["image_rank"].to_numpy()
+        parts.append(part[table].to_numpy().astype(np.float64)[ranks == 0])
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def select(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     Rows = Iterable[Sequence[Text | str]]
 
+WIDTH = 80
+"""Columns that every line keeps to: what a new terminal has."""
 _AS_WIDE_AS_NEEDED = 10_000
 
 
@@ -45,6 +48,19 @@ def table_lines(headings: Sequence[str], rows: Rows, *, texts: int = 1, tight: b
     with console.capture() as captured:
         console.print(table(headings, rows, texts=texts, tight=tight))
     return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def wrapped(lines: Sequence[str]) -> list[str]:
+    """Return lines of at most `WIDTH` columns; what is longer goes on below, indented."""
+    return [
+        part
+        for line in lines
+        for part in (
+            textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            if len(line) > WIDTH
+            else [line]
+        )
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -245,7 +245,7 @@ class Coordinator:
         if isinstance(step, Restarted):
             residency.begin_round(live)
             return
-        record = step.record
+        record = step
         residency.begin_segment(live)
         found = assignment.find(self.view, live)
         if found is None:

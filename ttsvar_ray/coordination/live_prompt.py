@@ -146,6 +146,17 @@ class LivePrompt:
             self.segment.index, slots=len(self.assigned_to(worker_id)), parents=len(parents)
         )
 
+    def forget_worker(self, worker_id: str) -> None:
+        """Note that a worker is gone, with all that it ran and held."""
+        self.touched.pop(worker_id, None)
+        self.avoid.discard(worker_id)
+        self.forget_parents(worker_id)
+        for slot in self.assigned_to(worker_id):
+            del self.assigned[slot]
+            self.in_flight.pop(slot, None)
+        for kept in (self.reserved, self.commitments, self.grandparents, self.rebuilt):
+            kept.pop(worker_id, None)
+
     def forget_parents(self, worker_id: str) -> None:
         """Note that a worker holds no parent any more: the next task there carries their bits."""
         held = self.parent_holders.items()

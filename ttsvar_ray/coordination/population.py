@@ -1,8 +1,8 @@
 """The population of one prompt: what was reported, which trajectories the selections kept, how it ends.
 
-    reports -> advance -> Selected   the next segment, of the survivors
-                          Restarted  another round, or the end of an abandoned one, alone; nothing is held
-                          Stop       result()
+    reports -> advance -> SelectionRecord  the next segment, of the survivors; its placement is still open
+                          Restarted        another round, or an abandoned one's end, alone; nothing is held
+                          Stop             result()
 
 Knows nothing of workers. What it decides depends on (plan, run seed, prompt, reports in slot order),
 so it is the same whichever workers ran the shards and in whatever order they reported.
@@ -28,18 +28,11 @@ from ttsvar_ray.types import Float32Array, Int64Array, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selected:
-    """A selection was made; `record` says how, its placement is still open."""
-
-    record: SelectionRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
     """What runs now goes on from nothing that any worker holds, but maybe from bits."""
 
 
-Step: TypeAlias = Selected | Restarted | Stop
+Step: TypeAlias = SelectionRecord | Restarted | Stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +191,7 @@ class Population:
         self._segment = self._plan.segments[self._segment.index + 1]
         self._await_reports()
         assert len(self._parent_slots) == self._segment.population
-        return Selected(record=record)
+        return record
 
     def result(self, reason: StopReason, *, keep: Literal["best", "all"], attempts: int) -> PromptResult:
         """Rank the final images of all rounds; of equal ones, the earlier first.

@@ -120,14 +120,7 @@ class Residency:
         for live in self.live.values():
             if live.chunked_on == worker_id:
                 self._end_chunked(live)
-            live.touched.pop(worker_id, None)
-            live.avoid.discard(worker_id)
-            live.forget_parents(worker_id)
-            for slot in live.assigned_to(worker_id):
-                del live.assigned[slot]
-                live.in_flight.pop(slot, None)
-            for kept in (live.reserved, live.commitments, live.grandparents, live.rebuilt):
-                kept.pop(worker_id, None)
+            live.forget_worker(worker_id)
             if live.unassigned and live.chunked_on is None:
                 self.unplaced[live.key] = None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ttsvar_ray.costs.model import DecodeCost, JobNetworks, ModelCost, ScaleCost
+from ttsvar_ray.costs.model import DecodeCost, ModelCost, ScaleCost
 from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.types import Precision
 from ttsvar_ray.vision.published import NetworkCost
@@ -102,30 +102,3 @@ def network_line(
     each = max(each, network.layers_each * device.layer_seconds)
     resize = device.resize_seconds_per_megapixel * pixels / 1e6
     return Line(device.network_seconds, (PADDING if padded else 1.0) * each + resize)
-
-
-def text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
-    """Return the time to encode one prompt's text, as one of the most tokens."""
-    model, encoder, reward = networks.model, networks.text_encoder, networks.reward
-    seconds = reward.text_flops / device.float32_flops
-    if not model.text_tokens:
-        return seconds
-    launches = device.layer_seconds * (encoder.depth + model.depth / 4)
-    return seconds + max((encoder.flops() + model.text.flops) / device.narrow_flops, launches)
-
-
-PNG_LEVEL_SHARE = {0: 0.2, 1: 0.4, 2: 0.45, 3: 0.5, 4: 0.7, 5: 0.85}
-"""Of the time at level 6 and above, photo-like images (`benchmarks.image_files`)."""
-LOSSLESS_WEBP_SHARE = 0.15
-
-
-def encode_file_seconds(
-    image_format: str, pixels: int, device: DeviceProfile, *, quality: int, png_level: int
-) -> float:
-    """Return the time of one thread to write one image file ("png", "webp" or "jpeg")."""
-    if image_format == "jpeg":
-        return device.jpeg_seconds_per_megapixel * pixels / 1e6
-    share = PNG_LEVEL_SHARE.get(png_level, 1.0)
-    if image_format == "webp":
-        share = LOSSLESS_WEBP_SHARE if quality == 100 else 1.0
-    return share * device.png_seconds_per_megapixel * pixels / 1e6

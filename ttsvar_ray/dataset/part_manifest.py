@@ -107,10 +107,9 @@ class PartManifest:
             trace_before=tuple(map(_file_sum, before["trace"])),
         )
 
-
-def write_part_manifest(location: Location, manifest: PartManifest) -> None:
-    """Write the manifest of a part, whole or not at all."""
-    location.write_text(json.dumps(manifest.to_json()) + "\n")
+    def write(self, location: Location) -> None:
+        """Write the manifest, whole or not at all."""
+        location.write_text(json.dumps(self.to_json()) + "\n")
 
 
 def read_part_manifest(location: Location) -> PartManifest | None:
@@ -151,7 +150,7 @@ def settle(layout: OutputLayout, chunk_index: int) -> None:
     data = _found(layout.data_part(chunk_index), (manifest.data, *manifest.data_before))
     trace = _found(layout.trace_part(chunk_index), (manifest.trace, *manifest.trace_before))
     if data is not None and trace is not None:
-        write_part_manifest(location, PartManifest(data=data, trace=trace))
+        PartManifest(data=data, trace=trace).write(location)
 
 
 def _found(file: Location, expected: tuple[FileSum, ...]) -> FileSum | None:

@@ -182,13 +182,6 @@ class RowContext:
         return data_schema(self.carried, bits=self.bits, rounds=self.rounds, rewritten=self.rewritten)
 
 
-def payload_bytes(payload: Any) -> bytes:
-    """Return a payload that is bytes already."""
-    if not isinstance(payload, bytes):
-        raise TypeError(f"image payload: expected bytes, got {type(payload).__name__}")
-    return payload
-
-
 def rows_of(
     finished: Iterable[PromptResult], context: RowContext, resolve: Callable[[Any], bytes]
 ) -> Iterator[dict[str, Any]]:

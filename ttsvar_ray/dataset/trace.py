@@ -87,29 +87,37 @@ def selection_records(table: pa.Table) -> dict[int, list[SelectionRecord]]:
     return records
 
 
-def write_trace(path: Path, finished: Iterable[PromptResult]) -> int:
-    """Write the selections of these prompts, in the order given, to a local file; return its rows."""
-    return _write(path, _table(finished))
-
-
-def write_merged_trace(
-    path: Path, present: Location, finished: Iterable[PromptResult], *, replaced: Collection[int]
+def write_trace(
+    path: Path,
+    finished: Iterable[PromptResult],
+    *,
+    present: Location | None = None,
+    replaced: Collection[int] = (),
 ) -> int:
-    """Write the trace of a chunk with the selections of prompts that ran again, in prompt order.
-
-    Returns:
-        Its rows.
+    """Write the selections of these prompts, in the order given, to a local file; return its rows.
 
     Args:
-        path: on this machine.
-        present: the trace as it is; one of an earlier version may lack columns, which are empty then, and
-            one that somebody has deleted is begun anew.
-        finished: what is new.
-        replaced: rows whose selections, of a try that was cut short, are dropped.
+        present: a trace whose selections are in it, too; all are in prompt order then. One of an earlier
+            version may lack columns, which are empty then, and one that somebody has deleted is begun anew.
+        replaced: rows whose selections, of a try that was cut short, are not taken from `present`.
 
     Raises:
-        OutputError: the trace as it is is damaged.
+        OutputError: the trace that is there is damaged.
     """
+    table = _table(finished)
+    if present is not None:
+        before = _read(present)
+        kept = before.filter(pc.invert(pc.is_in(before["row"], pa.array(list(replaced), pa.int64()))))
+        table = pa.concat_tables([kept.select(trace_schema().names).cast(trace_schema()), table])
+        table = table.take(pc.sort_indices(table["row"]))
+    with pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        if len(table):  # Readers refuse a row group without rows.
+            writer.write_table(table)
+    return len(table)
+
+
+def _read(present: Location) -> Any:
+    """Return a trace with all columns; without rows where there is none."""
     table = trace_schema().empty_table()
     try:
         with contextlib.suppress(FileNotFoundError), present.open_arrow() as file:
@@ -122,16 +130,7 @@ def write_merged_trace(
     for name, kind, _ in _COLUMNS:
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), kind))
-    kept = table.filter(pc.invert(pc.is_in(table["row"], pa.array(list(replaced), pa.int64()))))
-    merged = pa.concat_tables([kept.select(trace_schema().names).cast(trace_schema()), _table(finished)])
-    return _write(path, merged.take(pc.sort_indices(merged["row"])))
-
-
-def _write(path: Path, table: Any) -> int:
-    with pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        if len(table):  # Readers refuse a row group without rows.
-            writer.write_table(table)
-    return len(table)
+    return table
 
 
 def _table(finished: Iterable[PromptResult]) -> Any:

@@ -39,10 +39,9 @@ from ttsvar_ray.dataset.part_manifest import (
     PartManifest,
     read_part_manifest,
     settle,
-    write_part_manifest,
 )
-from ttsvar_ray.dataset.rows import RowContext, payload_bytes, rows_of
-from ttsvar_ray.dataset.trace import write_merged_trace, write_trace
+from ttsvar_ray.dataset.rows import RowContext, rows_of
+from ttsvar_ray.dataset.trace import write_trace
 from ttsvar_ray.errors import LostRowsError, OutputError
 from ttsvar_ray.results import PromptFailure, PromptResult
 from ttsvar_ray.storage.location import Location
@@ -66,6 +65,13 @@ class ChunkReport:
     part_bytes: int
 
 
+def _payload_bytes(payload: Any) -> bytes:
+    """Return a payload that is bytes already."""
+    if not isinstance(payload, bytes):
+        raise TypeError(f"image payload: expected bytes, got {type(payload).__name__}")
+    return payload
+
+
 def write_chunk(
     layout: OutputLayout,
     chunk_index: int,
@@ -74,7 +80,7 @@ def write_chunk(
     finished: Sequence[PromptResult],
     failed: Sequence[PromptFailure],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
 ) -> ChunkReport:
     """Write what became of the prompts of a chunk, with what was kept of it, or put it into its part.
 
@@ -106,7 +112,9 @@ def write_chunk(
         some = "rows of " if is_there else "each row of "
         raise LostRowsError(f"chunk {chunk_index}: expected {some}{rows} once, got rows {ran}")
     ordered = sorted(finished, key=lambda outcome: outcome.prompt.row)
-    base = (part, trace) if is_there else (kept, layout.partial_trace(chunk_index)) if is_kept else None
+    present, present_trace = (
+        (part, trace) if is_there else (kept, layout.partial_trace(chunk_index)) if is_kept else (None, None)
+    )
     images = 0
     if not is_there:
         write_failed_part(letters, failed)
@@ -115,24 +123,20 @@ def write_chunk(
         rows_file: Path | None = None
         if ordered or not is_there:
             rows_file = commit.enter_context(part.replacing())
-            if base is None:
-                images = write_part(rows_file, ordered, context=context, resolve=resolve)
-            else:
-                images = _write_merged_part(rows_file, base[0], ran, ordered, context, resolve)
+            images = write_part(
+                rows_file, ordered, context=context, resolve=resolve, present=present, replaced=ran
+            )
         staged = commit.enter_context(trace.replacing())
-        if base is None:
-            selections = write_trace(staged, ordered)
-        else:
-            selections = write_merged_trace(staged, base[1], ordered, replaced=ran)
+        selections = write_trace(staged, ordered, present=present_trace, replaced=ran)
         selected = FileSum.of(staged, rows=selections)
         data: FileSum | None = None
         if rows_file is not None:
             data = FileSum.of(rows_file, rows=images, ran=_what_ran(context.plan, rows_file, staged))
         before = read_part_manifest(manifest) if is_there else None
         if before is not None:
-            write_part_manifest(manifest, before.replaced_by(data=data, trace=selected))
+            before.replaced_by(data=data, trace=selected).write(manifest)
         elif data is not None:
-            write_part_manifest(manifest, PartManifest(data=data, trace=selected))
+            PartManifest(data=data, trace=selected).write(manifest)
     if is_there:
         settle(layout, chunk_index)
         replace_letters(letters, failed, ran=ran)
@@ -164,7 +168,7 @@ def write_partial(
     rows: range,
     finished: Sequence[PromptResult],
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
 ) -> None:
     """Keep finished prompts of a chunk that is not whole, beside those that were kept before.
 
@@ -181,11 +185,9 @@ def write_partial(
     with contextlib.ExitStack() as commit:
         # Closed in reverse: the trace gets its name before the part that vouches for it.
         staged = commit.enter_context(kept.replacing())
-        if kept.is_file():
-            _write_merged_part(staged, kept, ran, ordered, context, resolve)
-        else:
-            write_part(staged, ordered, context=context, resolve=resolve)
-        write_merged_trace(commit.enter_context(trace.replacing()), trace, ordered, replaced=ran)
+        present = kept if kept.is_file() else None
+        write_part(staged, ordered, context=context, resolve=resolve, present=present, replaced=ran)
+        write_trace(commit.enter_context(trace.replacing()), ordered, present=trace, replaced=ran)
 
 
 def partial_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, frozenset[int]]:
@@ -226,30 +228,23 @@ def write_part(
     finished: Iterable[PromptResult],
     *,
     context: RowContext,
-    resolve: Callable[[Any], bytes] = payload_bytes,
+    resolve: Callable[[Any], bytes] = _payload_bytes,
+    present: Location | None = None,
+    replaced: Collection[int] = (),
 ) -> int:
     """Write one Parquet part to a local file, a row per kept image in the order given; return its rows.
 
     Only one row group of images is held in memory. A part without rows is valid: its chunk failed.
+
+    Args:
+        present: a part whose rows are in it, too; all are in prompt order then, as `finished` must be.
+        replaced: rows of the prompt set that are not taken from `present`.
     """
-    return _write_rows(path, rows_of(finished, context, resolve), context.schema)
-
-
-def _write_merged_part(
-    path: Path,
-    part: Location,
-    ran: Collection[int],
-    finished: Sequence[PromptResult],
-    context: RowContext,
-    resolve: Callable[[Any], bytes],
-) -> int:
-    """Write a part with its rows and those of prompts that ran now, in prompt order; return its rows."""
-    schema = context.schema
-    present = _present_rows(part, schema, without=ran)
-    merged = heapq.merge(
-        present, rows_of(finished, context, resolve), key=lambda row: (row["row"], row["image_rank"])
-    )
-    return _write_rows(path, merged, schema)
+    rows = rows_of(finished, context, resolve)
+    if present is not None:
+        before = _present_rows(present, context.schema, without=replaced)
+        rows = heapq.merge(before, rows, key=lambda row: (row["row"], row["image_rank"]))
+    return _write_rows(path, rows, context.schema)
 
 
 def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]) -> Iterator[dict[str, Any]]:

@@ -120,32 +120,30 @@ class QuestionImages:
             notes.append(f"{self.passed_over} images passed over, of prompts of which nothing is asked")
         return own.summary(answered), notes
 
+    def to_json(
+        self,
+        judged: Sequence[JudgedImage],
+        basis: Mapping[str, Any],
+        source: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return everything to keep of an evaluation, as JSON has it.
 
-def question_result(
-    images: QuestionImages,
-    judged: Sequence[JudgedImage],
-    basis: Mapping[str, Any],
-    source: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return everything to keep of an evaluation, as JSON has it.
-
-    Args:
-        images: that were asked for.
-        judged: all of them.
-        basis: what answers rest on.
-        source: which images, see `told_of_run`.
-    """
-    scores, notes = images.result(judged, basis["judge"]["label"])
-    asked = {one.prompt.name: one.prompt for one in judged}
-    return {
-        **basis,
-        "images": len(judged),
-        "scores": [asdict(score) for score in scores],
-        "notes": notes,
-        "prompts_digest": questions_digest(asked.values()),
-        "source": dict(source),
-        "versions": installed_versions(),
-    }
+        Args:
+            judged: all of them.
+            basis: what answers rest on.
+            source: which images, see `told_of_run`.
+        """
+        scores, notes = self.result(judged, basis["judge"]["label"])
+        asked = {one.prompt.name: one.prompt for one in judged}
+        return {
+            **basis,
+            "images": len(judged),
+            "scores": [asdict(score) for score in scores],
+            "notes": notes,
+            "prompts_digest": questions_digest(asked.values()),
+            "source": dict(source),
+            "versions": installed_versions(),
+        }
 
 
 def _told_files(file: Path) -> list[tuple[str, Path]]:

@@ -124,18 +124,6 @@ def interval(
     return Interval(mean=grouped_mean(values, groups).mean, low=float(low), high=float(high))
 
 
-def groups_of(rows: Sequence[Mapping[str, Any]], name: str, prompts: int) -> Int64Array:
-    """Return the group of each prompt: by the evaluator's tags, else all in one; -1 where it judges none."""
-    groups = np.zeros(prompts, dtype=np.int64)
-    tags = sorted({row[f"{name}_tag"] for row in rows if f"{name}_tag" in row})
-    for row in rows:
-        if row[name] is None:
-            groups[row["row"]] = -1
-        elif tags:
-            groups[row["row"]] = tags.index(row[f"{name}_tag"])
-    return groups
-
-
 def by_prompt(
     rows: Sequence[Mapping[str, Any]], column: str, prompts: int, *, repetitions: int | None = None
 ) -> Float64Array:
@@ -146,7 +134,7 @@ def by_prompt(
     """
     totals, seen = np.zeros(prompts), np.zeros(prompts)
     for row in rows:
-        totals[row["row"]] += row[column] or 0.0  # one that is not judged counts nowhere: see `groups_of`
+        totals[row["row"]] += row[column] or 0.0  # one that is not judged counts nowhere
         seen[row["row"]] += 1
     return totals / (np.where(seen == 0, np.nan, seen) if repetitions is None else repetitions)
 

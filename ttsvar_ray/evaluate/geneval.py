@@ -166,6 +166,17 @@ class GenEvalResult:
     prompts: tuple[GenEvalPrompt, ...]
     images_of: Mapping[str, int] = field(repr=False)
 
+    @classmethod
+    def of(cls, judged: Sequence[JudgedImage]) -> GenEvalResult:
+        """Return the result of at least one image."""
+        prompts: dict[str, GenEvalPrompt] = {}
+        images_of: Counter[str] = Counter()
+        for one in judged:
+            prompts.setdefault(one.prompt.key, one.prompt)
+            images_of[one.prompt.key] += 1
+        summary = summarise((one.prompt.tag, one.prompt.key, bool(one.found["correct"])) for one in judged)
+        return cls(summary=summary, prompts=tuple(prompts.values()), images_of=images_of)
+
     def notes(self, detector_label: str) -> list[str]:
         """Return why the score is not one of the published kind; nothing where it is."""
         found = []
@@ -202,17 +213,6 @@ class GenEvalResult:
             "dtype": "float32",
             "versions": installed_versions(),
         }
-
-
-def geneval_result(judged: Sequence[JudgedImage]) -> GenEvalResult:
-    """Return the result of at least one image."""
-    prompts: dict[str, GenEvalPrompt] = {}
-    images_of: Counter[str] = Counter()
-    for one in judged:
-        prompts.setdefault(one.prompt.key, one.prompt)
-        images_of[one.prompt.key] += 1
-    summary = summarise((one.prompt.tag, one.prompt.key, bool(one.found["correct"])) for one in judged)
-    return GenEvalResult(summary=summary, prompts=tuple(prompts.values()), images_of=images_of)
 
 
 def _without_nan(numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from ttsvar_ray.dataset.manifest import RunManifest
-from ttsvar_ray.errors import OutputError, brief, doing
+from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
+from ttsvar_ray.errors import ConfigurationError, OutputError, brief, doing
+from ttsvar_ray.storage.location import locate
 from ttsvar_ray.types import UInt8Array
 
 
@@ -220,3 +222,45 @@ def told_of_run(manifest: RunManifest) -> dict[str, Any]:
         },
         "versions": dict(manifest.versions),
     }
+
+
+def verdict_file(source: str, benchmark: str) -> Path:
+    """Return where verdicts go by default."""
+    local = locate(source).local_path
+    if local is None:
+        raise ConfigurationError(f"--verdicts: expected a local file, since {source} is not local; name one")
+    return local.with_name(f"{local.name}.{benchmark}.jsonl")
+
+
+def images_of(
+    source: str,
+    which: str | None,
+    *,
+    of_run: Callable[[OutputLayout, RunManifest, bool], Iterator[AskedImage]],
+    of_folder: Callable[[Path], Iterator[AskedImage]],
+    is_folder: Callable[[Path], object],
+    expected: str,
+) -> tuple[Iterator[AskedImage], Mapping[str, Any]]:
+    """Return the images of a run, or of a folder of an expected kind, and what is to be known of them.
+
+    Args:
+        source: a path or URI.
+        which: images of a run: "best", which is the default, or "all".
+        expected: the folders that `is_folder` knows, in words.
+
+    Raises:
+        OutputError: neither is there.
+        ConfigurationError: `which` is said of a folder.
+    """
+    layout = OutputLayout(source)
+    manifest = read_manifest(layout)
+    if manifest is not None:
+        kept = which or "best"
+        return of_run(layout, manifest, kept == "best"), {**told_of_run(manifest), "images": kept}
+    if not is_folder(Path(source)):
+        raise OutputError(f"{source}: expected the output of a run, or {expected}, found neither")
+    if which is not None:
+        raise ConfigurationError(
+            f"--images: {source} is no run, so that no image in it is the best; remove it"
+        )
+    return of_folder(Path(source)), {"folder": source}

@@ -27,7 +27,7 @@ from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
 from ttsvar_ray.errors import OutputError, brief, doing
 from ttsvar_ray.evaluate.scorers import Scorer, ScorerSpec
 from ttsvar_ray.storage.location import Location
-from ttsvar_ray.types import Float64Array, UInt8Array
+from ttsvar_ray.types import UInt8Array
 
 _KEY = b"ttsvar_ray.scores"
 _IMAGES_AT_A_TIME = 16
@@ -184,16 +184,6 @@ def read_scores(
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise OutputError(f"{file}: not a whole Parquet file ({brief(error)}); delete it") from None
-
-
-def best_scores(layout: OutputLayout, table: str) -> Float64Array:
-    """Return the scores of the best image of each prompt, in the order of the prompts."""
-    parts = []
-    for chunk in layout.data_parts():
-        part = read_scores(layout, table, chunk, ["image_rank", table])
-        ranks = part["image_rank"].to_numpy()
-        parts.append(part[table].to_numpy().astype(np.float64)[ranks == 0])
-    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def _image_rows(part: Location) -> Iterator[list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.parts import combination, joint_component
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import FinalChoice, Plan
-from ttsvar_ray.search.presets import FEWEST_SCALES, one_based_selections
+from ttsvar_ray.search.presets import FEWEST_SCALES, published_selections
 from ttsvar_ray.search.strategy import SelectionSetting, Strategy, compile_plan, settings_read_by
 from ttsvar_ray.search.validation import require_a_final_choice
 
@@ -132,7 +132,10 @@ def _final_choice(config: JobConfig) -> FinalChoice | None:
 
 def _one_based(num_scales: int, strategy: Strategy) -> dict[str, Any]:
     """Return the selection scales of Algorithm 1 as it is printed, where the strategy has such."""
-    preset = one_based_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
+    preset = published_selections(num_scales) if num_scales >= FEWEST_SCALES else ()
+    # The published code counts scales from 0. So read, each selection comes one scale earlier, and those that
+    # would come after the first scale, where nothing can be dropped yet, are not there.
+    preset = tuple((scale - 1, operator) for scale, operator in preset if scale > 1)
     if not preset:
         raise ConfigurationError(
             f"plan: published-1-based selects between the first and the last scale but one, and the model "

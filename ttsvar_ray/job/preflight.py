@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ttsvar_ray.job.resolved import ResolvedJob
 from ttsvar_ray.job.sizing import sized, sized_memory
 from ttsvar_ray.job.workload import expected_workload
 from ttsvar_ray.models.description import ModelDescription
-from ttsvar_ray.models.registry import BUILT_IN
+from ttsvar_ray.models.registry import BUILT_IN, published_names, resolve_device
 from ttsvar_ray.prompts.read import PromptScan
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.run import seconds_per_prompt
@@ -319,6 +320,23 @@ def device_named(profile: str, count: int) -> Device:
         count=count,
         memory_bytes=None if on_cpu else loaded.memory_bytes,
     )
+
+
+def _may_have_gpu() -> bool:
+    """Whether there is any sign of a GPU: asking torch takes seconds, most of a plan's."""
+    signs = ("nvidia*", "nvhost*", "kfd", "dxg")
+    return sys.platform != "linux" or any(any(Path("/dev").glob(sign)) for sign in signs)
+
+
+def likely_device(job: ResolvedJob) -> DeviceProfile:
+    """Return a device that a job may run on, where none is named."""
+    model, device = job.config.model, job.config.model.device
+    # A job for GPUs can be planned on a machine without one, and the published models are for GPUs.
+    on_gpu = device.startswith("cuda") or (
+        device == "auto"
+        and (model.name in published_names() or (_may_have_gpu() and resolve_device(device).type == "cuda"))
+    )
+    return load_profile(USUAL_GPU if on_gpu else "cpu")
 
 
 def planned_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, coordinator_settings, resolve
 from ttsvar_ray.job.sizing import sized, sized_memory
-from ttsvar_ray.job.workload import build_workload, is_gpu, is_workload, read_workload
+from ttsvar_ray.job.workload import KIND, build_workload, is_gpu, read_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
 
@@ -121,7 +122,8 @@ def simulated_plan(job: ResolvedJob) -> Plan:
 def _is_workload_file(profile: str) -> bool:
     """Whether a profile is a workload's file; errors of reading are for whoever reads it in earnest."""
     try:
-        return is_workload(json.loads(Path(profile).read_text(encoding="utf-8")))
+        content = json.loads(Path(profile).read_text(encoding="utf-8"))
+        return isinstance(content, Mapping) and content.get("kind") == KIND
     except (OSError, ValueError):
         return False
 

@@ -33,10 +33,8 @@ from ttsvar_ray.costs.seconds import (
     Line,
     chord,
     decode_line,
-    encode_file_seconds,
     network_line,
     scale_line,
-    text_seconds,
 )
 from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
@@ -95,7 +93,7 @@ def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile)
     for segment in plan.segments:
         time = _total([lines[scale] for scale in _scales(segment)])
         if segment.index == 0:
-            time += Line(0.0, text_seconds(networks, profile) / segment.population)
+            time += Line(0.0, _text_seconds(networks, profile) / segment.population)
         time += image_line(
             networks, segment, profile, selector_decode=selector_decode, rows=most[segment.index]
         )
@@ -246,7 +244,7 @@ def _files(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile, *, r
     """Return the time until the image files of a micro-batch of so many rows are written."""
     image_format, quality, png_level = image_settings(job.config)
     pixels = networks.model.decodes["full"].pixels
-    one = encode_file_seconds(image_format, pixels, profile, quality=quality, png_level=png_level)
+    one = _encode_file_seconds(image_format, pixels, profile, quality=quality, png_level=png_level)
     each = _files_per_trajectory(job) * one / ENCODE_THREADS
     return chord(lambda count: max(one, count * each), rows)
 
@@ -278,6 +276,33 @@ def write_workload(path: Path, workload: Workload) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def _text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
+    """Return the time to encode one prompt's text, as one of the most tokens."""
+    model, encoder, reward = networks.model, networks.text_encoder, networks.reward
+    seconds = reward.text_flops / device.float32_flops
+    if not model.text_tokens:
+        return seconds
+    launches = device.layer_seconds * (encoder.depth + model.depth / 4)
+    return seconds + max((encoder.flops() + model.text.flops) / device.narrow_flops, launches)
+
+
+PNG_LEVEL_SHARE = {0: 0.2, 1: 0.4, 2: 0.45, 3: 0.5, 4: 0.7, 5: 0.85}
+"""Of the time at level 6 and above, photo-like images (`benchmarks.image_files`)."""
+LOSSLESS_WEBP_SHARE = 0.15
+
+
+def _encode_file_seconds(
+    image_format: str, pixels: int, device: DeviceProfile, *, quality: int, png_level: int
+) -> float:
+    """Return the time of one thread to write one image file ("png", "webp" or "jpeg")."""
+    if image_format == "jpeg":
+        return device.jpeg_seconds_per_megapixel * pixels / 1e6
+    share = PNG_LEVEL_SHARE.get(png_level, 1.0)
+    if image_format == "webp":
+        share = LOSSLESS_WEBP_SHARE if quality == 100 else 1.0
+    return share * device.png_seconds_per_megapixel * pixels / 1e6
+
+
 def read_workload(path: Path) -> Workload:
     """Read a workload.
 
@@ -290,7 +315,7 @@ def read_workload(path: Path) -> Workload:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror}); give a workload file") from None
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not valid JSON: {error}") from None
-    if not is_workload(content):
+    if not isinstance(content, Mapping) or content.get("kind") != KIND:
         raise ConfigurationError(f"{path}: expected an object with kind {KIND!r}; is this a workload file?")
     if content.get("format_version") != FORMAT_VERSION:
         raise ConfigurationError(
@@ -309,11 +334,6 @@ def read_workload(path: Path) -> Workload:
         segments=tuple(SegmentLoad(**values) for values in segments),
         source=str(content.get("source", path.name)),
     )
-
-
-def is_workload(content: Any) -> bool:
-    """Whether parsed JSON says that it is a workload."""
-    return isinstance(content, Mapping) and content.get("kind") == KIND
 
 
 def _problems(values: Any) -> list[str]:

@@ -11,14 +11,12 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttsvar_ray.kernels.operations import group_norm_silu, interleaved, residual_sum
 from ttsvar_ray.models.row_stability import stable_attention
-from ttsvar_ray.types import UInt8Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,9 +286,6 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(x, self.config.pixel_shuffle)
 
 
-SELECTOR_PIXELS = 256
-"""Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
-
 MOST_DECODE_ROWS = 8
 """Bounds the decoder's memory, and is below what `row_stability.pad_images` promises."""
 
@@ -307,37 +302,6 @@ def decode_rows(image_height: int, image_width: int, *, device: str = "cuda") ->
     """Return how many images of a size are decoded in one call, 1 to `MOST_DECODE_ROWS`."""
     pixels = CPU_DECODE_PIXELS if device == "cpu" else DECODE_PIXELS
     return max(1, min(MOST_DECODE_ROWS, pixels // (image_height * image_width)))
-
-
-def selector_map_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """Return (height, width) of the feature map that is decoded for selectors.
-
-    Args:
-        height, width: of the full feature map, in cells.
-        patch_size: pixels per cell.
-    """
-    largest = max(SELECTOR_PIXELS // patch_size, 1)
-    if max(height, width) <= largest:
-        return height, width
-    factor = largest / max(height, width)
-    return max(round(height * factor), 1), max(round(width * factor), 1)
-
-
-def decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: int) -> UInt8Array:
-    """Return uint8 [B, height, width, 3], decoded `step` maps at a time.
-
-    Where there are several chunks all have `step` maps, the last one filled up with its last: devices that
-    choose kernels by shape then decode every map alike, wherever in the batch it is.
-
-    Args:
-        maps: [B, d, H, W], at least one.
-        decode: [b, d, H, W] to uint8 [b, height, width, 3].
-        step: most maps of one call.
-    """
-    rows = len(maps)
-    filled = -(-rows // step) * step if rows > step else rows
-    order = torch.arange(filled, device=maps.device).clamp(max=rows - 1)
-    return np.concatenate([decode(maps[chunk]).cpu().numpy() for chunk in order.split(step)])[:rows]
 
 
 def to_uint8(image: Tensor) -> Tensor:

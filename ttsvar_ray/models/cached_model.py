@@ -17,13 +17,48 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttsvar_ray.kernels.operations import uses_fused
-from ttsvar_ray.models.autoencoder import decode_in_chunks, decode_rows, selector_map_size, to_uint8
+from ttsvar_ray.models.autoencoder import decode_rows, to_uint8
 from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.recorded_steps import RecordedSteps, Recorder, cuda_recorder
 from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, exact_sums
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.types import Float32Array, Float64Array, ScaleSchedule, UInt8Array
+
+SELECTOR_PIXELS = 256
+"""Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
+
+
+def _selector_map_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Return (height, width) of the feature map that is decoded for selectors.
+
+    Args:
+        height, width: of the full feature map, in cells.
+        patch_size: pixels per cell.
+    """
+    largest = max(SELECTOR_PIXELS // patch_size, 1)
+    if max(height, width) <= largest:
+        return height, width
+    factor = largest / max(height, width)
+    return max(round(height * factor), 1), max(round(width * factor), 1)
+
+
+def _decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: int) -> UInt8Array:
+    """Return uint8 [B, height, width, 3], decoded `step` maps at a time.
+
+    Where there are several chunks all have `step` maps, the last one filled up with its last: devices that
+    choose kernels by shape then decode every map alike, wherever in the batch it is.
+
+    Args:
+        maps: [B, d, H, W], at least one.
+        decode: [b, d, H, W] to uint8 [b, height, width, 3].
+        step: most maps of one call.
+    """
+    rows = len(maps)
+    filled = -(-rows // step) * step if rows > step else rows
+    order = torch.arange(filled, device=maps.device).clamp(max=rows - 1)
+    return np.concatenate([decode(maps[chunk]).cpu().numpy() for chunk in order.split(step)])[:rows]
+
 
 CONDITIONAL, UNCONDITIONAL = range(1), range(1, 2)
 """One of the two streams of guidance alone; both are `range(2)`."""
@@ -322,7 +357,7 @@ class CachedModel(ABC):
 
     def decode(self, state: ScaleState, *, size: str = "full") -> UInt8Array:
         """Decode the feature map so far to uint8 RGB [rows, height, width, 3]."""
-        return decode_in_chunks(
+        return _decode_in_chunks(
             state.summed,
             lambda maps: to_uint8(self.decode_float(maps, size=size)),
             step=self._decode_rows(self._decoded_size(state.summed, size)),
@@ -359,5 +394,5 @@ class CachedModel(ABC):
     def _decoded_size(self, summed: Tensor, size: str) -> tuple[int, int]:
         height, width = summed.shape[-2:]
         if size == "selector":
-            return selector_map_size(height, width, self.tokenizer.config.patch_size)
+            return _selector_map_size(height, width, self.tokenizer.config.patch_size)
         return height, width

@@ -17,11 +17,11 @@ from transformers import CLIPModel, SiglipVisionModel
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.clip_reward import ClipImageEncoder, mlp_values
-from ttsvar_ray.rewards.network_reward import LinearHead, NetworkReward, load_linear_head
+from ttsvar_ray.rewards.network_reward import LinearHead, NetworkReward
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Preprocessing
 from ttsvar_ray.vision.batches import in_whole_blocks, rows_without_tail, settle
-from ttsvar_ray.vision.checkpoints import load_pretrained
+from ttsvar_ray.vision.checkpoints import load_pretrained, load_strict, read_published
 from ttsvar_ray.vision.pixels import HALF, Fit, Library, PixelRecipe
 
 
@@ -92,7 +92,7 @@ def load_laion_aesthetic(
     return AestheticReward(
         encoder=ClipImageEncoder(model),
         values_per_image=mlp_values(model),
-        head=load_linear_head(
+        head=_load_linear_head(
             folder / head, prefix="layers", indices=(0, 2, 4, 6, 7), input_width=model.config.projection_dim
         ),
         recipe=PixelRecipe(size=model.config.vision_config.image_size, preprocessing=preprocessing),
@@ -132,7 +132,7 @@ def load_aesthetic_v25(
     return AestheticReward(
         encoder=_SiglipImageEncoder(model),
         values_per_image=(vision.image_size // vision.patch_size) ** 2 * vision.intermediate_size,
-        head=load_linear_head(
+        head=_load_linear_head(
             folder / head, prefix="scoring_head", indices=(0, 2, 4, 6, 8), input_width=vision.hidden_size
         ),
         recipe=PixelRecipe(
@@ -146,3 +146,29 @@ def load_aesthetic_v25(
         scale=scale,
         **how,
     )
+
+
+def _load_linear_head(path: Path, *, prefix: str, indices: Sequence[int], input_width: int) -> LinearHead:
+    """Read a head (weights only): `{prefix}.{index}.weight` and `.bias`, ending in one output.
+
+    Args:
+        path: the published file.
+        prefix: of its keys.
+        indices: places of the linear layers; a file with other places has other layers there, such as
+            activations, so it is refused.
+        input_width: of the embedding that the head reads.
+
+    Raises:
+        CheckpointError: no such file, other layers, or widths that do not fit.
+    """
+    weights = read_published(path, expected="the published head of this reward")
+    expected = {f"{prefix}.{index}.{part}" for index in indices for part in ("weight", "bias")}
+    if set(weights) != expected:
+        raise CheckpointError(f"{path}: expected exactly the keys {sorted(expected)}, got {sorted(weights)}")
+    widths = [len(weights[f"{prefix}.{index}.weight"]) for index in indices]
+    if widths[-1] != 1:
+        raise CheckpointError(f"{path}: expected one output, got {widths[-1]}")
+    head = LinearHead(input_width, widths, indices)
+    own_names = {f"layers.{key.removeprefix(f'{prefix}.')}": weight for key, weight in weights.items()}
+    load_strict(head, own_names, source=str(path))
+    return head

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.rewards.protocol import RewardText
 from ttsvar_ray.types import Float32Array, UInt8Array
 from ttsvar_ray.vision.batches import ImageNetwork
-from ttsvar_ray.vision.checkpoints import load_strict, read_published
 from ttsvar_ray.vision.pixels import PixelRecipe
 
 MOST_CACHED_TEXTS = 4096
@@ -107,29 +104,3 @@ class LinearHead(nn.Module):
         for layer in self.layers.values():
             embeddings_BW = layer(embeddings_BW)
         return embeddings_BW.squeeze(-1)
-
-
-def load_linear_head(path: Path, *, prefix: str, indices: Sequence[int], input_width: int) -> LinearHead:
-    """Read a head (weights only): `{prefix}.{index}.weight` and `.bias`, ending in one output.
-
-    Args:
-        path: the published file.
-        prefix: of its keys.
-        indices: places of the linear layers; a file with other places has other layers there, such as
-            activations, so it is refused.
-        input_width: of the embedding that the head reads.
-
-    Raises:
-        CheckpointError: no such file, other layers, or widths that do not fit.
-    """
-    weights = read_published(path, expected="the published head of this reward")
-    expected = {f"{prefix}.{index}.{part}" for index in indices for part in ("weight", "bias")}
-    if set(weights) != expected:
-        raise CheckpointError(f"{path}: expected exactly the keys {sorted(expected)}, got {sorted(weights)}")
-    widths = [len(weights[f"{prefix}.{index}.weight"]) for index in indices]
-    if widths[-1] != 1:
-        raise CheckpointError(f"{path}: expected one output, got {widths[-1]}")
-    head = LinearHead(input_width, widths, indices)
-    own_names = {f"layers.{key.removeprefix(f'{prefix}.')}": weight for key, weight in weights.items()}
-    load_strict(head, own_names, source=str(path))
-    return head

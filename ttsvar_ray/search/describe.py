@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ttsvar_ray.search.operators.protocol import Signal
 from ttsvar_ray.search.plan import Look, Plan
@@ -48,6 +49,20 @@ class ScaleRow:
     def tokens(self) -> int:
         """Tokens of one trajectory at this scale."""
         return self.height * self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "scale": self.scale_index,
+            "grid": [self.height, self.width],
+            "tokens": self.tokens,
+            "population": self.population,
+            "selection": self.selection,
+            "survivors": self.survivors,
+            "decoded": self.decodes,
+            "scored": self.scored,
+            "look": None if self.look is None else "map" if self.on_map else self.look.ahead_to,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

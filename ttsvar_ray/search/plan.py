@@ -9,6 +9,7 @@ left unread. It never changes after it was made.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ttsvar_ray.search.operators.protocol import Operator, Signal
@@ -66,6 +67,10 @@ class Segment:
         return frozenset() if self.selection is None else self.selection.operator.reads
 
 
+MOST_ROUNDS = 8
+"""Of an adaptive search that does not say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
     """How often a prompt may begin anew, and when it need not go on.
@@ -86,6 +91,25 @@ class Rounds:
         assert min(self.growth) >= 1
         scales = [scale for scale, _ in self.reject_below]
         assert scales == sorted(set(scales))
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        max_rounds: int | None,
+        growth: Sequence[int] | None,
+        reject_below: Mapping[int, float] | None,
+        stop_at: float | None,
+    ) -> Rounds:
+        """Return the rounds that the settings of a strategy mean (`search.strategy.compile_plan`)."""
+        most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
+        return cls(
+            growth=(factors + factors[-1:] * most)[:most],
+            reject_below=tuple(
+                (int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())
+            ),
+            stop_at=stop_at,
+        )
 
     @property
     def most(self) -> int:

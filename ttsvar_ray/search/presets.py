@@ -40,15 +40,6 @@ def published_selections(num_scales: int) -> tuple[tuple[int, str], ...]:
     return tuple(selections)
 
 
-def one_based_selections(num_scales: int) -> tuple[tuple[int, str], ...]:
-    """Return the selections of the paper's Algorithm 1 with its scales counted from 1, as it is printed.
-
-    The published code counts from 0; so read, each selection comes one scale earlier, and those that would
-    come after the first scale, where nothing can be dropped yet, are not there.
-    """
-    return tuple((scale - 1, operator) for scale, operator in published_selections(num_scales) if scale > 1)
-
-
 def default_batch_schedule(num_scales: int, selection_scales: Iterable[int]) -> tuple[int, ...]:
     """Return survivors after each scale for N = 1: from 8 in equal steps, each at least one, to 1.
 

@@ -28,11 +28,9 @@ from ttsvar_ray.search.validation import (
     WantedSelection,
     batch_schedule_problems,
     check_answers,
-    final_problems,
     is_whole_number,
     looks_of,
     require_a_final_choice,
-    rounds_of,
     rounds_problems,
     scale_schedule_problems,
     selection_scale_problems,
@@ -204,7 +202,11 @@ def compile_plan(
         problems += rounds_problems(
             num_scales, max_rounds=max_rounds, growth=growth, reject_below=reject_below, stop_at=stop_at
         )
-    problems += final_problems(num_scales, final or FinalChoice())
+    problems += [
+        f"final_mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
+        for scale in (final or FinalChoice()).mean_of
+        if scale >= num_scales
+    ]
     if batch_schedule is not None and name.has_schedule:
         problems += batch_schedule_problems(num_scales, batch_schedule, wanted)
     operators = {} if problems else _make_operators(wanted, shared, problems)
@@ -218,7 +220,9 @@ def compile_plan(
     else:
         schedule = default_batch_schedule(num_scales, operators)
     survivors_after = tuple(entry * int(n) for entry in schedule)
-    rounds = rounds_of(max_rounds, growth, reject_below, stop_at) if name is Strategy.ADAPTIVE else Rounds()
+    rounds = Rounds()
+    if name is Strategy.ADAPTIVE:
+        rounds = Rounds.of(max_rounds=max_rounds, growth=growth, reject_below=reject_below, stop_at=stop_at)
     operators |= {scale: Keep() for scale, _ in rounds.reject_below if scale not in operators}
     scored = {scale for at, operator in operators.items() for scale in operator.scored_scales(at)}
     scored |= {scale for scale, _ in rounds.reject_below} | set((final or FinalChoice()).mean_of)

@@ -11,11 +11,9 @@ from typing import Any
 from ttsvar_ray.errors import ConfigurationError, brief
 from ttsvar_ray.search.operators.keep import Keep
 from ttsvar_ray.search.operators.protocol import Operator, Signal
-from ttsvar_ray.search.plan import FinalChoice, Look, Plan, Rounds
+from ttsvar_ray.search.plan import Look, Plan
 from ttsvar_ray.types import ScaleSchedule
 
-MOST_ROUNDS = 8
-"""Of an adaptive search that does not say."""
 _NOUNS = {"cluster": "clustering", "resample": "resampling"}
 
 
@@ -211,15 +209,6 @@ def scale_schedule_problems(scale_schedule: ScaleSchedule) -> list[str]:
     ]
 
 
-def final_problems(num_scales: int, final: FinalChoice) -> list[str]:
-    """Return what is wrong with the scales that final images are ranked by."""
-    return [
-        f"final_mean_of: expected scales from 0 to {num_scales - 1}, got {scale}; correct or remove it."
-        for scale in final.mean_of
-        if scale >= num_scales
-    ]
-
-
 def require_a_final_choice(plan: Plan) -> None:
     """Refuse a setting of the final choice where there is none.
 
@@ -258,22 +247,6 @@ def looks_of(
     if problems:
         raise ConfigurationError(problems)
     return tuple(sorted(named.values(), key=lambda look: look.scale_index))
-
-
-def rounds_of(
-    max_rounds: int | None,
-    growth: Sequence[int] | None,
-    reject_below: Mapping[int, float] | None,
-    stop_at: float | None,
-) -> Rounds:
-    most, factors = max_rounds or MOST_ROUNDS, tuple(growth or (1,))
-    return Rounds(
-        growth=(factors + factors[-1:] * most)[:most],
-        reject_below=tuple(
-            (int(scale), float(least)) for scale, least in sorted((reject_below or {}).items())
-        ),
-        stop_at=stop_at,
-    )
 
 
 def check_answers(operator: Operator, scale: int, *, setting: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.support.dummy_engine import DummyEngine, reference_outcome
 from tests.support.prompts import make_prompts
 from ttsvar_ray.coordination.messages import SegmentReport
-from ttsvar_ray.coordination.population import Population, Restarted, Selected
+from ttsvar_ray.coordination.population import Population, Restarted
 from ttsvar_ray.errors import RewardError
 from ttsvar_ray.results import PromptResult, SelectionRecord
 from ttsvar_ray.search.plan import Plan
@@ -50,8 +50,8 @@ def run_segment(population: Population, plan: Plan = PLAN) -> None:
 
 def select(population: Population) -> SelectionRecord:
     step = population.advance()
-    assert isinstance(step, Selected)
-    return step.record
+    assert isinstance(step, SelectionRecord)
+    return step
 
 
 def finish(population: Population, plan: Plan = PLAN) -> StopReason:
@@ -61,8 +61,8 @@ def finish(population: Population, plan: Plan = PLAN) -> StopReason:
         step = population.advance()
         if isinstance(step, Stop):
             return step.reason
-        if isinstance(step, Selected):
-            population.trace.append(step.record)
+        if isinstance(step, SelectionRecord):
+            population.trace.append(step)
 
 
 def seen(result: PromptResult) -> list[tuple[object, ...]]:
@@ -83,8 +83,8 @@ def test_reports_in_any_order_give_the_sequential_result() -> None:
         step = population.advance()
         if isinstance(step, Stop):
             break
-        assert isinstance(step, Selected)
-        population.trace.append(step.record)
+        assert isinstance(step, SelectionRecord)
+        population.trace.append(step)
 
     result = population.result(step.reason, keep="all", attempts=2)
 
@@ -200,8 +200,8 @@ def test_an_ensemble_is_combined_over_the_whole_population_however_it_is_sharded
             step = population.advance()
             if isinstance(step, Stop):
                 return records, population.result(step.reason, keep="all", attempts=1)
-            assert isinstance(step, Selected)
-            records.append(step.record)
+            assert isinstance(step, SelectionRecord)
+            records.append(step)
 
     records, result = sharded_over(1)
     sharded_records, sharded = sharded_over(3)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.infinity.recorded_checks import (
@@ -35,7 +36,7 @@ from ttsvar_ray.models.infinity.recorded_checks import (
     check_tokenizer,
 )
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
-from ttsvar_ray.recorded import Case, ComparisonReport, read_json, read_tensors
+from ttsvar_ray.recorded import Case, ComparisonReport, read_json, reading
 
 NARROW_RELATIVE = 0.1
 """In bfloat16: largest root-mean-square difference, relative to the recorded tensor's.
@@ -72,15 +73,15 @@ def verify_directory(path: Path, *, device: str = "cpu", dtype: str = "float32")
             tokenizer_weights = path / f"weights_{letter}_vae.safetensors"
             architecture = RecordedArchitecture(
                 values=values,
-                transformer_weights=read_tensors(path / f"weights_{letter}_infinity.safetensors"),
-                tokenizer_weights=read_tensors(tokenizer_weights) if tokenizer_weights.is_file() else None,
+                transformer_weights=_read_tensors(path / f"weights_{letter}_infinity.safetensors"),
+                tokenizer_weights=_read_tensors(tokenizer_weights) if tokenizer_weights.is_file() else None,
                 device=target,
                 dtype=chosen,
             )
             for file, check in _files(path, letter):
                 case = Case(
                     name=file.stem.removeprefix("case_"),
-                    recorded=read_tensors(file),
+                    recorded=_read_tensors(file),
                     kind_of=functools.partial(_SCALE_OR_LAYER.sub, ""),
                     relative=None if chosen == torch.float32 else NARROW_RELATIVE,
                 )
@@ -103,3 +104,9 @@ def _files(path: Path, letter: str) -> Iterator[tuple[Path, _Check]]:
             yield file, check_selections
         else:
             yield file, check_forced
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a .safetensors file."""
+    with reading(path):
+        return load_file(path)
