@@ -11,28 +11,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.support.sweeps import GRID, SMALL, call, write_sweep
 from tests.support.tiny_blip import save_blip
 from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
-from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.compare import BENCHMARKS
-from ttsvar_ray.evaluate.benchmark_scorers import FOLDERS
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.sweep import read_sweep
 from ttsvar_ray.report.plot import Chart, Series
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
 SHIPPED = sorted([*(ROOT / "jobs/shapes").glob("*.yaml"), *(ROOT / "jobs/paper").glob("*.yaml")])
+
+
 ONE_GROUP = np.zeros(4, dtype=np.int64)
-
-
-def call(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(arguments))
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -54,28 +49,6 @@ def test_a_dry_run_shows_plans_and_costs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "2B, raw: 0.32 images" in told, "costs of all variants are in images of one model"
     assert "8 -> 1 trajectories over 13 scales: cluster at 2, 5; resample at 6, 9" in told
     assert not (ROOT / "outputs" / "equal_seconds").exists()
-
-
-def test_a_dry_run_tells_which_evaluators_could_not_judge(tmp_path: Path) -> None:
-    evaluators = "evaluators: [shapes-chekcer, hps-v2.1, constant, constant]"
-    file = write_sweep(tmp_path, SMALL.replace("evaluators: [shapes-checker, constant]", evaluators))
-    told = call("compare", str(file), "--dry-run")
-    assert "not here: evaluators: expected one of shapes-checker, geneval, t2i-compbench," in told
-    assert "got 'shapes-chekcer'; did you mean 'shapes-checker'?" in told
-    assert "not here: evaluators: reward.path: the reward 'hps-v2.1' needs" in told
-    assert "not here: evaluators: 'constant' is given twice" in told
-
-
-def test_a_dry_run_tells_which_prompts_and_weights_are_not_here(tmp_path: Path) -> None:
-    base = "base: {model: {name: var-d16, path: nowhere}, prompts: {path: absent.txt}}"
-    variants = "variants: {raw: {strategy: {name: raw}}}\ncontrol: raw"
-    file = write_sweep(tmp_path, f"name: x\n{base}\n{variants}\nevaluators: [pickscore=no]")
-    told = call("compare", str(file), "--dry-run")
-    assert "not here: every variant: model: expected its " in told
-    assert "not here: absent.txt: no such prompt file" in told
-    refused = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
-    for line in re.findall(r"not here: (.*)", told):
-        assert f"  {line}\n" in refused
 
 
 def test_the_sweeps_on_three_objects_are_those_of_the_docs(
@@ -103,34 +76,6 @@ def test_the_sweeps_of_the_built_in_model_run(
     monkeypatch.chdir(ROOT)
     call("compare", f"jobs/shapes/{name}.yaml", "--output", str(tmp_path), "--set", "prompts.limit=2")
     assert (tmp_path / "frontier.png").is_file()
-
-
-def write_sweep(folder: Path, text: str) -> Path:
-    (folder / "prompts.jsonl").write_text(
-        '{"prompt": "a photo of a red circle"}\n{"prompt": "a photo of a ring and a circle"}\n'
-    )
-    file = folder / "sweep.yaml"
-    file.write_text(text.replace("HERE", str(folder)))
-    return file
-
-
-SMALL = """
-name: small
-base:
-  model: {name: shapes, device: cpu}
-  prompts: {path: HERE/prompts.jsonl}
-  cluster: {in_process: true}
-  seed: 3
-control: raw
-evaluators: [shapes-checker, constant]
-repetitions: 2
-variants:
-  raw: {strategy: {name: raw}}
-  best-of-2: {strategy: {name: best-of-n, n: 2}}
-published:
-  raw: {shapes-checker: 0.75}
-notes: Of no importance.
-"""
 
 
 OFTEN_NAN = """
@@ -202,92 +147,6 @@ def test_the_table_says_what_its_costs_are_without(tmp_path: Path, monkeypatch: 
     assert json.loads((tmp_path / "out" / "table.json").read_text())["not counted"] == {"mine": code}
     # Of one prompt there is no standard error: a point without a bar.
     assert (tmp_path / "out" / "frontier.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "complaint"),
-    [
-        ("control: raw", "control: rwa", "control: expected one of the variants raw, best-of-2, got 'rwa'"),
-        ("n: 2}", "n: 0}", "variant 'best-of-2': strategy.n"),
-        ("published:\n  raw", "published:\n  row", "published: expected variants, got 'row'"),
-        (
-            "repetitions: 2",
-            "repetition: 2",
-            "repetition: unknown key; did you mean 'repetitions'? known keys: name,",
-        ),
-        ("n: 2}}", "n: 2}, seed: 9}", "variant 'best-of-2': seed: expected the same for all variants"),
-        ("repetitions: 2", "repetitions: yes", "repetitions: expected a number, got true"),
-        ("variants:", "variant:", "variant: unknown key; did you mean 'variants'?"),
-        (
-            "evaluators: [shapes-checker, constant]",
-            "evaluators: []",
-            "at least 1 of them",
-        ),
-        ("evaluators: [shapes-checker, constant]", "evaluators: x", "expected a list, got 'x'"),
-        ("evaluators: [shapes-checker, constant]", "evaluators: [shape]", "evaluators: expected one of"),
-        ("0.75", "much", "published.raw.shapes-checker: expected a number, got 'much'"),
-        (
-            "{strategy: {name: raw}}",
-            "raw",
-            "variants.raw: expected a section with keys",
-        ),
-    ],
-)
-def test_sweeps_that_mean_nothing_are_refused(
-    tmp_path: Path, before: str, after: str, complaint: str
-) -> None:
-    file = write_sweep(tmp_path, SMALL.replace(before, after))
-    assert complaint in call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
-    assert not (tmp_path / "out").exists()
-
-
-def test_all_that_is_wrong_with_a_sweep_is_told_at_once(tmp_path: Path) -> None:
-    text = SMALL.replace("control:", "kontrol:").replace("notes: Of no importance.", "notes: 3")
-    file = write_sweep(tmp_path, text.replace("n: 2}", "n: 0}").replace("name: raw}", "nam: raw}"))
-    told = call("compare", str(file), code=2)
-    assert "5 problems:" in told
-    for problem in (
-        "kontrol: unknown key; did you mean 'control'?",
-        "control: not given; add it",
-        "notes: expected text, got 3",
-        "variant 'raw': strategy.nam: unknown key; did you mean 'name'?",
-        "variant 'best-of-2': strategy.n: expected at least 1, got 0",
-    ):
-        assert f"{file}: {problem}" in told, told
-
-
-def test_a_sweep_that_is_no_file_of_sections_is_told_as_one(tmp_path: Path) -> None:
-    assert "nowhere.yaml: no such sweep file" in call("compare", str(tmp_path / "nowhere.yaml"), code=2)
-    told = call("compare", str(write_sweep(tmp_path, "[1]")), code=2)
-    assert "expected sections such as 'base:' and 'variants:', got one list" in told
-
-
-GRID = """
-name: grid
-base: {strategy: {name: resampling, plan: published}}
-grid: {strategy.n: [2, 4], strategy.lambda: [1, 10]}
-control: n=2, lambda=1
-evaluators: [constant]
-repetitions: 3
-"""
-
-
-def test_a_grid_over_what_is_no_section_is_told_with_the_job(tmp_path: Path) -> None:
-    file = write_sweep(
-        tmp_path, GRID.replace("strategy: {name: resampling, plan: published}", "strategy: raw")
-    )
-    told = call("compare", str(file), "--dry-run", code=2)
-    assert "variant 'n=2, lambda=1': strategy: expected a section" in told, told
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("[2, 4]", "[2, 2]"), ("repetitions", "variants: {'n=4, lambda=1': {seed: 0}}\nrepetitions")],
-)
-def test_a_variant_that_is_there_twice_is_refused(tmp_path: Path, before: str, after: str) -> None:
-    file = write_sweep(tmp_path, GRID.replace(before, after))
-    told = call("compare", str(file), "--dry-run", code=2)
-    assert re.search(r"grid: variant 'n=[24], lambda=1' is there twice", told), told
 
 
 def test_grids_are_all_combinations(tmp_path: Path) -> None:
@@ -371,6 +230,8 @@ evaluators:
 variants: {raw: {strategy: {name: raw}}, best-of-2: {strategy: {name: best-of-n, n: 2}}}
 published: {raw: {t2i-compbench color: 0.5}}
 """
+
+
 DRAWN = ["a red circle", "a blue ring", "a cyan moon", "a ring", "a dog on the left of a cat", "a cross"]
 
 
@@ -416,77 +277,3 @@ def test_t2i_compbench_is_a_column_a_category_as_evaluate_says_it(tmp_path: Path
     for row in judged:
         assert row["t2i-compbench-clip non-spatial"] == pytest.approx(row["clip-score"], rel=1e-5)
     assert "| t2i-compbench color published |" in (output / "table.md").read_text()
-
-
-def test_prompts_that_the_checker_does_not_know_are_told_before_anything_is_drawn(tmp_path: Path) -> None:
-    file, output = write_sweep(tmp_path, SMALL), tmp_path / "out"
-    with (tmp_path / "prompts.jsonl").open("a") as lines:
-        lines.write('{"prompt": "a dog"}\n')
-    told = call("compare", str(file), "--output", str(output), code=2)
-    assert "evaluators: caption 'a dog': expected one of circle, ring, cross, bar, moon, found 'dog'" in told
-    assert not output.exists()
-
-
-def test_the_benchmarks_that_compare_takes_are_those_that_there_are() -> None:
-    assert set(BENCHMARKS) == set(FOLDERS)
-
-
-def test_weights_that_a_later_variant_lacks_are_told_before_anything_is_drawn(tmp_path: Path) -> None:
-    text = SMALL.replace("n: 2}}", "n: 2}, reward: {path: HERE/absent}}").replace(
-        "device: cpu", "device: cuda:99"
-    )
-    file = write_sweep(tmp_path, text.replace("constant]", "geneval=only]"))
-    told = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
-    assert "3 problems:" in told
-    assert "every variant: model.device: 'cuda:99'" in told
-    assert f"variant 'best-of-2': reward.path: expected the files of the weights at {tmp_path}" in told
-    assert "evaluators: expected geneval=DETECTOR:CLIP" in told
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("evaluators", "complaint"),
-    [
-        (
-            "geneval=only",
-            "evaluators: expected geneval=DETECTOR:CLIP, the folders of the detector and of CLIP",
-        ),
-        ("t2i-compbench=:", "evaluators: expected t2i-compbench=QUESTIONS:JUDGE, the file of noun chunks"),
-        (
-            "t2i-compbench-clip=HERE/other.txt:HERE",
-            "t2i-compbench-clip: expected prompts of HERE/other.txt among those of the job, found none",
-        ),
-        ("constant, constant", "evaluators: 'constant' is given twice"),
-        ("shapes-cheker", "evaluators: expected one of shapes-checker, geneval, t2i-compbench, "),
-        ("shapes-cheker", "got 'shapes-cheker'; did you mean 'shapes-checker'?"),
-        ("t2i-compbench-objects=HERE/no.txt:HERE", "HERE/no.txt: expected a file of questions"),
-        (
-            "t2i-compbench-clip=HERE/same.txt:HERE/no",
-            "merges.txt in HERE/no, found nothing there; `ttsvar-ray fetch`",
-        ),
-        ("t2i-compbench-objects=HERE/no.txt:HERE, geneval=only, constan", "4 problems:"),
-        (
-            "t2i-compbench-objects=HERE/same.txt:HERE",
-            "743b7d99.pth in HERE, found neither one .pth nor config.json; `ttsvar-ray fetch`",
-        ),
-        (
-            "geneval=HERE:HERE",
-            "found no config.json and no model.safetensors and no vocab.json and no merges.txt; `ttsvar-ray",
-        ),
-        (
-            "t2i-compbench=HERE/same.txt:HERE",
-            "in HERE, found no config.json and no model.safetensors and no voc",
-        ),
-    ],
-)
-def test_evaluators_that_cannot_judge_are_refused_before_anything_is_drawn(
-    tmp_path: Path, evaluators: str, complaint: str
-) -> None:
-    (tmp_path / "other.txt").write_text("a dog\n")
-    (tmp_path / "same.txt").write_text("a photo of a red circle\n")
-    file = write_sweep(
-        tmp_path, SMALL.replace("[shapes-checker, constant]", f'["{evaluators}"]'.replace(", ", '", "'))
-    )
-    told = call("compare", str(file), "--output", str(tmp_path / "out"), code=2)
-    assert complaint.replace("HERE", str(tmp_path)) in told
-    assert not (tmp_path / "out").exists()
