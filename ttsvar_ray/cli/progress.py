@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PLAIN_EVERY_S = 10.0
+MOST_BAR_COLUMNS = 30
+LEAST_BAR_COLUMNS = 6
+NARROW_COLUMNS = 60
+"""Below, words go before a bar."""
+
 
 def teller(console: Console) -> Callable[[Fact], None]:
     """Return what prints each fact as it comes, and has it in the run's log."""
@@ -143,12 +149,6 @@ def set_up_logging(console: Console, *, debug: bool) -> None:
 
 if TYPE_CHECKING:
     from rich.live import Live
-
-PLAIN_EVERY_S = 10.0
-MOST_BAR_COLUMNS = 30
-LEAST_BAR_COLUMNS = 6
-NARROW_COLUMNS = 60
-"""Below, words go before a bar."""
 
 
 class ProgressReporter:

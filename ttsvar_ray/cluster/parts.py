@@ -28,6 +28,10 @@ from ttsvar_ray.storage.location import Location, storage_environment
 
 FETCH_TIMEOUT_SECONDS = 120.0
 
+GET_TIMEOUT_SECONDS = 60.0
+MAX_SINK_DEATHS = 3
+"""In a row, without a part written between them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostImages:
@@ -148,11 +152,6 @@ def _is_whole(outcome: PromptResult, deadline: float) -> bool:
 
 
 SinkActor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(Sink)
-
-
-GET_TIMEOUT_SECONDS = 60.0
-MAX_SINK_DEATHS = 3
-"""In a row, without a part written between them."""
 
 
 class PartError(TtsVarError):

@@ -73,15 +73,15 @@ class EncoderShape:
             per_block += 4.0 * count * self.cross_tokens * self.width
         return self.depth * per_block + 2.0 * count * self.patch_values * self.width
 
-    def activation_bytes(self, element_bytes: int) -> int:
-        """Return about the most bytes alive during one forward pass over one image or text.
+    def activation_bytes(self) -> int:
+        """Return about the most bytes alive during one forward pass over one image or text, in float32.
 
         The feed-forward part (input, norm, hidden before and after its activation) or the attention with
         its matrix of scores, whichever is larger.
         """
         hidden = (3 if self.gated else 2) * self.ffn_dim + 3 * self.width
         attention = 6 * self.width + 2 * self.heads * max(self.tokens, self.cross_tokens)
-        return element_bytes * self.tokens * max(hidden, attention)
+        return FLOAT32_BYTES * self.tokens * max(hidden, attention)
 
     def _cross_weights(self) -> int:
         return 2 * (self.width + self.cross_width) * self.width if self.cross_width else 0
@@ -125,7 +125,7 @@ def blip_cost(vision: Mapping[str, Any], text: Mapping[str, Any], text_tokens: i
     return NetworkCost(
         parameters=tower.parameters + reader.parameters,
         image_flops=tower.flops() + reader.flops(),
-        activation_bytes=max(tower.activation_bytes(FLOAT32_BYTES), reader.activation_bytes(FLOAT32_BYTES)),
+        activation_bytes=max(tower.activation_bytes(), reader.activation_bytes()),
     )
 
 
@@ -135,7 +135,7 @@ def blip_tower_cost(vision: Mapping[str, Any]) -> NetworkCost:
     return NetworkCost(
         parameters=tower.parameters,
         image_flops=tower.flops(),
-        activation_bytes=tower.activation_bytes(FLOAT32_BYTES),
+        activation_bytes=tower.activation_bytes(),
     )
 
 

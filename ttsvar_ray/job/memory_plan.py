@@ -15,7 +15,7 @@ from ttsvar_ray.job.footprint import has_counted_costs, in_worker, job_networks
 from ttsvar_ray.job.workload import held_bytes, running_bytes
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.vision.published import BATCH_ROWS, FLOAT32_BYTES
+from ttsvar_ray.vision.published import BATCH_ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def _image_network_bytes(networks: JobNetworks) -> int:
 
 def _text_bytes(networks: JobNetworks) -> int:
     """Return the most bytes that the text side takes while one prompt is encoded, what stays included."""
-    return networks.model.text.running_bytes + networks.text_encoder.activation_bytes(FLOAT32_BYTES)
+    return networks.model.text.running_bytes + networks.text_encoder.activation_bytes()
 
 
 def available_bytes(

@@ -46,6 +46,15 @@ from ttsvar_ray.search.plan import Segment
 
 logger = logging.getLogger(__name__)
 
+FORMAT_VERSION = 1
+KIND = "ttsvar-ray-workload"
+_FIELDS = {field.name: field for field in dataclasses.fields(SegmentLoad)}
+_WHOLE_NUMBERS = ("tokens", "held_bytes", "running_bytes", "pass_rows")
+_KEYS = ("format_version", "kind", "source", "segments")
+PNG_LEVEL_SHARE = {0: 0.2, 1: 0.4, 2: 0.45, 3: 0.5, 4: 0.7, 5: 0.85}
+"""Of the time at level 6 and above, photo-like images (`benchmarks.image_files`)."""
+LOSSLESS_WEBP_SHARE = 0.15
+
 
 def expected_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload | None:
     """Return what the coordinators of a job may expect of workers on a device; None where nobody counted."""
@@ -249,33 +258,6 @@ def _files(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile, *, r
     return chord(lambda count: max(one, count * each), rows)
 
 
-def _scales(segment: Segment) -> range:
-    return range(segment.first_scale, segment.last_scale + 1)
-
-
-def _total(lines: list[Line]) -> Line:
-    return sum(lines, Line())
-
-
-FORMAT_VERSION = 1
-KIND = "ttsvar-ray-workload"
-
-_FIELDS = {field.name: field for field in dataclasses.fields(SegmentLoad)}
-_WHOLE_NUMBERS = ("tokens", "held_bytes", "running_bytes", "pass_rows")
-_KEYS = ("format_version", "kind", "source", "segments")
-
-
-def write_workload(path: Path, workload: Workload) -> None:
-    """Write a workload; `read_workload` returns an equal one."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "kind": KIND,
-        "source": workload.source,
-        "segments": [dataclasses.asdict(segment) for segment in workload.segments],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def _text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
     """Return the time to encode one prompt's text, as one of the most tokens."""
     model, encoder, reward = networks.model, networks.text_encoder, networks.reward
@@ -284,11 +266,6 @@ def _text_seconds(networks: JobNetworks, device: DeviceProfile) -> float:
         return seconds
     launches = device.layer_seconds * (encoder.depth + model.depth / 4)
     return seconds + max((encoder.flops() + model.text.flops) / device.narrow_flops, launches)
-
-
-PNG_LEVEL_SHARE = {0: 0.2, 1: 0.4, 2: 0.45, 3: 0.5, 4: 0.7, 5: 0.85}
-"""Of the time at level 6 and above, photo-like images (`benchmarks.image_files`)."""
-LOSSLESS_WEBP_SHARE = 0.15
 
 
 def _encode_file_seconds(
@@ -301,6 +278,25 @@ def _encode_file_seconds(
     if image_format == "webp":
         share = LOSSLESS_WEBP_SHARE if quality == 100 else 1.0
     return share * device.png_seconds_per_megapixel * pixels / 1e6
+
+
+def _scales(segment: Segment) -> range:
+    return range(segment.first_scale, segment.last_scale + 1)
+
+
+def _total(lines: list[Line]) -> Line:
+    return sum(lines, Line())
+
+
+def write_workload(path: Path, workload: Workload) -> None:
+    """Write a workload; `read_workload` returns an equal one."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "kind": KIND,
+        "source": workload.source,
+        "segments": [dataclasses.asdict(segment) for segment in workload.segments],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_workload(path: Path) -> Workload:

@@ -72,7 +72,7 @@ BUILT_IN = "shapes"
 
 FAMILIES = {
     "infinity": "ttsvar_ray.models.infinity.published",
-    "var": "ttsvar_ray.models.var.published",
+    "var": "ttsvar_ray.models.var.config",
 }
 """Family name in config.json -> the module that holds its `ENTRY`, imported when it is asked for."""
 

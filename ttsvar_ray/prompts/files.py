@@ -30,6 +30,10 @@ from ttsvar_ray.prompts.source import (
 from ttsvar_ray.storage.location import Location, locate
 from ttsvar_ray.storage.uris import is_uri, split_query, without_secrets
 
+_MAGIC_NUMBERS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+_PARQUET = b"PAR1"
+_SPACE = b"\xef\xbb\xbf \t\r\n"
+
 
 @dataclass(frozen=True, slots=True)
 class PromptFile:
@@ -111,11 +115,6 @@ def _matching(pattern: str) -> list[Location]:
         for info in infos
         if info.type == pafs.FileType.File and fits_pattern(info.path, wanted)
     ]
-
-
-_MAGIC_NUMBERS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
-_PARQUET = b"PAR1"
-_SPACE = b"\xef\xbb\xbf \t\r\n"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,9 @@ _DIGEST_BYTES = 16
 _PARTS = 32
 _YIELDED_AT_A_TIME = 1 << 16
 
+_CHUNK_DIGEST_BYTES = 8
+"""Against accidents: of two texts of a chunk, one in 1.8e19 would pass for the other."""
+
 
 def prompt_id_of(text: str) -> str:
     """Return the stable name of a prompt: 16 hexadecimal digits of its normalised text.
@@ -75,10 +78,6 @@ def _occurrences(digests: bytearray) -> UInt32Array:
         repeated = rank > 0
         ordinals[rows[order[repeated]]] = rank[repeated]
     return ordinals
-
-
-_CHUNK_DIGEST_BYTES = 8
-"""Against accidents: of two texts of a chunk, one in 1.8e19 would pass for the other."""
 
 
 class SetDigest:

@@ -110,7 +110,6 @@ def load_clip(
     cleaning: str,
     library: str = Library.TORCHVISION.value,
     scaled: bool = False,
-    tokens: ClipTokens | None = None,
     preprocessing: Preprocessing = Preprocessing.PUBLISHED,
     **how: Any,
 ) -> ClipReward:
@@ -121,7 +120,6 @@ def load_clip(
         cleaning: of the texts, see `TextCleaning`.
         library: whose arithmetic makes the pixels, see `Library`.
         scaled: multiply the cosine by exp(logit scale), as the network was trained.
-        tokens: instead of the folder's tokenizer.
         preprocessing: PIL as published, or tensors on the device.
         how: name, device and dtype, as in `NetworkReward`.
 
@@ -132,7 +130,7 @@ def load_clip(
     model = load_pretrained(CLIPModel, folder)
     return ClipReward(
         model=model,
-        tokens=tokens or load_tokenizer(folder, TextCleaning(cleaning)),
+        tokens=load_tokenizer(folder, TextCleaning(cleaning)),
         recipe=PixelRecipe(
             size=model.config.vision_config.image_size,
             library=Library(library),

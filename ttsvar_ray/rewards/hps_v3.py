@@ -72,6 +72,11 @@ _KEYS: KeyTable = (
 )
 
 
+CONDITION_WIDTH = 256
+PROGRESS = 0.0
+"""How far the generator's reinforcement learning is, of 1."""
+
+
 class HpsV3(ImageReader):
     """Scores images by the preference that HPSv3 predicts; one at a time. Higher is better.
 
@@ -184,11 +189,6 @@ def _read_instruction(path: Path) -> str:
             f"{text.count(_PROMPT)} and {text.count(_MARK)}, and {text.count('<|')} special tokens in all"
         )
     return text
-
-
-CONDITION_WIDTH = 256
-PROGRESS = 0.0
-"""How far the generator's reinforcement learning is, of 1."""
 
 
 class HpsV3PlusPlus(HpsV3):

@@ -13,9 +13,15 @@ from tests.support.var import load_case, public_keys, save_var, seed
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.models.description import ModelChoice
 from ttsvar_ray.models.registry import describe_model, load_model
-from ttsvar_ray.models.var.config import PRESETS, VarConfig, VarPreset, VqConfig, square_schedule
+from ttsvar_ray.models.var.config import (
+    PRESETS,
+    VarConfig,
+    VarPreset,
+    VqConfig,
+    describe_var_preset,
+    square_schedule,
+)
 from ttsvar_ray.models.var.directory import load_var
-from ttsvar_ray.models.var.published import describe_var_preset
 from ttsvar_ray.models.var.tokenizer import VqDecoder
 from ttsvar_ray.models.var.transformer import VarTransformer
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a VAR model, and the published ones.
+"""Hyper-parameters of a VAR model, and the published ones by name: without any file, and without torch.
 
 Source: VAR (arXiv 2404.02905) section 4.1: width 64 d and d heads for depth d; the 512-pixel model shares
 one modulation layer among its blocks and has a longer schedule.
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttsvar_ray.errors import ConfigurationError
-from ttsvar_ray.models.description import section_values
+from ttsvar_ray.models.description import ModelDescription, section_values
+from ttsvar_ray.models.registry import FamilyEntry, imported_when_called
+from ttsvar_ray.models.sampling import SamplingSettings, per_scale
+from ttsvar_ray.models.weight_source import HubRepository, WeightSource, parse_root
 from ttsvar_ray.types import ScaleSchedule
 
 FAMILY = "var"
@@ -211,3 +214,57 @@ def linear_guidance(peak: float, num_scales: int) -> tuple[float, ...]:
     g = 1 + t, as for every family.
     """
     return tuple(1.0 + peak * k / max(1, num_scales - 1) for k in range(num_scales))
+
+
+REWARD = "clip-score"
+EXTRACTOR = "pca"
+
+
+def describe_var_preset(preset: VarPreset, *, path: str | None = None) -> ModelDescription:
+    """Describe a published model without reading its weights.
+
+    Args:
+        path: folder of its files under their published names, or `hf:owner/name[@revision]`; None is the
+            repository they were published in.
+    """
+    root = HubRepository(preset.repository) if path is None else parse_root(path)
+    schedule, scales = preset.scale_schedule, len(preset.scale_schedule)
+    tokenizer = VqConfig(
+        vocabulary=preset.transformer.vocabulary, codebook_dim=preset.transformer.codebook_dim
+    )
+    return ModelDescription(
+        source=preset.name,
+        name=preset.name,
+        family=FAMILY,
+        scale_schedule=schedule,
+        bits_per_token=preset.transformer.bits_per_token,
+        image_height=schedule[-1][0] * tokenizer.patch_size,
+        image_width=schedule[-1][1] * tokenizer.patch_size,
+        sampling=SamplingSettings(
+            guidance=linear_guidance(preset.guidance_peak, scales),
+            temperature=per_scale("temperature", 1.0, scales),
+            top_p=preset.top_p,
+            top_k=preset.top_k,
+        ),
+        plan=preset.plan,
+        reward_name=REWARD,
+        reward_path=None,
+        extractor=EXTRACTOR,
+        backbone_path=None,
+        transformer=preset.transformer.to_json(),
+        tokenizer=tokenizer.to_json(),
+        weights={
+            "transformer": WeightSource(root, preset.checkpoint),
+            "tokenizer": WeightSource(root, preset.tokenizer_checkpoint),
+        },
+    )
+
+
+ENTRY = FamilyEntry(
+    load=imported_when_called("ttsvar_ray.models.var.directory:load_var"),
+    on_meta=imported_when_called("ttsvar_ray.models.var.directory:var_on_meta"),
+    published=PRESETS,
+    describe=lambda choice: describe_var_preset(PRESETS[choice.name], path=choice.path),
+    reads_texts=False,
+    licence="mit",
+)
