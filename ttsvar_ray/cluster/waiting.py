@@ -59,10 +59,10 @@ def timeout_message(seconds: float, awaited: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Return why a call failed, in one line, without the stack that Ray puts around it."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        if isinstance(cause, BaseException) and not isinstance(cause, RayError):
-            return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    if isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        if isinstance(error.cause, RayError):
+            return reason_of(error.cause)
+        return f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import current_thread, main_thread
 from typing import Literal
 
 import numpy as np
@@ -233,8 +234,10 @@ class Engine:
         started = time.perf_counter()
         try:
             outcomes, counters = self._runner.run(segment, rows)
-        except (Exception, SystemExit) as error:
-            if is_device_lost(error):
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            # Ctrl-C comes to the main thread alone; in any other, a worker's, code has raised it.
+            is_pressed = isinstance(error, KeyboardInterrupt) and current_thread() is main_thread()
+            if is_pressed or is_device_lost(error):
                 raise
             out_of_memory = is_out_of_memory(error)
             failure = brief(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ray.exceptions import OutOfDiskError, RayTaskError
 
 from tests.support.prompts import make_prompts
 from ttsvar_ray.cluster.waiting import reason_of
@@ -51,7 +52,14 @@ def test_only_last_segments_may_bring_images() -> None:
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(ValueError("two\n  lines"), "ValueError: two"), (RuntimeError(""), "RuntimeError")],
+    [
+        (ValueError("two\n  lines"), "ValueError: two"),
+        (RuntimeError(""), "RuntimeError"),
+        (
+            RayTaskError("run_batch", "\033[36mray::run_batch()\033[39m\n...", OutOfDiskError("no disk")),
+            "OutOfDiskError: no disk",
+        ),
+    ],
 )
 def test_reasons_fit_one_line(error: Exception, expected: str) -> None:
     assert reason_of(error) == expected

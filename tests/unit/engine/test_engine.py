@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, Ti
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.results import PackedBits
-from ttsvar_ray.types import WORST_REWARD, Prompt
+from ttsvar_ray.types import WORST_REWARD, Int64Array, Prompt
 
 
 def make_engine(
@@ -267,6 +268,20 @@ def test_a_failing_prompt_costs_its_own_shards_only(expected: dict[str, list[Seg
     for result, prompt in ((results[0], prompts[0]), (results[2], prompts[2])):
         assert isinstance(result, SegmentReport)
         assert result.bits == expected[prompt.key][0].bits
+
+
+def test_an_interrupt_that_code_raises_costs_its_prompt_and_one_of_the_keyboard_ends_the_call() -> None:
+    class Interrupting(TinyModel):
+        def encode_text(self, texts: Sequence[str]) -> Int64Array:
+            raise KeyboardInterrupt("no more of this")
+
+    engine, tasks = make_engine(64, model=Interrupting()), [shard(make_prompts(1)[0], 0, range(8))]
+    with ThreadPoolExecutor(1) as worker:
+        (failure,) = worker.submit(engine.run_segment, tasks).result()
+    assert isinstance(failure, ShardFailure) and failure.kind is FailureKind.PROMPT
+    assert failure.error.startswith("KeyboardInterrupt: no more of this [test_engine.py, line ")
+    with pytest.raises(KeyboardInterrupt):
+        engine.run_segment(tasks)
 
 
 def test_out_of_memory_has_the_model_let_go_of_what_it_can_do_without() -> None:
