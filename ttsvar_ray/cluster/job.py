@@ -209,11 +209,11 @@ def _session_of(job: PreparedJob, tell: Callable[[Fact], None]) -> Callable[...,
 
 
 def warn_of_other_kernels(begun: RunManifest, now: RunManifest) -> None:
-    """Say so where a run is continued on a machine that may round otherwise than the one that began it."""
-    if begun.cpu_kernels and begun.cpu_kernels != now.cpu_kernels:
+    """Say so where a run is continued on a CPU that may round otherwise than the one that began it."""
+    kernels = [(one.cpu_kernels, f"engine.threads {one.config['engine']['threads']}") for one in (begun, now)]
+    if begun.cpu_kernels and kernels[0] != kernels[1]:
         logger.warning(
             "this run was begun with the CPU kernels of %s and goes on with those of %s: prompts that run on "
             "a CPU may get other images than they would have got there; what is finished stays as it is",
-            begun.cpu_kernels,
-            now.cpu_kernels,
+            *map(", ".join, kernels),
         )

@@ -67,6 +67,10 @@ def test_a_run_that_goes_on_with_other_kernels_says_so(
     assert not caplog.records
     warn_of_other_kernels(begun, dataclasses.replace(here, cpu_kernels="another"))
     assert "begun with the CPU kernels" in caplog.text
+    caplog.clear()
+    warn_of_other_kernels(begun, dataclasses.replace(here, config=manifest_of("engine.threads=2").config))
+    assert f"{here.cpu_kernels}, engine.threads 1 and goes on" in caplog.text
+    assert f"{here.cpu_kernels}, engine.threads 2: prompts that run on a CPU" in caplog.text
 
 
 def commit(layout: OutputLayout, chunk: int = 0) -> None:
