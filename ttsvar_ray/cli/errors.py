@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -61,10 +62,12 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
     except TtsVarError as error:
         _end(error, ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS, debug=debug)
     except OSError as error:
-        # Of a file: what the system refuses is no defect of ours.
-        is_told = error.filename is not None
-        message = f"{error.filename}: {error.strerror}{own_line(error)}" if is_told else _unexpected(error)
-        code = ExitCode.BAD_SETTINGS if is_told and not has_started() else ExitCode.FAILED
+        # Of a file, or a full disk: what the system refuses is no defect of ours.
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = error.filename or ("what is written here" if is_full else None)
+        message = f"{where}: {error.strerror}{own_line(error)}" if where else _unexpected(error)
+        begun = ExitCode.RESUMABLE if is_full else ExitCode.FAILED
+        code = ExitCode.BAD_SETTINGS if where and not has_started() else begun
         _end(error, code, debug=debug, message=message)
     except KeyboardInterrupt as error:
         started = has_started()

@@ -150,14 +150,8 @@ class Driver(Session):
         cells = f" in {len(shares)} cells" if len(shares) > 1 else ""
         # Two runs may have folders of one name.
         prefix = f"{self.run_name}-{uuid.uuid4().hex[:6]}-"
-        logger.info(
-            "starting %d worker%s of %s%s, named %s*",
-            layout.count,
-            "s" * (layout.count != 1),
-            each,
-            cells,
-            prefix,
-        )
+        workers = f"{layout.count} worker{'s' * (layout.count != 1)}"
+        logger.info("starting %s of %s%s, named %s*", workers, each, cells, prefix)
         settings = coordinator_settings(self.config)
         build_engine = PackedBuilder.pack(self.parts.build_engine)
         if replicas.count:

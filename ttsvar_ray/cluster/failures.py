@@ -98,13 +98,8 @@ class RestartPolicy:
             logger.info("%s is given up after %d failures in a row: %s", self.name, self.failures, reason)
             return None
         seconds = min(self.most_seconds, self.first_seconds * 2.0 ** min(self.failures - 1, 30))
-        logger.info(
-            "%s is begun anew in %g s, after failure %d in a row: %s",
-            self.name,
-            seconds,
-            self.failures,
-            reason,
-        )
+        told = (self.name, seconds, self.failures, reason)
+        logger.info("%s is begun anew in %g s, after failure %d in a row: %s", *told)
         return seconds
 
     def worked(self) -> None:

@@ -69,9 +69,6 @@ class InProcess(Session):
                 engine = self.parts.build_engine()
             except (ConfigurationError, CheckpointError) as error:
                 raise CannotStartError(str(error)) from error
-            self.joined(device_name(on_gpu=self.device.memory_bytes is not None))
-            self.stats.set_workers(1)
-            self.report()
             outcomes = run_local(
                 self._prompts(),
                 plan=self.parts.plan,
@@ -81,6 +78,9 @@ class InProcess(Session):
                 workload=self.parts.expect(self.device.known),
             )
             with self.ending_in_order():
+                self.joined(device_name(on_gpu=self.device.memory_bytes is not None))
+                self.stats.set_workers(1)
+                self.report()
                 try:
                     for outcome in outcomes:
                         receipt = self.ledger.add(CELL_ID, outcome)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ttsvar_ray.cluster.failures import FailureBreaker
+from ttsvar_ray.cluster.failures import FailureBreaker, explain_full
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.contents import committed_chunks, read_cost, summarise_output
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -187,9 +187,13 @@ class Session:
 
     @contextlib.contextmanager
     def ending_in_order(self) -> Iterator[None]:
-        """End a run whose prompts cannot be read any more: they are read while it goes on."""
+        """End a run whose prompts, which are read while it goes on, cannot be read, or whose disk is full."""
         try:
             yield
+        except OSError as error:
+            if (full := explain_full(error, self.layout.root)) is None:
+                raise
+            self.end(RunFailedError, full)
         except StorageError as error:
             self.end(RunFailedError, str(error))
         except InputError as error:

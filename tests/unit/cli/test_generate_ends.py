@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import math
@@ -222,6 +223,8 @@ def test_a_budget_that_is_neither_count_nor_share_is_refused(
         (InputError("absent"), False, 2),
         (LostRowsError("row 4"), True, 1),
         (LostRowsError("row 4"), False, 1),
+        (OSError(errno.ENOSPC, "No space left on device"), True, 75),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), False, 2),
         (KeyboardInterrupt(), True, 75),
         (KeyboardInterrupt(), False, 130),
         (RuntimeError("a bug"), True, 1),
@@ -244,6 +247,8 @@ def test_how_a_job_stops_decides_the_exit_code(
         assert re.fullmatch(
             r"ttsvar-ray: RuntimeError: a bug \[test_generate_ends\.py, line \d+\]\n", message
         )
+    elif isinstance(error, OSError):
+        assert message.startswith(f"ttsvar-ray: what is written here: {error.strerror} [")
     else:
         assert message.startswith("ttsvar-ray: interrupted")
     assert "Traceback" not in result.stderr

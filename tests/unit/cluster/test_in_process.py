@@ -18,6 +18,7 @@ from tests.support.plans import raw_plan
 from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_prompts
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
+from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
 from ttsvar_ray.results import JobProgress, JobSummary
 
@@ -179,6 +180,23 @@ def test_an_engine_that_cannot_be_built_ends_it_and_owns_nothing(prompts: Path, 
         run(prompts, tmp_path / "out", unusable="weights of another model")
     assert lines_of(tmp_path / "out")[-1]["state"] == "failed"
     assert run(prompts, tmp_path / "out", seed=6).prompts == PROMPTS
+
+
+def test_a_disk_that_is_full_before_the_first_part_ends_it(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a session notes of its device is the first file that a disk may have no room for."""
+
+    def full(*_given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SessionLog, "add_device", full)
+        with pytest.raises(
+            RunFailedError, match=r"^no space is left for .* make room.* 0 of 6 parts .* goes on"
+        ):
+            run(prompts, tmp_path / "out")
+    assert run(prompts, tmp_path / "out").prompts == PROMPTS
 
 
 def test_a_part_that_cannot_be_written_ends_it(
