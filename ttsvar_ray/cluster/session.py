@@ -85,8 +85,12 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
             else:
                 session.enter_context(_own_token())
                 _start_local(cpus, run_name)
-            session.callback(ray.shutdown)
-            yield
+            try:
+                yield
+            finally:
+                # Cut short by Ctrl-C, it would leave Ray's processes to the end of this one.
+                with _ignored(signal.SIGINT, signal.SIGTERM):
+                    ray.shutdown()
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
@@ -156,7 +160,8 @@ def _start_local(cpus: float | None, run_name: str) -> None:
 
     available, folder = os.cpu_count() or 1, ray_folder()
     try:
-        with _hangups_ignored():
+        # Its processes inherit that: they outlive their terminal, and end with the run.
+        with _ignored(signal.SIGHUP):
             ray.init(
                 address="local",
                 _temp_dir=folder,
@@ -278,16 +283,17 @@ def _tell(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _hangups_ignored() -> Iterator[None]:
-    """Have processes that are started meanwhile outlive their terminal: they end with the run."""
+def _ignored(*numbers: signal.Signals) -> Iterator[None]:
+    """Ignore signals meanwhile; outside the main thread, which alone gets them, nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,6 +143,31 @@ def test_a_signal_while_ray_starts_stops_the_run_in_good_order(monkeypatch: pyte
         pass
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ray_is_left_whole_whoever_presses_meanwhile(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C often comes when the first one has led to the shutdown of Ray, which takes seconds."""
+    steps: list[str] = []
+
+    def shutdown() -> None:
+        steps.append("begun")
+        os.kill(os.getpid(), number)
+        steps.append("over")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as `ray.init` does
+    try:
+        with ray_session("local", cpus=None):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert steps == ["begun", "over"]
+
+
 def test_signals_are_acknowledged_at_once_and_a_second_interrupt_interrupts(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
