@@ -56,7 +56,6 @@ class ResultImage:
         reward_history: the rewards of this trajectory's lineage at `Plan.scored_scales`; NaN where
             none was taken. An ensemble's are combined over the population of their scale.
         lineage: this image's ancestor slot in the population of each segment, ending with its own.
-        bits: all scales.
         member_rewards: what each member of the reward gave the final image, in the reward's own order.
         round_index: of the population that it comes from.
     """
@@ -172,7 +171,6 @@ class RunCost:
     """What the committed prompts of a run have cost.
 
     Attributes:
-        strategy: of the run.
         prompts: with images.
         flops: by stage: of texts, the transformer, decodes, and selectors (rewards and features); all 0 where
             they are not counted.

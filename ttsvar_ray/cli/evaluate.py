@@ -205,7 +205,7 @@ def _asking(name: str) -> Callable[..., list[str]]:
     ) -> list[str]:
         from ttsvar_ray.errors import ConfigurationError
         from ttsvar_ray.evaluate.benchmarks import BENCHMARKS
-        from ttsvar_ray.evaluate.question_judge import QuestionJudge, judge_basis
+        from ttsvar_ray.evaluate.question_judge import QuestionJudge
 
         benchmark = BENCHMARKS[name]
         if wording is not None:
@@ -222,7 +222,7 @@ def _asking(name: str) -> Callable[..., list[str]]:
             {word for one in asked.prompts.values() for own in one.questions for word in own.answers}
         )
         build = partial(QuestionJudge, judge.resolve(), benchmark.asked, answers, device=target, dtype=dtype)
-        basis = judge_basis(benchmark, judge, device=target, dtype=dtype)
+        basis = QuestionJudge.basis(benchmark, judge, device=target, dtype=dtype)
         return _scored(asked, _judged(found, source, name, basis, build, shared), basis, told, shared)
 
     command.__doc__ = f"""{_ASKING[name]}

@@ -169,7 +169,6 @@ class PartWriter:
         Args:
             lock_token: of the lock on it, without which the sink changes nothing.
             actor_prefix: begins the name of the sink among the actors of the cluster.
-            notice: tells people.
         """
         self._layout = layout
         self._root = layout.root

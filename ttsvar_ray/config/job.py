@@ -24,7 +24,7 @@ from ttsvar_ray.config.sections import (
     SamplingConfig,
     StrategyConfig,
 )
-from ttsvar_ray.config.values import FailureBudget, Integer, Section, WeightFiles, read_failure_budget
+from ttsvar_ray.config.values import FailureBudget, Integer, Section, WeightFiles
 
 
 class JobConfig(Section):
@@ -44,9 +44,9 @@ class JobConfig(Section):
     # A column of the output holds it: 64 bits.
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**63)] = 0
     max_failed: Annotated[
-        FailureBudget, BeforeValidator(read_failure_budget), PlainSerializer(FailureBudget.__str__)
+        FailureBudget, BeforeValidator(FailureBudget.read), PlainSerializer(FailureBudget.__str__)
     ] = Field(
-        default=read_failure_budget("1%"),
+        default=FailureBudget.read("1%"),
         description="prompts without an image, and bad lines, up to which a run that is done ends with exit "
         "code 0: a share of all lines, or a count; above it with 3",
     )

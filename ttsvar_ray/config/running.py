@@ -16,7 +16,6 @@ from ttsvar_ray.config.values import (
     Shard,
     Share,
     Text,
-    read_shard,
 )
 
 
@@ -60,7 +59,7 @@ class ClusterConfig(Section):
     workers: Count | None = Field(default=None, description="None: one per GPU, or per CPU without GPUs")
     spread: Count | Literal["auto"] = Field(default="auto", description="workers that share one prompt")
     shard: Annotated[
-        Shard | None, BeforeValidator(read_shard), PlainSerializer(Shard.__str__, when_used="unless-none")
+        Shard | None, BeforeValidator(Shard.read), PlainSerializer(Shard.__str__, when_used="unless-none")
     ] = Field(
         default=None,
         description="i/n: this run makes every n-th part from part i on, in a folder of its own below the "

@@ -25,8 +25,6 @@ from ttsvar_ray.config.values import (
     Text,
     WeightFiles,
     Weights,
-    columns_text,
-    read_columns,
 )
 from ttsvar_ray.own_code import is_own
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -81,8 +79,8 @@ class PromptsConfig(Section):
     id_column: Text | None = Field(default=None, description="key or column to use as prompt_id")
     columns: Annotated[
         ColumnChoice | None,
-        BeforeValidator(read_columns),
-        PlainSerializer(columns_text, when_used="unless-none"),
+        BeforeValidator(ColumnChoice.read),
+        PlainSerializer(ColumnChoice.to_json, when_used="unless-none"),
     ] = Field(
         default=None,
         description="of the other columns, those that go through to the output: a list, {keep: [...]} or "

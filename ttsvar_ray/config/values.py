@@ -67,29 +67,30 @@ class ColumnChoice:
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
 
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """Read a list of names (those to keep), `{keep: [...]}` or `{drop: [...]}`.
 
-def read_columns(value: Any) -> Any:
-    """Read a list of names (those to keep), `{keep: [...]}` or `{drop: [...]}`.
+        Raises:
+            ValueError: something else.
+        """
+        if value is None or isinstance(value, cls):
+            return value
+        given = {"keep": value} if isinstance(value, list | tuple) else value
+        if isinstance(given, dict) and len(given) == 1:
+            ((key, names),) = given.items()
+            if isinstance(names, list | tuple) and all(isinstance(name, str) and name for name in names):
+                if key == "keep":
+                    return cls(keep=tuple(names))
+                if key == "drop":
+                    return cls(drop=tuple(names))
+        raise ValueError(
+            f"expected [name, ...], {{keep: [name, ...]}} or {{drop: [name, ...]}}, got {value!r}"
+        )
 
-    Raises:
-        ValueError: something else.
-    """
-    if value is None or isinstance(value, ColumnChoice):
-        return value
-    given = {"keep": value} if isinstance(value, list | tuple) else value
-    if isinstance(given, dict) and len(given) == 1:
-        ((key, names),) = given.items()
-        if isinstance(names, list | tuple) and all(isinstance(name, str) and name for name in names):
-            if key == "keep":
-                return ColumnChoice(keep=tuple(names))
-            if key == "drop":
-                return ColumnChoice(drop=tuple(names))
-    raise ValueError(f"expected [name, ...], {{keep: [name, ...]}} or {{drop: [name, ...]}}, got {value!r}")
-
-
-def columns_text(columns: ColumnChoice) -> dict[str, list[str]]:
-    """Return a choice as a job file has it."""
-    return {"drop": list(columns.drop)} if columns.keep is None else {"keep": list(columns.keep)}
+    def to_json(self) -> dict[str, list[str]]:
+        """Return a choice as a job file has it."""
+        return {"drop": list(self.drop)} if self.keep is None else {"keep": list(self.keep)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,21 +108,21 @@ class Shard:
         """Its own folder in the output's."""
         return f"shard-{self.index}-of-{self.count}"
 
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """Read `i/n`.
 
-def read_shard(value: Any) -> Any:
-    """Read `i/n`.
-
-    Raises:
-        ValueError: something else, or i beyond n - 1.
-    """
-    if value is None or isinstance(value, Shard):
-        return value
-    index, slash, count = value.partition("/") if isinstance(value, str) else ("", "", "")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(
-            f"expected i/n with i from 0 to n-1, such as 0/8 for the first of eight, got {value!r}"
-        )
-    return Shard(int(index), int(count))
+        Raises:
+            ValueError: something else, or i beyond n - 1.
+        """
+        if value is None or isinstance(value, cls):
+            return value
+        index, slash, count = value.partition("/") if isinstance(value, str) else ("", "", "")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(
+                f"expected i/n with i from 0 to n-1, such as 0/8 for the first of eight, got {value!r}"
+            )
+        return cls(int(index), int(count))
 
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*%")
@@ -153,21 +154,21 @@ class FailureBudget:
         """
         return failed <= (self.most * of / 100 if self.is_share else self.most)
 
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        """Read a count (20) or a share (0.1%).
 
-def read_failure_budget(value: Any) -> Any:
-    """Read a count (20) or a share (0.1%).
-
-    Raises:
-        ValueError: something else, or more than 100%.
-    """
-    if isinstance(value, FailureBudget):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return FailureBudget(str(value), Fraction(value), is_share=False)
-    given = value.strip() if isinstance(value, str) else ""
-    if given.isdecimal():
-        return FailureBudget(given, Fraction(int(given)), is_share=False)
-    match = _PERCENT.fullmatch(given)
-    if match is None or Fraction(match.group(1)) > 100:
-        raise ValueError(f"expected a count such as 20, or a share such as 0.1%, got {value!r}")
-    return FailureBudget(given, Fraction(match.group(1)), is_share=True)
+        Raises:
+            ValueError: something else, or more than 100%.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(str(value), Fraction(value), is_share=False)
+        given = value.strip() if isinstance(value, str) else ""
+        if given.isdecimal():
+            return cls(given, Fraction(int(given)), is_share=False)
+        match = _PERCENT.fullmatch(given)
+        if match is None or Fraction(match.group(1)) > 100:
+            raise ValueError(f"expected a count such as 20, or a share such as 0.1%, got {value!r}")
+        return cls(given, Fraction(match.group(1)), is_share=True)

@@ -52,7 +52,6 @@ class SegmentReport:
     """What one shard found in one segment.
 
     Attributes:
-        slots: as in the task.
         features: float32 [slots, feature_dim] where the segment ends in a clustering ([slots, num_patches,
             width] where the plan reduces them over the population), else None.
         rewards: float32 [slots, scored scales of this segment x reward members]: for each scored scale,

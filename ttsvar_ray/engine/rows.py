@@ -77,9 +77,6 @@ def pack_rows(bits: Sequence[UInt8Array]) -> list[PackedBits]:
 
     Args:
         bits: per scale, uint8 [rows, tokens, bits_per_token] of 0 and 1.
-
-    Returns:
-        One `PackedBits` per row.
     """
     rows = bits[0].shape[0]
     packed = [np.packbits(np.asarray(scale).reshape(rows, -1), axis=1) for scale in bits]
@@ -93,8 +90,6 @@ def unpack_rows(
 
     Args:
         packed: one entry per row, each of the first scales of `scale_schedule`.
-        scale_schedule: (h, w) of each scale.
-        bits_per_token: bits in one token.
 
     Returns:
         Per finished scale, uint8 [rows, h * w, bits_per_token].

@@ -77,7 +77,6 @@ class Line:
     Attributes:
         name, images, seconds, device_seconds, failed: as of `Outcomes`.
         differences: by evaluator, to the control; empty of the control itself.
-        reward: of the reward that steered.
         published: by evaluator, where there is such a number.
     """
 
@@ -150,7 +149,6 @@ def compare(
 
     Args:
         outcomes: of all variants, their prompts in one order.
-        control: name of one of them.
         groups: by evaluator, int64 [prompts]; -1 of prompts that it does not judge.
         published: by variant, then evaluator.
     """

@@ -35,7 +35,6 @@ class _TagScore:
     """One line of the table.
 
     Attributes:
-        images, prompts: how many.
         score: share of its images that are correct.
         standard_error: of that share, over prompts: images of one prompt are not independent. NaN for one.
     """
@@ -54,8 +53,6 @@ class _GenEvalSummary:
         tags: in the official order, then any others.
         overall: mean of the tags' scores, whatever their sizes.
         standard_error: of that mean.
-        images: number of images.
-        prompts: number of distinct prompts.
         correct_images: share of all images.
         correct_prompts: share of prompts with any correct image.
     """
@@ -157,8 +154,6 @@ class GenEvalResult:
     """A summary, and what of the images decides whether it can be compared.
 
     Attributes:
-        summary: of all images.
-        prompts: the distinct ones.
         images_of: how many images each has, by prompt key.
     """
 

@@ -65,7 +65,6 @@ class Verdict:
     """Whether an image meets its prompt.
 
     Attributes:
-        correct: it does.
         reasons: why it does not, one line each.
         kept: objects that counted, by class, surest first.
     """
@@ -90,10 +89,7 @@ def judge(
     Each clause of `include` is answered by the surest objects of its class; `exclude` looks at all.
 
     Args:
-        prompt: what was asked.
         found: everything that the detector found, by class and in any order.
-        colors_of: names colors.
-        rules: thresholds.
     """
     kept = {
         name: objects for name, all_of_it in found.items() if (objects := _keep(all_of_it, prompt, rules))

@@ -156,7 +156,6 @@ class JudgedImage:
     """What was asked of one image, and what was found of it.
 
     Attributes:
-        prompt: as in `AskedImage`.
         found: as JSON has it.
     """
 

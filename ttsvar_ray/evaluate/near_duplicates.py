@@ -28,7 +28,6 @@ def mark_near_duplicates(layout: OutputLayout, hashes: str, table: str, *, bits:
     """Write which images nearly repeat an earlier one, from a table of hashes; return (such images, images).
 
     Args:
-        hashes: name of the table of hashes.
         table: name of the table to write: `TABLE_of`, the first image like it as "row-rank", or null.
         bits: hashes that differ in at most so many bits are alike.
     """
@@ -71,7 +70,6 @@ def mark_similar(
     blocks of them and twelve bytes an image, however many there are.
 
     Args:
-        features: name of the table of features.
         table: name of the table to write: `TABLE_of`, and `TABLE_cosine` of the two.
         least: cosine of features that are alike.
 
@@ -125,9 +123,6 @@ def mark_similar(
 
 def prompt_diversity(layout: OutputLayout, features: str) -> Float64Array:
     """Return the mean distance, 1 - cosine, of all pairs of a prompt's images: [prompts of several images].
-
-    Args:
-        features: name of the table of features.
 
     Raises:
         FeatureError: features that are no numbers.

@@ -133,6 +133,21 @@ class QuestionJudge:
         asked = [(self._asked.replace("{question}", one.text), one.answers) for one in prompt.questions]
         return {"prompt": prompt.name, "probabilities": self._model.probabilities(image.pixels(), asked)}
 
+    @staticmethod
+    def basis(benchmark: Benchmark, folder: Path, *, device: str, dtype: str) -> dict[str, Any]:
+        """Return what answers rest on beside the image and the questions; the model is not loaded.
+
+        Raises:
+            CheckpointError: nothing there.
+        """
+        return {
+            "benchmark": benchmark.title,
+            "judge": {"label": folder.resolve().name, "weights": fingerprint_path(folder)},
+            "asked": benchmark.asked,
+            "device": device,
+            "dtype": dtype,
+        }
+
 
 def _model_type(folder: Path) -> str:
     """Return the family that a folder's config.json names; "" where there is none that can be read."""
@@ -140,18 +155,3 @@ def _model_type(folder: Path) -> str:
         return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def judge_basis(benchmark: Benchmark, folder: Path, *, device: str, dtype: str) -> dict[str, Any]:
-    """Return what answers rest on beside the image and the questions; the model is not loaded.
-
-    Raises:
-        CheckpointError: nothing there.
-    """
-    return {
-        "benchmark": benchmark.title,
-        "judge": {"label": folder.resolve().name, "weights": fingerprint_path(folder)},
-        "asked": benchmark.asked,
-        "device": device,
-        "dtype": dtype,
-    }

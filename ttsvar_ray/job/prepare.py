@@ -65,7 +65,6 @@ class PreparedJob:
     """What is known of a job before it starts.
 
     Attributes:
-        parts: what runs.
         source, scan: the prompts.
         manifest: what `run.json` of a new run says.
         shard: of the prompt set that this run makes.

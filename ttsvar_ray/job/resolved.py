@@ -49,7 +49,6 @@ class ResolvedJob:
 
     Attributes:
         config: the settings, as they were given.
-        plan: what is done to each prompt.
     """
 
     config: JobConfig

@@ -37,7 +37,6 @@ class JobParts:
     """What a job runs.
 
     Attributes:
-        plan: what is done to each prompt.
         build_engine: builds the engine in a worker's process; travels by pickle, so it holds settings, not
             weights. Of a job made by hand, `run.json` has its import path as the model's name.
         build_rewards: builds its rewards alone, in a process of their own; None where they cannot be had so.
@@ -47,7 +46,6 @@ class JobParts:
         rows: most trajectories of a micro-batch on a device, by segment of the plan.
         expect: what the plan costs on a device, if that is known.
         fingerprints: what tells the job's code and weights from others, by a name for each.
-        fetch: brings weights to this machine.
         check_memory: raises `ConfigurationError` where a GPU is too small.
         image_bytes: about what one image takes on disk; None where nobody knows.
         note: what somebody should know of the plan.

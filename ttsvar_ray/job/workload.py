@@ -183,7 +183,6 @@ def running_bytes(networks: JobNetworks, segment: Segment, *, rows: int, selecto
     for the keys and values of the whole segment is taken at its first scale, beside the state it starts from.
 
     Args:
-        rows: of the micro-batch.
         selector_decode: "full" or "selector", the size of the images that selections look at.
     """
     model = networks.model
@@ -225,11 +224,7 @@ def image_line(
     selector_decode: str,
     rows: int,
 ) -> Line:
-    """Return the time of all looks of a segment: running ahead, decodes, scores and features.
-
-    Args:
-        rows: a full micro-batch.
-    """
+    """Return the time of all looks of a segment: running ahead, decodes, scores and features."""
     time, padded = Line(), is_gpu(profile)
     for scale in _scales(segment):
         last, look = scale == segment.last_scale, segment.look(scale)

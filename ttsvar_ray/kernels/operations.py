@@ -33,7 +33,6 @@ def group_norm_silu(
         x: in any memory order; the fused result has its channels last.
         weight, bias: [c].
         groups: divides c.
-        eps: under the root.
         fused: statistics in float32 whatever the dtype; one reading for them, one for the values.
         added: [c], such as the bias of the convolution before; None adds nothing.
     """
@@ -90,7 +89,6 @@ def modulated_norm(
 
     Args:
         scale, shift: float32 [R, 1, C], one for all tokens of a row.
-        eps: under the root.
         dtype: of the fused result; the plain one is float32, and is rounded where it is used.
     """
     if fused:
@@ -107,7 +105,6 @@ def weighted_norm(
 
     Args:
         weight, bias: [C], in any dtype.
-        eps: under the root.
         dtype: of the fused result; the plain one is float32, and is rounded where it is used.
     """
     if fused:

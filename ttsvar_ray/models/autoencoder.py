@@ -30,7 +30,6 @@ class ConvolutionConfig:
         num_res_blocks: per level.
         pixel_shuffle: side of the pixel blocks folded into channels at the image side.
         normalizes: whether blocks normalise by groups.
-        activate: the non-linearity.
         attends: whether blocks at the coarsest level attend over all positions.
     """
 

@@ -75,9 +75,6 @@ class CachedModel(ABC):
     Args:
         name: written to the output rows.
         transformer, tokenizer: the family's modules, in evaluation mode, on one device.
-        sampling: how bits are drawn.
-        scale_schedule: (h, w) tokens of each scale.
-        bits_per_token: D.
         map_size: (H, W) cells of the feature map.
     """
 

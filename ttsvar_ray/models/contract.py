@@ -30,7 +30,6 @@ def check_model(model: NextScaleModel, texts: Sequence[str], *, run_seed: int = 
     Args:
         model: any model; it draws `ROWS_PER_TEXT` images for each text, several times over.
         texts: at least two that the model can draw.
-        run_seed: names the random streams.
 
     Raises:
         ContractError: the first promise of `NextScaleModel` that is not kept.

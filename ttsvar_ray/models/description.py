@@ -59,8 +59,6 @@ class ModelDescription:
         source: where this was read, for messages.
         name: written to the output rows.
         family: which builder reads the rest.
-        scale_schedule: (h, w) tokens of each scale.
-        bits_per_token: bits in one token.
         image_height, image_width: pixels of a fully decoded image.
         sampling: the model's own sampling settings.
         plan: the model's own search settings, with the names of the job's `strategy` section; may be empty.

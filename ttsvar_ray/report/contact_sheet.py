@@ -31,7 +31,6 @@ def contact_sheet(
             proportions kept: small ones are enlarged without smoothing, so that their pixels stay visible.
         captions: one text an image; wrapped, and cut with an ellipsis after four lines.
         marks: True frames an image in green, False in red, None in grey; omitted: all grey.
-        columns: images in a row.
         tile: side of an image's place in pixels.
         title: a line above everything.
 

@@ -39,7 +39,6 @@ class Entry:
     """One prompt of the report.
 
     Attributes:
-        prompt_id, prompt: of the prompt set.
         rewards: of the kept images by rank, at least one.
         histories: reward of each image's lineage at each scored scale; NaN where none was taken.
         images: the kept images' files, by rank.
@@ -76,14 +75,11 @@ class Summary:
 
 
 def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[Path]:
-    """Write the page.
+    """Write the page; return the files written.
 
     Args:
         path: of the HTML file; scripts go to a folder of its name with "_files".
         entries: in the order of the prompt set; two scripts' worth are in memory at a time.
-
-    Returns:
-        The files written.
     """
     is_inline = summary.prompts <= INLINE_PROMPTS
     folder = path.with_name(f"{path.stem}_files")

@@ -152,11 +152,8 @@ def _load_linear_head(path: Path, *, prefix: str, indices: Sequence[int], input_
     """Read a head (weights only): `{prefix}.{index}.weight` and `.bias`, ending in one output.
 
     Args:
-        path: the published file.
-        prefix: of its keys.
         indices: places of the linear layers; a file with other places has other layers there, such as
             activations, so it is refused.
-        input_width: of the embedding that the head reads.
 
     Raises:
         CheckpointError: no such file, other layers, or widths that do not fit.

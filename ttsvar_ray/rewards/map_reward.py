@@ -85,12 +85,7 @@ class MapPatches(nn.Module):
 
 
 class _BlipMapReward:
-    """A `MapReward` of a BLIP reward, whose weights it shares.
-
-    Args:
-        reward: that scores the images.
-        patches: trained for it.
-    """
+    """A `MapReward` of a BLIP reward, whose weights it shares."""
 
     def __init__(self, reward: ImageReward, patches: MapPatches) -> None:
         self._reward = reward

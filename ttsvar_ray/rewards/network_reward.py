@@ -87,7 +87,6 @@ class LinearHead(nn.Module):
     published.
 
     Args:
-        input_width: of the embedding.
         widths: of the layers' outputs; the last one is 1.
         indices: places of the linear layers; the places between them held dropouts.
     """

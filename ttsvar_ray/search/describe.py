@@ -14,7 +14,6 @@ class ScaleRow:
     """One scale of a plan.
 
     Attributes:
-        height, width: the token grid.
         population: trajectories that run this scale.
         selection: name of the operator after it, None for none.
         survivors: trajectories that remain after it.

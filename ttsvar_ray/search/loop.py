@@ -184,7 +184,6 @@ def search(plan: Plan, run_segment: RunSegment, *, run_seed: int, prompt_key: st
 
     Args:
         plan: what to run; without rounds that is Algorithm 1, once.
-        run_segment: runs the scales of a segment for a population.
         run_seed, prompt_key: name the random streams of the selections, with the round.
 
     Raises:

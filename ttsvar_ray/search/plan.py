@@ -152,7 +152,6 @@ class Plan:
         joint_component: None where features arrive as one vector per image; else they are patches, and
             operators see them along the first principal direction of all patches of the population, of
             this sign.
-        final: how the final images are ranked.
         rounds: of an adaptive search. Populations and selections are those of the first round; all rounds
             have the same segments, so that what a segment costs a trajectory depends on no round.
         looks: scored scales but the last that are not judged by a decode of what is there, ascending.

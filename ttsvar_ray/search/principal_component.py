@@ -34,7 +34,6 @@ def first_component(patches: Float32Array, sign: ComponentSign) -> Float32Array:
 
     Args:
         patches: float32 [n, num_patches, width].
-        sign: see `ComponentSign`.
     """
     return np.stack([_project(image, sign) for image in patches]) if len(patches) else patches[:, :, 0]
 
@@ -47,7 +46,6 @@ def first_component_of_all(patches: Float32Array, sign: ComponentSign) -> Float3
 
     Args:
         patches: float32 [n, num_patches, width].
-        sign: see `ComponentSign`.
     """
     count, num_patches, width = patches.shape
     with threadpool_limits(limits=1, user_api="blas"):

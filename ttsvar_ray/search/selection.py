@@ -36,13 +36,10 @@ def select(
     by (run_seed, prompt_key, scale, operator, round).
 
     Args:
-        plan: the plan that `selection` belongs to.
-        selection: which of its selections.
         features: [population, feature_dim] in slot order, or [population, num_patches, width] where the plan
             has a `joint_component`; needed where the operator reads features, else not looked at.
         reward_history: [population, scored scales up to this one] in slot order, each row the
             rewards of that trajectory's lineage; not looked at where the operator reads no rewards.
-        prompt_key: `Prompt.key`.
         round_index: of an adaptive search; `plan` is then that of the round.
         log_likelihood: [population] in slot order, nats of all bits of the lineage; needed where the operator
             reads it.

@@ -26,7 +26,6 @@ class SimulatedDriver:
         """Start with all prompts unread.
 
         Args:
-            world: shared with the cells.
             on_prompt: told the number of finished prompts after each.
         """
         settings = world.settings

@@ -19,7 +19,6 @@ class TransformerConfig:
     """Shape of one transformer; equal values build equal state dicts.
 
     Attributes:
-        depth: number of blocks.
         embed_dim: width C.
         num_heads: attention heads H; C / H must be a multiple of 4 (2-D rotary pairs).
         block_chunks: groups of blocks in the state-dict names; divides depth.

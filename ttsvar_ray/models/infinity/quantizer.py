@@ -41,7 +41,6 @@ class Quantizer:
         schedule: (h, w) tokens of each scale, as the transformer sees them.
         spatial_patchify: one token covers 2x2 cells of the feature map (published 8B models).
         gains: one factor per scale on the code +-1/sqrt(d); empty means 1 everywhere.
-        downsample: reduction of the next input.
     """
 
     codebook_dim: int

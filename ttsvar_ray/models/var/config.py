@@ -35,7 +35,6 @@ class VarConfig:
 
     Attributes:
         embed_dim: width C.
-        depth: blocks.
         num_heads: heads of self-attention; divides the width.
         vocabulary: entries of the codebook, V.
         codebook_dim: channels of the feature map.

@@ -71,7 +71,6 @@ def cluster_survivors(
     Args:
         features: [population, feature_dim], finite.
         num_survivors: from 1 to the population (then all survive, each its own cluster).
-        rng: the named stream of this selection.
         restarts: k-means runs, of which the tightest counts.
 
     Returns:

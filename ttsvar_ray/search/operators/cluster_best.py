@@ -26,7 +26,6 @@ class ClusterBest(Operator):
 
     Attributes:
         restarts: k-means runs, of which the tightest counts.
-        potential: how a reward history becomes a potential.
     """
 
     name: ClassVar[str] = "cluster-best"

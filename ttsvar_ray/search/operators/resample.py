@@ -29,7 +29,6 @@ class Resample(Operator):
     """Draws with replacement by the weights exp(lambda * potential).
 
     Attributes:
-        potential: how a reward history becomes a potential.
         lambda_: sharpness of the weights; 0 makes all trajectories equally likely.
         scheme: how survivors are drawn from the weights.
         normalise: what potentials become within their population before lambda multiplies them, so that it

@@ -14,11 +14,7 @@ from ttsvar_ray.types import PotentialKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopK(Operator):
-    """Keeps the trajectories of the highest potential; of equal ones, the lower slots. Draws nothing.
-
-    Attributes:
-        potential: how a reward history becomes a potential.
-    """
+    """Keeps the trajectories of the highest potential; of equal ones, the lower slots. Draws nothing."""
 
     name: ClassVar[str] = "top-k"
     reads: ClassVar[frozenset[Signal]] = frozenset({Signal.REWARDS})
