@@ -119,8 +119,9 @@ def own_line(error: BaseException) -> str:
     """Return ` [file.py, line 3]`, the innermost line not of ours, Python or a package, or nothing."""
     ours, pythons = str(Path(__file__).parent), str(Path(traceback.__file__).parent)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((ours, pythons, "<")) and "-packages" not in frame.filename:
-            return f" [{Path(frame.filename).name}, line {frame.lineno}]"
+        name = frame.filename  # compiled libraries have "pyarrow/error.pxi" and the like
+        if name.endswith(".py") and not name.startswith((ours, pythons)) and "-packages" not in name:
+            return f" [{Path(name).name}, line {frame.lineno}]"
     return ""
 
 

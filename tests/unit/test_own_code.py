@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from ttsvar_ray.errors import ConfigurationError
+from ttsvar_ray.errors import ConfigurationError, own_line
 from ttsvar_ray.own_code import is_own, load_own, load_own_class
 
 SOURCE = """
@@ -183,3 +186,10 @@ def test_an_installed_command_finds_a_module_in_the_current_folder(folder: Path)
 @pytest.mark.parametrize(("name", "own"), [("image-reward", False), ("auto", False), ("a.b:C", True)])
 def test_only_import_paths_hold_a_colon(name: str, own: bool) -> None:
     assert is_own(name) is own
+
+
+def test_a_line_of_a_compiled_library_is_not_taken_for_the_users(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as failed:
+        pa.OSFile(str(tmp_path / "absent"))
+    assert any(frame.filename.endswith(".pxi") for frame in traceback.extract_tb(failed.value.__traceback__))
+    assert re.fullmatch(r" \[test_own_code\.py, line \d+\]", own_line(failed.value))

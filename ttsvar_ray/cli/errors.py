@@ -63,7 +63,7 @@ def errors_for_people(*, debug: bool, has_started: Callable[[], bool] = lambda: 
         _end(error, ExitCode.FAILED if has_started() else ExitCode.BAD_SETTINGS, debug=debug)
     except OSError as error:
         # Of a file, or a full disk: what the system refuses is no defect of ours.
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         where = error.filename or ("what is written here" if is_full else None)
         message = f"{where}: {error.strerror}{own_line(error)}" if where else _unexpected(error)
         begun = ExitCode.RESUMABLE if is_full else ExitCode.FAILED

@@ -225,6 +225,7 @@ def test_a_budget_that_is_neither_count_nor_share_is_refused(
         (LostRowsError("row 4"), False, 1),
         (OSError(errno.ENOSPC, "No space left on device"), True, 75),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), False, 2),
+        (OSError(errno.EFBIG, "File too large"), False, 2),
         (KeyboardInterrupt(), True, 75),
         (KeyboardInterrupt(), False, 130),
         (RuntimeError("a bug"), True, 1),
