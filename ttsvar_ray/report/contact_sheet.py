@@ -113,10 +113,11 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
         if current:
             lines.append(current)
         current = word
-        while font.getlength(current) > width:
-            fitting = max(1, sum(font.getlength(current[: end + 1]) <= width for end in range(len(current))))
-            lines.append(current[:fitting])
-            current = current[fitting:]
+        # What is beyond the last line is not measured: a word may be as long as a prompt.
+        while len(lines) <= _MAX_LINES and font.getlength(current) > width:
+            end = next(end for end in range(1, len(current) + 1) if font.getlength(current[:end]) > width)
+            lines.append(current[: max(1, end - 1)])
+            current = current[max(1, end - 1) :]
     lines.append(current)
     if len(lines) > _MAX_LINES:
         lines = lines[:_MAX_LINES]

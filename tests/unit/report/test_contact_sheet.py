@@ -46,6 +46,14 @@ def test_long_captions_are_wrapped_and_cut() -> None:
     assert (np.asarray(unbroken)[:, -11:] == 255).all()
 
 
+@pytest.mark.timeout(20)
+def test_a_caption_that_is_one_long_word_takes_no_longer_than_a_short_one() -> None:
+    # As texts are that are written without blanks; measured to its end, it takes minutes.
+    word = "猫" * 20_000
+    long, short = (contact_sheet([plain((0, 0, 0))], [text], tile=96) for text in (word, word[:100]))
+    assert np.array_equal(np.asarray(long), np.asarray(short))
+
+
 def test_images_of_other_sizes_keep_their_proportions() -> None:
     sheet = contact_sheet([plain((9, 9, 9), 32, 64), plain((99, 9, 9), 256, 256)], ["", ""], tile=64)
     pixels = np.asarray(sheet).reshape(-1, 3)
