@@ -338,8 +338,8 @@ def select(
 ) -> None:
     """Write some images of a run, with their columns and scores, as a data set of its own.
 
-    The same command goes on after a stop. Exit codes: 0 done; 2 no run, an expression that cannot be used, or
-    a folder that holds something else.
+    The same command goes on after a stop. Exit codes: 0 done; 2 no run, an expression that cannot be used or
+    takes no image, or a folder that holds something else.
 
     Example: ttsvar-ray select outputs/mine --to best --where "reward > 1.5"
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.contents import damaged, image_rows
+from ttsvar_ray.dataset.contents import damaged
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
-from ttsvar_ray.storage.location import locate
+from ttsvar_ray.storage.location import Location, locate
 
 _BLOBS = ("image", "bits")
 _ROWS_AT_A_TIME = 32
@@ -184,7 +184,7 @@ def select(
         Images taken, prompts they are of, and images there were.
 
     Raises:
-        ConfigurationError: an expression that cannot be used.
+        ConfigurationError: an expression that cannot be used, or takes no image; nothing is written.
         OutputError: damaged parts, or a folder with something else in it.
     """
     schema = _columns_of(layout)
@@ -198,18 +198,25 @@ def select(
         raise ConfigurationError(f"--by: expected a column of numbers, got {selection.by!r} of {kind}")
     condition = parse_filter(selection.where, schema.names) if selection.where else None
     _taken(_light(layout, min(layout.data_parts())).slice(0, 0), condition, selection)
-    _claim(folder, layout, manifest, selection)
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    images = prompts = total = 0
-    for chunk, part in layout.data_parts().items():
+    taken: dict[int, np.ndarray] = {}
+    prompts = total = 0
+    for chunk in layout.data_parts():
         light = _light(layout, chunk)
         total += len(light)
-        taken = _taken(light, condition, selection)
-        images += len(taken)
-        prompts += len(set(light["row"].take(pa.array(taken)).to_pylist())) if len(taken) else 0
+        taken[chunk] = np.array(_taken(light, condition, selection), dtype=np.int64)
+        prompts += len(pc.unique(light["row"].take(pa.array(taken[chunk]))))
+    if not prompts:
+        raise ConfigurationError(
+            f"--where: expected some of the {total} images of {layout.root}, {selection.where!r} takes none; "
+            "nothing is written"
+        )
+    _claim(folder, layout, manifest, selection)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for chunk, part in layout.data_parts().items():
         file = folder / "data" / part.name
         if not file.is_file():
-            _write(layout, chunk, light, taken, file)
+            _write(layout, chunk, taken[chunk], file)
+    images = sum(map(len, taken.values()))
     content = json.loads((folder / "selection.json").read_text())
     counts = {"images": images, "prompts": prompts, "of_images": total}
     locate(folder / "selection.json").write_text(json.dumps({**content, **counts}, indent=2) + "\n")
@@ -261,29 +268,35 @@ def _taken(light: pa.Table, condition: Any, selection: Selection) -> list[int]:
     return sorted(place for _, place in best.values())
 
 
-def _write(layout: OutputLayout, chunk: int, light: pa.Table, taken: Sequence[int], file: Path) -> None:
-    part = layout.data_part(chunk)
+def _write(layout: OutputLayout, chunk: int, wanted: np.ndarray, file: Path) -> None:
+    part, light, start = layout.data_part(chunk), _light(layout, chunk), 0
     with part.open_arrow() as stream:
         schema = pq.read_schema(stream)
-    scores = [name for name in light.column_names if name not in schema.names]
-    for name in scores:
-        schema = schema.append(light.schema.field(name))
-    wanted, start = np.array(taken, dtype=np.int64), 0
+    scores = [light.schema.field(name) for name in light.column_names if name not in schema.names]
+    for score in scores:
+        schema = schema.append(score)
     with locate(file).replacing() as staged, pq.ParquetWriter(staged, schema) as writer:
-        for batch in image_rows(part, _ROWS_AT_A_TIME):
+        for batch in _batches(part):
             own = wanted[(wanted >= start) & (wanted < start + len(batch))]
             if len(own):
                 rows = pa.Table.from_batches([batch]).take(pa.array(own - start))
-                for name in scores:
-                    rows = rows.append_column(light.schema.field(name), light[name].take(pa.array(own)))
+                for score in scores:
+                    rows = rows.append_column(score, light[score.name].take(pa.array(own)))
                 writer.write_table(rows.cast(schema))
             start += len(batch)
+
+
+def _batches(part: Location) -> Iterator[pa.RecordBatch]:
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            yield from parquet.iter_batches(_ROWS_AT_A_TIME)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(part, error) from None
 
 
 def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection: Selection) -> None:
     """Note in a folder what is selected into it, so that only the same goes on there."""
     told: Mapping[str, Any] = {
-        "source": str(layout.root),
         "run": manifest.config_digest,
         "images_digest": data_digest(layout),
         "where": selection.where,

@@ -332,6 +332,7 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         (3, 0, 250.0),
     ]
     assert some[2]["image"]["bytes"] == picture(2, 0)
+    assert str(output) not in (tmp_path / "some" / "selection.json").read_text(), "it may be published"
     import datasets
 
     opened = datasets.load_dataset(str(tmp_path / "some"), split="train", cache_dir=str(tmp_path / "cache"))
@@ -361,6 +362,7 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         ),
         (["--by", "row", "--where", "row > 0"], "--by: 'row' is read by --best-per-prompt alone"),
         ([], "expected --where or --best-per-prompt"),
+        (["--where", "row > 10"], "expected some of the 6 images"),
     ],
 )
 def test_selections_that_mean_nothing_are_refused(
