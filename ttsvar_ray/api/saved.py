@@ -127,7 +127,7 @@ class SavedRun(Sequence[Result]):
         images: dict[int, list[dict[str, Any]]] = {}
         part, trace = self._layout.data_part(chunk), self._layout.trace_part(chunk)
         for batch in image_rows(part, _ROWS_AT_A_TIME):
-            for row in batch.to_pylist():
+            for row in batch:
                 images.setdefault(row["row"], []).append(row)
         try:
             records = selection_records(_read(trace))

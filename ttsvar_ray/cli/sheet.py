@@ -110,7 +110,7 @@ def best_images(layout: OutputLayout) -> Iterator[tuple[str, UInt8Array, float]]
 
     for part in layout.data_parts().values():
         for batch in image_rows(part, 64, ["prompt", "image", "image_rank", "reward"]):
-            for row in batch.to_pylist():
+            for row in batch:
                 if row["image_rank"] == 0:
                     pixels = np.asarray(picture_of(row["image"]["bytes"]))
                     yield row["prompt"] or "", pixels, row["reward"]

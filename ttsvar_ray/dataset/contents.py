@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.accounting import run_cost
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -346,8 +347,10 @@ def damaged(part: Location | Path, reason: object) -> OutputError:
     )
 
 
-def image_rows(part: Location, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a part, so many at a time.
+def image_rows(
+    part: Location, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a part, so many at a time, with times, of which Python does not have all, as text.
 
     Args:
         part: of `data/`.
@@ -357,6 +360,15 @@ def image_rows(part: Location, rows: int, columns: Sequence[str] | None = None) 
     Raises:
         OutputError: the part is damaged, or another program's.
     """
+    for batch in _image_batches(part, rows, columns):
+        arrays = [
+            array.cast(pa.string()) if pa.types.is_temporal(array.type) else held(array, array.type)
+            for array in batch.columns
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
+
+
+def _image_batches(part: Location, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     try:
         with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             absent = set(columns or _OF_IMAGES).difference(parquet.schema_arrow.names)

@@ -24,9 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.dead_letters import as_text
 from ttsvar_ray.dataset.layout import OutputLayout
@@ -70,8 +67,8 @@ def exported_images(
     """
     texts_of_json = {name for name, kind in column_types.items() if kind == "json"}
     for _, part in sorted(layout.data_parts().items()):
-        for batch in image_rows(part, _ROWS_AT_A_TIME):
-            for row in _readable(batch).to_pylist():
+        for rows in image_rows(part, _ROWS_AT_A_TIME):
+            for row in rows:
                 if best_only and row["image_rank"] > 0:
                     continue
                 metadata = {name: value for name, value in row.items() if name not in _PICTURE}
@@ -84,15 +81,6 @@ def exported_images(
                     suffix=Path(row["image"]["path"]).suffix,
                     metadata=_finite(metadata),
                 )
-
-
-def _readable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return rows whose times, of which Python does not have all, are text."""
-    arrays = [
-        array.cast(pa.string()) if pa.types.is_temporal(array.type) else held(array, array.type)
-        for array in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
@@ -112,7 +111,7 @@ class PartScorer:
         keys: dict[str, list[Any]] = {name: [] for name in KEYS}
         found: dict[str, list[Any]] = {name: [] for name in scorer.columns.names}
         told = {"basis": dict(spec.basis), "data": data_digest(layout, chunk)}
-        for rows in _image_rows(layout.data_part(chunk)):
+        for rows in image_rows(layout.data_part(chunk), _IMAGES_AT_A_TIME):
             images = [_pixels(row) for row in rows]
             for name, values in scorer.score(images, rows).items():
                 if len(values) != len(rows):
@@ -184,13 +183,6 @@ def read_scores(
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise OutputError(f"{file}: not a whole Parquet file ({brief(error)}); delete it") from None
-
-
-def _image_rows(part: Location) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a part, a few at a time."""
-    for batch in image_rows(part, _IMAGES_AT_A_TIME):
-        arrays = [held(array, array.type) for array in batch.columns]
-        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
 
 
 def _pixels(row: Mapping[str, Any]) -> UInt8Array:

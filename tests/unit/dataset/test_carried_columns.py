@@ -14,11 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from outcome_samples import result
+from typer.testing import CliRunner
 
+from tests.support.manifests import manifest
+from ttsvar_ray.api.saved import load
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.columns import ColumnType
 from ttsvar_ray.dataset import writer
 from ttsvar_ray.dataset.export import exported_images
 from ttsvar_ray.dataset.layout import OutputLayout
+from ttsvar_ray.dataset.output import open_output
 from ttsvar_ray.dataset.rows import CarriedColumn, RowContext, carried_columns
 from ttsvar_ray.dataset.writer import write_chunk
 from ttsvar_ray.prompts import PromptSource, read_prompts, scan_prompts
@@ -66,14 +71,25 @@ def test_the_callers_columns_keep_their_arrow_types_and_values(
         model="m", strategy="raw", seed=0, reward_name="r", carried=carried_columns(scan.column_types)
     )
     layout = OutputLayout(tmp_path / "out")
+    types = {name: str(kind) for name, kind in scan.column_types.items()}
+    open_output(layout, manifest(prompt_count=2, rows_per_chunk=2, column_types=types))
+    image = dataclasses.replace(result(0).images[0], lineage=(0,))
     first, second = (
-        dataclasses.replace(result(prompt.row), prompt=prompt) for prompt in read_prompts(source, scan=scan)
+        dataclasses.replace(result(prompt.row), prompt=prompt, images=(image,), trace=())
+        for prompt in read_prompts(source, scan=scan)
     )
     lost = PromptFailure(prompt=second.prompt, attempts=1, errors=("no",))
     write_chunk(layout, 0, rows=range(2), finished=[first], failed=[lost], context=context)
     assert write_chunk(layout, 0, rows=range(2), finished=[second], failed=[], context=context).images == 2
     written = pq.read_table(str(layout.data_part(0)))
     assert written.select(list(columns)).equals(given.select(list(columns)))
+    opened = load(layout.root.path)[0]
+    assert str(10**12) in opened.columns["far"]
+    assert opened.columns["exact"] == "2023-11-14 22:13:20.123456789", "as in an export"
+    report = CliRunner().invoke(app, ["report", str(layout.root), "--pictures", "0"])
+    assert report.exit_code == 0, report.output
+    checked = CliRunner().invoke(app, ["check", str(layout.root)])
+    assert checked.output.endswith("all whole\n"), checked.output
     monkeypatch.delitem(sys.modules, "pandas")
     rows = datasets.load_dataset(
         "parquet", data_dir=str(layout.data_folder), split="train", cache_dir=str(tmp_path / "c")
