@@ -102,6 +102,15 @@ def escape_controls(text: str) -> str:
     return text.translate(_COMMANDS)
 
 
+def amount(count: float, unit: str) -> str:
+    """Return "3.4 GB" or "116 TFLOP"."""
+    for prefix in " kMGTPE":
+        if abs(count) < 999.5:
+            return f"{count:.3g} {prefix.strip()}{unit}"
+        count /= 1000
+    return f"{count:.4g} Z{unit}"
+
+
 def nearest(found: str, names: Sequence[str]) -> str:
     """Return "; did you mean 'x'?" for the name that is most like what was found; "" where none is."""
     plain = {re.sub(r"[\W_]+", "", name.lower()): name for name in names}

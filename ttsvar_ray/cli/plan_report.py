@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ttsvar_ray.cli.show import bytes_text, flops_text, flops_unit, table_lines, wrapped
+from ttsvar_ray.cli.show import bytes_text, flops_unit, table_lines, wrapped
 from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.costs.plan_cost import PlanCost, image_costs, plan_cost
 from ttsvar_ray.costs.profile import load_profile
+from ttsvar_ray.errors import amount
 from ttsvar_ray.job.footprint import TYPICAL_TEXT_TOKENS, has_counted_costs, job_networks
 from ttsvar_ray.job.memory_plan import MemoryPlan
 from ttsvar_ray.job.plan import rows_of
@@ -167,7 +168,7 @@ class _JobReport:
         lines = [
             (
                 f"reward in {verifiers.replicas} verifiers{each}, {weights} of weights in each and none in "
-                f"the workers: {scores} scores a prompt, {flops_text(scores * reward.image_flops)}"
+                f"the workers: {scores} scores a prompt, {amount(scores * reward.image_flops, 'FLOP')}"
             )
         ]
         if counted.workload is not None and (seconds := counted.workload.verifier_seconds):
@@ -281,15 +282,15 @@ def _cost_lines(counted: _CountedCosts) -> list[str]:
     image, padded = networks.model.decodes["full"], networks.model.text_tokens
     names = ", ".join(f"{name} {_count(count)}" for name, count in networks.parameters.items() if count)
     flops = (
-        f"FLOPs per prompt: {flops_text(cost.flops)} = transformer {flops_text(cost.transformer_flops)} "
-        f"+ decoder {flops_text(cost.decode_flops)} + selectors {flops_text(cost.selector_flops)} "
-        f"+ text {flops_text(cost.encode_text_flops)}"
+        f"FLOPs per prompt: {amount(cost.flops, 'FLOP')} = "
+        f"transformer {amount(cost.transformer_flops, 'FLOP')} + decoder {amount(cost.decode_flops, 'FLOP')} "
+        f"+ selectors {amount(cost.selector_flops, 'FLOP')} + text {amount(cost.encode_text_flops, 'FLOP')}"
     )
     if padded:
         flops += f" (texts of {networks.text_tokens} tokens; memory and seconds count {padded}, the most)"
     return [
         flops,
-        f"one decoded image: {image.width} x {image.height} pixels, {flops_text(image.flops)}",
+        f"one decoded image: {image.width} x {image.height} pixels, {amount(image.flops, 'FLOP')}",
         f"parameters: {names}",
         f"KV cache of one prompt at its peak: {bytes_text(cost.peak_kv_bytes)}",
     ]

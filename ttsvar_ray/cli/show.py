@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from ttsvar_ray.errors import escape_controls
+from ttsvar_ray.errors import amount, escape_controls
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,12 +78,7 @@ def duration(seconds: float) -> str:
 
 def bytes_text(count: float) -> str:
     """Return "3.4 GB"."""
-    return _with_unit(count, ("B", "kB", "MB", "GB", "TB"))
-
-
-def flops_text(count: float) -> str:
-    """Return "116 TFLOP"."""
-    return _with_unit(count, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+    return amount(count, "B")
 
 
 def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str, str]]:
@@ -97,7 +92,7 @@ def cost_facts(cost: RunCost, *, budget: float | None = None) -> list[tuple[str,
         shares = ", ".join(f"{name} {flops / cost.total_flops:.0%}" for name, flops in cost.flops.items())
         planned = "" if budget is None else f" (budget {budget:g})"
         each = f"{cost.images_per_prompt:.3f} images a prompt{planned}"
-        total = f"{flops_text(cost.total_flops)} by {cost.strategy} ({shares})"
+        total = f"{amount(cost.total_flops, 'FLOP')} by {cost.strategy} ({shares})"
         facts.append(("cost", f"{each}, {total}"))
         if own := cost.uncounted_code:
             facts.append(("without", f"{own}, which nobody counts; the seconds have it"))
@@ -119,11 +114,3 @@ def flops_unit(most: float) -> tuple[str, float]:
         if most >= power:
             return name, power
     return "FLOP", 1.0
-
-
-def _with_unit(count: float, units: Sequence[str]) -> str:
-    for unit in units[:-1]:
-        if abs(count) < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} {units[-1]}"

@@ -19,7 +19,7 @@ import yaml
 
 from ttsvar_ray.dataset.contents import OutputSummary, damaged, map_files
 from ttsvar_ray.dataset.manifest import RunManifest
-from ttsvar_ray.errors import StorageError
+from ttsvar_ray.errors import StorageError, amount
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
 from ttsvar_ray.storage.uris import redacted
@@ -282,7 +282,7 @@ def _about(manifest: RunManifest, publication: Publication | None) -> list[str]:
         rows += [
             ("prompts with images", f"{publication.totals.prompts:,} of {manifest.prompt_count:,}"),
             ("images", f"{publication.totals.images:,}"),
-            ("size", f"{publication.images.file_bytes / 1e6:,.1f} MB of images"),
+            ("size", f"{amount(publication.images.file_bytes, 'B')} of images"),
             ("licence of the images", publication.licence),
             ("licence of the model's weights", publication.model_licence),
             ("made on", ", ".join(publication.devices) or "unknown"),
@@ -298,7 +298,7 @@ def _cost(cost: RunCost | None) -> list[tuple[str, str]]:
     return [
         ("cost of a prompt", f"{cost.images_per_prompt:.3f} images drawn without a search"),
         *([("not counted", cost.uncounted_code)] if cost.uncounted_code else []),
-        ("FLOPs", f"{cost.total_flops:.4g}, and {cost.device_seconds:,.0f} s of devices"),
+        ("FLOPs", f"{amount(cost.total_flops, 'FLOP')}, and {cost.device_seconds:,.0f} s of devices"),
     ]
 
 

@@ -24,7 +24,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.output import is_continued_by
 from ttsvar_ray.dataset.part_manifest import read_part_manifest
-from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError, brief
+from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError, amount, brief
 from ttsvar_ray.models.weight_source import hub_errors
 from ttsvar_ray.report.check import on_this_machine
 from ttsvar_ray.storage.location import Location
@@ -140,7 +140,7 @@ def push(
             files = list(_files_of_part(layout, chunk))
             if pushing.add(files):
                 size = sum(file.size for file in files)
-                tell(f"part {place + 1} of {len(chunks)} ({size / 1e6:.1f} MB)")
+                tell(f"part {place + 1} of {len(chunks)} ({amount(size, 'B')})")
             if pushing.is_full or place + 1 == len(chunks):
                 pushing.commit(f"Parts up to {layout.data_part(chunk).name}")
         pushing.add([*_small_files(layout), *own])

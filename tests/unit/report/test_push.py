@@ -192,6 +192,8 @@ def test_the_card_is_what_datasets_reads(output: Path, tmp_path: Path) -> None:
     assert trace["features"] == expected._to_yaml_list()
     for words in ("## Results", "## Known limits", "arxiv.org/abs/2507.18537", "| seed | 5 |", "cc-by-4.0"):
         assert words in text
+    size = sum(path.stat().st_size for path in (output / "data").iterdir())
+    assert f"| size | {size / 1000:.3g} kB of images |" in text
     folder = tmp_path / "copy"
     folder.mkdir()
     for name in ("data", "trace"):
