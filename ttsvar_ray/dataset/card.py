@@ -22,7 +22,7 @@ from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.errors import StorageError, amount
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
-from ttsvar_ray.storage.uris import redacted
+from ttsvar_ray.storage.uris import redacted, without_folders
 
 MARK = "<!-- Written by ttsvar-ray. Remove this line to keep what you change here. -->"
 UNKNOWN_LICENCE = "unknown"
@@ -252,7 +252,7 @@ def _run(manifest: RunManifest, publication: Publication | None) -> dict[str, An
         return redacted(values.get(key)) if isinstance(values, Mapping) else None
 
     found = {
-        "model": redacted(manifest.content.get("model.name")),
+        "model": without_folders(redacted(manifest.content.get("model.name"))),
         "reward": setting("reward", "name") if publication is None else publication.reward,
         "strategy": manifest.content.get("strategy.name"),
         "n": setting("strategy", "n"),
@@ -288,6 +288,8 @@ def _about(manifest: RunManifest, publication: Publication | None) -> list[str]:
             ("made on", ", ".join(publication.devices) or "unknown"),
         ]
         rows += _cost(publication.cost)
+    weights = [(name[8:], print_) for name, print_ in manifest.content.items() if name.startswith("weights.")]
+    rows += [(f"weights of {name}", str(print_)) for name, print_ in weights]
     rows.append(("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())))
     return ["", "## How it was made", "| | |", "| --- | --- |", *(f"| {a} | {_cell(b)} |" for a, b in rows)]
 

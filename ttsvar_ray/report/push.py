@@ -28,6 +28,7 @@ from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError, a
 from ttsvar_ray.models.weight_source import hub_errors
 from ttsvar_ray.report.check import on_this_machine
 from ttsvar_ray.storage.location import Location
+from ttsvar_ray.storage.uris import without_folders
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -133,7 +134,8 @@ def push(
         remote = _listed(api, repository)
         _check_owner(api, repository, remote, manifest)
         pushing = _Push(api, repository, remote, tell)
-        pushing.add([PushedFile.of("run.json", layout.run_file.read_bytes())])
+        run = json.dumps(without_folders(json.loads(layout.run_file.read_bytes())), indent=2) + "\n"
+        pushing.add([PushedFile.of("run.json", run.encode())])
         pushing.commit("The run")
         chunks = list(layout.data_parts())
         for place, chunk in enumerate(chunks):

@@ -111,6 +111,16 @@ def redacted(value: Any) -> Any:
     return value
 
 
+def without_folders(value: Any) -> Any:
+    """Return settings whose absolute local paths are their last names: folders tell who works where."""
+    if isinstance(value, Mapping):
+        return {key: item if key == "rewrite" else without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "~", "file:/"))
+    return value.rstrip("/").rpartition("/")[2] if is_path else value
+
+
 def _is_host(authority: str) -> bool:
     host, colon, port = authority.partition(":")
     return bool(host) and (not colon or port.isdecimal())

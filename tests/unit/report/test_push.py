@@ -91,7 +91,9 @@ def files_of(output: Path) -> dict[str, bytes]:
     paths = [output / name for name in names]
     for folder in ("data", "trace", "manifest", "failed"):
         paths += sorted((output / folder).iterdir())
-    return {path.relative_to(output).as_posix(): path.read_bytes() for path in paths}
+    files = {path.relative_to(output).as_posix(): path.read_bytes() for path in paths}
+    # Of the folders in which the run was made only the last names are everybody's business.
+    return {**files, "run.json": files["run.json"].replace(f'"{output.parent}/'.encode(), b'"')}
 
 
 def test_a_push_that_is_stopped_in_the_middle_goes_on_and_sends_nothing_twice(
@@ -155,6 +157,28 @@ def test_an_output_in_an_object_store_is_sent_through_copies(output: Path, hub: 
     push(layout, manifest, NAME, api=HfApi(endpoint=hub.endpoint, token=TOKEN), own=[])
     assert hub.repositories[NAME].files == files_of(output)
     assert len(hub.uploads) == 12
+
+
+def test_no_folder_of_the_machine_is_published(output: Path, hub: WritableHub, tmp_path: Path) -> None:
+    moved = tmp_path / "out"
+    shutil.copytree(output, moved)
+    run = json.loads((moved / "run.json").read_text())
+    for section in (run["config"]["model"], run["content"]):
+        section.update({key: "/home/me/models/mine/" for key in ("name", "model.name") if key in section})
+    run["content"]["weights.transformer"] = "sha256:abc"
+    run["config"]["model"]["path"] = "~/weights"
+    run["config"]["prompts"]["rewrite"] = "/imagine {prompt}"
+    (moved / "run.json").write_text(json.dumps(run))
+    sent(moved, hub)
+    there = hub.repositories[NAME].files
+    told = json.loads(there["run.json"])
+    assert (told["config"]["model"]["name"], told["config"]["model"]["path"]) == ("mine", "weights")
+    assert told["config"]["prompts"]["rewrite"] == "/imagine {prompt}", "no path"
+    readme = there["README.md"].decode()
+    assert "| model | mine |" in readme
+    assert "| weights of transformer | sha256:abc |" in readme
+    for path, content in there.items():
+        assert not any(place in content for place in (b"/home/me", b"~/", bytes(output.parent))), path
 
 
 def test_a_data_set_of_something_else_is_refused(output: Path, hub: WritableHub) -> None:
