@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ttsvar_ray.api.results import Result
-from ttsvar_ray.dataset.contents import damaged, image_rows
+from ttsvar_ray.dataset.contents import image_rows, opened
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_run
 from ttsvar_ray.dataset.rows import data_schema
@@ -129,11 +128,9 @@ class SavedRun(Sequence[Result]):
         for batch in image_rows(part, _ROWS_AT_A_TIME):
             for row in batch:
                 images.setdefault(row["row"], []).append(row)
-        try:
+        records = {}
+        if trace.is_file():  # where it was deleted by hand the tree has only its ends
             records = selection_records(_read(trace))
-        except FileNotFoundError:  # deleted by hand: the tree has only its ends
-            records = {}
-        else:
             _check_searches(part, trace, images, records)
         painter = self._paint if self._draws else None
         return {
@@ -185,13 +182,8 @@ def _check_searches(
 
 
 def _read(part: Location, columns: list[str] | None = None) -> pa.Table:
-    try:
-        with part.open_arrow() as file:
-            return pq.read_table(file, columns=columns, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(part, error) from None
+    with opened(part, columns or ()) as parquet:
+        return parquet.read(columns=columns)
 
 
 def _result(

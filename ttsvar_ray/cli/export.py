@@ -44,26 +44,31 @@ def export(
 ) -> None:
     """Write a run's images as WebDataset shards, an image folder, or as a benchmark reads them.
 
-    The same command goes on after a stop. Exit codes: 0 done; 2 no run at OUTPUT, one that the layout cannot
-    hold, or another export in DIR.
+    The same command goes on after a stop. Exit codes: 0 done; 2 no run at OUTPUT, none with images, one that
+    the layout cannot hold, or another export in DIR.
 
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
+    from ttsvar_ray.dataset.card import shards_card, table_size
     from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
     from ttsvar_ray.dataset.manifest import read_run
-    from ttsvar_ray.errors import ConfigurationError
+    from ttsvar_ray.errors import ConfigurationError, OutputError
 
     if shard_size is not None and layout is not _Layout.WEBDATASET:
         raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
     source, manifest = read_run(output)
+    table = table_size(source.data_parts().values())
+    if not table.rows:
+        raise OutputError(f"{output}: expected images to export, found none; nothing is written")
     size = (shard_size or 1000) if layout is _Layout.WEBDATASET else None
     options.folder_to_write(to, "--to")
     # A JSON column may hold a list here and a number there, which readers of one table do not take.
-    types = {} if layout is _Layout.FOLDER else manifest.column_types
+    types = manifest.column_types if layout is _Layout.GENEVAL else {}
     found = exported_images(source, types, best_only=images is Which.BEST)
     with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
         if size is not None:
             count = to_webdataset(found, to, shard_size=size)
+            (to / "README.md").write_text(shards_card(manifest, table.schema), encoding="utf-8")
         else:
             count = LAYOUTS[layout.value](found, to)
     typer.echo(f"{to}: {count} images ({layout.value})")

@@ -56,7 +56,7 @@ def push(
 
     Example: ttsvar-ray push outputs/mine me/rings --licence cc-by-4.0
     """
-    from ttsvar_ray.dataset.card import card_text, is_ours
+    from ttsvar_ray.dataset.card import MARK, card_text
     from ttsvar_ray.dataset.manifest import read_run
     from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
 
@@ -73,7 +73,7 @@ def push(
         typer.echo(card)
         return
     present = layout.card_file.read_text() if layout.card_file.is_file() else card
-    if not is_ours(present):
+    if MARK not in present:
         typer.echo(f"card      {layout.card_file} as it is: it was made somebody's own", err=True)
         card = present
     try:

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
-from ttsvar_ray.dataset.contents import OutputSummary, damaged, map_files
+from ttsvar_ray.columns import held_type
+from ttsvar_ray.dataset.contents import OutputSummary, map_files, opened
 from ttsvar_ray.dataset.manifest import RunManifest
-from ttsvar_ray.errors import StorageError, amount
+from ttsvar_ray.dataset.rows import PICTURE, SUFFIXES
+from ttsvar_ray.errors import amount
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
 from ttsvar_ray.storage.uris import redacted, without_folders
 
 MARK = "<!-- Written by ttsvar-ray. Remove this line to keep what you change here. -->"
+"""In a card that may be written anew."""
 UNKNOWN_LICENCE = "unknown"
 PAPER = "https://arxiv.org/abs/2507.18537"
 
@@ -101,13 +103,10 @@ def table_size(parts: Iterable[Location]) -> _TableSize:
     """
 
     def read(part: Location) -> tuple[int, int, int, pa.Schema]:
-        try:
-            with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
-                found = parquet.metadata
-                groups = [found.row_group(index).total_byte_size for index in range(found.num_row_groups)]
-                return found.num_rows, sum(groups), part.size() or 0, parquet.schema_arrow
-        except (pa.ArrowException, OSError, StorageError) as error:
-            raise damaged(part, error) from None
+        with opened(part) as parquet:
+            found = parquet.metadata
+            groups = [found.row_group(index).total_byte_size for index in range(found.num_row_groups)]
+            return found.num_rows, sum(groups), part.size() or 0, parquet.schema_arrow
 
     rows = size = file_bytes = 0
     schema: pa.Schema | None = None
@@ -115,11 +114,6 @@ def table_size(parts: Iterable[Location]) -> _TableSize:
         rows, size, file_bytes = rows + one_rows, size + one_size, file_bytes + one_bytes
         schema = schema or one_schema
     return _TableSize(rows=rows, bytes=size, file_bytes=file_bytes, schema=schema)
-
-
-def is_ours(card: str) -> bool:
-    """Whether a card is one that may be written anew."""
-    return MARK in card
 
 
 def card_text(manifest: RunManifest, *, has_trace: bool, publication: Publication | None = None) -> str:
@@ -160,6 +154,38 @@ def card_text(manifest: RunManifest, *, has_trace: bool, publication: Publicatio
     if publication is not None:
         lines += [*_results(publication), *_limits(manifest, publication)]
     return "\n".join(lines) + "\n"
+
+
+def shards_card(manifest: RunManifest, schema: pa.Schema) -> str:
+    """Return the card of WebDataset shards, of whose columns `datasets` else guesses types by five samples.
+
+    Args:
+        schema: of the parts that they are made of.
+    """
+    columns = pa.schema([(field.name, _in_json(field.type)) for field in schema if field.name not in PICTURE])
+    features = [
+        {"name": SUFFIXES[manifest.config["output"]["image_format"]], "dtype": "image"},
+        {"name": "json", "struct": _features(columns)},
+        *({"name": name, "dtype": "string"} for name in ("__key__", "__url__")),
+    ]
+    told = {
+        "configs": [{"config_name": "default", "data_files": "*.tar"}],
+        "dataset_info": {"features": features},
+    }
+    head = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=1000)
+    return "\n".join([f"---\n{head}---", "# Images of a run of ttsvar_ray", *_about(manifest, None), ""])
+
+
+def _in_json(kind: pa.DataType, *, is_inner: bool = False) -> pa.DataType:
+    """Return the type of a column in the JSON of an export."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _in_json(field.type, is_inner=True)) for field in kind])
+    if pa.types.is_nested(kind):
+        return pa.list_(_in_json(kind.value_type, is_inner=True))
+    if pa.types.is_temporal(kind) and is_inner:
+        return held_type(kind)
+    is_plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return kind if is_plain else pa.string()
 
 
 def _head(manifest: RunManifest, has_trace: bool, publication: Publication | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -116,7 +117,7 @@ def _read_totals(part: Location) -> PartTotals:
             cut=pc.sum(best["text_truncated"]).as_py() or 0,
         )
     except (pa.ArrowException, OSError, StorageError, ValueError, TypeError) as error:
-        raise damaged(part, error) from None
+        raise _damaged(part, error) from None
 
 
 def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
@@ -127,11 +128,8 @@ def read_columns(layout: OutputLayout, columns: Sequence[str]) -> pa.Table:
     """
 
     def read(part: Location) -> pa.Table:
-        try:
-            with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
-                return parquet.read(columns=list(columns))
-        except (pa.ArrowException, OSError, StorageError) as error:
-            raise damaged(part, error) from None
+        with opened(part, columns) as parquet:
+            return parquet.read(columns=list(columns))
 
     tables = list(map_files(read, layout.data_parts().values()))
     if not tables:
@@ -151,11 +149,8 @@ def rows_in(part: Location) -> set[int]:
     Raises:
         OutputError: it is not a whole Parquet file.
     """
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
-            return set(parquet.read(columns=["row"])["row"].to_pylist())
-    except (pa.ArrowException, OSError, StorageError) as error:
-        raise damaged(part, error) from None
+    with opened(part, ["row"]) as parquet:
+        return set(parquet.read(columns=["row"])["row"].to_pylist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +197,7 @@ def _check_end(path: Path) -> None:
         file.seek(max(size - len(_PARQUET_MAGIC), 0))
         end = file.read()
     if end != _PARQUET_MAGIC:
-        raise damaged(path, f"it does not end with {_PARQUET_MAGIC.decode()}")
+        raise _damaged(path, f"it does not end with {_PARQUET_MAGIC.decode()}")
 
 
 def failed_rows(layout: OutputLayout, committed: Collection[int]) -> dict[int, tuple[int, ...]]:
@@ -339,7 +334,30 @@ def map_files(read: Callable[[Location], _Result], files: Iterable[Location]) ->
             yield from pool.map(read, batch)
 
 
-def damaged(part: Location | Path, reason: object) -> OutputError:
+@contextlib.contextmanager
+def opened(part: Location, columns: Iterable[str] = ()) -> Iterator[pq.ParquetFile]:
+    """Open a part, whose pages are compared with their checksums as they are read.
+
+    Args:
+        columns: that must be there.
+
+    Raises:
+        OutputError: what is read of it is not of a whole Parquet file, or it is another program's.
+    """
+    try:
+        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            absent = set(columns).difference(parquet.schema_arrow.names)
+            if absent:
+                raise OutputError(
+                    f"{part}: expected the images of a run, found no column {min(absent)!r}; "
+                    "`ttsvar-ray check` says which files are not what was written"
+                )
+            yield parquet
+    except (pa.ArrowException, OSError, StorageError) as error:
+        raise _damaged(part, error) from None
+
+
+def _damaged(part: Location | Path, reason: object) -> OutputError:
     """Return the error of a part that cannot be read."""
     return OutputError(
         f"{part}: not a whole Parquet file ({str(reason).splitlines()[0]}); "
@@ -369,17 +387,8 @@ def image_rows(
 
 
 def _image_batches(part: Location, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            absent = set(columns or _OF_IMAGES).difference(parquet.schema_arrow.names)
-            if absent:
-                raise OutputError(
-                    f"{part}: expected the images of a run, found no column {min(absent)!r}; "
-                    "`ttsvar-ray check` says which files are not what was written"
-                )
-            yield from parquet.iter_batches(batch_size=rows, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(part, error) from None
+    with opened(part, columns or _OF_IMAGES) as parquet:
+        yield from parquet.iter_batches(batch_size=rows, columns=columns)
 
 
 def picture_of(encoded: bytes, *, within: int | None = None) -> Image.Image:

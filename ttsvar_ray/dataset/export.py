@@ -28,13 +28,12 @@ from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.dead_letters import as_text
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import data_digest
-from ttsvar_ray.dataset.rows import data_schema
+from ttsvar_ray.dataset.rows import PICTURE, data_schema
 from ttsvar_ray.errors import OutputError
 
 _ROWS_AT_A_TIME = 32
 _FILES_PER_FOLDER = 10_000
 _LONGEST_NAME_BYTES = 200
-_PICTURE = ("image", "bits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ def exported_images(
             for row in rows:
                 if best_only and row["image_rank"] > 0:
                     continue
-                metadata = {name: value for name, value in row.items() if name not in _PICTURE}
+                metadata = {name: value for name, value in row.items() if name not in PICTURE}
                 for name in texts_of_json & metadata.keys():
                     if isinstance(metadata[name], str):
                         metadata[name] = json.loads(metadata[name])
@@ -178,7 +177,7 @@ def to_geneval(images: Iterator[ExportedImage], folder: Path) -> int:
             told = {name: value for name, value in image.metadata.items() if name not in own}
             line = json.dumps({**told, "prompt": image.metadata["prompt"]}, default=str)
             _write(place / "metadata.jsonl", line.encode())
-        _write(place / "samples" / f"{sample:05d}.png", _png(image))
+        _write(place / "samples" / f"{sample:05d}.png", _recoded(image, ".png"))
         total += 1
     return total
 
@@ -198,7 +197,7 @@ def to_t2i_compbench(images: Iterator[ExportedImage], folder: Path) -> int:
                 f"{_LONGEST_NAME_BYTES} bytes, since T2I-CompBench names files by it, got {prompt[:80]!r}; "
                 "leave it out"
             )
-        _write(folder / "samples" / f"{prompt}_{total:06d}.png", _png(image))
+        _write(folder / "samples" / f"{prompt}_{total:06d}.png", _recoded(image, ".png"))
         total += 1
     return total
 
@@ -292,7 +291,10 @@ def to_hps(images: Iterator[ExportedImage], folder: Path) -> int:
         # Of a CSV file it is text.
         number = numbers.get(style, 0) if told.get("index") is None else int(told["index"])
         numbers[style] = number + 1
-        _write(folder / _model(image) / style / f"{number:05d}.jpg", _jpeg(image))
+        _write(
+            folder / _model(image) / style / f"{number:05d}.jpg",
+            _recoded(image, ".jpg", quality=95, subsampling=0),
+        )
         total += 1
     return total
 
@@ -307,24 +309,15 @@ LAYOUTS: dict[str, Callable[[Iterator[ExportedImage], Path], int]] = {
 """Layouts without settings of their own, by name; WebDataset is the other."""
 
 
-def _png(image: ExportedImage) -> bytes:
-    """Return the image as PNG; one that is PNG stays as it is."""
-    if image.suffix == ".png":
+def _recoded(image: ExportedImage, suffix: str, **options: Any) -> bytes:
+    """Return the image as ".png" or ".jpg"; one that is that stays as it is."""
+    if image.suffix == suffix:
         return image.encoded
     from PIL import Image
 
     file = io.BytesIO()
-    Image.open(io.BytesIO(image.encoded)).convert("RGB").save(file, format="PNG")
-    return file.getvalue()
-
-
-def _jpeg(image: ExportedImage) -> bytes:
-    if image.suffix == ".jpg":
-        return image.encoded
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.open(io.BytesIO(image.encoded)).convert("RGB").save(file, format="JPEG", quality=95, subsampling=0)
+    kind = {".png": "PNG", ".jpg": "JPEG"}[suffix]
+    Image.open(io.BytesIO(image.encoded)).convert("RGB").save(file, format=kind, **options)
     return file.getvalue()
 
 

@@ -60,6 +60,9 @@ REWRITTEN_FIELD = ("prompt_used", pa.string())
 
 BITS_FIELD = ("bits", pa.list_(pa.binary()))
 
+PICTURE = ("image", "bits")
+"""Columns that are large, and no words."""
+
 _CARRIED_PREFIX = "input_"
 
 
@@ -151,7 +154,7 @@ _DTYPES = {
 }
 
 
-_SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+SUFFIXES = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +207,7 @@ def _row(
         raise DamagedImageError(
             f"image {kept.rank} of prompt {prompt.key}: its bytes changed between its worker and here"
         )
-    name = f"{prompt.row:08d}-{kept.rank}.{_SUFFIXES[image.image_format]}"
+    name = f"{prompt.row:08d}-{kept.rank}.{SUFFIXES[image.image_format]}"
     row: dict[str, Any] = {
         "row": prompt.row,
         "prompt_id": prompt.prompt_id,

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from ttsvar_ray.columns import from_held, held
 from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS, PlanRecord
-from ttsvar_ray.dataset.contents import PartTotals, damaged, rows_in
+from ttsvar_ray.dataset.contents import PartTotals, opened, rows_in
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import (
@@ -248,20 +248,17 @@ def write_part(
 
 
 def _present_rows(part: Location, schema: pa.Schema, *, without: Collection[int]) -> Iterator[dict[str, Any]]:
-    with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+    # Bits that flipped in it must not get a new checksum.
+    with opened(part) as parquet:
         if not parquet.schema_arrow.equals(schema):
             raise OutputError(
                 f"{part}: expected the columns that this version writes, got those of another version; "
                 "delete the part to have its prompts generated again"
             )
-        try:
-            for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
-                arrays = [held(array, array.type) for array in batch.columns]
-                rows = pa.RecordBatch.from_arrays(arrays, names=schema.names).to_pylist()
-                yield from (row for row in rows if row["row"] not in without)
-        except (pa.ArrowException, OSError) as error:
-            # Bits that flipped in it must not get a new checksum.
-            raise damaged(part, error) from None
+        for batch in parquet.iter_batches(_ROWS_READ_AT_A_TIME):
+            arrays = [held(array, array.type) for array in batch.columns]
+            rows = pa.RecordBatch.from_arrays(arrays, names=schema.names).to_pylist()
+            yield from (row for row in rows if row["row"] not in without)
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:

@@ -9,9 +9,12 @@ Columns are read without the images first, so that memory holds the images of a 
 from __future__ import annotations
 
 import ast
+import functools
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +24,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.contents import damaged
+from ttsvar_ray.dataset.contents import opened
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.part_manifest import data_digest
+from ttsvar_ray.dataset.rows import PICTURE
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
 from ttsvar_ray.storage.location import Location, locate
 
-_BLOBS = ("image", "bits")
 _ROWS_AT_A_TIME = 32
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b,
-    ast.Lt: lambda a, b: a < b,
-    ast.LtE: lambda a, b: a <= b,
-    ast.Gt: lambda a, b: a > b,
-    ast.GtE: lambda a, b: a >= b,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
 }
 _FUNCTIONS: dict[str, Callable[[Any, str], Any]] = {
     "contains": pc.match_substring,
@@ -80,16 +83,15 @@ class _Parser:
         """Return what is true or false of a row."""
         match node:
             case ast.BoolOp(op=ast.And(), values=values):
-                return self._joined(values, lambda a, b: a & b)
+                return functools.reduce(operator.and_, map(self.condition, values))
             case ast.BoolOp(op=ast.Or(), values=values):
-                return self._joined(values, lambda a, b: a | b)
+                return functools.reduce(operator.or_, map(self.condition, values))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return ~self.condition(operand)
             case ast.Compare(left=left, ops=ops, comparators=others):
                 sides = [left, *others]
                 pairs = zip(sides, ops, others, strict=False)
-                each = [self._comparison(one, how, other) for one, how, other in pairs]
-                return self._all(each)
+                return functools.reduce(operator.and_, itertools.starmap(self._comparison, pairs))
             case ast.Call(func=ast.Name(id=name), args=[column, ast.Constant(value=str(part))], keywords=[]):
                 if name not in _FUNCTIONS:
                     raise ConfigurationError(
@@ -100,18 +102,6 @@ class _Parser:
             case ast.Name():
                 return self._value(node)
         raise self._refused(node)
-
-    def _joined(self, nodes: Iterable[ast.expr], join: Callable[[Any, Any], Any]) -> Any:
-        first, *rest = [self.condition(node) for node in nodes]
-        for other in rest:
-            first = join(first, other)
-        return first
-
-    def _all(self, each: Sequence[Any]) -> Any:
-        first, *rest = each
-        for other in rest:
-            first = first & other
-        return first
 
     def _comparison(self, left: ast.expr, how: ast.cmpop, right: ast.expr) -> Any:
         if isinstance(how, (ast.Is, ast.IsNot)):
@@ -166,15 +156,6 @@ class Selection:
     by: str = "reward"
 
 
-def _columns_of(layout: OutputLayout) -> pa.Schema:
-    """Return the columns that an expression may name: the data's, without pictures, then the scores'."""
-    parts = layout.data_parts()
-    if not parts:
-        raise OutputError(f"{layout.root}: expected images to select from, found no part in data/")
-    chunk = min(parts)
-    return _light(layout, chunk).schema
-
-
 def select(
     layout: OutputLayout, manifest: RunManifest, selection: Selection, folder: Path
 ) -> tuple[int, int, int]:
@@ -187,7 +168,11 @@ def select(
         ConfigurationError: an expression that cannot be used, or takes no image; nothing is written.
         OutputError: damaged parts, or a folder with something else in it.
     """
-    schema = _columns_of(layout)
+    parts = layout.data_parts()
+    if not parts:
+        raise OutputError(f"{layout.root}: expected images to select from, found no part in data/")
+    first = _light(layout, min(parts))
+    schema = first.schema
     if selection.by not in schema.names:
         raise ConfigurationError(
             f"--by: expected one of the columns {', '.join(schema.names)}, got {selection.by!r}"
@@ -197,10 +182,10 @@ def select(
     if selection.best_per_prompt and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ConfigurationError(f"--by: expected a column of numbers, got {selection.by!r} of {kind}")
     condition = parse_filter(selection.where, schema.names) if selection.where else None
-    _taken(_light(layout, min(layout.data_parts())).slice(0, 0), condition, selection)
+    _taken(first.slice(0, 0), condition, selection)
     taken: dict[int, np.ndarray] = {}
     prompts = total = 0
-    for chunk in layout.data_parts():
+    for chunk in parts:
         light = _light(layout, chunk)
         total += len(light)
         taken[chunk] = np.array(_taken(light, condition, selection), dtype=np.int64)
@@ -212,7 +197,7 @@ def select(
         )
     _claim(folder, layout, manifest, selection)
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for chunk, part in layout.data_parts().items():
+    for chunk, part in parts.items():
         file = folder / "data" / part.name
         if not file.is_file():
             _write(layout, chunk, taken[chunk], file)
@@ -226,12 +211,8 @@ def select(
 def _light(layout: OutputLayout, chunk: int) -> pa.Table:
     """Return a part's columns without pictures, and its scores."""
     part = layout.data_part(chunk)
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file) as parquet:
-            names = [name for name in parquet.schema_arrow.names if name not in _BLOBS]
-            table = parquet.read(columns=names)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(part, error) from None
+    with opened(part) as parquet:
+        table = parquet.read(columns=[name for name in parquet.schema_arrow.names if name not in PICTURE])
     for name in tables(layout):
         scores = read_scores(layout, name, chunk)
         if any(not scores[key].equals(table[key]) for key in KEYS):
@@ -287,11 +268,8 @@ def _write(layout: OutputLayout, chunk: int, wanted: np.ndarray, file: Path) -> 
 
 
 def _batches(part: Location) -> Iterator[pa.RecordBatch]:
-    try:
-        with part.open_arrow() as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-            yield from parquet.iter_batches(_ROWS_AT_A_TIME)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(part, error) from None
+    with opened(part) as parquet:
+        yield from parquet.iter_batches(_ROWS_AT_A_TIME)
 
 
 def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection: Selection) -> None:

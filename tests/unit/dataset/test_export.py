@@ -7,13 +7,15 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
-from outcome_samples import CONTEXT, encoded, pixels, result
+from outcome_samples import CONTEXT, encoded, failure, pixels, result
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -100,6 +102,49 @@ def test_webdataset_shards_have_no_gaps_and_open(layout: OutputLayout, tmp_path:
     assert [row["__key__"] for row in rows] == [image.key for image in images(layout)]
     assert [row["json"]["tag"] for row in rows] == ["counting"] * 5
     np.testing.assert_array_equal(np.asarray(rows[3]["png"]), pixels(1, 1))
+
+
+def test_shards_open_whatever_their_first_samples_lack(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path / "run")
+    types = {"note": "string", "mixed": "json", "when": "timestamp[us]", "price": "decimal128(10, 2)"}
+    open_output(layout, manifest(prompt_count=8, rows_per_chunk=8, column_types=types))
+    carried = carried_columns(
+        {
+            "note": ColumnType.STRING,
+            "mixed": ColumnType.JSON,
+            "when": ColumnType(pa.timestamp("us")),
+            "price": ColumnType(pa.decimal128(10, 2)),
+        }
+    )
+    mixed = [{"a": 1}, [1, "x"], 3, "text", None, True, 1.5, [[]]]
+    finished = [result(row, mixed=value) for row, value in enumerate(mixed)]
+    late = {"note": "late", "mixed": mixed[7], "when": 10**15, "price": Decimal("1.20")}
+    finished[7] = result(7, **late)
+    context = replace(CONTEXT, carried=carried)
+    write_chunk(layout, 0, rows=range(8), finished=finished, failed=[], context=context)
+    shards = tmp_path / "shards"
+    done = CliRunner().invoke(
+        app, ["export", str(layout.root), "--to", str(shards), "--layout", "webdataset", "--shard-size", "3"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = datasets.load_dataset(str(shards), split="train", cache_dir=str(tmp_path / "c"))
+    assert [row["json"]["note"] for row in rows] == [None] * 7 + ["late"]
+    assert [None if (text := row["json"]["mixed"]) is None else json.loads(text) for row in rows] == mixed
+    assert (rows[7]["json"]["when"], rows[7]["json"]["price"]) == ("2001-09-09 01:46:40.000000", "1.20")
+    assert rows[7]["png"].size == (8, 6)
+    assert "## How it was made" in (shards / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "folder"])
+def test_an_export_of_no_images_is_refused(tmp_path: Path, kind: str) -> None:
+    layout = OutputLayout(tmp_path / "run")
+    open_output(layout, manifest(prompt_count=1))
+    write_chunk(layout, 0, rows=range(1), finished=[], failed=[failure(0)], context=CONTEXT)
+    command = ["export", str(layout.root), "--to", str(tmp_path / "to"), "--layout", kind]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2, refused.output
+    assert "expected images to export, found none" in refused.stderr
+    assert not (tmp_path / "to").exists()
 
 
 def test_an_export_that_was_stopped_goes_on_to_the_same_bytes(layout: OutputLayout, tmp_path: Path) -> None:
