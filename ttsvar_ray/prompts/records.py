@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ from ttsvar_ray.storage.location import Location
 
 Record = tuple[int, Mapping[str, Any], str]
 """(line number, fields by name, raw line for an excerpt)."""
+
+_MOST_DIGITS = 4000
 
 _JSON_CHARACTERS = 1 << 16
 """Read at a time of a JSON array."""
@@ -70,7 +73,11 @@ class _Decoder(json.JSONDecoder):
     """Reads JSON; `changed` says what Python changed of it (a repeated key, a number beyond 64 bits)."""
 
     def __init__(self) -> None:
-        super().__init__(object_pairs_hook=self._object, parse_float=self._number)
+        super().__init__(
+            object_pairs_hook=self._object,
+            parse_float=partial(self._number, float),
+            parse_int=partial(self._number, int),
+        )
         self.changed = ""
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
@@ -84,9 +91,10 @@ class _Decoder(json.JSONDecoder):
             self.changed = f"expected each key once in a JSON object, got {excerpt(repeated)!r} twice"
         return fields
 
-    def _number(self, digits: str) -> float:
-        number = float(digits)
-        if math.isinf(number):
+    def _number(self, kind: type[int] | type[float], digits: str) -> int | float:
+        # Of more digits Python makes no whole number, or takes long to.
+        number = kind(digits) if kind is float or len(digits) <= _MOST_DIGITS else math.inf
+        if number in (math.inf, -math.inf):
             self.changed = f"expected numbers that fit 64 bits, got {excerpt(digits)}"
         return number
 
@@ -103,7 +111,7 @@ def _jsonl_records(path: Location, on_bad_line: Callable[[BadLine], None]) -> It
                 value = decoder.decode(text)
             except json.JSONDecodeError as error:
                 reason = f"expected a JSON object, got invalid JSON ({error.msg} at column {error.colno})"
-            except (RecursionError, ValueError) as error:  # Nesting or digits beyond what Python reads.
+            except RecursionError as error:
                 reason = f"expected a JSON object, got JSON that cannot be read ({error})"
             else:
                 reason = _no_object(value) or decoder.changed

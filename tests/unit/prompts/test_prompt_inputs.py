@@ -332,17 +332,20 @@ def test_json_that_python_would_change_in_silence_costs_its_row(tmp_path: Path, 
         '{"prompt": "e", "n": 1e400}',
         '{"prompt": "f", "inside": {"x": [-1E999]}}',
         '{"prompt": "g\\u0000h"}',
+        '{"prompt": "i", "n": -' + "9" * 5000 + "}",
+        '{"prompt": "j", "n": ' + "9" * 4000 + "}",
         '{"prompt": "last", "n": NaN}',
     ]
     content = "[" + ",".join(rows) + "]" if name == "p.json" else "\n".join(rows)
     found, bad = read(write(tmp_path, name, content))
-    assert found == ["a", "last"]
-    assert [each.line for each in bad] == [2, 3, 4, 5, 6]
+    assert found == ["a", "j", "last"]
+    assert [each.line for each in bad] == [2, 3, 4, 5, 6, 7]
     assert bad[0].reason == "expected each key once in a JSON object, got 'prompt' twice"
     assert "'x' twice" in bad[1].reason
     assert "got 1e400" in bad[2].reason
     assert "got -1E999" in bad[3].reason
     assert bad[4].reason == "prompt: expected text, got a NUL character"
+    assert bad[5].reason.startswith("expected numbers that fit 64 bits, got -999")
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.csv"])
