@@ -77,6 +77,7 @@ def report(
         facts=_facts(run, totals, read_cost(layout, run.manifest)),
         settings={**run.manifest.content, **run.manifest.versions, "created": run.manifest.created},
         failures=failures,
+        failed=totals.failed,
         prompts=count,
     )
     drawn = _PICTURED if pictures is None else pictures

@@ -63,7 +63,8 @@ class Summary:
         title: name of the run.
         facts: (what, value) in the order shown first.
         settings: every setting that decides content, and the versions, by name.
-        failures: (prompt, reason) of prompts that were given up.
+        failures: (prompt, reason) of prompts that were given up, of many the first.
+        failed: how many were.
         prompts: how many entries there will be.
     """
 
@@ -71,6 +72,7 @@ class Summary:
     facts: Sequence[tuple[str, str]]
     settings: Mapping[str, Any]
     failures: Sequence[tuple[str, str]]
+    failed: int
     prompts: int
 
 
@@ -116,7 +118,7 @@ def write_page(path: Path, summary: Summary, entries: Iterable[Entry]) -> list[P
         ),
         "HISTOGRAM": histogram(best),
         "SETTINGS": _table(summary.settings.items()),
-        "FAILURES": _failures(summary.failures),
+        "FAILURES": _failures(summary.failures, summary.failed),
         "DATA": _json(data),
         "SCRIPTS": "".join(scripts),
     }
@@ -208,7 +210,10 @@ def _table(rows: Iterable[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def _failures(failures: Sequence[tuple[str, str]]) -> str:
+def _failures(failures: Sequence[tuple[str, str]], failed: int) -> str:
     if not failures:
         return ""
-    return f"<details><summary>{len(failures)} prompts without an image</summary>{_table(failures)}</details>"
+    some = f", the first {len(failures):,}" if len(failures) < failed else ""
+    return (
+        f"<details><summary>{failed:,} prompts without an image{some}</summary>{_table(failures)}</details>"
+    )

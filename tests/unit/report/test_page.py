@@ -44,6 +44,7 @@ def summary(count: int) -> Summary:
         facts=[("model", HOSTILE)],
         settings={"seed": 0, "reward.name": HOSTILE},
         failures=[(HOSTILE, "no reward & no image")],
+        failed=count,
         prompts=count,
     )
 
@@ -68,6 +69,7 @@ def test_a_small_run_is_one_file(tmp_path: Path) -> None:
         ["id 2", "prompt 2", 0.2],
     ]
     assert data["rows"][0][3] == {"tag": "colours", "size": "0.0"}
+    assert "<summary>3 prompts without an image, the first 1</summary>" in text
     assert re.findall(r"""<[^>]*(?:src|href)=["']?[a-z]+:""", text) == [], "nothing is fetched"
 
 
