@@ -134,11 +134,7 @@ def card_text(manifest: RunManifest, *, has_trace: bool, publication: Publicatio
         MARK,
         f"# {title}",
         "",
-        *(
-            []
-            if publication is None or not publication.sheet
-            else [f"![Some images]({publication.sheet})", ""]
-        ),
+        *([f"![Some images]({publication.sheet})", ""] if publication and publication.sheet else []),
         "```python",
         "import datasets",
         "",
