@@ -164,10 +164,8 @@ def shards_card(manifest: RunManifest, schema: pa.Schema) -> str:
         {"name": "json", "struct": _features(columns)},
         *({"name": name, "dtype": "string"} for name in ("__key__", "__url__")),
     ]
-    told = {
-        "configs": [{"config_name": "default", "data_files": "*.tar"}],
-        "dataset_info": {"features": features},
-    }
+    configs = [{"config_name": "default", "data_files": "*.tar"}]
+    told = {"configs": configs, "dataset_info": {"features": features}}
     head = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=1000)
     return "\n".join([f"---\n{head}---", "# Images of a run of ttsvar_ray", *_about(manifest, None), ""])
 

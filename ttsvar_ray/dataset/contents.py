@@ -371,8 +371,6 @@ def image_rows(
     """Yield the rows of a part, so many at a time, with times, of which Python does not have all, as text.
 
     Args:
-        part: of `data/`.
-        rows: of a batch.
         columns: those that are wanted, which must be there; None is all, with those of every image.
 
     Raises:
