@@ -124,7 +124,7 @@ def generate(
 
     Exit codes: 0 done; 1 failed, or rows are missing or (--verify) damaged in the end; 2 bad settings or
     input, nothing was started; 3 done, but more prompts have no image than max_failed allows; 75 stopped
-    early, the same command continues.
+    early, the same command continues; 130 Ctrl-C before anything was started.
     """
     flags = {
         "model.name": model,
