@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,10 +17,6 @@ from ttsvar_ray.job.record import make_fit
 from ttsvar_ray.results import JobProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.console import Console
-
     from ttsvar_ray.job.preflight import Fact, OutputFact, PromptsFact, TimeFact
     from ttsvar_ray.search.plan import Plan
 
@@ -59,7 +56,12 @@ def fact_lines(fact: Fact) -> list[str]:
             note = [_line("", f"note: {fact.note}")] if fact.note else []
             return [_line("plan", _plan_words(fact.plan)), *note]
         case WeightsFact():
-            names = [name.removeprefix("weights.").replace("_", " ").replace(".", " ") for name in fact.parts]
+            names = dict.fromkeys(
+                re.sub(r"^(code|weights)\.\w+\.", "", name)
+                if ":" in name
+                else re.sub("[._]", " ", name.removeprefix("weights."))
+                for name in fact.parts
+            )
             return [_line("weights", f"found: {', '.join(names)}")] if names else []
         case OutputFact():
             return [_line("output", words) for words in _output_words(fact)]

@@ -22,6 +22,7 @@ from ttsvar_ray.job.preflight import (
     Fact,
     OutputFact,
     TimeFact,
+    WeightsFact,
     check_memory,
     device_named,
     free_bytes,
@@ -124,6 +125,11 @@ def test_a_disk_that_is_too_small_is_refused_and_a_tight_one_is_said(
             continue
         (output,) = (fact for fact in facts_of(config)[0] if isinstance(fact, OutputFact))
         assert (len(fact_lines(output)) == 2) == (outcome == "said")
+
+
+def test_parts_of_ones_own_go_by_their_import_paths() -> None:
+    parts = ("weights.text_encoder", "code.reward.my_rewards:Green", "weights.reward.my_rewards:Green")
+    assert fact_lines(WeightsFact(parts=parts)) == ["weights   found: text encoder, my_rewards:Green"]
 
 
 def test_hours_and_gigabytes_of_a_large_job() -> None:
