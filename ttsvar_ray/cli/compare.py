@@ -322,7 +322,7 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, to_json
+    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table
     from ttsvar_ray.evaluate.comparison import compare as compared
     from ttsvar_ray.job.resolved import resolve
 
@@ -361,7 +361,7 @@ def _write(
         "prompts": prompts,
         "repetitions": sweep.repetitions,
         "not counted": {name: code for name, code in own.items() if code},
-        "rows": [to_json(line) for line in lines],
+        "rows": [line.to_json() for line in lines],
     }
     (folder / "table.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(rows), folder.absolute() / "outcomes.parquet", compression="zstd")

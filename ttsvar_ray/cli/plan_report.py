@@ -18,7 +18,7 @@ from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import likely_device
 from ttsvar_ray.job.resolved import ResolvedJob, plan_note
 from ttsvar_ray.job.sizing import sized, sized_memory
-from ttsvar_ray.job.workload import is_gpu, workload_of
+from ttsvar_ray.job.workload import workload_of
 from ttsvar_ray.search.describe import ScaleRow, history_demand, selector_demand
 from ttsvar_ray.search.describe import describe as describe_plan
 from ttsvar_ray.search.operators.protocol import Operator
@@ -195,7 +195,7 @@ def job_report(
     if not has_counted_costs(job.description):
         return _JobReport(job=job, counted=None)
     shown = likely_device(job) if device is None else device
-    given, job, on_gpu = job, sized(job, shown), is_gpu(shown)
+    given, job, on_gpu = job, sized(job, shown), shown.is_gpu
     networks = job_networks(job.config, job.description, job.plan, on_gpu=on_gpu, text_tokens=text_tokens)
     each = {size: replace(shown, memory_bytes=size * 1e9) for size in DEVICE_SIZES_GB}
     jobs = {size: sized(given, one) for size, one in each.items()}

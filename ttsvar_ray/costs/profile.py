@@ -66,6 +66,11 @@ class DeviceProfile:
     jpeg_seconds_per_megapixel: float
     sources: Mapping[str, str]
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU: every profile but a "cpu"."""
+        return not self.name.startswith("cpu")
+
 
 _NUMBERS = tuple(
     field.name

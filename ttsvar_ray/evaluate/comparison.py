@@ -90,6 +90,20 @@ class Line:
     reward: _Estimate
     published: Mapping[str, float] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a row as JSON has it."""
+        return {
+            "variant": self.name,
+            "images": _known(self.images),
+            "seconds": _known(self.seconds),
+            "device_seconds": _known(self.device_seconds),
+            "failed": self.failed,
+            "scores": {name: _plain(one) for name, one in self.scores.items()},
+            "minus_control": {name: _plain(one) for name, one in self.differences.items()},
+            "reward": _plain(self.reward),
+            "published": dict(self.published),
+        }
+
 
 def grouped_mean(values: Float64Array, groups: Int64Array) -> _Estimate:
     """Return the mean of the groups' means, with its standard error over prompts."""
@@ -213,28 +227,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def as_csv(lines: Sequence[Line]) -> str:
     """Return the numbers of a table as CSV, one column each."""
     file = io.StringIO()
-    rows = [to_json(line) for line in lines]
+    rows = [line.to_json() for line in lines]
     flat = [dict(_flat(row)) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return file.getvalue()
-
-
-def to_json(line: Line) -> dict[str, Any]:
-    """Return a row as JSON has it."""
-    return {
-        "variant": line.name,
-        "images": _known(line.images),
-        "seconds": _known(line.seconds),
-        "device_seconds": _known(line.device_seconds),
-        "failed": line.failed,
-        "scores": {name: _plain(one) for name, one in line.scores.items()},
-        "minus_control": {name: _plain(one) for name, one in line.differences.items()},
-        "reward": _plain(line.reward),
-        "published": dict(line.published),
-    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

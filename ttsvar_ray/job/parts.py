@@ -10,7 +10,7 @@ from ttsvar_ray.errors import ConfigurationError, nearest, noting
 from ttsvar_ray.features.registry import EXTRACTORS, find_own_extractor
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.own_code import is_own, load_own_class
-from ttsvar_ray.rewards.registry import REWARDS, find_own_reward, refuse_unread
+from ttsvar_ray.rewards.registry import REWARDS, find_own_reward
 from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import RewardCombination
 from ttsvar_ray.vision.published import MAP_PATCHES_FILE, PublishedWeights
@@ -86,7 +86,7 @@ def _named_reward(
     entry = REWARDS[name]
     words = f"; {FETCH_WORDS}" if entry.weights.files else ""
     files = _existing(where, path, own_path, words)
-    refuse_unread(entry, path=path, preprocessing=section.preprocessing, dtype=section.dtype)
+    entry.refuse_unread(path=path, preprocessing=section.preprocessing, dtype=section.dtype)
     if files is None and entry.has_folder:
         raise ConfigurationError(
             f"{where}: the reward {name!r} needs the directory of its weights, got nothing; set it "

@@ -313,12 +313,11 @@ def device_named(profile: str, count: int) -> Device:
         ConfigurationError: no such profile.
     """
     loaded = load_profile(profile)
-    on_cpu = loaded.name.startswith("cpu")
     return Device(
         profile=profile,
         title=loaded.title,
         count=count,
-        memory_bytes=None if on_cpu else loaded.memory_bytes,
+        memory_bytes=loaded.memory_bytes if loaded.is_gpu else None,
     )
 
 

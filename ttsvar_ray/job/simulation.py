@@ -18,7 +18,7 @@ from ttsvar_ray.job.plan import rows_of
 from ttsvar_ray.job.preflight import expected_image_bytes
 from ttsvar_ray.job.resolved import ResolvedJob, coordinator_settings, resolve
 from ttsvar_ray.job.sizing import sized, sized_memory
-from ttsvar_ray.job.workload import KIND, build_workload, is_gpu, read_workload
+from ttsvar_ray.job.workload import KIND, build_workload, read_workload
 from ttsvar_ray.search.plan import Plan
 from ttsvar_ray.simulation.settings import PayloadSizes, SimulationSettings
 
@@ -62,7 +62,7 @@ def simulated_job(config: JobConfig) -> SimulatedJob:
         device = load_profile(given.profile)
         job = sized(job, device)
         workload = build_workload(job, device)
-        if is_gpu(device):
+        if device.is_gpu:
             left = _bytes_left(job, device)
             memory_bytes = left if memory_bytes is None else min(memory_bytes, left)
     fixed = job.pass_rows

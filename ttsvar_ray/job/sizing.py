@@ -19,7 +19,7 @@ from ttsvar_ray.job.footprint import in_worker, job_networks, recorded_bytes
 from ttsvar_ray.job.memory_plan import MemoryPlan, memory_plan
 from ttsvar_ray.job.plan import USUAL_ROWS, rows_of
 from ttsvar_ray.job.resolved import ResolvedJob
-from ttsvar_ray.job.workload import image_line, is_gpu
+from ttsvar_ray.job.workload import image_line
 from ttsvar_ray.search.plan import Segment
 
 MOST_ROWS = 64
@@ -46,7 +46,7 @@ def sized(job: ResolvedJob, device: DeviceProfile) -> ResolvedJob:
         networks = job_networks(job.config, job.description, job.plan, on_gpu=True)
     except ConfigurationError:
         networks = None
-    if networks is None or not is_gpu(device):
+    if networks is None or not device.is_gpu:
         return _with(job, USUAL_ROWS, graphs)
     tried = job
     for setting in ("auto", "never") if graphs == "auto" else (graphs,):

@@ -78,13 +78,8 @@ def build_workload(job: ResolvedJob, profile: DeviceProfile) -> Workload:
     Raises:
         ConfigurationError: a model family or a reward whose costs are not counted.
     """
-    networks = job_networks(job.config, job.description, job.plan, on_gpu=is_gpu(profile))
+    networks = job_networks(job.config, job.description, job.plan, on_gpu=profile.is_gpu)
     return workload_of(job, networks, profile)
-
-
-def is_gpu(profile: DeviceProfile) -> bool:
-    """Whether a profile is a GPU's."""
-    return not profile.name.startswith("cpu")
 
 
 def workload_of(job: ResolvedJob, networks: JobNetworks, profile: DeviceProfile) -> Workload:
@@ -152,7 +147,7 @@ def _scoring_seconds(job: ResolvedJob, networks: JobNetworks, profile: DevicePro
                 networks.reward,
                 networks.model.decodes[size].pixels,
                 profile,
-                padded=is_gpu(profile),
+                padded=profile.is_gpu,
                 precision=networks.reward_precision,
             )
             seconds += line.fixed + segment.population * line.per_row
@@ -225,7 +220,7 @@ def image_line(
     rows: int,
 ) -> Line:
     """Return the time of all looks of a segment: running ahead, decodes, scores and features."""
-    time, padded = Line(), is_gpu(profile)
+    time, padded = Line(), profile.is_gpu
     for scale in _scales(segment):
         last, look = scale == segment.last_scale, segment.look(scale)
         sizes = _decoded_sizes(segment, scale, selector_decode)

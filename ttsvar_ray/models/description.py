@@ -94,30 +94,30 @@ class ModelDescription:
     def num_scales(self) -> int:
         return len(self.scale_schedule)
 
+    @classmethod
+    def read(cls, path: Path) -> ModelDescription:
+        """Read `path`/config.json.
 
-def read_description(path: Path) -> ModelDescription:
-    """Read `path`/config.json.
-
-    Raises:
-        CheckpointError: no such file, not JSON, keys missing or unknown, or another format version.
-    """
-    file = path / CONFIG_NAME
-    if not file.is_file():
-        raise CheckpointError(f"{path}: not a model directory, {CONFIG_NAME} is missing")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: expected an object, found {type(values).__name__}")
-    problems = [f"missing key {key!r}" for key in sorted(REQUIRED_KEYS - values.keys())]
-    problems += [f"unknown key {key!r}" for key in sorted(values.keys() - REQUIRED_KEYS - OPTIONAL_KEYS)]
-    if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        problems.append(f"format_version: expected {FORMAT_VERSION}, got {values['format_version']}")
-    if problems:
-        raise CheckpointError(f"{file}: " + "; ".join(problems))
-    with reading_weights(file, kind="the description of a model"):
-        return _description(path, file, values)
+        Raises:
+            CheckpointError: no such file, not JSON, keys missing or unknown, or another format version.
+        """
+        file = path / CONFIG_NAME
+        if not file.is_file():
+            raise CheckpointError(f"{path}: not a model directory, {CONFIG_NAME} is missing")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: expected an object, found {type(values).__name__}")
+        problems = [f"missing key {key!r}" for key in sorted(REQUIRED_KEYS - values.keys())]
+        problems += [f"unknown key {key!r}" for key in sorted(values.keys() - REQUIRED_KEYS - OPTIONAL_KEYS)]
+        if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+            problems.append(f"format_version: expected {FORMAT_VERSION}, got {values['format_version']}")
+        if problems:
+            raise CheckpointError(f"{file}: " + "; ".join(problems))
+        with reading_weights(file, kind="the description of a model"):
+            return _description(path, file, values)
 
 
 def _description(path: Path, file: Path, values: Mapping[str, Any]) -> ModelDescription:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttsvar_ray.errors import CheckpointError, ConfigurationError, nearest, reading_weights
-from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription, read_description
+from ttsvar_ray.models.description import CONFIG_NAME, ModelChoice, ModelDescription
 from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.weight_source import (
     HubRepository,
@@ -157,7 +157,7 @@ def _describe(choice: ModelChoice) -> ModelDescription:
             f"model.path: names the files of a published model ({', '.join(published_names())}); model.name "
             f"is {choice.name!r}, which has its own: remove it, or choose the published model"
         )
-    description = read_description(model_path(choice.name))
+    description = ModelDescription.read(model_path(choice.name))
     if description.family not in FAMILIES:
         raise CheckpointError(
             f"{description.source}: unknown model family {description.family!r}; "

@@ -41,6 +41,29 @@ class RewardEntry:
     has_folder: bool = True
     own_pixels: bool = False
 
+    def refuse_unread(self, *, path: str | Path | None, preprocessing: str, dtype: Precision | str) -> None:
+        """Refuse settings that it would not read.
+
+        Raises:
+            ConfigurationError: with all of them.
+        """
+        given = _changed(preprocessing, dtype)
+        reason = "has its own image processor"
+        if not self.has_folder:
+            reason = "reads no files and looks at no pixels"
+            given |= {} if path is None else {"path": str(path)}
+        elif self.own_pixels:
+            given.pop("dtype", None)
+        else:
+            return
+        if given:
+            raise ConfigurationError(
+                [
+                    f"reward.{setting}: the reward {self.name!r} {reason}, got {value!r}; remove it"
+                    for setting, value in given.items()
+                ]
+            )
+
 
 _CLIP = "openai/clip-vit-large-patch14"
 _CLIP_TOKENIZER = PublishedFiles(_CLIP, ("vocab.json", "merges.txt"))
@@ -264,7 +287,7 @@ def build_reward(
     if name not in REWARDS:
         raise ConfigurationError(f"reward.name: expected one of {', '.join(REWARDS)}, got {name!r}")
     entry = REWARDS[name]
-    refuse_unread(entry, path=path, preprocessing=preprocessing, dtype=precision)
+    entry.refuse_unread(path=path, preprocessing=preprocessing, dtype=precision)
     load = named_object(entry.loader)
     if not entry.has_folder:
         constant: Reward = load(**entry.settings)
@@ -288,32 +311,6 @@ def build_reward(
     reward.tf32 = precision is Precision.TF32
     network: Reward = reward
     return network
-
-
-def refuse_unread(
-    entry: RewardEntry, *, path: str | Path | None, preprocessing: str, dtype: Precision | str
-) -> None:
-    """Refuse settings that a reward would not read.
-
-    Raises:
-        ConfigurationError: with all of them.
-    """
-    given = _changed(preprocessing, dtype)
-    reason = "has its own image processor"
-    if not entry.has_folder:
-        reason = "reads no files and looks at no pixels"
-        given |= {} if path is None else {"path": str(path)}
-    elif entry.own_pixels:
-        given.pop("dtype", None)
-    else:
-        return
-    if given:
-        raise ConfigurationError(
-            [
-                f"reward.{setting}: the reward {entry.name!r} {reason}, got {value!r}; remove it"
-                for setting, value in given.items()
-            ]
-        )
 
 
 def find_own_reward(
