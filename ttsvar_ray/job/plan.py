@@ -14,7 +14,7 @@ from ttsvar_ray.job.parts import combination, joint_component
 from ttsvar_ray.models.description import ModelDescription
 from ttsvar_ray.search.plan import FinalChoice, Plan
 from ttsvar_ray.search.presets import FEWEST_SCALES, published_selections
-from ttsvar_ray.search.strategy import SelectionSetting, Strategy, compile_plan, settings_read_by
+from ttsvar_ray.search.strategy import SelectionSetting, Strategy, compile_plan
 from ttsvar_ray.search.validation import require_a_final_choice
 
 _MODEL_PLAN = ("batch_schedule", "cluster_scales", "resample_scales", "selections", "potential", "lambda")
@@ -141,7 +141,7 @@ def _one_based(num_scales: int, strategy: Strategy) -> dict[str, Any]:
             f"plan: published-1-based selects between the first and the last scale but one, and the model "
             f"has {num_scales}; use published"
         )
-    read = settings_read_by(strategy)
+    read = strategy.settings
     kinds = {"cluster_scales": "cluster", "resample_scales": "resample"}
     return {
         setting: [scale for scale, operator in preset if operator == kind]
@@ -157,7 +157,7 @@ def _own_plan(description: ModelDescription, strategy: Strategy) -> dict[str, An
         raise CheckpointError(
             f"{description.source}: plan: unknown key {unknown[0]!r}; known keys: {', '.join(_MODEL_PLAN)}"
         )
-    read = settings_read_by(strategy)
+    read = strategy.settings
     return {name: value for name, value in description.plan.items() if name in read and value is not None}
 
 

@@ -60,6 +60,12 @@ class Strategy(str, enum.Enum):
         """Whether its populations and selections are a matter of settings."""
         return self in (Strategy.TTS_VAR, Strategy.ADAPTIVE)
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """The settings that its plans may read; which of them one reads, its selections say."""
+        shared = (name for name in _SHARED if f"{name}_scales" in _READS[self])
+        return _READS[self].union(*(_SHARED[name].values() for name in shared))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionSetting:
@@ -91,15 +97,6 @@ _SHARED = {
     "cluster": {"restarts": "cluster_restarts"},
 }
 """Options that one setting gives to all selections by an operator: the setting of each."""
-
-
-def settings_read_by(strategy: Strategy) -> frozenset[str]:
-    """Return the settings that plans of a strategy may read; which of them one reads, its selections say."""
-    read = _READS[strategy]
-    for name, settings in _SHARED.items():
-        if f"{name}_scales" in read:
-            read |= set(settings.values())
-    return read
 
 
 def compile_plan(
