@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,22 @@ def test_the_schema_is_what_datasets_itself_would_write() -> None:
         if not isinstance(feature, datasets.List):
             assert datasets.Features({name: feature}).arrow_schema.field(name).type == schema.field(name).type
     assert isinstance(features["image"], datasets.Image)
+
+
+def test_the_columns_are_those_that_the_page_on_outputs_names(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "outputs.md").read_text(encoding="utf-8")
+    body = page.partition("| column | type | what it is |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    told = [[cell.strip() for cell in line.split("|")[1:3]] for line in body.splitlines()]
+    named = {name.strip("`"): kind.strip("`") for names, kind in told for name in names.split(", ")}
+    schema = data_schema((), bits=True, rounds=True, rewritten=True)
+    kinds = {field.name: re.sub("(element|item): ", "", str(field.type)) for field in schema}
+    kinds = {name: re.sub(r"\bfloat\b", "float32", kind) for name, kind in kinds.items()}
+    assert {name: kinds[name] for name in sorted(kinds)} == {name: named[name] for name in sorted(named)}
+    context = dataclasses.replace(CONTEXT, bits=True, rounds=True, rewritten=True)
+    part = tmp_path / "part.parquet"
+    writer.write_part(part, [result(0, images=2), result(1)], context=context)
+    table = pq.read_table(part)
+    assert {name for name in table.column_names if table[name].null_count} == {"cost_images"}
 
 
 def test_parts_do_not_depend_on_the_order_of_outcomes(tmp_path: Path) -> None:
