@@ -60,7 +60,7 @@ def calibrate(
     ] = 1.5,
     trajectories: Annotated[
         int, typer.Option("--trajectories", help="Of each prompt, and the most rounds.", min=2)
-    ] = 8,
+    ] = 16,
     scales: Annotated[
         str | None,
         typer.Option(

@@ -25,10 +25,10 @@ from ttsvar_ray.types import Float64Array
 ORDERS = 8
 """Orders of each prompt's trajectories that a policy is replayed in."""
 
-REJECTED_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-"""Of all trajectories, how many a threshold that is tried would abandon."""
+REJECTED_SHARES = (*(share / 100 for share in range(5, 100, 5)), 0.98)
+"""Of all trajectories, how many a threshold that is tried would abandon: nearly all, where one cut would."""
 
-PAIRED_SHARES = (0.1, 0.25, 0.45)
+PAIRED_SHARES = (0.1, 0.25, 0.45, 0.65, 0.8)
 """The same, where rounds may be abandoned at two scales."""
 
 SATISFYING_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -184,8 +184,9 @@ def calibrate(
 
 
 def _chosen(tried: Sequence[tuple[Rounds, Outcomes]], count: int, budget: float) -> Calibrated | None:
-    prompts = np.arange(count)
-    halves = [prompts[0::2], prompts[1::2]]
+    # At random: where kinds of prompts take turns, every other one would be of other kinds.
+    prompts = stream(0, "halves", -1, -1, "calibration").permutation(count)
+    halves = [prompts[: count // 2], prompts[count // 2 :]]
     everything = _best(tried, prompts, budget)
     chosen = [_best(tried, half, budget) for half in halves]
     if everything is None or None in chosen:

@@ -96,3 +96,29 @@ def test_what_is_chosen_keeps_to_the_budget_and_beats_what_costs_as_much() -> No
 
 def test_no_policy_is_cheaper_than_an_image() -> None:
     assert not calibrate(make_pool(40, 4), budgets=[0.9], max_rounds=4, image_costs=image_costs)
+
+
+def test_halves_are_alike_where_kinds_of_prompts_take_turns() -> None:
+    pool = make_pool(200, 8)
+    easy = np.arange(200) % 2 == 0
+    quality = np.where(easy[:, None], 1.0, pool.quality * 0.2)
+    rewards = pool.rewards + np.where(easy, 3.0, 0.0)[:, None, None]
+    turns = Pool(scales=SCALES, rewards=rewards, quality=quality)
+
+    found = calibrate(turns, budgets=[1.5], max_rounds=8, image_costs=image_costs)[1.5]
+
+    # Chosen on the easy prompts alone, nothing is abandoned; on the hard ones alone, all is.
+    assert found.held_out.cost.mean() == pytest.approx(1.5, abs=0.25)
+
+
+def test_a_large_budget_may_finish_the_best_of_many() -> None:
+    """Where an early look tells all, the best policy abandons nearly everything."""
+    rng = np.random.default_rng(0)
+    final = rng.normal(size=(200, 16))
+    rewards = np.repeat(final[:, :, None], 3, axis=2)
+    pool = Pool(scales=SCALES, rewards=rewards, quality=final)
+
+    found = calibrate(pool, budgets=[7.5], max_rounds=16, image_costs=image_costs)[7.5]
+
+    assert found.held_out.quality.mean() > final.max(axis=1).mean() - 0.02
+    assert any((pool.final < least).mean() > 0.8 for _, least in found.rounds.reject_below)
