@@ -4,7 +4,8 @@
 
 prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
 frontier_seed_1.parquet, frontier_hard.parquet and frontier_three.parquet; differences between methods of the
-frontier, and the same with a model of another training seed; the sweeps on three objects, from
+frontier, the same with a model of another training seed, and those of searches of sixteen rounds with both,
+from frontier_rounds.parquet and frontier_rounds_seed_1.parquet; the sweeps on three objects, from
 sweeps_three.parquet; two rewards in the same searches, from finished_reward.parquet (the outcomes.parquet of
 jobs/shapes/finished_reward.yaml). A claim holds where the 95 % bootstrap interval of the difference that it
 predicts to be positive lies above 0.
@@ -130,6 +131,18 @@ DIFFERENCES = (
     ),
 )
 """(method, its control) of the frontier."""
+SEEDS = ("", "_seed_1")
+"""In the names of files: the shipped model, and the one of another training seed."""
+OF_ROUNDS = (
+    ("best-of-8", "best-of-16", _CUT + RUN, ADAPTIVE_NAME.format(1.5) + RUN),
+    (
+        "best-of-8",
+        "best-of-16",
+        "guided up to 9: 8, the best at 6",
+        GUIDED_NAME.format(ADAPTIVE_NAME.format(1.5)),
+    ),
+)
+"""Controls of searches of sixteen rounds: guided everywhere, and up to 9."""
 
 
 def outcomes(file: str) -> dict[str, pd.DataFrame]:
@@ -138,7 +151,11 @@ def outcomes(file: str) -> dict[str, pd.DataFrame]:
     Where a method was replayed and run, the replay has its name, because it has the pool's own trajectories;
     the run is `NAME (run)`.
     """
-    found = pq.read_table(CURVES / file).to_pandas().sort_values("how", key=lambda how: how != "run")
+    found = (
+        pq.read_table(CURVES / file)
+        .to_pandas()
+        .sort_values("how", key=lambda how: how != "run", kind="stable")
+    )
     by_name: dict[str, pd.DataFrame] = {}
     for (method, how), own in found.groupby(["method", "how"], sort=False):
         by_row = own.set_index("row").sort_index()[["correct", "cost"]]
@@ -177,6 +194,30 @@ def differences() -> str:
         costs = [f"{way['cost'].mean():.2f}" for way in (one, other)]
         lines.append([first, costs[0], control, costs[1], f"{found:+.3f}", str(len(rows))])
     return markdown(["method", "cost", "its control", "its cost", "difference", "prompts"], lines)
+
+
+def rounds() -> str:
+    """Return what separates searches of sixteen rounds from the frontier's, with both models, in Markdown."""
+    models = [
+        (outcomes(f"frontier{seed}.parquet"), outcomes(f"frontier_rounds{seed}.parquet")) for seed in SEEDS
+    ]
+    lines = []
+    for name in (one for one in models[0][1] if "budget 1.5" in one or "budget 2," in f"{one},"):
+        if name.endswith(RUN):
+            continue
+        for control in OF_ROUNDS[GUIDED_NAME.format("") in name]:
+            cells = [name, control]
+            for before, own in models:
+                if name not in own or control not in before:
+                    cells += ["not run", ""]
+                    continue
+                rows = own[name].index.intersection(before[control].index)
+                one, other = own[name].loc[rows], before[control].loc[rows]
+                found = over_prompts((one["correct"] - other["correct"]).to_numpy())
+                cells += [f"{found:+.3f}", f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"]
+            lines.append(cells)
+    head = ["method", "its control", "shipped model", "images", "second training seed", "images"]
+    return markdown(head, lines)
 
 
 def seeds() -> str:
@@ -261,4 +302,4 @@ if __name__ == "__main__":
     if folders := parser.parse_args().collect:
         collect(folders)
     by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
-    print("\n".join([table(), differences(), seeds(), *by_setting, rewards()]))
+    print("\n".join([table(), differences(), seeds(), rounds(), *by_setting, rewards()]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import shapes_results
+from benchmarks import shapes_results, shapes_rounds
 from benchmarks.bench import MEASUREMENTS, table
 from benchmarks.shapes_methods import REPLAYED, RUN
 from benchmarks.shapes_pieces import (
@@ -140,3 +140,25 @@ def test_the_bench_table_says_what_the_committed_files_say() -> None:
     assert any("of peak" in line for line in lines)
     for found in results.values():
         assert {"cpu", "commit", "machine_was_shared", "versions"} <= found["machine"].keys()
+
+
+def test_thresholds_of_sixteen_rounds_come_from_the_pool_and_run_as_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    final = rng.normal(size=(60, 16))
+    rewards = final[:, :, None] + rng.normal(scale=0.3, size=(60, 16, 13)) * (np.arange(13) < 12)
+    np.savez(tmp_path / "pool.npz", rewards=rewards.astype(np.float32), correct=final > 0)
+
+    found = shapes_rounds.chosen(tmp_path / "pool.npz", "shapes", (1.5, 2.0))
+    searches = shapes_rounds.methods(found)
+
+    assert [search.name for search in searches] == [
+        "adaptive, 16 rounds, budget 1.5",
+        "adaptive, 16 rounds, budget 2",
+        "adaptive, 16 rounds, budget 1.5, guided up to 9",
+        "adaptive, 16 rounds, budget 2, guided up to 9",
+    ]
+    for search, one in zip(searches, [*found.values()] * 2, strict=True):
+        rounds = resolve(job(search, "shapes", 0)).plan.rounds
+        assert rounds.most == 16 and rounds.stop_at == pytest.approx(one.rounds.stop_at, abs=1e-4)
+        assert dict(rounds.reject_below) == pytest.approx(dict(one.rounds.reject_below), abs=1e-4)
+    assert resolve(job(searches[2], "shapes", 0)).config.sampling.guidance[9:] == (3.5, 1.0, 1.0, 1.0)

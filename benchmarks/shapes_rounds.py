@@ -1,0 +1,130 @@
+"""Adaptive search of up to sixteen rounds, with thresholds from 600 tuning prompts, on the reporting prompts.
+
+    python -m benchmarks.shapes_pool --set tuning --per-kind 100 --pool 16 --output outputs/tuning.npz
+    python -m benchmarks.shapes_rounds outputs/tuning.npz
+
+The thresholds of each budget are those that `ttsvar-ray calibrate` would choose on the pool. Searches with
+them then run on the frontier's prompts, which had no part in it (docs/results.md, "Sixteen rounds"). Finished
+pieces are kept in the work folder; it gets results.json and outcomes.parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.shapes_methods import GUIDED_EARLY, GUIDED_NAME
+from benchmarks.shapes_pieces import Method, Share, job, load_pieces, piece_path, run_piece
+from benchmarks.shapes_results import SEED, SHARES, numbers, outcomes, run_all
+from benchmarks.shapes_rows import markdown, run_row
+from ttsvar_ray.cli.calibrate import costs_of
+from ttsvar_ray.job.resolved import resolve
+from ttsvar_ray.search.calibration import Calibrated, Pool, calibrate
+
+SCALES = (4, 5, 6, 7, 8, 12)
+"""Where `ttsvar-ray calibrate` looks at the built-in model, and the end."""
+BUDGETS = (1.5, 2.0, 2.5, 3.0, 4.0)
+GUIDED = (1.5, 2.0, 2.5)
+"""Budgets whose searches run once more with guidance that ends early: up to there they draw the same."""
+NAME = "adaptive, {rounds} rounds, budget {budget:g}"
+
+
+def chosen(path: Path, model: str, budgets: Sequence[float]) -> dict[float, Calibrated]:
+    """Return the thresholds of each budget, chosen on a pool of `benchmarks.shapes_pool`."""
+    content = np.load(path)
+    pool = Pool(
+        scales=SCALES,
+        rewards=content["rewards"][:, :, SCALES].astype(np.float64),
+        quality=content["correct"].astype(np.float64),
+    )
+    costs = costs_of(resolve(job(Method(name="", strategy={"name": "raw"}), model, 0)))
+    return calibrate(pool, budgets=budgets, max_rounds=pool.final.shape[1], image_costs=costs)
+
+
+def methods(found: dict[float, Calibrated]) -> list[Method]:
+    """Return the searches, those with less guidance last."""
+    searches = []
+    for budget, one in found.items():
+        strategy: dict[str, Any] = {
+            "name": "adaptive",
+            "max_rounds": one.rounds.most,
+            "reject_below": {scale: round(least, 4) for scale, least in one.rounds.reject_below},
+            "stop_at": round(float(one.rounds.stop_at or 0.0), 4),
+        }
+        searches.append(Method(name=NAME.format(rounds=one.rounds.most, budget=budget), strategy=strategy))
+    names = [
+        NAME.format(rounds=one.rounds.most, budget=budget)
+        for budget, one in found.items()
+        if budget in GUIDED
+    ]
+    return searches + [
+        Method(name=GUIDED_NAME.format(one.name), strategy=one.strategy, sampling=GUIDED_EARLY)
+        for one in searches
+        if one.name in names
+    ]
+
+
+def main() -> None:
+    """Choose, run what is missing, print the table and write it with every prompt's outcome."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each kind")
+    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="images a prompt")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work-dir", type=Path, default=Path("outputs/shapes-rounds"))
+    options = parser.parse_args()
+    folder: Path = options.work_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    found = chosen(options.pool, options.model, options.budgets)
+    searches = methods(found)
+    shares = [
+        Share(prompts_of="reporting", per_kind=options.per_kind, index=index, of=SHARES)
+        for index in range(SHARES)
+    ]
+    run_all(
+        [
+            functools.partial(
+                run_piece, method, options.model, SEED, share, piece_path(folder, method, 0, share)
+            )
+            for method in searches
+            for share in shares
+        ],
+        options.processes,
+    )
+    rows = [run_row(one, options.model, load_pieces(folder, one, 0, shares)) for one in searches]
+    print(markdown(rows, None))
+    told = [
+        {
+            "method": NAME.format(rounds=one.rounds.most, budget=budget),
+            "budget": budget,
+            "reject_below": dict(one.rounds.reject_below),
+            "stop_at": one.rounds.stop_at,
+            "held_out_cost": float(one.held_out.cost.mean()),
+            "held_out_accuracy": float(one.held_out.quality.mean()),
+            "tuning_prompts": len(one.held_out.quality),
+        }
+        for budget, one in found.items()
+    ]
+    summary = {
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "chosen": told,
+        "rows": [numbers(row) for row in rows],
+    }
+    (folder / "results.json").write_text(json.dumps(summary, indent=1))
+    pq.write_table(outcomes(rows), folder / "outcomes.parquet", compression="zstd")
+
+
+if __name__ == "__main__":
+    main()
