@@ -49,7 +49,7 @@ def export(
 
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
-    from ttsvar_ray.dataset.card import shards_card, table_size
+    from ttsvar_ray.dataset.card import derived_card, shards_head, table_size
     from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
     from ttsvar_ray.dataset.manifest import read_run
     from ttsvar_ray.errors import ConfigurationError, OutputError
@@ -68,7 +68,10 @@ def export(
     with claimed(to, source, {"layout": layout.value, "images": images.value, "shard_size": size}):
         if size is not None:
             count = to_webdataset(found, to, shard_size=size)
-            (to / "README.md").write_text(shards_card(manifest, table.schema), encoding="utf-8")
         else:
             count = LAYOUTS[layout.value](found, to)
+        if layout in (_Layout.WEBDATASET, _Layout.FOLDER):
+            head = {} if size is None else shards_head(manifest, table.schema)
+            card = derived_card(manifest, head, "# Images of a run of ttsvar-ray")
+            (to / "README.md").write_text(card, encoding="utf-8")
     typer.echo(f"{to}: {count} images ({layout.value})")

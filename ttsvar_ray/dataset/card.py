@@ -152,8 +152,19 @@ def card_text(manifest: RunManifest, *, has_trace: bool, publication: Publicatio
     return "\n".join(lines) + "\n"
 
 
-def shards_card(manifest: RunManifest, schema: pa.Schema) -> str:
-    """Return the card of WebDataset shards, of whose columns `datasets` else guesses types by five samples.
+def derived_card(manifest: RunManifest, head: Mapping[str, Any], *lines: str) -> str:
+    """Return the card of a data set of a run's images.
+
+    Args:
+        head: what `datasets` reads of it.
+        lines: what it is, for people.
+    """
+    text = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True, width=1000)
+    return "\n".join([f"---\n{text}---", *lines, *_about(manifest, None), ""])
+
+
+def shards_head(manifest: RunManifest, schema: pa.Schema) -> dict[str, Any]:
+    """Return what the card of WebDataset shards begins with: else `datasets` guesses types by five samples.
 
     Args:
         schema: of the parts that they are made of.
@@ -165,9 +176,7 @@ def shards_card(manifest: RunManifest, schema: pa.Schema) -> str:
         *({"name": name, "dtype": "string"} for name in ("__key__", "__url__")),
     ]
     configs = [{"config_name": "default", "data_files": "*.tar"}]
-    told = {"configs": configs, "dataset_info": {"features": features}}
-    head = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=1000)
-    return "\n".join([f"---\n{head}---", "# Images of a run of ttsvar_ray", *_about(manifest, None), ""])
+    return {"configs": configs, "dataset_info": {"features": features}}
 
 
 def _in_json(kind: pa.DataType, *, is_inner: bool = False) -> pa.DataType:

@@ -135,6 +135,15 @@ def test_shards_open_whatever_their_first_samples_lack(tmp_path: Path) -> None:
     assert "## How it was made" in (shards / "README.md").read_text()
 
 
+def test_an_image_folder_says_how_it_was_made(layout: OutputLayout, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    command = ["export", str(layout.root), "--to", str(folder), "--layout", "folder"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert "| seed | 7 |" in (folder / "README.md").read_text()
+    rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "c"))
+    assert rows[2]["image"].size == (8, 6)
+
+
 @pytest.mark.parametrize("kind", ["webdataset", "folder"])
 def test_an_export_of_no_images_is_refused(tmp_path: Path, kind: str) -> None:
     layout = OutputLayout(tmp_path / "run")

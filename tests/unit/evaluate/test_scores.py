@@ -333,6 +333,10 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
     ]
     assert some[2]["image"]["bytes"] == picture(2, 0)
     assert str(output) not in (tmp_path / "some" / "selection.json").read_text(), "it may be published"
+    card = (tmp_path / "some" / "README.md").read_text()
+    assert "`Red >= 200 or row == 2`" in card
+    assert "| seed |" in card
+    assert "| versions |" in card
     import datasets
 
     opened = datasets.load_dataset(str(tmp_path / "some"), split="train", cache_dir=str(tmp_path / "cache"))
