@@ -17,7 +17,10 @@ before it says why.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -284,7 +287,10 @@ class Driver(Session):
         """End a run that nobody works for and nobody will."""
         failure = self.cells.failure
         if failure is not None:
-            self.end(RunFailedError, failure)
+            # Where the disk of Ray's own files is full, its processes die without a word of that.
+            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            free = shutil.disk_usage(folder).free / 1e6
+            self.end(RunFailedError, f"{failure}; {folder}, where Ray writes, has {free:,.1f} MB free")
         limit = self.config.cluster.start_timeout_s
         if seconds_without_workers >= limit:
             self.end(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CPUS_BESIDE_GPU = 1.0
 DRAIN_QUERY_SECONDS = 5.0
 
 ACCELERATOR_TYPE = "accelerator_type:"
@@ -76,9 +75,8 @@ def lay_out_workers(
         ConfigurationError: GPUs are asked for where there are none, or not even one worker fits.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    on_gpu = (device == "auto" and gpus > 0 and gpus_per_worker != 0) or device not in ("auto", "cpu")
-    if device == "auto" and gpus_per_worker:
-        on_gpu = True
+    asks = gpus > 0 if gpus_per_worker is None else gpus_per_worker > 0
+    on_gpu = asks if device == "auto" else device != "cpu"
     if device == "cpu" and gpus_per_worker:
         raise ConfigurationError(
             f"cluster.gpus_per_worker: expected none with model.device cpu, got {gpus_per_worker:g}; "
@@ -90,24 +88,23 @@ def lay_out_workers(
             f"cluster.gpus_per_worker: expected more than 0 with model.device {device}, got 0; "
             "0.5 lets two workers share a GPU"
         )
-    default_cpus = DEFAULT_CPUS_BESIDE_GPU if on_gpu else float(threads)
-    cpus_each = default_cpus if cpus_per_worker is None else cpus_per_worker
+    cpus_each = (1.0 if on_gpu else float(threads)) if cpus_per_worker is None else cpus_per_worker
     limits = [total / each for total, each in ((cpus, cpus_each), (gpus, gpus_each)) if each > 0]
     if not limits and workers is None:
         raise ConfigurationError(
             "cluster.workers: expected a number, because workers that ask for no CPU and no GPU fit any "
             "number of times; got none"
         )
-    fit = int(min(limits) + 1e-9) if limits else workers
-    assert fit is not None
-    if fit < 1 and workers is None:
-        asked = describe_resources({"CPU": cpus_each, "GPU": gpus_each})
-        raise ConfigurationError(
-            f"cluster: expected room for at least one worker of {asked}, got a cluster with "
-            f"{describe_resources(resources)}; lower cluster.cpus_per_worker or gpus_per_worker, use another "
-            "model.device, or set cluster.workers to wait for nodes that will join"
-        )
-    return WorkerLayout(count=fit if workers is None else workers, cpus=cpus_each, gpus=gpus_each)
+    if workers is None:
+        workers = int(min(limits) + 1e-9)
+        if workers < 1:
+            asked = describe_resources({"CPU": cpus_each, "GPU": gpus_each})
+            raise ConfigurationError(
+                f"cluster: expected room for at least one worker of {asked}, got a cluster with "
+                f"{describe_resources(resources)}; lower cluster.cpus_per_worker or gpus_per_worker, use "
+                "another model.device, or set cluster.workers to wait for nodes that will join"
+            )
+    return WorkerLayout(count=workers, cpus=cpus_each, gpus=gpus_each)
 
 
 def device_of(layout: WorkerLayout, resources: Mapping[str, float]) -> Device:

@@ -90,6 +90,19 @@ def test_an_output_that_cannot_be_read_hides_no_reason(driver: Any, monkeypatch:
         driver.run()
 
 
+def test_how_much_ray_may_still_write_is_told_where_its_processes_die(
+    driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They die of a full disk without a word of it."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _folder: SimpleNamespace(free=9_400_000))
+    made = driver.run.__self__
+    made.cells = SimpleNamespace(failure="the last coordinator is given up: ActorDiedError")
+    told = rf"is given up: ActorDiedError; {tmp_path}, where Ray writes, has 9\.4 MB free\. 0 of 3 parts"
+    with pytest.raises(RunFailedError, match=told):
+        made._check_workers(0.0)
+
+
 @pytest.mark.parametrize(
     ("asked", "each"),
     [
