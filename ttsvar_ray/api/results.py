@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ttsvar_ray.api.tree import Painter, SearchTree
-from ttsvar_ray.dataset.contents import picture_of
+from ttsvar_ray.dataset.rows import picture_of
 from ttsvar_ray.errors import TtsVarError
 from ttsvar_ray.results import ResultImage, SelectionRecord
 from ttsvar_ray.types import Prompt, UInt8Array

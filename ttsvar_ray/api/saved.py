@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ttsvar_ray.api.results import Result
-from ttsvar_ray.dataset.contents import image_rows, opened
+from ttsvar_ray.dataset.contents import opened
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_run
-from ttsvar_ray.dataset.rows import data_schema
+from ttsvar_ray.dataset.rows import data_schema, image_rows
 from ttsvar_ray.dataset.trace import selection_records
 from ttsvar_ray.errors import OutputError
 from ttsvar_ray.models.registry import BUILT_IN

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.dataset.contents import picture_of
+from ttsvar_ray.dataset.rows import picture_of
 from ttsvar_ray.results import PackedBits, ResultImage, SelectionRecord
 from ttsvar_ray.types import UInt8Array
 

@@ -106,7 +106,7 @@ def best_images(layout: OutputLayout) -> Iterator[tuple[str, UInt8Array, float]]
     """Yield prompt, pixels and reward of the best image of each prompt."""
     import numpy as np
 
-    from ttsvar_ray.dataset.contents import image_rows, picture_of
+    from ttsvar_ray.dataset.rows import image_rows, picture_of
 
     for part in layout.data_parts().values():
         for batch in image_rows(part, 64, ["prompt", "image", "image_rank", "reward"]):

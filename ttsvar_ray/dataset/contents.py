@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 from collections import Counter
@@ -20,19 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.columns import held
 from ttsvar_ray.dataset.accounting import run_cost
 from ttsvar_ray.dataset.dead_letters import count_lines, read_letters, write_letters
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, settle
 from ttsvar_ray.dataset.sessions import read_sessions
-from ttsvar_ray.errors import LostRowsError, OutputError, StorageError, brief
+from ttsvar_ray.errors import LostRowsError, OutputError, StorageError
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 _KEY = b"ttsvar_ray.totals"
 """Totals of a part in its own footer: a summary of a run reads no rows."""
@@ -44,8 +42,6 @@ _READERS = 16
 
 _BATCH = 1024
 
-_OF_IMAGES = ("row", "prompt_id", "ordinal", "prompt", "image", "image_rank", "reward", "lineage")
-"""What all that look at images need of a part."""
 
 _CHUNKS_SHOWN = 5
 _ROWS_SHOWN = 10
@@ -363,51 +359,3 @@ def _damaged(part: Location | Path, reason: object) -> OutputError:
         f"{part}: not a whole Parquet file ({str(reason).splitlines()[0]}); "
         "delete it to have its prompts generated again"
     )
-
-
-def image_rows(
-    part: Location, rows: int, columns: Sequence[str] | None = None
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a part, so many at a time, with times, of which Python does not have all, as text.
-
-    Args:
-        columns: those that are wanted, which must be there; None is all, with those of every image.
-
-    Raises:
-        OutputError: the part is damaged, or another program's.
-    """
-    for batch in _image_batches(part, rows, columns):
-        arrays = [
-            array.cast(pa.string()) if pa.types.is_temporal(array.type) else held(array, array.type)
-            for array in batch.columns
-        ]
-        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
-
-
-def _image_batches(part: Location, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    with opened(part, columns or _OF_IMAGES) as parquet:
-        yield from parquet.iter_batches(batch_size=rows, columns=columns)
-
-
-def picture_of(encoded: bytes, *, within: int | None = None) -> Image.Image:
-    """Return an image of a run, decoded, as RGB.
-
-    Args:
-        encoded: the file.
-        within: most pixels of a side; None is all that there are.
-
-    Raises:
-        OutputError: its bytes are no image.
-    """
-    from PIL import Image
-
-    try:
-        picture: Image.Image = Image.open(io.BytesIO(encoded))
-        if within is not None:
-            # Before anything else: of a JPEG not even all is decoded then.
-            picture.thumbnail((within, within))
-        return picture.convert("RGB")
-    except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead them to
-        raise OutputError(
-            f"an image does not decode ({brief(error)}); `ttsvar-ray check` says which"
-        ) from None

@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.dead_letters import as_text
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import data_digest
-from ttsvar_ray.dataset.rows import PICTURE, data_schema
+from ttsvar_ray.dataset.rows import PICTURE, data_schema, image_rows
 from ttsvar_ray.errors import OutputError
 
 _ROWS_AT_A_TIME = 32

@@ -1,7 +1,7 @@
 """What became of a prompt, as rows of the data set, one for each image that is kept; and their one schema.
 
 Comes in: results whose images are references or bytes. Goes out: dicts in the columns of the schema, one
-image at a time. A row holds nothing of when or where it was made.
+image at a time. A row holds nothing of when or where it was made. `image_rows` reads rows back.
 
 The schema is explicit and has the metadata that makes `datasets` open pictures. Types are never inferred
 while writing: a part whose column is all empty must have the type of its neighbours, or the parts cannot be
@@ -10,17 +10,23 @@ read together.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ttsvar_ray.columns import ColumnType
+from ttsvar_ray.columns import ColumnType, held
 from ttsvar_ray.dataset.accounting import PlanRecord
-from ttsvar_ray.errors import DamagedImageError
+from ttsvar_ray.dataset.contents import opened
+from ttsvar_ray.errors import DamagedImageError, OutputError, brief
 from ttsvar_ray.results import PromptResult, ResultImage
+from ttsvar_ray.storage.location import Location
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # `binary`, not `large_binary`: `datasets` ignores the Image feature of a large one.
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -64,6 +70,8 @@ PICTURE = ("image", "bits")
 """Columns that are large, and no words."""
 
 _CARRIED_PREFIX = "input_"
+_OF_IMAGES = ("row", "prompt_id", "ordinal", "prompt", "image", "image_rank", "reward", "lineage")
+"""What all that look at images need of a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,3 +259,51 @@ def _cost(outcome: PromptResult, image_costs: tuple[float, ...]) -> float | None
         return None
     text, *each = image_costs
     return text + sum(count * cost for count, cost in zip(outcome.trajectories, each, strict=True))
+
+
+def image_rows(
+    part: Location, rows: int, columns: Sequence[str] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a part, so many at a time, with times, of which Python does not have all, as text.
+
+    Args:
+        columns: those that are wanted, which must be there; None is all, with those of every image.
+
+    Raises:
+        OutputError: the part is damaged, or another program's.
+    """
+    for batch in _image_batches(part, rows, columns):
+        arrays = [
+            array.cast(pa.string()) if pa.types.is_temporal(array.type) else held(array, array.type)
+            for array in batch.columns
+        ]
+        yield pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
+
+
+def _image_batches(part: Location, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    with opened(part, columns or _OF_IMAGES) as parquet:
+        yield from parquet.iter_batches(batch_size=rows, columns=columns)
+
+
+def picture_of(encoded: bytes, *, within: int | None = None) -> Image.Image:
+    """Return an image of a run, decoded, as RGB.
+
+    Args:
+        encoded: the file.
+        within: most pixels of a side; None is all that there are.
+
+    Raises:
+        OutputError: its bytes are no image.
+    """
+    from PIL import Image
+
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(encoded))
+        if within is not None:
+            # Before anything else: of a JPEG not even all is decoded then.
+            picture.thumbnail((within, within))
+        return picture.convert("RGB")
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever damaged bytes lead them to
+        raise OutputError(
+            f"an image does not decode ({brief(error)}); `ttsvar-ray check` says which"
+        ) from None

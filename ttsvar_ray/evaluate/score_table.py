@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ttsvar_ray.dataset.contents import image_rows
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import read_part_manifest, sha256_of
+from ttsvar_ray.dataset.rows import image_rows
 from ttsvar_ray.errors import OutputError, brief, doing
 from ttsvar_ray.evaluate.scorers import Scorer, ScorerSpec
 from ttsvar_ray.storage.location import Location

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttsvar_ray.dataset.contents import picture_of
+from ttsvar_ray.dataset.rows import picture_of
 
 INLINE_PROMPTS = 300
 """Up to as many prompts the page holds everything itself."""
