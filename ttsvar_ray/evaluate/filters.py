@@ -74,6 +74,12 @@ def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
         return _Parser(columns).condition(tree.body)
     except RecursionError:
         raise ConfigurationError("--where: the expression is nested too deeply") from None
+    except (pa.ArrowException, TypeError) as error:  # of a list of several kinds
+        raise _unanswerable(error) from None
+
+
+def _unanswerable(error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"--where: cannot be asked of these columns ({str(error).splitlines()[0]})")
 
 
 class _Parser:
@@ -235,9 +241,7 @@ def _taken(light: pa.Table, condition: Any, selection: Selection) -> list[int]:
         try:
             table = table.filter(condition)
         except (pa.ArrowException, TypeError) as error:
-            raise ConfigurationError(
-                f"--where: cannot be asked of these columns ({str(error).splitlines()[0]})"
-            ) from None
+            raise _unanswerable(error) from None
     if not selection.best_per_prompt:
         return [int(place) for place in table["_place"].to_pylist()]
     best: dict[int, tuple[float, int]] = {}
