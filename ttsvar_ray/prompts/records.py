@@ -167,7 +167,7 @@ def _elements(path: Location, decoder: json.JSONDecoder) -> Iterator[tuple[int, 
                     is_decoded = True
                 except (ValueError, RecursionError) as error:
                     if body and (is_whole or len(body) > MAX_LINE_BYTES + _JSON_CHARACTERS):
-                        raise wrong(str(error)) from None
+                        raise wrong(getattr(error, "msg", str(error))) from None
                 if is_decoded and (end < len(body) or is_whole):
                     number += 1
                     yield number, value, body[:end]

@@ -217,6 +217,7 @@ def test_column_types_cover_the_whole_file(tmp_path: Path) -> None:
         ("p.parquet", b"not parquet at all", "not a readable Parquet file"),
         ("p.json", b"[]", "holds no prompt"),
         ("p.json", b'[{"prompt": "a"}, {"prompt"', "after element 1"),
+        ("p.json", b'[{"prompt": "a"},\n]', "Expecting value after element 1"),
         ("p.json", b'[{"prompt": "a"} {"prompt": "b"}]', "expected ',', got '{' after element 1"),
         ("p.json", b'[{"prompt": "a"}', "the file ends after element 1"),
         ("p.gz", b"x", "got suffix '.gz'"),
