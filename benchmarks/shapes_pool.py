@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.shapes_pieces import HARD_MODEL, SETS
 from recipes.shapes.prompt_set import prompt_set
 from ttsvar_ray.models.registry import describe_model, load_model
 from ttsvar_ray.rewards.registry import build_reward
@@ -76,12 +77,13 @@ def _judge(arguments: tuple[argparse.Namespace, Sequence[Caption], int]) -> tupl
 def main() -> None:
     """Fill the pool with as many processes as asked for and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--model", help=f"default: shapes, of the kinds hard {HARD_MODEL}")
     parser.add_argument(
         "--reward", type=Path, default=None, help="reward directory (default: the model's own)"
     )
     parser.add_argument("--no-reward", action="store_true", help="judge finished images only")
     parser.add_argument("--set", default="tuning")
+    parser.add_argument("--kinds", choices=SETS, default=next(iter(SETS)), help="of the captions")
     parser.add_argument("--per-kind", type=int, default=40)
     parser.add_argument("--pool", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -92,11 +94,12 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=None)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    options.model = options.model or (HARD_MODEL if options.kinds == "hard" else "shapes")
     for name in ("guidance", "temperature"):
         values = getattr(options, name)
         if values is not None and len(values) == 1:
             setattr(options, name, values[0])
-    captions = prompt_set(options.set, options.per_kind)
+    captions = prompt_set(options.set, options.per_kind, SETS[options.kinds])
     size = -(-len(captions) // options.processes)
     parts = [captions[start : start + size] for start in range(0, len(captions), size)]
     with get_context("spawn").Pool(options.processes) as workers:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.shapes_methods import GUIDED_EARLY, GUIDED_NAME
-from benchmarks.shapes_pieces import Method, Share, job, load_pieces, piece_path, run_piece
+from benchmarks.shapes_pieces import HARD_MODEL, SETS, Method, Share, job, load_pieces, piece_path, run_piece
 from benchmarks.shapes_results import SEED, SHARES, numbers, outcomes, run_all
 from benchmarks.shapes_rows import markdown, run_row
 from ttsvar_ray.cli.calibrate import costs_of
@@ -79,18 +79,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pool", type=Path)
-    parser.add_argument("--model", default="shapes")
+    parser.add_argument("--set", choices=SETS, default=next(iter(SETS)), help="which kinds of captions")
+    parser.add_argument("--model", help=f"default: shapes, of the set hard {HARD_MODEL}")
     parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each kind")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="images a prompt")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/shapes-rounds"))
     options = parser.parse_args()
+    options.model = options.model or (HARD_MODEL if options.set == "hard" else "shapes")
     folder: Path = options.work_dir
     folder.mkdir(parents=True, exist_ok=True)
     found = chosen(options.pool, options.model, options.budgets)
     searches = methods(found)
     shares = [
-        Share(prompts_of="reporting", per_kind=options.per_kind, index=index, of=SHARES)
+        Share(
+            prompts_of="reporting",
+            per_kind=options.per_kind,
+            index=index,
+            of=SHARES,
+            kinds=SETS[options.set],
+        )
         for index in range(SHARES)
     ]
     run_all(

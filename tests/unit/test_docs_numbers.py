@@ -50,6 +50,7 @@ def with_interval(values: list[float], sign: str = "") -> str:
         ("frontier_rounds_seed_1", "## Sixteen rounds with the second training seed"),
         ("frontier_hard", "## The harder set"),
         ("frontier_three", "## The harder set with three objects"),
+        ("frontier_rounds_hard", "## Sixteen rounds on the harder set"),
     ],
 )
 def test_the_frontier_is_that_of_its_files(name: str, heading: str) -> None:
