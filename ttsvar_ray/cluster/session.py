@@ -6,6 +6,7 @@ Ray is imported where it is used: a run in this process needs none.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -159,20 +160,29 @@ def _start_local(cpus: float | None, run_name: str) -> None:
     import ray
 
     available, folder = os.cpu_count() or 1, ray_folder()
+    start = functools.partial(
+        ray.init,
+        address="local",
+        _temp_dir=folder,
+        num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        job_config=_job_config(run_name),
+    )
+    # Errors are of no kind of its own: that its processes are not up in time is told as a plain Exception.
     try:
         # Its processes inherit that: they outlive their terminal, and end with the run.
         with _ignored(signal.SIGHUP):
-            ray.init(
-                address="local",
-                _temp_dir=folder,
-                num_cpus=None if cpus is None or cpus <= available else int(cpus + 0.999),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                job_config=_job_config(run_name),
-            )
+            try:
+                start()
+            except Exception as error:
+                if "timed out" not in str(error):
+                    raise
+                logger.warning("Ray was not up in its time: this machine may be busy; it is started again")
+                ray.shutdown()
+                start()
     except Exception as error:
-        # Of no kind of its own: that its processes are not up in time is told as a plain Exception.
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ClusterConnectionError(
             f"Ray did not start on this machine ({reason}); it may be busy, or short of memory: run again "

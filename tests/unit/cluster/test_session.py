@@ -124,6 +124,26 @@ def test_a_ray_that_does_not_start_is_told_as_what_it_is(monkeypatch: pytest.Mon
         pass
 
 
+def test_a_ray_that_is_slow_to_start_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, starts = [Exception("The current node timed out during startup. This could happen")], []
+
+    def init(**options: object) -> None:
+        starts.append(options)
+        if slow:
+            raise slow.pop()
+
+    monkeypatch.setattr(ray, "init", init)
+    with caplog.at_level("WARNING"), ray_session("local", cpus=None):
+        assert len(starts) == 2 and starts[0] == starts[1]
+    assert "started again" in caplog.text
+    slow += [Exception("timed out"), Exception("timed out")]
+    with pytest.raises(ClusterConnectionError, match="it may be busy"), ray_session("local", cpus=None):
+        pytest.fail("nothing is connected")
+    assert len(starts) == 4
+
+
 def test_a_signal_while_ray_starts_stops_the_run_in_good_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ray.init` sets a handler of its own, which would end the process with exit code 15."""
 
