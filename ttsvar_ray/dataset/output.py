@@ -167,7 +167,7 @@ def _prompt_differences(present: RunManifest, wanted: RunManifest) -> list[str]:
         return []
     where = _first_change(present, wanted)
     if wanted.prompt_count > present.prompt_count:
-        where += "; if others were added at the end, --extend makes those"
+        where += "; --extend makes those that were added at the end"
     return [f"prompts: {_prompt_set(present)} in the folder, {_prompt_set(wanted)} now{where}"]
 
 
