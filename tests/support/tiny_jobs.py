@@ -14,6 +14,7 @@ from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.contents import committed_chunks
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.writer import partial_rows
+from ttsvar_ray.job.preflight import Fact
 from ttsvar_ray.job.runnable import JobParts
 from ttsvar_ray.results import JobProgress, JobSummary
 from ttsvar_ray.search.plan import Plan
@@ -39,6 +40,7 @@ def job(
     cluster: dict[str, Any] | None = None,
     verifiers: dict[str, Any] | None = None,
     progress: Callable[[JobProgress], None] = lambda state: None,
+    tell: Callable[[Fact], None] = lambda fact: None,
     extend: bool = False,
     plan: Plan | None = None,
     **mischief: Any,
@@ -51,6 +53,7 @@ def job(
         rows_per_part: of the output.
         cluster, verifiers: settings of the sections of these names.
         progress: called about once a second.
+        tell: told what is known before it starts.
         extend: add prompts to a run that is there.
         plan: for the tiny model; None is the published one.
         mischief: what `TinyEngineBuilder` does wrong.
@@ -72,7 +75,7 @@ def job(
         build_rewards=tiny_rewards,
         build_engine_around=builder,
     )
-    return run_job(config, progress=progress, extend=extend, parts=parts)
+    return run_job(config, progress=progress, tell=tell, extend=extend, parts=parts)
 
 
 def parts(output: Path) -> list[Path]:

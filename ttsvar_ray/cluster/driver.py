@@ -16,6 +16,7 @@ before it says why.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -46,7 +47,7 @@ from ttsvar_ray.cluster.resources import (
     fits,
     lay_out_workers,
 )
-from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_session, stop_on_signals
+from ttsvar_ray.cluster.session import StopRequest, is_submitted_job, ray_folder, ray_session, stop_on_signals
 from ttsvar_ray.cluster.stats import Session, how_to_go_on
 from ttsvar_ray.cluster.verifiers import VerifierPool, lay_out_replicas
 from ttsvar_ray.cluster.waiting import PatientClock, reason_of
@@ -288,9 +289,11 @@ class Driver(Session):
         failure = self.cells.failure
         if failure is not None:
             # Where the disk of Ray's own files is full, its processes die without a word of that.
-            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-            free = shutil.disk_usage(folder).free / 1e6
-            self.end(RunFailedError, f"{failure}; {folder}, where Ray writes, has {free:,.1f} MB free")
+            folder = os.environ.get("RAY_TMPDIR") or ray_folder() or tempfile.gettempdir()
+            with contextlib.suppress(OSError):  # none of this machine, where the cluster is elsewhere
+                free = shutil.disk_usage(folder).free / 1e6
+                failure += f"; {folder}, where Ray writes, has {free:,.1f} MB free"
+            self.end(RunFailedError, failure)
         limit = self.config.cluster.start_timeout_s
         if seconds_without_workers >= limit:
             self.end(

@@ -27,7 +27,6 @@ from ttsvar_ray.results import PromptResult
 from ttsvar_ray.storage.location import Location, storage_environment
 
 FETCH_TIMEOUT_SECONDS = 120.0
-
 GET_TIMEOUT_SECONDS = 60.0
 MAX_SINK_DEATHS = 3
 """In a row, without a part written between them."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,6 @@ from ttsvar_ray.errors import LostRowsError, OutputError, StorageError
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
 
-if TYPE_CHECKING:
-    pass
-
 _KEY = b"ttsvar_ray.totals"
 """Totals of a part in its own footer: a summary of a run reads no rows."""
 
@@ -41,7 +38,6 @@ _READERS = 16
 """Small files read at a time: an object store answers slowly, but many at once."""
 
 _BATCH = 1024
-
 
 _CHUNKS_SHOWN = 5
 _ROWS_SHOWN = 10

@@ -74,7 +74,7 @@ def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
         return _Parser(columns).condition(tree.body)
     except RecursionError:
         raise ConfigurationError("--where: the expression is nested too deeply") from None
-    except (pa.ArrowException, TypeError) as error:  # of a list of several kinds
+    except (pa.ArrowException, TypeError, OverflowError) as error:  # several kinds, or too large
         raise _unanswerable(error) from None
 
 

@@ -20,7 +20,7 @@ from ttsvar_ray.config.values import ColumnChoice, Shard
 from ttsvar_ray.costs.plan_cost import image_costs, plan_record
 from ttsvar_ray.costs.profile import load_profile
 from ttsvar_ray.dataset.accounting import PlanRecord
-from ttsvar_ray.dataset.contents import committed_chunks
+from ttsvar_ray.dataset.contents import committed_chunks, rows_added
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.output import check_output, fresh_output
@@ -199,9 +199,11 @@ def prepared(
             manifest = _extended(layout, manifest, source)
         if force_new:
             layout = fresh_output(layout, manifest)
-        check_output(layout, manifest)
+        present = check_output(layout, manifest)
         shard = config.cluster.shard or Shard(index=0, count=1)
-        output = _output_fact(config, parts, layout, scan.count, shard)
+        # Of a run that is extended now, the one that is there lacks the prompts that are added.
+        begun = manifest if manifest.extended else present or manifest
+        output = _output_fact(config, parts, layout, begun, shard)
         tell(output)
         check_space(output)
         check_staging(layout.root, config.output.rows_per_part, parts.image_bytes)
@@ -308,12 +310,13 @@ def _columns(manifest: RunManifest) -> str:
 
 
 def _output_fact(
-    config: JobConfig, parts: JobParts, layout: OutputLayout, prompt_count: int, shard: Shard
+    config: JobConfig, parts: JobParts, layout: OutputLayout, begun: RunManifest, shard: Shard
 ) -> OutputFact:
-    each = config.output.rows_per_part
-    chunks = range(shard.index, -(-prompt_count // each), shard.count)
+    each, count = begun.rows_per_chunk, begun.prompt_count
+    chunks = range(shard.index, -(-count // each), shard.count)
     committed = committed_chunks(layout)
-    left = sum(min(each, prompt_count - chunk * each) for chunk in chunks if chunk not in committed)
+    left = sum(min(each, count - chunk * each) for chunk in chunks if chunk not in committed)
+    left += sum(map(len, rows_added(layout, begun, committed).values()))
     images = left * images_kept(config, parts.plan)
     return OutputFact(
         root=str(layout.root),

@@ -101,6 +101,20 @@ def test_how_much_ray_may_still_write_is_told_where_its_processes_die(
     told = rf"is given up: ActorDiedError; {tmp_path}, where Ray writes, has 9\.4 MB free\. 0 of 3 parts"
     with pytest.raises(RunFailedError, match=told):
         made._check_workers(0.0)
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", f"/{'long' * 30}")  # too long for Ray's sockets
+    with pytest.raises(RunFailedError, match="; /tmp/ray, where Ray writes, has"):
+        made._check_workers(0.0)
+
+
+def test_a_folder_of_ray_that_is_not_on_this_machine_hides_no_reason(
+    driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "on-the-nodes"))
+    made = driver.run.__self__
+    made.cells = SimpleNamespace(failure="the last coordinator is given up: ActorDiedError")
+    with pytest.raises(RunFailedError, match=r"is given up: ActorDiedError\. 0 of 3 parts"):
+        made._check_workers(0.0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
 from ttsvar_ray.dataset.sessions import SessionLog
 from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
+from ttsvar_ray.job.preflight import Fact, OutputFact
 from ttsvar_ray.results import JobProgress, JobSummary
 
 
@@ -133,12 +134,13 @@ def test_finished_prompts_of_an_unfinished_part_are_kept(prompts: Path, tmp_path
 def test_prompts_are_added_to_a_run_and_nothing_is_made_twice(prompts: Path, tmp_path: Path) -> None:
     whole, output, some = tmp_path / "whole", tmp_path / "out", tmp_path / "some.jsonl"
     run(prompts, whole)
+    facts: list[Fact] = []
     for count, before in ((6, 0), (8, 6), (15, 8)):
         write_prompts(some, count)
         if before:
             with pytest.raises(OutputError, match="--extend makes those"):
                 run(some, output)
-        summary = run(some, output, extend=True)
+        summary = run(some, output, extend=True, tell=facts.append)
         assert (summary.prompts, summary.prompts_resumed) == (count, before)
     again = run(some, output)
     assert (again.prompts, again.prompts_resumed) == (15, 15), "the same command without --extend goes on"
@@ -149,7 +151,9 @@ def test_prompts_are_added_to_a_run_and_nothing_is_made_twice(prompts: Path, tmp
 
     with pytest.raises(InterruptedRunError):
         run(prompts, output, extend=True, progress=stop_at_once)
-    run(prompts, output)
+    run(prompts, output, tell=facts.append)
+    left = [fact.prompts_left for fact in facts if isinstance(fact, OutputFact)]
+    assert left == [6, 2, 7, PROMPTS - 15], "the last part of the run as it was has room for some of them"
     assert data_bytes(output) == data_bytes(whole)
     lines = prompts.read_text()
     some.write_text(lines.replace("number 3", "number three") + '{"prompt": "more", "tag": 0}\n')

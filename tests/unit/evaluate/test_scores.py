@@ -360,6 +360,8 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         (["--where", "reward > 'a'"], "cannot be asked of these columns"),
         (["--where", "row in prompt"], "got 'prompt'"),
         (["--where", "row in [1, 'a']"], "cannot be asked of these columns"),
+        (["--where", f"row in [1, {10**20}]"], "cannot be asked of these columns"),
+        (["--where", f"row > -{10**20}"], "cannot be asked of these columns"),
         (["--best-per-prompt", "--by", "Rde"], "--by: expected one of the columns"),
         (
             ["--best-per-prompt", "--by", "prompt"],
