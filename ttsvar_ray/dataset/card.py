@@ -188,7 +188,8 @@ def _in_json(kind: pa.DataType, *, is_inner: bool = False) -> pa.DataType:
     if pa.types.is_temporal(kind) and is_inner:
         return held_type(kind)
     is_plain = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return kind if is_plain else pa.string()
+    # Of whole numbers beyond int64 `datasets` can make text alone.
+    return kind if is_plain and kind != pa.uint64() else pa.string()
 
 
 def _head(manifest: RunManifest, has_trace: bool, publication: Publication | None) -> dict[str, Any]:

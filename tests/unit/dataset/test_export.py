@@ -107,6 +107,7 @@ def test_webdataset_shards_have_no_gaps_and_open(layout: OutputLayout, tmp_path:
 def test_shards_open_whatever_their_first_samples_lack(tmp_path: Path) -> None:
     layout = OutputLayout(tmp_path / "run")
     types = {"note": "string", "mixed": "json", "when": "timestamp[us]", "price": "decimal128(10, 2)"}
+    types |= {"hash": "uint64", "hashes": "list<item: uint64>"}
     open_output(layout, manifest(prompt_count=8, rows_per_chunk=8, column_types=types))
     carried = carried_columns(
         {
@@ -114,11 +115,14 @@ def test_shards_open_whatever_their_first_samples_lack(tmp_path: Path) -> None:
             "mixed": ColumnType.JSON,
             "when": ColumnType(pa.timestamp("us")),
             "price": ColumnType(pa.decimal128(10, 2)),
+            "hash": ColumnType(pa.uint64()),
+            "hashes": ColumnType(pa.list_(pa.uint64())),
         }
     )
     mixed = [{"a": 1}, [1, "x"], 3, "text", None, True, 1.5, [[]]]
     finished = [result(row, mixed=value) for row, value in enumerate(mixed)]
     late = {"note": "late", "mixed": mixed[7], "when": 10**15, "price": Decimal("1.20")}
+    late |= {"hash": 2**64 - 1, "hashes": [2**64 - 1]}
     finished[7] = result(7, **late)
     context = replace(CONTEXT, carried=carried)
     write_chunk(layout, 0, rows=range(8), finished=finished, failed=[], context=context)
@@ -130,6 +134,7 @@ def test_shards_open_whatever_their_first_samples_lack(tmp_path: Path) -> None:
     rows = datasets.load_dataset(str(shards), split="train", cache_dir=str(tmp_path / "c"))
     assert [row["json"]["note"] for row in rows] == [None] * 7 + ["late"]
     assert [None if (text := row["json"]["mixed"]) is None else json.loads(text) for row in rows] == mixed
+    assert (rows[7]["json"]["hash"], rows[7]["json"]["hashes"]) == (str(2**64 - 1), [str(2**64 - 1)])
     assert (rows[7]["json"]["when"], rows[7]["json"]["price"]) == ("2001-09-09 01:46:40.000000", "1.20")
     assert rows[7]["png"].size == (8, 6)
     assert "## How it was made" in (shards / "README.md").read_text()
