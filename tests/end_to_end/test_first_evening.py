@@ -26,7 +26,7 @@ a photo of a ring and a circle,ours,2
 a photo of three bars,theirs,1
 a photo of a green cross,theirs,
 """
-PROMPTS += "a photo of a blue star,theirs,9\n" * 20
+PROMPTS += "a photo of a blue star,theirs,9\n" * 100
 """Enough of them that a quick machine is stopped in their middle."""
 
 
@@ -84,7 +84,7 @@ def mine(clone: Clone) -> str:
     (clone.folder / "my_prompts.csv").write_text(PROMPTS)
     command = (
         ".venv/bin/ttsvar-ray generate jobs/shapes_demo.yaml --prompts my_prompts.csv --output outputs/mine "
-        "--n 1 --set max_failed=1 --set output.rows_per_part=1"
+        "--n 1 --set max_failed=1 --set output.rows_per_part=1 --in-process"
     )
     process = clone.start(command)
     assert process.stderr is not None
@@ -95,7 +95,7 @@ def mine(clone: Clone) -> str:
     assert "the same command goes on" in errors
     assert "stopped" in clone.run(".venv/bin/ttsvar-ray status outputs/mine")
     shown = clone.run(command)
-    assert "prompts      24" in shown
+    assert "prompts      104" in shown
     assert "1 bad lines (within max_failed" in shown
     return "outputs/mine"
 
@@ -144,11 +144,11 @@ def test_a_data_team_that_hands_images_on(clone: Clone, mine: str) -> None:
         prompts.write("a photo of a blue star,theirs,9\n")
     again = (
         ".venv/bin/ttsvar-ray generate jobs/shapes_demo.yaml --prompts my_prompts.csv --output outputs/mine "
-        "--n 1 --set max_failed=1 --set output.rows_per_part=1"
+        "--n 1 --set max_failed=1 --set output.rows_per_part=1 --in-process"
     )
     assert "--extend" in clone.run(again, ends=2)
-    assert "prompts      25 (24 of them before)" in clone.run(f"{again} --extend")
-    assert "25 prompts, 25 images" in clone.run(f".venv/bin/ttsvar-ray check {mine}")
+    assert "prompts      105 (104 of them before)" in clone.run(f"{again} --extend")
+    assert "105 prompts, 105 images" in clone.run(f".venv/bin/ttsvar-ray check {mine}")
     clone.run(f".venv/bin/ttsvar-ray report {mine}")
     assert "a photo of a blue star" in (clone.folder / mine / "report.html").read_text()
     clone.run(f".venv/bin/ttsvar-ray sheet {mine}")

@@ -161,7 +161,7 @@ def test_stopping_and_resuming_changes_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError):
-        _job(prompts, tmp_path / "out", strategy, workers=2, spread=1, rows=8, progress=stop_after_a_part)
+        _job(prompts, tmp_path / "out", strategy, workers=2, spread=1, rows=1, progress=stop_after_a_part)
     summary = _job(prompts, tmp_path / "out", strategy, workers=1, spread=1, rows=3)
     assert 0 < summary.prompts_resumed < PROMPTS
     assert _content(tmp_path / "out") == expected
