@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shapes_methods import ADAPTIVE_NAME, GUIDED_NAME
+from benchmarks.shapes_rounds import named
 from benchmarks.shapes_rows import over_prompts
 from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, markdown
 
@@ -133,16 +134,22 @@ DIFFERENCES = (
 """(method, its control) of the frontier."""
 SEEDS = ("", "_seed_1")
 """In the names of files: the shipped model, and the one of another training seed."""
-OF_ROUNDS = (
-    ("best-of-8", "best-of-16", _CUT + RUN, ADAPTIVE_NAME.format(1.5) + RUN),
-    (
-        "best-of-8",
-        "best-of-16",
-        "guided up to 9: 8, the best at 6",
-        GUIDED_NAME.format(ADAPTIVE_NAME.format(1.5)),
-    ),
+_OF_ALL, _EARLY = ("best-of-8", "best-of-16"), GUIDED_NAME.format
+OF_ROUNDS = tuple(
+    (name, control)
+    for name, controls in (
+        *((named(budget), (*_OF_ALL, _CUT + RUN, ADAPTIVE_NAME.format(1.5) + RUN)) for budget in (1.5, 2)),
+        *(
+            (
+                _EARLY(named(budget)),
+                (*_OF_ALL, "guided up to 9: 8, the best at 6", _EARLY(ADAPTIVE_NAME.format(1.5))),
+            )
+            for budget in (1.5, 2)
+        ),
+    )
+    for control in controls
 )
-"""Controls of searches of sixteen rounds: guided everywhere, and up to 9."""
+"""(search of sixteen rounds, its control of the frontier)."""
 
 
 def outcomes(file: str) -> dict[str, pd.DataFrame]:
@@ -202,22 +209,32 @@ def rounds() -> str:
         (outcomes(f"frontier{seed}.parquet"), outcomes(f"frontier_rounds{seed}.parquet")) for seed in SEEDS
     ]
     lines = []
-    for name in (one for one in models[0][1] if "budget 1.5" in one or "budget 2," in f"{one},"):
-        if name.endswith(RUN):
-            continue
-        for control in OF_ROUNDS[GUIDED_NAME.format("") in name]:
-            cells = [name, control]
-            for before, own in models:
-                if name not in own or control not in before:
-                    cells += ["not run", ""]
-                    continue
-                rows = own[name].index.intersection(before[control].index)
-                one, other = own[name].loc[rows], before[control].loc[rows]
-                found = over_prompts((one["correct"] - other["correct"]).to_numpy())
-                cells += [f"{found:+.3f}", f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"]
-            lines.append(cells)
+    for name, control in OF_ROUNDS:
+        cells = [name, control]
+        for before, own in models:
+            if control not in before:
+                cells += ["not run", ""]
+                continue
+            rows = own[name].index.intersection(before[control].index)
+            one, other = own[name].loc[rows], before[control].loc[rows]
+            found = over_prompts((one["correct"] - other["correct"]).to_numpy())
+            cells += [f"{found:+.3f}", f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"]
+        lines.append(cells)
     head = ["method", "its control", "shipped model", "images", "second training seed", "images"]
     return markdown(head, lines)
+
+
+def late() -> str:
+    """Return what the rounds from the ninth on change at a budget of 1.5, in Markdown."""
+    lines = []
+    for model, seed in zip(("shipped model", "second training seed"), SEEDS, strict=True):
+        own = pq.read_table(CURVES / f"frontier_rounds{seed}.parquet").to_pandas()
+        own = own[own["method"] == named(1.5)].set_index("row").sort_index()
+        before = outcomes(f"frontier{seed}.parquet")[ADAPTIVE_NAME.format(1.5) + RUN]["correct"][own.index]
+        for which, shown in (("more than 8", own["rounds"] > 8), ("up to 8", own["rounds"] <= 8)):
+            right = [f"{one[shown].sum():.0f}" for one in (before, own["correct"])]
+            lines.append([model, which, str(shown.sum()), *right])
+    return markdown(["", "rounds", "prompts", "right with eight", "right with sixteen"], lines)
 
 
 def seeds() -> str:
@@ -302,4 +319,4 @@ if __name__ == "__main__":
     if folders := parser.parse_args().collect:
         collect(folders)
     by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
-    print("\n".join([table(), differences(), seeds(), rounds(), *by_setting, rewards()]))
+    print("\n".join([table(), differences(), seeds(), rounds(), late(), *by_setting, rewards()]))

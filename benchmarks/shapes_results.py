@@ -82,6 +82,7 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.rewards.map_reward import MAP_PATCHES_FILE
 from ttsvar_ray.search.calibration import Pool, calibrate
+from ttsvar_ray.search.plan import Rounds
 from ttsvar_ray.shapes.world import KINDS
 
 SHARES = 4
@@ -113,14 +114,19 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> l
     strategies = {}
     chosen = calibrate(pool, budgets=BUDGETS, max_rounds=POOL_SIZE, image_costs=costs)
     for budget, found in chosen.items():
-        strategies[ADAPTIVE_NAME.format(budget)] = {
-            "name": "adaptive",
-            "max_rounds": POOL_SIZE,
-            "reject_below": {scale: round(least, 4) for scale, least in found.rounds.reject_below},
-            "stop_at": round(float(found.rounds.stop_at or 0.0), 4),
-        }
+        strategies[ADAPTIVE_NAME.format(budget)] = adaptive_strategy(found.rounds)
     known.write_text(json.dumps(strategies, indent=1))
     return _with_less_guidance(strategies)
+
+
+def adaptive_strategy(rounds: Rounds) -> dict[str, Any]:
+    """Return the settings of an adaptive search with these thresholds, to four digits."""
+    return {
+        "name": "adaptive",
+        "max_rounds": rounds.most,
+        "reject_below": {scale: round(least, 4) for scale, least in rounds.reject_below},
+        "stop_at": round(float(rounds.stop_at or 0.0), 4),
+    }
 
 
 def _with_less_guidance(strategies: Mapping[str, Any]) -> list[Method]:

@@ -15,17 +15,18 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.shapes_methods import GUIDED_EARLY, GUIDED_NAME
 from benchmarks.shapes_pieces import HARD_MODEL, SETS, Method, Share, job, load_pieces, piece_path, run_piece
-from benchmarks.shapes_results import SEED, SHARES, numbers, outcomes, run_all
-from benchmarks.shapes_rows import markdown, run_row
+from benchmarks.shapes_results import SEED, SHARES, adaptive_strategy, numbers, outcomes, run_all
+from benchmarks.shapes_rows import Row, markdown, run_row
 from ttsvar_ray.cli.calibrate import costs_of
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.search.calibration import Calibrated, Pool, calibrate
@@ -35,7 +36,11 @@ SCALES = (4, 5, 6, 7, 8, 12)
 BUDGETS = (1.5, 2.0, 2.5, 3.0, 4.0)
 GUIDED = (1.5, 2.0, 2.5)
 """Budgets whose searches run once more with guidance that ends early: up to there they draw the same."""
-NAME = "adaptive, {rounds} rounds, budget {budget:g}"
+
+
+def named(budget: float, rounds: int = 16) -> str:
+    """Return the name of a search."""
+    return f"adaptive, {rounds} rounds, budget {budget:g}"
 
 
 def chosen(path: Path, model: str, budgets: Sequence[float]) -> dict[float, Calibrated]:
@@ -50,27 +55,26 @@ def chosen(path: Path, model: str, budgets: Sequence[float]) -> dict[float, Cali
     return calibrate(pool, budgets=budgets, max_rounds=pool.final.shape[1], image_costs=costs)
 
 
-def methods(found: dict[float, Calibrated]) -> list[Method]:
+def methods(found: Mapping[float, Calibrated]) -> list[Method]:
     """Return the searches, those with less guidance last."""
-    searches = []
-    for budget, one in found.items():
-        strategy: dict[str, Any] = {
-            "name": "adaptive",
-            "max_rounds": one.rounds.most,
-            "reject_below": {scale: round(least, 4) for scale, least in one.rounds.reject_below},
-            "stop_at": round(float(one.rounds.stop_at or 0.0), 4),
-        }
-        searches.append(Method(name=NAME.format(rounds=one.rounds.most, budget=budget), strategy=strategy))
-    names = [
-        NAME.format(rounds=one.rounds.most, budget=budget)
+    searches = {
+        budget: Method(name=named(budget, one.rounds.most), strategy=adaptive_strategy(one.rounds))
         for budget, one in found.items()
-        if budget in GUIDED
+    }
+    return [
+        *searches.values(),
+        *(
+            Method(name=GUIDED_NAME.format(one.name), strategy=one.strategy, sampling=GUIDED_EARLY)
+            for budget, one in searches.items()
+            if budget in GUIDED
+        ),
     ]
-    return searches + [
-        Method(name=GUIDED_NAME.format(one.name), strategy=one.strategy, sampling=GUIDED_EARLY)
-        for one in searches
-        if one.name in names
-    ]
+
+
+def with_rounds(rows: Sequence[Row], finished: Sequence[Mapping[int, Any]]) -> pa.Table:
+    """Return every prompt's outcome and its rounds, as many as trajectories of the first segment."""
+    counts = [own[at]["trajectories"][0] for row, own in zip(rows, finished, strict=True) for at in row.rows]
+    return outcomes(rows).append_column("rounds", pa.array(counts, pa.int32()))
 
 
 def main() -> None:
@@ -111,11 +115,12 @@ def main() -> None:
         ],
         options.processes,
     )
-    rows = [run_row(one, options.model, load_pieces(folder, one, 0, shares)) for one in searches]
+    finished = [load_pieces(folder, one, 0, shares) for one in searches]
+    rows = [run_row(one, options.model, own) for one, own in zip(searches, finished, strict=True)]
     print(markdown(rows, None))
     told = [
         {
-            "method": NAME.format(rounds=one.rounds.most, budget=budget),
+            "method": named(budget, one.rounds.most),
             "budget": budget,
             "reject_below": dict(one.rounds.reject_below),
             "stop_at": one.rounds.stop_at,
@@ -131,7 +136,7 @@ def main() -> None:
         "rows": [numbers(row) for row in rows],
     }
     (folder / "results.json").write_text(json.dumps(summary, indent=1))
-    pq.write_table(outcomes(rows), folder / "outcomes.parquet", compression="zstd")
+    pq.write_table(with_rounds(rows, finished), folder / "outcomes.parquet", compression="zstd")
 
 
 if __name__ == "__main__":
