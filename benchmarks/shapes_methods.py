@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.shapes_pieces import Method
+from ttsvar_ray.search.plan import Rounds
 
 BEST_OF = (8, 16)
 """Sizes of the pool of best-of-k: the scored pool, or one of its own."""
@@ -41,6 +42,16 @@ def staged(
         sampling=sampling,
         is_side=sampling is not None if is_side is None else is_side,
     )
+
+
+def adaptive_strategy(rounds: Rounds) -> dict[str, Any]:
+    """Return the settings of an adaptive search with these thresholds, to four digits."""
+    return {
+        "name": "adaptive",
+        "max_rounds": rounds.most,
+        "reject_below": {scale: round(least, 4) for scale, least in rounds.reject_below},
+        "stop_at": round(float(rounds.stop_at or 0.0), 4),
+    }
 
 
 def _resample(**options: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from benchmarks.shapes_methods import (
     POOL_METHOD,
     REPLAYED,
     RUN,
+    adaptive_strategy,
 )
 from benchmarks.shapes_pieces import (
     HARD_MODEL,
@@ -82,7 +83,6 @@ from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.registry import describe_model
 from ttsvar_ray.rewards.map_reward import MAP_PATCHES_FILE
 from ttsvar_ray.search.calibration import Pool, calibrate
-from ttsvar_ray.search.plan import Rounds
 from ttsvar_ray.shapes.world import KINDS
 
 SHARES = 4
@@ -117,16 +117,6 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> l
         strategies[ADAPTIVE_NAME.format(budget)] = adaptive_strategy(found.rounds)
     known.write_text(json.dumps(strategies, indent=1))
     return _with_less_guidance(strategies)
-
-
-def adaptive_strategy(rounds: Rounds) -> dict[str, Any]:
-    """Return the settings of an adaptive search with these thresholds, to four digits."""
-    return {
-        "name": "adaptive",
-        "max_rounds": rounds.most,
-        "reject_below": {scale: round(least, 4) for scale, least in rounds.reject_below},
-        "stop_at": round(float(rounds.stop_at or 0.0), 4),
-    }
 
 
 def _with_less_guidance(strategies: Mapping[str, Any]) -> list[Method]:

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.shapes_methods import GUIDED_EARLY, GUIDED_NAME
+from benchmarks.shapes_methods import GUIDED_EARLY, GUIDED_NAME, adaptive_strategy
 from benchmarks.shapes_pieces import HARD_MODEL, SETS, Method, Share, job, load_pieces, piece_path, run_piece
-from benchmarks.shapes_results import SEED, SHARES, adaptive_strategy, numbers, outcomes, run_all
+from benchmarks.shapes_results import SEED, SHARES, numbers, outcomes, run_all
 from benchmarks.shapes_rows import Row, markdown, run_row
 from ttsvar_ray.cli.calibrate import costs_of
 from ttsvar_ray.job.resolved import resolve
