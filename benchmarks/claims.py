@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from benchmarks.shapes_methods import ADAPTIVE_NAME, GUIDED_NAME
 from benchmarks.shapes_rounds import named
 from benchmarks.shapes_rows import over_prompts
-from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, markdown
+from recipes.shapes.prompt_set import prompt_set
+from ttsvar_ray.evaluate.comparison import Interval, Outcomes, compare, grouped_mean, interval, markdown
 
 CURVES = Path(__file__).resolve().parents[1] / "docs" / "curves"
 SETS = {
@@ -237,6 +238,44 @@ def late() -> str:
     return markdown(["", "rounds", "prompts", "right with eight", "right with sixteen"], lines)
 
 
+def by_text() -> str:
+    """Return which differences of the easier set change their side of 0 if texts are drawn, not prompts.
+
+    Some texts are several of its prompts, and hard or easy in all of them. A line below the table says how
+    wide the intervals of all differences are by texts, and of the accuracies themselves, over what they are
+    by prompts.
+    """
+    said = [caption.text for caption in prompt_set("reporting", 170)]
+    texts = np.unique(said, return_inverse=True)[1]
+
+    def drawn(values: pd.Series) -> Interval:
+        random = np.random.default_rng(0)
+        return interval(values.to_numpy(), random=random, texts=texts[values.index])
+
+    def compared(values: pd.Series) -> tuple[Interval, Interval]:
+        return over_prompts(values.to_numpy()), drawn(values)
+
+    lines, pairs, levels = [], [], []
+    for model, seed in zip(("shipped model", "second training seed"), SEEDS, strict=True):
+        own = outcomes(f"frontier{seed}.parquet") | outcomes(f"frontier_rounds{seed}.parquet")
+        levels += [compared(row["correct"]) for row in own.values()]
+        for first, control in dict.fromkeys((*DIFFERENCES, *OF_ROUNDS, *(claim[1:] for claim in CLAIMS))):
+            if not {first, control} <= own.keys():
+                continue
+            rows = own[first].index.intersection(own[control].index)
+            pairs.append(compared(own[first]["correct"][rows] - own[control]["correct"][rows]))
+            before, after = pairs[-1]
+            if (before.low > 0, before.high < 0) != (after.low > 0, after.high < 0):
+                lines.append([first, control, model, f"{before:+.4f}", f"{after:+.4f}"])
+    told = []
+    for name, both in (("differences", pairs), ("accuracies", levels)):
+        ratios = [(two.high - two.low) / (one.high - one.low) for one, two in both if one.high > one.low]
+        told.append(f"{len(ratios)} {name} {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    head = ["method", "its control", "model", "prompts are drawn", "texts are drawn"]
+    widths = f"\nWidth by texts over width by prompts, median (least to most): {'; '.join(told)}.\n"
+    return markdown(head, lines) + widths
+
+
 def seeds() -> str:
     """Return what separates the methods that both models ran, in Markdown."""
     models, lines = [outcomes(file) for file in (*SETS.values(),)[:2]], []
@@ -307,7 +346,7 @@ def rewards() -> str:
         if search.startswith(OTHER_REWARD):
             continue
         both = own[search], own[OTHER_REWARD + search]
-        scores = [str(grouped_mean(one.to_numpy(float), np.zeros(len(one), dtype=np.int64))) for one in both]
+        scores = [str(grouped_mean(one.to_numpy(float))) for one in both]
         lines.append([search, *scores, f"{over_prompts((both[1] - both[0]).to_numpy(float)):+.3f}"])
     head = ["search", "shipped reward", "trained on finished images alone", "difference"]
     return markdown(head, lines)
@@ -319,4 +358,4 @@ if __name__ == "__main__":
     if folders := parser.parse_args().collect:
         collect(folders)
     by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
-    print("\n".join([table(), differences(), seeds(), rounds(), late(), *by_setting, rewards()]))
+    print("\n".join([table(), differences(), seeds(), rounds(), late(), by_text(), *by_setting, rewards()]))

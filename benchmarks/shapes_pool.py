@@ -107,7 +107,8 @@ def main() -> None:
     rewards = np.concatenate([part[0] for part in done])
     correct = np.concatenate([part[1] for part in done])
     kinds = np.array([caption.kind.value for caption in captions])
-    np.savez_compressed(options.output, rewards=rewards, correct=correct, kinds=kinds)
+    texts = np.array([caption.text for caption in captions])
+    np.savez_compressed(options.output, rewards=rewards, correct=correct, kinds=kinds, texts=texts)
     error = correct.mean(axis=1).std() / np.sqrt(len(correct))
     print(
         f"{len(captions)} prompts x {options.pool}: accuracy of one image {correct.mean():.3f} +- {error:.3f}"

@@ -109,6 +109,7 @@ def adaptive_methods(tuning: Sequence[PoolPrompt], model: str, known: Path) -> l
         scales=tuple(POOL_SCALES[at] for at in scales),
         rewards=np.array([prompt.trajectories.rewards[:, scales] for prompt in tuning]),
         quality=np.array([prompt.correct for prompt in tuning]),
+        texts=np.arange(len(tuning)),
     )
     costs = costs_of(resolve(job(RUN[0], model, 0)))
     strategies = {}

@@ -3,9 +3,11 @@
     python -m benchmarks.shapes_pool --set tuning --per-kind 100 --pool 16 --output outputs/tuning.npz
     python -m benchmarks.shapes_rounds outputs/tuning.npz
 
-The thresholds of each budget are those that `ttsvar-ray calibrate` would choose on the pool. Searches with
-them then run on the frontier's prompts, which had no part in it (docs/results.md, "Sixteen rounds"). Finished
-pieces are kept in the work folder; it gets results.json and outcomes.parquet.
+The thresholds of each budget are those that `ttsvar-ray calibrate` would choose on the pool; with `--by
+reward` those that it would choose if it had no checker, as it has none for any other model. Searches with
+them then run on the frontier's prompts, which had no part in it (docs/results.md, "Sixteen rounds"), or, with
+`--on tuning`, on those that they were chosen on, with fresh random numbers. Finished pieces are kept in the
+work folder; it gets results.json and outcomes.parquet.
 """
 
 from __future__ import annotations
@@ -38,27 +40,33 @@ GUIDED = (1.5, 2.0, 2.5)
 """Budgets whose searches run once more with guidance that ends early: up to there they draw the same."""
 
 
-def named(budget: float, rounds: int = 16) -> str:
+def named(budget: float, rounds: int = 16, by: str = "accuracy") -> str:
     """Return the name of a search."""
-    return f"adaptive, {rounds} rounds, budget {budget:g}"
+    return f"adaptive, {rounds} rounds, budget {budget:g}" + (", chosen by reward" if by == "reward" else "")
 
 
-def chosen(path: Path, model: str, budgets: Sequence[float]) -> dict[float, Calibrated]:
-    """Return the thresholds of each budget, chosen on a pool of `benchmarks.shapes_pool`."""
+def chosen(path: Path, model: str, budgets: Sequence[float], by: str) -> dict[float, Calibrated]:
+    """Return the thresholds of each budget, chosen on a pool of `benchmarks.shapes_pool`.
+
+    Args:
+        by: what is to be high: "accuracy" by the exact checker, or the final "reward".
+    """
     content = np.load(path)
+    rewards = content["rewards"][:, :, SCALES].astype(np.float64)
     pool = Pool(
         scales=SCALES,
-        rewards=content["rewards"][:, :, SCALES].astype(np.float64),
-        quality=content["correct"].astype(np.float64),
+        rewards=rewards,
+        quality=content["correct"].astype(np.float64) if by == "accuracy" else rewards[:, :, -1],
+        texts=np.unique(content["texts"], return_inverse=True)[1],
     )
     costs = costs_of(resolve(job(Method(name="", strategy={"name": "raw"}), model, 0)))
     return calibrate(pool, budgets=budgets, max_rounds=pool.final.shape[1], image_costs=costs)
 
 
-def methods(found: Mapping[float, Calibrated]) -> list[Method]:
+def methods(found: Mapping[float, Calibrated], by: str) -> list[Method]:
     """Return the searches, those with less guidance last."""
     searches = {
-        budget: Method(name=named(budget, one.rounds.most), strategy=adaptive_strategy(one.rounds))
+        budget: Method(name=named(budget, one.rounds.most, by), strategy=adaptive_strategy(one.rounds))
         for budget, one in found.items()
     }
     return [
@@ -85,19 +93,23 @@ def main() -> None:
     parser.add_argument("pool", type=Path)
     parser.add_argument("--set", choices=SETS, default=next(iter(SETS)), help="which kinds of captions")
     parser.add_argument("--model", help=f"default: shapes, of the set hard {HARD_MODEL}")
-    parser.add_argument("--per-kind", type=int, default=170, help="reporting prompts of each kind")
+    parser.add_argument(
+        "--by", choices=("accuracy", "reward"), default="accuracy", help="what thresholds raise"
+    )
+    parser.add_argument("--on", choices=("reporting", "tuning"), default="reporting", help="prompts that run")
+    parser.add_argument("--per-kind", type=int, default=170, help="prompts of each kind that run")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="images a prompt")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work-dir", type=Path, default=Path("outputs/shapes-rounds"))
     options = parser.parse_args()
     options.model = options.model or (HARD_MODEL if options.set == "hard" else "shapes")
-    folder: Path = options.work_dir
+    folder: Path = options.work_dir / ("" if options.on == "reporting" else options.on)
     folder.mkdir(parents=True, exist_ok=True)
-    found = chosen(options.pool, options.model, options.budgets)
-    searches = methods(found)
+    found = chosen(options.pool, options.model, options.budgets, options.by)
+    searches = methods(found, options.by)
     shares = [
         Share(
-            prompts_of="reporting",
+            prompts_of=options.on,
             per_kind=options.per_kind,
             index=index,
             of=SHARES,
@@ -120,7 +132,7 @@ def main() -> None:
     print(markdown(rows, None))
     told = [
         {
-            "method": named(budget, one.rounds.most),
+            "method": named(budget, one.rounds.most, options.by),
             "budget": budget,
             "reject_below": dict(one.rounds.reject_below),
             "stop_at": one.rounds.stop_at,

@@ -146,10 +146,11 @@ def test_thresholds_of_sixteen_rounds_come_from_the_pool_and_run_as_they_are(tmp
     rng = np.random.default_rng(0)
     final = rng.normal(size=(60, 16))
     rewards = final[:, :, None] + rng.normal(scale=0.3, size=(60, 16, 13)) * (np.arange(13) < 12)
-    np.savez(tmp_path / "pool.npz", rewards=rewards.astype(np.float32), correct=final > 0)
+    pool = {"rewards": rewards.astype(np.float32), "correct": final > 0, "texts": np.arange(60).astype(str)}
+    np.savez(tmp_path / "pool.npz", **pool)
 
-    found = shapes_rounds.chosen(tmp_path / "pool.npz", "shapes", (1.5, 2.0))
-    searches = shapes_rounds.methods(found)
+    found = shapes_rounds.chosen(tmp_path / "pool.npz", "shapes", (1.5, 2.0), "accuracy")
+    searches = shapes_rounds.methods(found, "accuracy")
 
     assert [search.name for search in searches] == [
         "adaptive, 16 rounds, budget 1.5",
@@ -162,3 +163,7 @@ def test_thresholds_of_sixteen_rounds_come_from_the_pool_and_run_as_they_are(tmp
         assert rounds.most == 16 and rounds.stop_at == pytest.approx(one.rounds.stop_at, abs=1e-4)
         assert dict(rounds.reject_below) == pytest.approx(dict(one.rounds.reject_below), abs=1e-4)
     assert resolve(job(searches[2], "shapes", 0)).config.sampling.guidance[9:] == (3.5, 1.0, 1.0, 1.0)
+    by_reward = shapes_rounds.chosen(tmp_path / "pool.npz", "shapes", (1.5,), "reward")
+    assert by_reward[1.5].chosen_on.quality.mean() == by_reward[1.5].chosen_on.reward.mean()
+    assert by_reward[1.5].chosen_on.reward.mean() >= found[1.5].chosen_on.reward.mean()
+    assert shapes_rounds.methods(by_reward, "reward")[0].name.endswith("budget 1.5, chosen by reward")

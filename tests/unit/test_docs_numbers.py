@@ -125,7 +125,8 @@ def test_the_readme_has_rows_of_the_frontier() -> None:
 
 def test_the_differences_are_those_of_the_outcomes() -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8")
-    for printed in (claims.differences(), claims.seeds(), claims.rounds(), claims.late()):
+    widths = [text.strip() for text in claims.by_text().strip().split("\n\n")]
+    for printed in (claims.differences(), claims.seeds(), claims.rounds(), claims.late(), *widths):
         assert printed.strip() in page, "python -m benchmarks.claims prints it"
 
 

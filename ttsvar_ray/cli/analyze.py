@@ -94,16 +94,21 @@ def _consistency(pool: Pool, folder: Path, *, judged: bool) -> list[str]:
 
     import numpy as np
 
+    from ttsvar_ray.evaluate.comparison import grouped_mean
     from ttsvar_ray.report.plot import Chart, Series
-    from ttsvar_ray.search.calibration import consistency, standard_error
+    from ttsvar_ray.search.calibration import consistency
     from ttsvar_ray.types import PotentialKind
+
+    def estimated(values: Any) -> Any:
+        known = np.isfinite(values)
+        return grouped_mean(values[known], texts=pool.texts[known])
 
     early = list(pool.scales[:-1])
     charts: dict[str, list[Any]] = {"consistency": [], "correlation": [], "accuracy": []}
     prompts, trajectories, _ = pool.rewards.shape
     right = "   accuracy of pick" if judged else ""
     lines = [
-        f"{prompts} prompts, {trajectories} trajectories each; +- is one standard error",
+        f"{prompts} prompts, {trajectories} trajectories each; +- is one standard error over texts",
         f"scale   rank correlation          same best{right}",
     ]
     for kind in PotentialKind:
@@ -113,7 +118,7 @@ def _consistency(pool: Pool, folder: Path, *, judged: bool) -> list[str]:
         )
         measures = {
             "consistency": [one.same_best for one in found[:-1]],
-            "correlation": [one.correlation[np.isfinite(one.correlation)] for one in found[:-1]],
+            "correlation": [one.correlation for one in found[:-1]],
             "accuracy": [one.picked for one in found[:-1]],
         }
         for name, per_scale in measures.items():
@@ -121,17 +126,16 @@ def _consistency(pool: Pool, folder: Path, *, judged: bool) -> list[str]:
                 Series(
                     name=kind.value.upper(),
                     x=early,
-                    y=[float(each.mean()) for each in per_scale],
-                    error=[standard_error(each) for each in per_scale],
+                    y=[estimated(each).mean for each in per_scale],
+                    error=[estimated(each).standard_error for each in per_scale],
                 )
             )
         if kind is not PotentialKind.VALUE:
             continue
         for place, scale in enumerate([*early, pool.scales[-1]]):
             one = found[place]
-            known = one.correlation[np.isfinite(one.correlation)]
-            each = [known, one.same_best, *([one.picked] if judged else [])]
-            cells = "  ".join(f"{values.mean():>8.3f} +- {standard_error(values):.3f}" for values in each)
+            each = map(estimated, [one.correlation, one.same_best, *([one.picked] if judged else [])])
+            cells = "  ".join(f"{found.mean:>8.3f} +- {found.standard_error:.3f}" for found in each)
             lines.append(f"{scale:>5} {cells}")
     labels = {
         "consistency": "share of prompts whose best there is the best at the end",

@@ -133,7 +133,7 @@ def calibrate(
             again = load_config(job, options.overrides({"model.name": model, **where}, settings), plan=plan)
         summary = run(again, console=Console(stderr=True), debug=debug)
         with errors_for_people(debug=debug):
-            typer.echo("\n".join(confirmed(resolve(again), found, summary)))
+            typer.echo("\n".join(confirmed(resolve(again), pool, found, summary)))
 
 
 def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> JobConfig:
@@ -209,13 +209,15 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     from ttsvar_ray.search.calibration import Pool
 
     judge = judge_of(job)
-    rewards, quality, unread = [], [], 0
+    first: dict[str, int] = {}  # the place of a text
+    rewards, quality, texts, unread = [], [], [], 0
     for result in results:
         if not result.images:
             continue
         if judge is not None and not _is_caption(result.prompt):
             unread += 1
             continue
+        texts.append(first.setdefault(result.prompt, len(first)))
         images = sorted(result.images, key=lambda image: image.lineage[-1])
         rewards.append([image.reward_history for image in images])
         quality.append(
@@ -232,6 +234,7 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
         scales=job.plan.scored_scales,
         rewards=np.array(rewards, dtype=np.float64),
         quality=np.array(quality, dtype=np.float64),
+        texts=np.array(texts),
     )
 
 
@@ -315,7 +318,7 @@ def calibration_of(config: JobConfig, pool: Pool, each: Mapping[float, Calibrate
     )
 
 
-def confirmed(job: ResolvedJob, found: Calibrated, summary: JobSummary) -> list[str]:
+def confirmed(job: ResolvedJob, pool: Pool, found: Calibrated, summary: JobSummary) -> list[str]:
     """Return what a plan was expected to come to, and what it came to on fresh prompts."""
     import numpy as np
 
@@ -341,11 +344,12 @@ def confirmed(job: ResolvedJob, found: Calibrated, summary: JobSummary) -> list[
         quality=np.array(quality, dtype=np.float64),
     )
     judged = judge is not None
+    texts = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
     return [
         "",
         f"confirmed on {len(rows)} other prompts:",
-        line("expected", found.held_out, judged),
-        line("measured", measured, judged),
+        line("expected", found.held_out, pool.texts, judged),
+        line("measured", measured, texts, judged),
     ]
 
 

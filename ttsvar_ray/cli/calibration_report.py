@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ttsvar_ray.job.resolved import ResolvedJob
     from ttsvar_ray.search.calibration import Calibrated, ImageCosts, Outcomes, Pool
     from ttsvar_ray.search.plan import Plan
+    from ttsvar_ray.types import Int64Array
 
 
 def evidence(
@@ -20,36 +21,37 @@ def evidence(
     from ttsvar_ray.search.plan import Rounds
 
     prompts, trajectories = pool.final.shape
+    said = f"{prompts} prompts, {len(set(pool.texts.tolist()))} texts"
     judged = bool((pool.quality != pool.final).any())
     reward = ", ".join(part.name for part in job.rewards)
     aim = "accuracy by the exact checker" if judged else "final reward"
     lines = [
-        f"model {job.description.name}, reward {reward}: {prompts} prompts, {trajectories} trajectories each",
-        f"chosen for {aim} within {budget:g} images a prompt; +- is one standard error over prompts",
+        f"model {job.description.name}, reward {reward}: {said}, {trajectories} trajectories each",
+        f"chosen for {aim} within {budget:g} images a prompt; +- is one standard error over texts",
         *_consistency(pool, judged),
         "",
     ]
     fixed = [("raw", 1), *((f"best-of-{n}", n) for n in (2, 4, 8, 16) if n <= trajectories)]
     for name, rounds in fixed:
-        lines.append(line(name, replay(pool, Rounds(growth=(1,) * rounds), image_costs), judged))
+        lines.append(line(name, replay(pool, Rounds(growth=(1,) * rounds), image_costs), pool.texts, judged))
     lines += _plans(job, pool, judged)
     if found is None:
         return [*lines, "no policy that was tried is that cheap: raise --budget"]
-    lines.append(line("held out", found.held_out, judged))
-    lines.append(line("chosen on", found.chosen_on, judged))
+    lines.append(line("held out", found.held_out, pool.texts, judged))
+    lines.append(line("chosen on", found.chosen_on, pool.texts, judged))
     return [
         *lines,
-        "held out: chosen on one half of the prompts, measured on the other, and once more: what to expect",
+        "held out: chosen on one half of the texts, measured on the other, and once more: what to expect",
         "chosen on: the plan itself, on the prompts that it was chosen on: too good",
     ]
 
 
-def line(name: str, outcomes: Outcomes, judged: bool, note: str = "") -> str:
-    """Return a policy as a line."""
-    from ttsvar_ray.search.calibration import standard_error
+def line(name: str, outcomes: Outcomes, texts: Int64Array, judged: bool, note: str = "") -> str:
+    """Return a policy as a line; prompts of one of `texts` enter its standard errors together."""
+    from ttsvar_ray.evaluate.comparison import grouped_mean
 
     def text(values: Any) -> str:
-        return f"{values.mean():.3f} +- {standard_error(values):.3f}"
+        return f"{values.mean():.3f} +- {grouped_mean(values, texts=texts).standard_error:.3f}"
 
     quality = f"   accuracy {text(outcomes.quality)}" if judged else ""
     return f"{name:<16} cost {text(outcomes.cost)} images{quality}   reward {text(outcomes.reward)}{note}"
@@ -59,21 +61,24 @@ def _consistency(pool: Pool, judged: bool) -> Iterator[str]:
     """Yield, by scale, how the reward there agrees with the end."""
     import numpy as np
 
-    from ttsvar_ray.search.calibration import consistency, interval
+    from ttsvar_ray.evaluate.comparison import interval
+    from ttsvar_ray.rng import stream
+    from ttsvar_ray.search.calibration import consistency
 
     def text(values: Any) -> str:
-        known = values[~np.isnan(values)]
-        if not len(known):
+        known = ~np.isnan(values)
+        if not known.any():
             return "-"
-        low, high = interval(known)
-        return f"{known.mean():.2f} ({low:.2f} to {high:.2f})"
+        random = stream(0, "bootstrap", -1, -1, "calibration")
+        found = interval(values[known], random=random, texts=pool.texts[known])
+        return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
 
     yield ""
     picked = "accuracy of the best there" if judged else "final reward of the best there"
     yield f"scale  rank correlation with the end   same best             {picked}"
     for one in consistency(pool):
         yield (f"{one.scale:>5}  {text(one.correlation):<30}  {text(one.same_best):<20}  {text(one.picked)}")
-    yield "in brackets: 95 % intervals over prompts"
+    yield "in brackets: 95 % intervals over texts"
 
 
 def _plans(job: ResolvedJob, pool: Pool, judged: bool) -> Iterator[str]:
@@ -125,4 +130,4 @@ def _plan_line(job: ResolvedJob, pool: Pool, name: str, plan: Plan, judged: bool
     )
     repeats = float(np.mean([one.repeats > 0 for one in found]))
     note = "   exact" if not repeats else f"   approximate: {repeats:.0%} kept one twice"
-    return line(name, outcomes, judged, note)
+    return line(name, outcomes, pool.texts, judged, note)

@@ -82,8 +82,7 @@ def compare(
             _outcomes(variant, asked, costs[variant.name], device=device, workers=workers, address=address)
             for variant in variants
         ]
-        lines = _write(folder, asked, found, variants)
-    typer.echo(lines)
+        typer.echo(_write(folder, asked, found, variants))
 
 
 def _absent(sweep: Sweep, variants: tuple[Variant, ...], device: str) -> list[str]:
@@ -274,12 +273,11 @@ def _outcomes(
                 if f"{spec.table}_tag" in one:
                     row[f"{name}_tag"] = one[f"{spec.table}_tag"]
         rows += [{"variant": variant.name, "repetition": repetition, **row} for row in own]
-    reward = by_prompt(rows, "reward", prompts)
     paid = [row["cost_images"] for row in rows if row.get("cost_images") is not None]
     outcomes = Outcomes(
         name=variant.name,
         scores={name: by_prompt(rows, name, prompts, repetitions=len(variant.jobs)) for name in specs},
-        reward=reward[np.isfinite(reward)],
+        reward=by_prompt(rows, "reward", prompts),
         images=float(np.mean(paid)) if paid else cost,
         seconds=seconds,
         device_seconds=device_seconds,
@@ -319,6 +317,7 @@ def _write(
     variants: tuple[Variant, ...],
 ) -> str:
     """Write table, outcomes and frontier; return the table with what is to be known of it."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -329,18 +328,20 @@ def _write(
     outcomes = [one for one, _ in found]
     rows = [row for _, own in found for row in own]
     names = list(outcomes[0].scores)
-    prompts = len(outcomes[0].scores[names[0]])
+    prompts = len(outcomes[0].reward)
+    said, first = {row["row"]: row["prompt"] for row in rows}, dict[Any, int]()
+    texts = [first.setdefault(said.get(row, row), row) for row in range(prompts)]
     lines = compared(
         outcomes,
         control=sweep.control,
         groups={name: _groups(rows, name, prompts) for name in names},
         published=sweep.published,
+        texts=np.array(texts),
     )
-    head, cells = table(lines, control=sweep.control)
-    written = markdown(head, cells)
+    written = markdown(*table(lines, control=sweep.control))
     told = (
-        f"{sweep.name}\n{prompts} prompts, {sweep.repetitions} repetitions with seeds of their own; ± is one "
-        "standard error over prompts, [ ] a 95 % bootstrap interval of the paired difference.\n"
+        f"{sweep.name}\n{prompts} prompts, {len(first)} texts, {sweep.repetitions} repetitions with seeds of "
+        "their own; ± is one standard error over texts, [ ] a 95 % bootstrap interval of the difference.\n"
     )
     for name in names:
         if odd := sum(row[name] is not None and not math.isfinite(row[name]) for row in rows):
@@ -348,17 +349,17 @@ def _write(
                 f"{name}: {odd} of {len(rows)} scores are NaN or infinite, and so are the means over them.\n"
             )
     own, _ = _of_each(variants, lambda config: resolve(config).unpriced)
-    for code in sorted(set(own.values()) - {""}):
+    for code in sorted({*own.values()} - {""}):
         named = ", ".join(name for name, one in own.items() if one == code)
         told += f"{named}: the cost in images is without {code}, which nobody counts; the seconds have it.\n"
-    notes = f"\n{sweep.notes.strip()}\n" if sweep.notes.strip() else ""
-    text = f"{told}\n{written}{notes}"
+    text = f"{told}\n{written}" + (f"\n{notes}\n" if (notes := sweep.notes.strip()) else "")
     (folder / "table.md").write_text(text, encoding="utf-8")
     (folder / "table.csv").write_text(as_csv(lines), encoding="utf-8")
     content = {
         "name": sweep.name,
         "control": sweep.control,
         "prompts": prompts,
+        "texts": len(first),
         "repetitions": sweep.repetitions,
         "not counted": {name: code for name, code in own.items() if code},
         "rows": [line.to_json() for line in lines],

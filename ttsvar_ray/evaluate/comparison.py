@@ -1,20 +1,22 @@
 """Variants of a job beside each other: means, paired differences to a control, and the table of them.
 
-One number a prompt enters, the mean over its repetitions: images of one prompt are not independent. Where an
+One number a prompt enters, the mean over its repetitions: images of one prompt are not independent, and no
+more are those of prompts that say the same, which enter the spread as one. Where an
 evaluator puts prompts into groups, as GenEval does by its tags, a score is the mean of the groups' means; one
 that asks of some prompts alone, as T2I-CompBench's do, counts those.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 
 from ttsvar_ray.rng import stream
 from ttsvar_ray.types import Float64Array, Int64Array
@@ -54,7 +56,7 @@ class Outcomes:
 
     Attributes:
         scores: by evaluator, float64 [prompts], the mean over repetitions of the best image's score.
-        reward: float64 [prompts], of the reward that steered.
+        reward: float64 [prompts], of the reward that steered; NaN where there is no image.
         images: what a prompt costs in raw images, everything counted; NaN where nobody knows.
         seconds: of generating, all repetitions; NaN where it was not measured.
         device_seconds: of all workers and verifiers, times the devices that each has; likewise.
@@ -105,18 +107,29 @@ class Line:
         }
 
 
-def grouped_mean(values: Float64Array, groups: Int64Array) -> _Estimate:
-    """Return the mean of the groups' means, with its standard error over prompts."""
+def grouped_mean(
+    values: Float64Array, groups: Int64Array | None = None, texts: Int64Array | None = None
+) -> _Estimate:
+    """Return the mean of the groups' means, with its standard error; NaN where a group has one text.
+
+    Args:
+        values, groups, texts: as of `interval`.
+    """
     means, variances = [], []
-    for group in np.unique(groups):
-        own = values[groups == group]
-        means.append(own.mean())
-        variances.append(own.var(ddof=1) / len(own) if len(own) > 1 else math.nan)
+    for sums, counts in _by_text(values, groups, texts):
+        means.append(sums.sum() / counts.sum())
+        off, texts_seen = sums - counts * means[-1], len(sums)
+        known = texts_seen / (texts_seen - 1) if texts_seen > 1 else math.nan
+        variances.append(known * (off @ off) / counts.sum() ** 2)
     return _Estimate(mean=float(np.mean(means)), standard_error=math.sqrt(sum(variances)) / len(means))
 
 
 def interval(
-    values: Float64Array, *, random: np.random.Generator, groups: Int64Array | None = None
+    values: Float64Array,
+    *,
+    random: np.random.Generator,
+    groups: Int64Array | None = None,
+    texts: Int64Array | None = None,
 ) -> Interval:
     """Return the mean of the groups' means with its bootstrap interval, of prompts drawn within their groups.
 
@@ -124,17 +137,31 @@ def interval(
         values: float64 [prompts]; of two variants, their paired differences.
         random: draws the same prompts again, with repeats.
         groups: int64 [prompts]; None: all are one.
+        texts: int64 [prompts], equal where prompts say the same: these are drawn together, because they are
+            hard together, and four images of one text are not four texts. None: no two say the same.
     """
-    groups = np.zeros(len(values), dtype=np.int64) if groups is None else groups
-    totals = np.zeros(RESAMPLES)
-    kinds = np.unique(groups)
-    for group in kinds:
-        own = values[groups == group]
-        drawn = random.integers(0, len(own), size=(RESAMPLES, len(own)))
-        totals += own[drawn].mean(axis=1) / len(kinds)
+    means, totals = [], np.zeros(RESAMPLES)
+    for sums, counts in _by_text(values, groups, texts):
+        means.append(sums.sum() / counts.sum())
+        drawn = random.integers(0, len(sums), size=(RESAMPLES, len(sums)))
+        totals += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     tail = (1 - COVERED) / 2
-    low, high = np.quantile(totals, [tail, 1 - tail])
-    return Interval(mean=grouped_mean(values, groups).mean, low=float(low), high=float(high))
+    low, high = np.quantile(totals / len(means), [tail, 1 - tail])
+    return Interval(mean=float(np.mean(means)), low=float(low), high=float(high))
+
+
+def _by_text(
+    values: Float64Array, groups: Int64Array | None, texts: Int64Array | None
+) -> Iterator[tuple[Float64Array, Float64Array]]:
+    """Yield each group's sums over the prompts of each text, and how many these are."""
+    groups = np.zeros(len(values), dtype=np.int64) if groups is None else groups
+    texts = np.arange(len(values)) if texts is None else texts
+    for group in np.unique(groups):
+        _, own = np.unique(texts[groups == group], return_inverse=True)
+        yield (
+            np.bincount(own, values[groups == group]).astype(np.float64),
+            np.bincount(own).astype(np.float64),
+        )
 
 
 def by_prompt(
@@ -158,6 +185,7 @@ def compare(
     control: str,
     groups: Mapping[str, Int64Array],
     published: Mapping[str, Mapping[str, float]],
+    texts: Int64Array | None = None,
 ) -> list[Line]:
     """Return the rows of the table, in the order of the variants.
 
@@ -165,10 +193,12 @@ def compare(
         outcomes: of all variants, their prompts in one order.
         groups: by evaluator, int64 [prompts]; -1 of prompts that it does not judge.
         published: by variant, then evaluator.
+        texts: int64 [prompts], as of `interval`.
     """
     reference = next(one for one in outcomes if one.name == control)
+    texts = np.arange(len(reference.reward)) if texts is None else texts
     judged = {name: own >= 0 for name, own in groups.items()}
-    groups = {name: own[judged[name]] for name, own in groups.items()}
+    among = {name: {"groups": groups[name][own], "texts": texts[own]} for name, own in judged.items()}
     return [
         Line(
             name=one.name,
@@ -176,23 +206,22 @@ def compare(
             seconds=one.seconds,
             device_seconds=one.device_seconds,
             failed=one.failed,
-            scores={
-                name: grouped_mean(values[judged[name]], groups[name]) for name, values in one.scores.items()
-            },
+            scores={name: grouped_mean(own[judged[name]], **among[name]) for name, own in one.scores.items()},
             differences={}
             if one is reference
             else {
                 name: interval(
                     (values - reference.scores[name])[judged[name]],
                     random=stream(0, f"{one.name}/{name}", 0, 0, "bootstrap"),
-                    groups=groups[name],
+                    **among[name],
                 )
                 for name, values in one.scores.items()
             },
-            reward=grouped_mean(one.reward, np.zeros(len(one.reward), dtype=np.int64)),
+            reward=grouped_mean(one.reward[seen], texts=texts[seen]),
             published=published.get(one.name, {}),
         )
         for one in outcomes
+        for seen in [np.isfinite(one.reward)]
     ]
 
 
@@ -226,21 +255,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def as_csv(lines: Sequence[Line]) -> str:
     """Return the numbers of a table as CSV, one column each."""
-    file = io.StringIO()
-    rows = [line.to_json() for line in lines]
-    flat = [dict(_flat(row)) for row in rows]
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return file.getvalue()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return found
+    flat = pa.Table.from_pylist([line.to_json() for line in lines])
+    while any(map(pa.types.is_struct, flat.schema.types)):
+        flat = flat.flatten()
+    file = io.BytesIO()
+    pyarrow.csv.write_csv(flat, file, pyarrow.csv.WriteOptions(quoting_style="needed"))
+    return file.getvalue().decode()
 
 
 def _plain(value: _Estimate | Interval) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest, installed_versions
 from ttsvar_ray.errors import InputError, brief
 from ttsvar_ray.evaluate.color_names import ColorNames
+from ttsvar_ray.evaluate.comparison import grouped_mean
 from ttsvar_ray.evaluate.detector import Detector
 from ttsvar_ray.evaluate.geneval_prompts import TAGS, GenEvalPrompt, prompts_digest, read_prompt
 from ttsvar_ray.evaluate.geneval_rules import GenEvalRules, Verdict, judge
@@ -89,12 +90,11 @@ def summarise(judged: Iterable[tuple[str, str, bool]]) -> _GenEvalSummary:
 
 def _score(prompts: Mapping[str, list[bool]]) -> _TagScore:
     """Return the mean over images; its error is that of a ratio, since prompts may differ in their number."""
-    sizes = np.array([len(verdicts) for verdicts in prompts.values()], float)
-    right = np.array([sum(verdicts) for verdicts in prompts.values()], float)
-    score, number = right.sum() / sizes.sum(), len(sizes)
-    spread = np.square(right - score * sizes).sum() * number / max(number - 1, 1)
-    error = math.sqrt(spread) / sizes.sum() if number > 1 else math.nan
-    return _TagScore(images=int(sizes.sum()), prompts=number, score=float(score), standard_error=float(error))
+    texts = np.repeat(np.arange(len(prompts)), [len(verdicts) for verdicts in prompts.values()])
+    found = grouped_mean(np.concatenate([*prompts.values()]).astype(float), texts=texts)
+    return _TagScore(
+        images=len(texts), prompts=len(prompts), score=found.mean, standard_error=found.standard_error
+    )
 
 
 WHOLE_PROMPTS, WHOLE_IMAGES = 553, 4

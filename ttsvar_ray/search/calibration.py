@@ -20,7 +20,7 @@ import numpy as np
 
 from ttsvar_ray.rng import stream
 from ttsvar_ray.search.plan import Rounds
-from ttsvar_ray.types import Float64Array
+from ttsvar_ray.types import Float64Array, Int64Array
 
 ORDERS = 8
 """Orders of each prompt's trajectories that a policy is replayed in."""
@@ -33,8 +33,6 @@ PAIRED_SHARES = (0.1, 0.25, 0.45, 0.65, 0.8)
 
 SATISFYING_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Of all final images, how many a threshold that is tried would not be content with."""
-
-RESAMPLES = 1000
 
 ImageCosts = Callable[[tuple[int, ...]], tuple[float, ...]]
 """What a plan costs that may be abandoned at these scales, as `costs.plan_cost.image_costs` says it."""
@@ -49,11 +47,13 @@ class Pool:
         rewards: float64 [prompts, trajectories, scales].
         quality: float64 [prompts, trajectories] that is to be high in the images that are kept: a judge's
             verdict, or the final reward where there is none.
+        texts: int64 [prompts], equal where prompts say the same: these are hard together.
     """
 
     scales: tuple[int, ...]
     rewards: Float64Array
     quality: Float64Array
+    texts: Int64Array
 
     @property
     def final(self) -> Float64Array:
@@ -179,15 +179,25 @@ def calibrate(
         of them.
     """
     tried = [(rounds, replay(pool, rounds, image_costs)) for rounds in _candidates(pool, max_rounds)]
-    found = {budget: _chosen(tried, len(pool.rewards), budget) for budget in budgets}
+    found = {budget: _chosen(tried, _halves(pool.texts), budget) for budget in budgets}
     return {budget: one for budget, one in found.items() if one is not None}
 
 
-def _chosen(tried: Sequence[tuple[Rounds, Outcomes]], count: int, budget: float) -> Calibrated | None:
+def _halves(texts: Int64Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prompts in two parts that share no text, unless all say the same."""
+    _, own = np.unique(texts, return_inverse=True)
+    own = own if own.any() else np.arange(len(own))
     # At random: where kinds of prompts take turns, every other one would be of other kinds.
-    prompts = stream(0, "halves", -1, -1, "calibration").permutation(count)
-    halves = [prompts[: count // 2], prompts[count // 2 :]]
-    everything = _best(tried, prompts, budget)
+    place = np.argsort(stream(0, "halves", -1, -1, "calibration").permutation(own.max() + 1))[own]
+    first = int((place < (own.max() + 1) // 2).sum())
+    prompts = np.argsort(place, kind="stable")
+    return prompts[:first], prompts[first:]
+
+
+def _chosen(
+    tried: Sequence[tuple[Rounds, Outcomes]], halves: tuple[np.ndarray, np.ndarray], budget: float
+) -> Calibrated | None:
+    everything = _best(tried, np.concatenate(halves), budget)
     chosen = [_best(tried, half, budget) for half in halves]
     if everything is None or None in chosen:
         return None
@@ -220,7 +230,9 @@ class _Consistency:
 
 def consistency(pool: Pool) -> list[_Consistency]:
     """Return how each scale that was scored agrees with the end, the last scale included."""
-    final = _ranks(pool.final)
+    from scipy.stats import rankdata  # half a second that no search needs
+
+    final = rankdata(pool.final, axis=1)
     best = pool.final.argmax(axis=1)
     found = []
     for place, scale in enumerate(pool.scales):
@@ -229,7 +241,7 @@ def consistency(pool: Pool) -> list[_Consistency]:
         found.append(
             _Consistency(
                 scale=scale,
-                correlation=_correlations(_ranks(rewards), final),
+                correlation=_correlations(rankdata(rewards, axis=1), final),
                 same_best=(first == best).astype(np.float64),
                 picked=np.take_along_axis(pool.quality, first[:, None], axis=1)[:, 0],
             )
@@ -237,35 +249,11 @@ def consistency(pool: Pool) -> list[_Consistency]:
     return found
 
 
-def _ranks(rewards: Float64Array) -> Float64Array:
-    """Return the mean rank of each trajectory within its prompt."""
-    below = (rewards[:, :, None] > rewards[:, None, :]).sum(axis=2)
-    equal = (rewards[:, :, None] == rewards[:, None, :]).sum(axis=2)
-    return np.asarray(below + (equal - 1) / 2, dtype=np.float64)
-
-
 def _correlations(one: Float64Array, two: Float64Array) -> Float64Array:
     one, two = one - one.mean(axis=1, keepdims=True), two - two.mean(axis=1, keepdims=True)
     spread = np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((one * two).sum(axis=1) / spread)
-
-
-def standard_error(values: Float64Array) -> float:
-    """Return the standard error of a mean over prompts, by the bootstrap: prompts drawn with repeats."""
-    return float(_resampled(values).std())
-
-
-def interval(values: Float64Array) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over prompts, by the bootstrap."""
-    low, high = np.quantile(_resampled(values), [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _resampled(values: Float64Array) -> Float64Array:
-    rng = stream(0, "bootstrap", -1, -1, "calibration")
-    drawn = rng.integers(0, len(values), size=(RESAMPLES, len(values)))
-    return np.asarray(values[drawn].mean(axis=1))
 
 
 def _candidates(pool: Pool, max_rounds: int) -> Iterator[Rounds]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_a_plan_file_is_chosen_explained_and_read_again(job: ResolvedJob, tmp_pa
     costs = costs_of(job)
     assert sum(costs(())) == pytest.approx(1.0)
     assert sum(costs((6,))) > 1.0, "a decode and a score at the scale where a round may be abandoned"
-    pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
+    pool = replace(pool, quality=pool.final)
 
     each = calibrate(pool, budgets=[1.1, 1.5], max_rounds=4, image_costs=costs)
     found = each[1.5]
@@ -91,7 +92,7 @@ def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
     job: ResolvedJob, tmp_path: Path
 ) -> None:
     pool = read_pool(job, results(job, 40))
-    pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
+    pool = replace(pool, quality=pool.final)
     each = calibrate(pool, budgets=[1.1, 1.5, 2.5], max_rounds=4, image_costs=costs_of(job))
     known = calibration_of(job.config, pool, each)
     file = tmp_path / "plan.calibration.json"
@@ -148,7 +149,7 @@ def test_a_calibration_file_gives_thresholds_by_quantile_and_by_budget(
 
 def test_the_evidence_says_how_scales_agree_and_which_replays_are_exact(job: ResolvedJob) -> None:
     pool = read_pool(job, results(job, 40))
-    pool = type(pool)(scales=pool.scales, rewards=pool.rewards, quality=pool.final)
+    pool = replace(pool, quality=pool.final)
     lines = evidence(job, pool, None, budget=1.5, image_costs=costs_of(job))
     by_name = {line.split("   ")[0].strip().split("  ")[0]: line for line in lines}
     (last,) = [line for line in lines if line.startswith("   12  ")]

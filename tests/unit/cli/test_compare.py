@@ -176,6 +176,26 @@ def test_estimates_are_those_of_groups_and_pairs() -> None:
     assert f"{fixed:+.3f}" == "+0.250 [+0.250, +0.250]"
 
 
+def test_prompts_that_say_the_same_are_drawn_together() -> None:
+    """Four images of each of fifty texts, which are hard or easy: they are fifty observations, not 200."""
+    random = np.random.default_rng(0)
+    of_text = random.random(50)
+    values, texts = np.repeat(of_text, 4), np.repeat(np.arange(50), 4)
+    alone = interval(of_text, random=np.random.default_rng(1))
+    together = interval(values, random=np.random.default_rng(1), texts=texts)
+    assert together.mean == pytest.approx(alone.mean)
+    assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    naive = interval(values, random=np.random.default_rng(1))
+    assert together.high - together.low > 1.8 * (naive.high - naive.low)
+    expected = grouped_mean(of_text).standard_error
+    assert grouped_mean(values, texts=texts).standard_error == pytest.approx(expected)
+    shuffled = random.permutation(200)
+    assert grouped_mean(values[shuffled], texts=texts[shuffled]).standard_error == pytest.approx(expected)
+    # A text that is in two groups counts in each.
+    halves = np.tile([0, 0, 1, 1], 50)
+    assert grouped_mean(values, halves, texts).mean == pytest.approx(alone.mean)
+
+
 def test_the_table_counts_failures_and_leaves_the_unknown_out() -> None:
     def outcomes(name: str, score: float, failed: int) -> Outcomes:
         values = np.array([score, 0.0, 1.0, 1.0])

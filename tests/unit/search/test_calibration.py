@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ttsvar_ray.search.calibration import Pool, calibrate, replay, standard_error
+from ttsvar_ray.search.calibration import Calibrated, Pool, calibrate, replay
 from ttsvar_ray.search.loop import Seen, search
 from ttsvar_ray.search.plan import Rounds, Segment
 from ttsvar_ray.search.strategy import compile_plan
@@ -21,7 +23,8 @@ def make_pool(prompts: int, trajectories: int, seed: int = 0) -> Pool:
     final = rng.normal(size=(prompts, trajectories)) + rng.normal(size=(prompts, 1))
     noise = rng.normal(size=(prompts, trajectories, 2)) * [1.0, 0.5]
     rewards = np.concatenate([final[:, :, None] + noise, final[:, :, None]], axis=2)
-    return Pool(scales=SCALES, rewards=rewards, quality=(final > 0.5).astype(float))
+    quality = (final > 0.5).astype(float)
+    return Pool(scales=SCALES, rewards=rewards, quality=quality, texts=np.arange(prompts))
 
 
 def image_costs(rejecting: tuple[int, ...]) -> tuple[float, ...]:
@@ -90,7 +93,7 @@ def test_what_is_chosen_keeps_to_the_budget_and_beats_what_costs_as_much() -> No
     assert found.held_out.cost.mean() == pytest.approx(1.5, abs=0.25)
     one = replay(pool, Rounds(), image_costs)
     gain = found.held_out.quality - one.quality
-    assert gain.mean() > 4 * standard_error(gain)
+    assert gain.mean() > 4 * gain.std() / np.sqrt(len(gain))
     assert found.held_out.quality.mean() <= found.chosen_on.quality.mean() + 0.02
 
 
@@ -103,7 +106,7 @@ def test_halves_are_alike_where_kinds_of_prompts_take_turns() -> None:
     easy = np.arange(200) % 2 == 0
     quality = np.where(easy[:, None], 1.0, pool.quality * 0.2)
     rewards = pool.rewards + np.where(easy, 3.0, 0.0)[:, None, None]
-    turns = Pool(scales=SCALES, rewards=rewards, quality=quality)
+    turns = replace(pool, rewards=rewards, quality=quality)
 
     found = calibrate(turns, budgets=[1.5], max_rounds=8, image_costs=image_costs)[1.5]
 
@@ -116,9 +119,30 @@ def test_a_large_budget_may_finish_the_best_of_many() -> None:
     rng = np.random.default_rng(0)
     final = rng.normal(size=(200, 16))
     rewards = np.repeat(final[:, :, None], 3, axis=2)
-    pool = Pool(scales=SCALES, rewards=rewards, quality=final)
+    pool = Pool(scales=SCALES, rewards=rewards, quality=final, texts=np.arange(200))
 
     found = calibrate(pool, budgets=[7.5], max_rounds=16, image_costs=image_costs)[7.5]
 
     assert found.held_out.quality.mean() > final.max(axis=1).mean() - 0.02
     assert any((pool.final < least).mean() > 0.8 for _, least in found.rounds.reject_below)
+
+
+def test_what_a_text_taught_is_not_held_out() -> None:
+    """Of eight copies of each prompt no half has some: what is learnt of one is known of the others."""
+    rng = np.random.default_rng(3)
+    own = make_pool(8, 8, seed=3)
+    copies = Pool(
+        scales=SCALES,
+        rewards=np.repeat(own.rewards, 8, axis=0),
+        quality=np.repeat(rng.random((8, 8)), 8, axis=0),
+        texts=np.repeat(np.arange(8), 8),
+    )
+
+    def chosen(texts: Int64Array) -> Calibrated:
+        pool = replace(copies, texts=texts)
+        return calibrate(pool, budgets=[1.5], max_rounds=8, image_costs=image_costs)[1.5]
+
+    told, untold, equal = (chosen(texts) for texts in (copies.texts, np.arange(64), np.zeros(64, int)))
+    assert told.rounds == untold.rounds
+    assert told.held_out.quality.mean() < untold.held_out.quality.mean() - 0.05
+    assert (equal.held_out.quality == untold.held_out.quality).all(), "one text cannot be parted"
