@@ -5,7 +5,8 @@
 prints tables of docs/paper.md and docs/results.md: the claims, from docs/curves/frontier.parquet,
 frontier_seed_1.parquet, frontier_hard.parquet and frontier_three.parquet; differences between methods of the
 frontier, the same with a model of another training seed, and those of searches of sixteen rounds with both,
-from frontier_rounds.parquet and frontier_rounds_seed_1.parquet; the sweeps on three objects, from
+from frontier_rounds.parquet and frontier_rounds_seed_1.parquet, and those whose thresholds the reward alone
+chose, from frontier_rounds_reward.parquet; the sweeps on three objects, from
 sweeps_three.parquet; two rewards in the same searches, from finished_reward.parquet (the outcomes.parquet of
 jobs/shapes/finished_reward.yaml). A claim holds where the 95 % bootstrap interval of the difference that it
 predicts to be positive lies above 0.
@@ -151,6 +152,16 @@ OF_ROUNDS = tuple(
     for control in controls
 )
 """(search of sixteen rounds, its control of the frontier)."""
+OF_REWARD = tuple(
+    (name(named(budget, by="reward")), control)
+    for budget in (1.5, 2)
+    for name, controls in (
+        (str, ("best-of-8", _CUT + RUN, ADAPTIVE_NAME.format(1.5) + RUN, named(budget))),
+        (_EARLY, ("best-of-8", _EARLY(named(budget)))),
+    )
+    for control in controls
+)
+"""(search of sixteen rounds whose thresholds the reward alone chose, its control)."""
 
 
 def outcomes(file: str) -> dict[str, pd.DataFrame]:
@@ -236,6 +247,20 @@ def late() -> str:
             right = [f"{one[shown].sum():.0f}" for one in (before, own["correct"])]
             lines.append([model, which, str(shown.sum()), *right])
     return markdown(["", "rounds", "prompts", "right with eight", "right with sixteen"], lines)
+
+
+def by_reward() -> str:
+    """Return what separates searches whose thresholds the reward alone chose from others, in Markdown."""
+    own = outcomes("frontier_rounds_reward.parquet")
+    others = outcomes("frontier.parquet") | outcomes("frontier_rounds.parquet")
+    lines = []
+    for name, control in OF_REWARD:
+        rows = own[name].index.intersection(others[control].index)
+        one, other = own[name].loc[rows], others[control].loc[rows]
+        found = over_prompts((one["correct"] - other["correct"]).to_numpy())
+        costs = f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"
+        lines.append([name, control, f"{found:+.3f}", costs])
+    return markdown(["method", "its control", "difference", "images"], lines)
 
 
 def by_text() -> str:
@@ -358,4 +383,18 @@ if __name__ == "__main__":
     if folders := parser.parse_args().collect:
         collect(folders)
     by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
-    print("\n".join([table(), differences(), seeds(), rounds(), late(), by_text(), *by_setting, rewards()]))
+    print(
+        "\n".join(
+            [
+                table(),
+                differences(),
+                seeds(),
+                rounds(),
+                late(),
+                by_reward(),
+                by_text(),
+                *by_setting,
+                rewards(),
+            ]
+        )
+    )

@@ -48,6 +48,7 @@ def with_interval(values: list[float], sign: str = "") -> str:
         ("frontier_seed_1", "## A second training seed"),
         ("frontier_rounds", "## Sixteen rounds"),
         ("frontier_rounds_seed_1", "## Sixteen rounds with the second training seed"),
+        ("frontier_rounds_reward", "## Thresholds that the reward chose"),
         ("frontier_hard", "## The harder set"),
         ("frontier_three", "## The harder set with three objects"),
         ("frontier_rounds_hard", "## Sixteen rounds on the harder set"),
@@ -126,7 +127,14 @@ def test_the_readme_has_rows_of_the_frontier() -> None:
 def test_the_differences_are_those_of_the_outcomes() -> None:
     page = (DOCS / "results.md").read_text(encoding="utf-8")
     widths = [text.strip() for text in claims.by_text().strip().split("\n\n")]
-    for printed in (claims.differences(), claims.seeds(), claims.rounds(), claims.late(), *widths):
+    for printed in (
+        claims.differences(),
+        claims.seeds(),
+        claims.rounds(),
+        claims.late(),
+        claims.by_reward(),
+        *widths,
+    ):
         assert printed.strip() in page, "python -m benchmarks.claims prints it"
 
 
