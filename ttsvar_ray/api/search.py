@@ -251,7 +251,12 @@ def _job(
         with file.open("w", encoding="utf-8") as lines:
             for prompt in _numbered(prompts):
                 line = {**prompt.columns, "prompt": prompt.text, "id": prompt.prompt_id}
-                lines.write(json.dumps(line) + "\n")
+                try:
+                    lines.write(json.dumps(line) + "\n")
+                except (TypeError, ValueError) as problem:
+                    raise ConfigurationError(
+                        f"prompts[{prompt.row}]: a job reads prompts from JSON ({problem}); make it text"
+                    ) from None
                 count += 1
         wanted = {**settings, "prompts.path": str(file), "prompts.id_column": "id"}
         config = load_config(None, _overrides(wanted))
@@ -271,6 +276,11 @@ def _given(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was given as settings; objects and selections are no settings."""
     for name in options.keys() - SearchOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {name!r}")
+    if not isinstance(selections := options.get("selections"), Mapping | None):
+        raise ConfigurationError(
+            f"selections: expected an operator by scale, such as {{6: 'top-k'}}, got {selections!r}; a list "
+            "as in a job file is settings={'strategy.selections': [...]}"
+        )
     named: dict[str, Any] = {"model.name": model}
     named |= {setting: options.get(name) for name, setting in _SETTINGS.items()}
     return {

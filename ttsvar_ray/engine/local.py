@@ -127,9 +127,9 @@ def search_prompt(
     trajectories = [0] * len(plan.segments)
 
     def run_segment(segment: Segment, ancestor_index: Int64Array, round_index: int = 0) -> Seen:
-        ancestors = np.asarray(ancestor_index)
+        ancestors, ran = np.asarray(ancestor_index), reports.setdefault(round_index, [])
         if segment.index > 0:
-            _check_ancestors(segment, ancestors, reports.get(round_index, []))
+            _check_ancestors(segment, ancestors, ran)
         task = ShardTask(
             prompt=prompt,
             attempt=1 + round_index,
@@ -142,7 +142,7 @@ def search_prompt(
         (report,) = engine.run_segment([task], every_file=True)
         if isinstance(report, ShardFailure):
             raise _FailedSegmentError(report.error)
-        reports.setdefault(round_index, []).append(report)
+        ran.append(report)
         trajectories[segment.index] += segment.population
         shape = (segment.population, len(segment.scored_scales), plan.reward_members)
         return Seen(
@@ -158,7 +158,7 @@ def search_prompt(
     except TtsVarError as error:
         return PromptFailure(prompt=prompt, attempts=1, errors=(f"{type(error).__name__}: {error}",))
     finally:
-        for round_index in range(plan.rounds.most):
+        for round_index in reports:  # a loop of one's own may run more of them than the plan has
             engine.release(prompt.key, 1 + round_index)
     if not isinstance(found, Found):
         raise TypeError(f"loop: expected a Found of search.loop, got {type(found).__name__}")

@@ -214,7 +214,7 @@ def selection_record(
         prompt_key=prompt_key,
         scale_index=selection.scale_index,
         kind=selection.operator.name,
-        ancestor_index=tuple(choice.ancestor_index.tolist()),
+        ancestor_index=tuple(np.asarray(choice.ancestor_index).tolist()),
         rewards=tuple(reward_history[:, -1].tolist()) if Signal.REWARDS in selection.operator.reads else (),
         numbers={
             name: tuple(np.asarray(value, dtype=np.float64).reshape(-1).tolist())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from ttsvar_ray.search import loop as algorithm
 from ttsvar_ray.search.operators.protocol import Choice, Evidence, Operator, Signal
 from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.rounds import RoundEnd, StopReason
 
 PROMPT = "a photo of a ring and a circle"
 SMALL = {
@@ -140,6 +142,38 @@ def test_a_loop_of_ones_own_takes_the_place_of_algorithm_1(search: Search, resul
         search.run(prompts, loop=forgetful)
     with pytest.raises(TypeError, match="loop: expected a Found"):
         search.run(prompts, loop=lambda *_, **__: None)  # type: ignore[arg-type,return-value]
+
+
+def test_a_loop_of_ones_own_may_draw_rounds_and_name_slots_in_a_list(search: Search) -> None:
+    def twice(plan: Plan, run_segment: Any, *, run_seed: int, prompt_key: str) -> algorithm.Found:
+        """Draw two rounds, though the plan has one, and rank the images of both by slot."""
+        rounds = []
+        for index in (0, 1):
+            ancestors = list(range(plan.population_before[0]))
+            past, pasts, choices = algorithm.Past.empty(len(ancestors)), [], []
+            for segment in plan.segments:
+                past = past.grown(ancestors, run_segment(segment, ancestors, index), plan)  # type: ignore[arg-type]
+                pasts.append(past)
+                if segment.selection is not None:
+                    ancestors = list(range(segment.selection.survivors))
+                    choices.append(Choice(ancestor_index=ancestors))  # type: ignore[arg-type]
+            rounds.append(
+                algorithm.Round(
+                    segments=plan.segments,
+                    pasts=tuple(pasts),
+                    choices=tuple(choices),
+                    end=RoundEnd.of(index, plan.num_scales - 1, past.latest),
+                )
+            )
+        ranking = tuple((place, 0) for place in (1, 0))
+        return algorithm.Found(rounds=tuple(rounds), ranking=ranking, reason=StopReason.ROUNDS)
+
+    (found,) = search.run([PROMPT], loop=twice)
+    assert [image.round_index for image in found.images] == [1, 0]
+    assert found.tree is not None
+    assert [tree.levels[0].kept for tree in found.tree.rounds] == [(0, 1), (0, 1)]
+    # Trajectories of a prompt that is over, gigabytes of them on a GPU, are held by nobody.
+    assert search._engine.held_prompts == 0
 
 
 @pytest.mark.parametrize("ancestors", [[7, 0], [0, -1], [0], [0.0, 1.0], [[0, 1]], []])
@@ -303,6 +337,7 @@ def test_an_operator_object_selects() -> None:
     [
         ({"settings": {"strategy.lamda": 5}}, "did you mean 'lambda'"),
         ({"n": 0}, r"strategy\.n: expected at least 1"),
+        ({"selections": [{"scale": 6, "operator": "top-k"}]}, r"selections: expected an operator by scale"),
         ({"keep": "some"}, r"output\.keep"),
         ({"address": "auto"}, "say where, output="),
         ({"prompts": [" "]}, r"prompts\[0\]: expected a text"),
@@ -315,6 +350,10 @@ def test_an_operator_object_selects() -> None:
         ({"prompts": [{"prompt": PROMPT, "id": True}]}, r"prompts\[0\]: .* expected an id"),
         ({"prompts": [{"prompt": PROMPT, "id": "a\nb"}]}, r"prompts\[0\]: .* printable"),
         ({"prompts": {"prompt": ""}}, r"prompts\[0\]: .* got a blank"),
+        (
+            {"prompts": [{"prompt": PROMPT, "day": date.min}], "output": "unwritten"},
+            r"prompts\[0\]: .* date is",
+        ),
         ({"prompts": [{"prompt": PROMPT, "id": ["x"]}]}, r"prompts\[0\]: expected a text, or a mapping"),
     ],
 )
