@@ -65,8 +65,7 @@ def score(
         ),
     ] = None,
     similarity: Annotated[
-        float,
-        typer.Option("--similarity", help="Cosine of features that are alike.", min=0.0, max=1.0),
+        float, typer.Option("--similarity", help="Cosine of features that are alike.", min=0.0, max=1.0)
     ] = _ALIKE,
     device: options.Device = "auto",
     workers: options.Workers = None,
@@ -146,13 +145,7 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
             raise ConfigurationError(f"--similar: add {entry.expected}, as --similar {name}=DIR")
     if path is not None:
         prints["weights"] = fingerprint_path(path)
-    return ScorerSpec(
-        kind=ScorerKind.EMBEDDING,
-        name=name,
-        path=path,
-        device=device,
-        fingerprints=prints,
-    )
+    return ScorerSpec(kind=ScorerKind.EMBEDDING, name=name, path=path, device=device, fingerprints=prints)
 
 
 def _similar_lines(found: int, total: int, cosines: Float32Array, diversity: Float64Array) -> list[str]:
@@ -173,12 +166,7 @@ def _similar_lines(found: int, total: int, cosines: Float32Array, diversity: Flo
 
 
 def scorers_of(
-    config: JobConfig,
-    rewards: Sequence[str],
-    *,
-    device: str,
-    safety: Path | None = None,
-    unsafe: str = "",
+    config: JobConfig, rewards: Sequence[str], *, device: str, safety: Path | None = None, unsafe: str = ""
 ) -> list[ScorerSpec]:
     """Return the scorers that were asked for.
 

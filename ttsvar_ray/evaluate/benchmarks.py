@@ -121,10 +121,7 @@ class QuestionImages:
         return own.summary(answered), notes
 
     def to_json(
-        self,
-        judged: Sequence[JudgedImage],
-        basis: Mapping[str, Any],
-        source: Mapping[str, Any],
+        self, judged: Sequence[JudgedImage], basis: Mapping[str, Any], source: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return everything to keep of an evaluation, as JSON has it.
 

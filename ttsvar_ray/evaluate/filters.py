@@ -1,6 +1,6 @@
 """Which images of a run to take, by an expression over its columns and its scores; and the data set of these.
 
-    reward > 0.5 and shapes_checker == 1 and not contains(prompt, "ring") and near_duplicate_of is None
+    reward > 0.5 and number(price) < 9 and not contains(prompt, "ring") and near_duplicate_of is None
 
 The expression is parsed into a tree of which a few node types are known; nothing of it is executed by Python.
 Columns are read without the images first, so that memory holds the images of a few rows only.
@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.dataset.rows import PICTURE
 from ttsvar_ray.errors import ConfigurationError, OutputError, nearest
 from ttsvar_ray.evaluate.score_table import KEYS, read_scores, tables
-from ttsvar_ray.storage.location import Location, locate
+from ttsvar_ray.storage.location import locate
 
 _ROWS_AT_A_TIME = 32
 
@@ -52,12 +52,16 @@ _FUNCTIONS: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+
+
 def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
     """Return a filter of pyarrow.
 
     Args:
         text: comparisons of columns with numbers, texts and each other, joined by `and`, `or`, `not`;
-            `in [...]`, `is None`, `is not None`, and contains, starts_with, ends_with, matches of a text.
+            `in [...]`, `is None`, `is not None`, contains, starts_with, ends_with, matches of a text, and
+            number of one, which is None where it is none.
         columns: that there are.
 
     Raises:
@@ -79,7 +83,16 @@ def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
 
 
 def _unanswerable(error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"--where: cannot be asked of these columns ({str(error).splitlines()[0]})")
+    return ConfigurationError(
+        f"--where: cannot be asked of these columns ({str(error).splitlines()[0]}); texts compare with texts "
+        "alone, and number(COLUMN) reads a text column, as all of a CSV file are, as numbers"
+    )
+
+
+def _check_column(option: str, name: str, columns: Sequence[str]) -> None:
+    if name not in columns:
+        told = f"got {name!r}{nearest(name, list(columns))}"
+        raise ConfigurationError(f"{option}: expected one of the columns {', '.join(columns)}, {told}")
 
 
 class _Parser:
@@ -124,13 +137,14 @@ class _Parser:
         return _COMPARISONS[type(how)](self._value(left), self._value(right))
 
     def _value(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Name):
-            if node.id not in self._columns:
-                raise ConfigurationError(
-                    f"--where: expected one of the columns {', '.join(self._columns)}, got {node.id!r}"
-                    f"{nearest(node.id, list(self._columns))}"
-                )
-            return pc.field(node.id)
+        match node:
+            case ast.Name(id=name):
+                _check_column("--where", name, self._columns)
+                return pc.field(name)
+            case ast.Call(func=ast.Name(id="number"), args=[ast.Name() as column], keywords=[]):
+                text = pc.utf8_trim_whitespace(self._value(column).cast(pa.string()))
+                is_one = pc.match_substring_regex(text, _NUMBER)
+                return pc.if_else(is_one, text, pa.scalar(None, pa.string())).cast(pa.float64())
         return pc.scalar(self._constant(node))
 
     def _constant(self, node: ast.expr) -> Any:
@@ -144,7 +158,7 @@ class _Parser:
     def _refused(self, node: ast.AST) -> ConfigurationError:
         return ConfigurationError(
             "--where: expected columns, numbers and texts, comparisons, and, or, not, in [...], is None, "
-            f"{', '.join(_FUNCTIONS)}; got {ast.unparse(node)!r}"
+            f"number, {', '.join(_FUNCTIONS)}; got {ast.unparse(node)!r}"
         )
 
 
@@ -180,11 +194,7 @@ def select(
         raise OutputError(f"{layout.root}: expected images to select from, found no part in data/")
     first = _light(layout, min(parts))
     schema = first.schema
-    if selection.by not in schema.names:
-        raise ConfigurationError(
-            f"--by: expected one of the columns {', '.join(schema.names)}, got {selection.by!r}"
-            f"{nearest(selection.by, schema.names)}"
-        )
+    _check_column("--by", selection.by, schema.names)
     kind = schema.field(selection.by).type
     if selection.best_per_prompt and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise ConfigurationError(f"--by: expected a column of numbers, got {selection.by!r} of {kind}")
@@ -255,14 +265,18 @@ def _taken(light: pa.Table, condition: Any, selection: Selection) -> list[int]:
 
 
 def _write(layout: OutputLayout, chunk: int, wanted: np.ndarray, file: Path) -> None:
-    part, light, start = layout.data_part(chunk), _light(layout, chunk), 0
-    with part.open_arrow() as stream:
+    light, start = _light(layout, chunk), 0
+    with layout.data_part(chunk).open_arrow() as stream:
         schema = pq.read_schema(stream)
     scores = [light.schema.field(name) for name in light.column_names if name not in schema.names]
     for score in scores:
         schema = schema.append(score)
-    with locate(file).replacing() as staged, pq.ParquetWriter(staged, schema) as writer:
-        for batch in _batches(part):
+    with (
+        opened(layout.data_part(chunk)) as parquet,
+        locate(file).replacing() as staged,
+        pq.ParquetWriter(staged, schema) as writer,
+    ):
+        for batch in parquet.iter_batches(_ROWS_AT_A_TIME):
             own = wanted[(wanted >= start) & (wanted < start + len(batch))]
             if len(own):
                 rows = pa.Table.from_batches([batch]).take(pa.array(own - start))
@@ -270,11 +284,6 @@ def _write(layout: OutputLayout, chunk: int, wanted: np.ndarray, file: Path) -> 
                     rows = rows.append_column(score, light[score.name].take(pa.array(own)))
                 writer.write_table(rows.cast(schema))
             start += len(batch)
-
-
-def _batches(part: Location) -> Iterator[pa.RecordBatch]:
-    with opened(part) as parquet:
-        yield from parquet.iter_batches(_ROWS_AT_A_TIME)
 
 
 def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection: Selection) -> None:

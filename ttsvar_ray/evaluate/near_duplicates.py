@@ -44,17 +44,13 @@ def mark_near_duplicates(layout: OutputLayout, hashes: str, table: str, *, bits:
         distances: list[int | None] = []
         for value, row, rank in zip(part[hashes].to_pylist(), keys["row"], keys["image_rank"], strict=True):
             near = [one for mask, band in zip(masks, seen, strict=True) for one in band.get(value & mask, ())]
-            best = min(((value ^ other).bit_count(), key) for other, key in near) if near else None
-            total += 1
-            if best is not None and best[0] <= bits:
-                first.append(best[1])
-                distances.append(best[0])
-                count += 1
-                continue
-            first.append(None)
-            distances.append(None)
-            for mask, band in zip(masks, seen, strict=True):
+            distance, like = min((((value ^ one).bit_count(), key) for one, key in near), default=(99, ""))
+            is_like = distance <= bits
+            first.append(like if is_like else None)
+            distances.append(distance if is_like else None)
+            for mask, band in () if is_like else zip(masks, seen, strict=True):
                 band.setdefault(value & mask, []).append((value, f"{row:08d}-{rank}"))
+        count, total = count + len(first) - first.count(None), total + len(first)
         told = {"basis": {"hashes": hashes, "bits": bits}, "data": data_digest(layout, chunk)}
         found: dict[str, list[Any]] = {f"{table}_of": first, f"{table}_bits": distances}
         write_scores(layout, chunk, table, keys, found, columns, told)

@@ -34,14 +34,9 @@ KEYS = ("row", "prompt_id", "ordinal", "image_rank")
 """What names an image, in every table."""
 
 
-def _score_folder(layout: OutputLayout, table: str) -> Location:
-    """Return where the parts of a table are."""
-    return layout.root / "scores" / table
-
-
 def _score_part_file(layout: OutputLayout, table: str, chunk: int) -> Location:
     """Return one part of a table."""
-    return _score_folder(layout, table) / layout.data_part(chunk).name
+    return layout.root / "scores" / table / layout.data_part(chunk).name
 
 
 def tables(layout: OutputLayout) -> list[str]:
@@ -63,10 +58,12 @@ def missing_parts(layout: OutputLayout, table: str, basis: Mapping[str, Any]) ->
         if told is not None and told["basis"] != dict(basis):
             before = told["basis"]
             differ = [name for name in {**before, **basis} if before.get(name) != basis.get(name)]
-            changes = "; ".join(f"{name}: {before.get(name)} there, {basis.get(name)} now" for name in differ)
+            changes = "; ".join(
+                f"{name}: {before.get(name)!r} there, {basis.get(name)!r} now" for name in differ
+            )
             raise OutputError(
                 f"{file}: its scores rest on something else ({changes}); "
-                f"delete {_score_folder(layout, table)}"
+                f"delete {layout.root / 'scores' / table}"
             )
         if told is None or told["data"] != data_digest(layout, chunk):
             missing.append(chunk)

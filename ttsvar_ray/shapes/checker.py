@@ -9,12 +9,14 @@ docs/shapes_world.md.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ttsvar_ray.errors import InputError
 from ttsvar_ray.rewards.protocol import PlainReward
 from ttsvar_ray.shapes.detection import FoundObject, find_objects
 from ttsvar_ray.shapes.world import HARD_KINDS, Caption, Claim, Kind, Relation, parse_caption
@@ -65,13 +67,13 @@ class ExactChecker(PlainReward):
         """Take the device that every reward is given; the checker uses none."""
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
-        """Return float32 [n] of 0 and 1; `images` uint8 RGB [n, height, width, 3].
-
-        Raises:
-            InputError: a text outside the grammar.
-        """
-        verdicts = [check(image, text).correct for image, text in zip(images, texts, strict=True)]
-        return np.array(verdicts, dtype=np.float32)
+        """Return float32 [n] of 0 and 1, NaN for texts outside the grammar; `images` uint8 RGB [n, height,
+        width, 3]."""
+        verdicts = np.full(len(texts), np.nan, dtype=np.float32)
+        for place, (image, text) in enumerate(zip(images, texts, strict=True)):
+            with contextlib.suppress(InputError):
+                verdicts[place] = check(image, text).correct
+        return verdicts
 
 
 def judge(objects: tuple[FoundObject, ...], caption: Caption) -> Verdict:

@@ -135,6 +135,12 @@ def test_a_reward_of_ones_own_is_aligned_by_id_and_summed_up(output: Path) -> No
     assert held_out.split()[:4] == ["Red", "4", "135.0000", "66.3953"]
 
 
+def test_the_exact_checker_gives_no_number_to_prompts_of_another_world(output: Path) -> None:
+    told = score(output, "--reward", "ttsvar_ray.shapes.checker:ExactChecker", "--reward", "mine_scores:Red")
+    assert told.splitlines()[-2].split()[:2] == ["ExactChecker", "0"] and "no finite score" in told
+    assert told.splitlines()[-1].split()[:3] == ["Red", "4", "135.0000"], "others are told all the same"
+
+
 def test_it_goes_on_where_it_was_and_follows_the_data(output: Path) -> None:
     score(output, "--reward", "mine_scores:Red")
     first, second = (output / "scores" / "Red" / f"part-0000{chunk}.parquet" for chunk in (0, 1))
@@ -236,6 +242,7 @@ def test_a_safety_model_tags_and_drops_nothing(output: Path, tmp_path: Path) -> 
         output, "--safety", str(tmp_path / "vit"), "--unsafe", "bad", code=2
     )
     told = score(output, "--safety", str(tmp_path / "vit"), "--unsafe", "nsfw")
+    assert "(label: 'nsfw' there, '' now)" in score(output, "--safety", str(tmp_path / "vit"), code=2)
     found = rows(output / "scores" / "safety")
     assert len(found) == 6
     assert all((r["safety"] > 0.5) == (r["safety_tag"] == "nsfw") and 0 < r["safety"] < 1 for r in found)
@@ -358,6 +365,8 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         (["--where", "rewards > 1"], "did you mean 'reward'"),
         (["--where", "reward >"], "expected an expression such as"),
         (["--where", "reward > 'a'"], "cannot be asked of these columns"),
+        (["--where", "prompt > 5"], "number(COLUMN) reads a text column"),
+        (["--where", "number(reward_history) > 5"], "cannot be asked of these columns"),
         (["--where", "row in prompt"], "got 'prompt'"),
         (["--where", "row in [1, 'a']"], "cannot be asked of these columns"),
         (["--where", f"row in [1, {10**20}]"], "cannot be asked of these columns"),
@@ -389,6 +398,8 @@ def test_selections_that_mean_nothing_are_refused(
         "a ** 99999999 > 1",
         "f'{a}' == 'x'",
         "contains(a, b)",
+        "number('5') > 1",
+        "number(a, b) > 1",
         "open('x', 'w')",
         "(a := 1)",
         "a == b if a else b",
@@ -411,6 +422,9 @@ def test_nothing_but_filters_is_taken(text: str) -> None:
         ("contains(b, 'x')", [0, 2]),
         ("matches(b, '^[yz]')", [1, 3]),
         ("d", [0, 3]),
+        ("number(e) > 1", [0, 3]),
+        ("number(e) is None", [1, 2]),
+        ("1 < number(a) <= number(e) or number(c) < -1.7", [2, 3]),
     ],
 )
 def test_filters_mean_what_they_say(text: str, places: list[int]) -> None:
@@ -420,6 +434,7 @@ def test_filters_mean_what_they_say(text: str, places: list[int]) -> None:
             "b": ["x", "y", "xx", "z"],
             "c": [None, -1.5, -2.0, None],
             "d": [True, False, False, True],
+            "e": ["9223372036854775809", "", "1,5", " +4e0"],
         }
     ).append_column("place", pa.array(range(4)))
     assert table.filter(parse_filter(text, table.column_names))["place"].to_pylist() == places
