@@ -281,9 +281,13 @@ def _run(manifest: RunManifest, publication: Publication | None) -> dict[str, An
         values = manifest.config.get(section)
         return redacted(values.get(key)) if isinstance(values, Mapping) else None
 
+    reward = setting("reward", "name") if publication is None else publication.reward
+    if reward == "auto":
+        weights = "weights.reward."
+        reward = next((name[len(weights) :] for name in manifest.content if name.startswith(weights)), reward)
     found = {
         "model": without_folders(redacted(manifest.content.get("model.name"))),
-        "reward": setting("reward", "name") if publication is None else publication.reward,
+        "reward": reward,
         "strategy": manifest.content.get("strategy.name"),
         "n": setting("strategy", "n"),
     }
@@ -361,10 +365,10 @@ def _limits(manifest: RunManifest, publication: Publication) -> list[str]:
         limits.append("No classifier has looked at whether images are safe, and none was removed.")
     if not tables & {"near_duplicate", "similar"}:
         limits.append("Images that nearly repeat others were not looked for.")
-    if missing := totals.failed + manifest.bad_lines:
+    if totals.failed or manifest.bad_lines:
         limits.append(
-            f"{missing:,} prompts have no image, {totals.failed:,} given up and {manifest.bad_lines:,} in "
-            "bad lines: `failed/` says why."
+            f"{totals.failed:,} prompts were given up, {manifest.bad_lines:,} lines of the prompt file hold "
+            "none: `failed/` says why."
         )
     if totals.cut:
         limits.append(f"{totals.cut:,} prompts are longer than what the model reads (`text_truncated`).")

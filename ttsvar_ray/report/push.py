@@ -66,11 +66,7 @@ class PushedFile:
         """Return a small file."""
         git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
         return cls(
-            path=path,
-            source=content,
-            size=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            git=git,
+            path=path, source=content, size=len(content), sha256=hashlib.sha256(content).hexdigest(), git=git
         )
 
     def is_there(self, remote: Mapping[str, Any]) -> bool:
@@ -129,8 +125,11 @@ def push(
     with _for_people(repository):
         _check_cards(own)
         url = api.create_repo(repository, repo_type=_KIND, private=not is_public, exist_ok=True)
-        if not is_public and api.repo_info(repository, repo_type=_KIND).private is False:
+        is_private = api.repo_info(repository, repo_type=_KIND).private
+        if not is_public and is_private is False:
             raise OutputError(f"{repository}: expected a private data set, found a public one; add --public")
+        if is_public and is_private:
+            tell(f"{repository} was made private and stays so; its settings on the hub open it to everybody")
         remote = _listed(api, repository)
         _check_owner(api, repository, remote, manifest)
         pushing = _Push(api, repository, remote, tell)

@@ -53,7 +53,8 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def layout(tmp_path: Path) -> OutputLayout:
     """Five images of three prompts in two parts."""
     layout = OutputLayout(tmp_path / "run")
-    open_output(layout, manifest("seed=7", prompt_count=3, rows_per_chunk=2, column_types=TYPES))
+    run = manifest("seed=7", prompt_count=3, rows_per_chunk=2, column_types=TYPES)
+    open_output(layout, replace(run, content={**run.content, "weights.reward.shapes": "sha256:abc"}))
     context = RowContext(
         model="shapes",
         strategy="tts-var",
@@ -144,7 +145,9 @@ def test_an_image_folder_says_how_it_was_made(layout: OutputLayout, tmp_path: Pa
     folder = tmp_path / "folder"
     command = ["export", str(layout.root), "--to", str(folder), "--layout", "folder"]
     assert CliRunner().invoke(app, command).exit_code == 0
-    assert "| seed | 7 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| seed | 7 |" in card
+    assert "| reward | shapes |" in card, "the model's own, which settings call auto"
     rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "c"))
     assert rows[2]["image"].size == (8, 6)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.push import published
 from ttsvar_ray.dataset.card import card_text
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.manifest import read_manifest
+from ttsvar_ray.dataset.manifest import RunManifest, read_manifest
 from ttsvar_ray.dataset.trace import trace_schema
 from ttsvar_ray.errors import ConfigurationError, OutputError, RunFailedError
 from ttsvar_ray.report import push as push_module
@@ -72,12 +73,16 @@ def sent(output: Path, hub: WritableHub, *, is_public: bool = False, token: str 
     )
 
 
-def card(output: Path) -> str:
-    layout = OutputLayout(output)
-    manifest = read_manifest(layout)
+def known(output: Path) -> RunManifest:
+    manifest = read_manifest(OutputLayout(output))
     assert manifest is not None
-    known = published(layout, manifest, repository=NAME, licence="cc-by-4.0", model_licence=None)
-    return card_text(manifest, has_trace=True, publication=known)
+    return manifest
+
+
+def card(output: Path, manifest: RunManifest | None = None) -> str:
+    of = manifest or known(output)
+    told = published(OutputLayout(output), of, repository=NAME, licence="cc-by-4.0", model_licence=None)
+    return card_text(of, has_trace=True, publication=told)
 
 
 def head(card: str) -> dict[str, Any]:
@@ -214,6 +219,8 @@ def test_the_card_is_what_datasets_reads(output: Path, tmp_path: Path) -> None:
     assert images["download_size"] == sum(path.stat().st_size for path in (output / "data").iterdir())
     expected = datasets.Features.from_arrow_schema(trace_schema())
     assert trace["features"] == expected._to_yaml_list()
+    lines = replace(known(output), bad_lines=2)
+    assert "0 prompts were given up, 2 lines of the prompt file hold none" in card(output, manifest=lines)
     for words in ("## Results", "## Known limits", "arxiv.org/abs/2507.18537", "| seed | 5 |", "cc-by-4.0"):
         assert words in text
     size = sum(path.stat().st_size for path in (output / "data").iterdir())
@@ -243,6 +250,9 @@ def test_the_command_pushes_what_is_whole_and_shows_no_token(
     there = hub.repositories[NAME]
     assert head(there.files["README.md"].decode())["license"] == "cc-by-4.0"
     assert there.files["contact_sheet.png"].startswith(b"\x89PNG")
+    public = runner.invoke(app, ["push", str(output), NAME, "--licence", "cc-by-4.0", "--public"])
+    assert (public.exit_code, there.is_private) == (0, True), public.output
+    assert f"{NAME} was made private and stays so" in public.stderr
     damaged = tmp_path / "out"
     shutil.copytree(output, damaged)
     (damaged / "README.md").write_text("# Mine\n")
