@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 FEWEST_PROMPTS = 20
 """Below this no half of the prompts says anything."""
 
-_UNREAD = "prompts are no captions of the built-in world, which its exact checker could judge"
+_UNREAD = "prompts are no captions, which the exact checker could judge; --by-reward asks none"
 
 BUDGETS = (1.1, 1.2, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 """Whose best thresholds the calibration file has, beside those of the budget that was asked for."""
@@ -39,9 +39,7 @@ def calibrate(
     prompts: Annotated[
         str | None,
         typer.Option(
-            "--prompts",
-            help="Prompts like the job's, but not those of its evaluation.",
-            metavar="FILE",
+            "--prompts", help="Prompts like the job's, but not those of its evaluation.", metavar="FILE"
         ),
     ] = None,
     output: Annotated[
@@ -75,6 +73,12 @@ def calibrate(
             metavar="FILE",
         ),
     ] = None,
+    by_reward: Annotated[
+        bool,
+        typer.Option(
+            "--by-reward", help="Choose by the final reward where the built-in world has a judge, too."
+        ),
+    ] = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:
@@ -104,14 +108,14 @@ def calibrate(
             prompt_files(PromptSource(path=confirm, format=named_source(given).format))
         config = pool_config(given, trajectories, scales)
         resolved = resolve(config, needs_parts=True)
-        check_prompts(resolved)
+        check_prompts(resolved, by_reward=by_reward)
     run(config, console=Console(stderr=True), debug=debug)
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
         from ttsvar_ray.cli.calibration_report import evidence
         from ttsvar_ray.search.calibration import calibrate as choose
 
-        pool = read_pool(resolved, load(config.output.path))
+        pool = read_pool(resolved, load(config.output.path), by_reward=by_reward)
         costs = costs_of(resolved)
         budgets = sorted({*BUDGETS, budget})
         each = choose(pool, budgets=budgets, max_rounds=trajectories, image_costs=costs)
@@ -133,7 +137,7 @@ def calibrate(
             again = load_config(job, options.overrides({"model.name": model, **where}, settings), plan=plan)
         summary = run(again, console=Console(stderr=True), debug=debug)
         with errors_for_people(debug=debug):
-            typer.echo("\n".join(confirmed(resolve(again), pool, found, summary)))
+            typer.echo("\n".join(confirmed(resolve(again), pool, found, summary, by_reward=by_reward)))
 
 
 def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> JobConfig:
@@ -165,7 +169,7 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
     return recorded_config(changed)
 
 
-def check_prompts(job: ResolvedJob) -> None:
+def check_prompts(job: ResolvedJob, *, by_reward: bool = False) -> None:
     """Refuse a prompt file that is too short; standard input can be read only once, so its pool is drawn.
 
     Raises:
@@ -176,7 +180,7 @@ def check_prompts(job: ResolvedJob) -> None:
     from ttsvar_ray.prompts.read import read_prompts
     from ttsvar_ray.prompts.source import STANDARD_INPUT
 
-    source, judge = named_source(job.config), judge_of(job)
+    source, judge = named_source(job.config), judge_of(job, by_reward=by_reward)
     if source.path == STANDARD_INPUT:
         return
     usable = unread = 0
@@ -198,7 +202,7 @@ def _too_few(usable: int, unread: int) -> ConfigurationError:
     )
 
 
-def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
+def read_pool(job: ResolvedJob, results: Iterable[Result], *, by_reward: bool = False) -> Pool:
     """Return the rewards of a pool's trajectories, and a judge's verdict where the model has one.
 
     Raises:
@@ -208,7 +212,7 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
 
     from ttsvar_ray.search.calibration import Pool
 
-    judge = judge_of(job)
+    judge = judge_of(job, by_reward=by_reward)
     first: dict[str, int] = {}  # the place of a text
     rewards, quality, texts, unread = [], [], [], 0
     for result in results:
@@ -238,11 +242,15 @@ def read_pool(job: ResolvedJob, results: Iterable[Result]) -> Pool:
     )
 
 
-def judge_of(job: ResolvedJob) -> Callable[[Any, str], float] | None:
-    """Return what says of an image and a text how right it is, 0 to 1, where the model's world has such."""
+def judge_of(job: ResolvedJob, *, by_reward: bool = False) -> Callable[[Any, str], float] | None:
+    """Return what says of an image and a text how right it is, 0 to 1, where the model's world has such.
+
+    Args:
+        by_reward: whether nothing but the reward is asked.
+    """
     from ttsvar_ray.shapes.checker import check
 
-    if job.description.name != "shapes":
+    if by_reward or job.description.name != "shapes":
         return None
     return lambda image, text: float(check(image, text).correct)
 
@@ -318,36 +326,30 @@ def calibration_of(config: JobConfig, pool: Pool, each: Mapping[float, Calibrate
     )
 
 
-def confirmed(job: ResolvedJob, pool: Pool, found: Calibrated, summary: JobSummary) -> list[str]:
+def confirmed(
+    job: ResolvedJob, pool: Pool, found: Calibrated, summary: JobSummary, *, by_reward: bool = False
+) -> list[str]:
     """Return what a plan was expected to come to, and what it came to on fresh prompts."""
     import numpy as np
 
     from ttsvar_ray.api.saved import load
     from ttsvar_ray.cli.calibration_report import line
-    from ttsvar_ray.dataset.contents import read_columns
-    from ttsvar_ray.dataset.layout import OutputLayout
     from ttsvar_ray.search.calibration import Outcomes
 
-    judge = judge_of(job)
-    table = read_columns(OutputLayout(summary.uri), ["image_rank", "cost_images", "reward", "prompt"])
-    rows = [row for row in table.to_pylist() if row["image_rank"] == 0]
-    rows = [row for row in rows if judge is None or _is_caption(row["prompt"])]
-    results = [one for one in load(job.config.output.path) if one.images]
-    results = [one for one in results if judge is None or _is_caption(one.prompt)]
-    quality = [
-        one.images[0].reward if judge is None else judge(np.asarray(one.images[0].image), one.prompt)
-        for one in results
-    ]
+    judge = judge_of(job, by_reward=by_reward)
+    found_there = [one for one in load(summary.uri) if one.images]
+    results = [one for one in found_there if judge is None or _is_caption(one.prompt)]
+    quality = [one.reward if judge is None else judge(np.asarray(one.image), one.prompt) for one in results]
     measured = Outcomes(
-        cost=np.array([row["cost_images"] for row in rows], dtype=np.float64),
-        reward=np.array([row["reward"] for row in rows], dtype=np.float64),
-        quality=np.array(quality, dtype=np.float64),
+        cost=np.array([one.cost_images for one in results], dtype=np.float64),
+        reward=np.array([one.reward for one in results]),
+        quality=np.array(quality),
     )
     judged = judge is not None
-    texts = np.unique([row["prompt"] for row in rows], return_inverse=True)[1]
+    texts = np.unique([one.prompt for one in results], return_inverse=True)[1]
     return [
         "",
-        f"confirmed on {len(rows)} other prompts:",
+        f"confirmed on {len(results)} other prompts:",
         line("expected", found.held_out, pool.texts, judged),
         line("measured", measured, texts, judged),
     ]

@@ -33,8 +33,7 @@ BENCHMARKS = ("geneval", "t2i-compbench", "t2i-compbench-clip", "t2i-compbench-o
 def compare(
     sweep: Annotated[Path, typer.Argument(help="Sweep file; see docs/paper.md.", metavar="SWEEP.yaml")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", help="Folder for the runs and the table.", metavar="DIR"),
+        Path | None, typer.Option("--output", help="Folder for the runs and the table.", metavar="DIR")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list variants, plans, costs, and what is not here.")
@@ -228,13 +227,7 @@ def _texts(config: JobConfig) -> set[str]:
 
 
 def _outcomes(
-    variant: Variant,
-    sweep: Sweep,
-    cost: float,
-    *,
-    device: str,
-    workers: int | None,
-    address: str | None,
+    variant: Variant, sweep: Sweep, cost: float, *, device: str, workers: int | None, address: str | None
 ) -> tuple[Outcomes, list[dict[str, Any]]]:
     """Score the images of a variant; return its numbers by prompt, and a row per prompt and repetition."""
     import numpy as np

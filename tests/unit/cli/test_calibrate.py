@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from ttsvar_ray.api.results import FoundImage, Result
+from ttsvar_ray.cli.app import app
 from ttsvar_ray.cli.calibrate import calibration_of, costs_of, plan_text, pool_config, read_pool
 from ttsvar_ray.cli.calibration_report import evidence
 from ttsvar_ray.config.calibrated import read_calibration
@@ -180,6 +182,23 @@ def test_prompts_that_the_checker_cannot_read_are_left_out_and_told(
     ]
     with caplog.at_level("WARNING"):
         assert len(read_pool(job, mixed).rewards) == 22
-    assert "3 prompts are no captions of the built-in world" in caplog.text
+    assert "3 prompts are no captions, which the exact checker could judge" in caplog.text
     with pytest.raises(ConfigurationError, match=r"got 0 .25 prompts are no captions"):
         read_pool(job, [dataclasses.replace(one, prompt="a cat on a mat") for one in found])
+
+
+def test_a_reward_may_choose_on_prompts_that_no_checker_can_read(
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [dataclasses.replace(one, prompt="a cat on a mat") for one in results(job, 25)]
+    pool = read_pool(job, found, by_reward=True)
+    assert pool.quality.shape[0] == 25
+    assert (pool.quality == pool.final).all()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuning.txt").write_text("a cat on a mat\n" * 3)
+    asked = ["calibrate", "--prompts", "tuning.txt", "--output", "pool"]
+    for flags, told in (((), "got 0 (3 prompts are no captions"), (("--by-reward",), "got 3; 100 or more")):
+        refused = CliRunner().invoke(app, [*asked, *flags])
+        assert refused.exit_code == 2
+        assert told in refused.stderr, refused.output
+    assert "--by-reward" in CliRunner().invoke(app, asked).stderr, "which says how to go on"
