@@ -215,7 +215,8 @@ def compile_plan(
     elif batch_schedule is not None:
         schedule = tuple(int(entry) for entry in batch_schedule)
     else:
-        schedule = default_batch_schedule(num_scales, operators)
+        drops = [scale for scale, operator in operators.items() if not isinstance(operator, Keep)]
+        schedule = default_batch_schedule(num_scales, drops)
     survivors_after = tuple(entry * int(n) for entry in schedule)
     rounds = Rounds()
     if name is Strategy.ADAPTIVE:

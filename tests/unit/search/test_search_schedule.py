@@ -9,7 +9,7 @@ from ttsvar_ray.search.describe import SelectorDemand, describe, history_demand,
 from ttsvar_ray.search.operators.cluster import Cluster
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.plan import Plan
-from ttsvar_ray.search.strategy import compile_plan
+from ttsvar_ray.search.strategy import SelectionSetting, compile_plan
 from ttsvar_ray.types import PotentialKind
 
 INFINITY_1M = tuple((side, side) for side in (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64))
@@ -148,6 +148,14 @@ def test_other_selections_get_a_schedule_in_equal_steps(
     )
 
     assert plan.survivors_after == survivors
+
+
+def test_a_look_that_keeps_everybody_takes_no_step_of_the_schedule() -> None:
+    asked = [SelectionSetting(scale=scale, operator=name) for scale, name in ((2, "keep"), (6, "top-k"))]
+    plan = compile_plan(scale_schedule=INFINITY_1M, strategy="tts-var", n=2, selections=asked)
+    assert plan.survivors_after == (16,) * 6 + (2,) * 7
+    looks = compile_plan(scale_schedule=INFINITY_1M, strategy="tts-var", selections=asked[:1])
+    assert looks.survivors_after == (8,) * 13, "nobody drops any"
 
 
 def test_a_rise_is_explained() -> None:
