@@ -101,10 +101,7 @@ def _weights(old: int, new: int, *, clips: bool) -> tuple[_Taps, _Taps]:
         part[(place < 0) | (place >= old - 1)] = 0
     after = np.rint(part * np.float32(_ONE)).astype(np.int32)
     before = np.rint((1 - part) * np.float32(_ONE)).astype(np.int32)
-    return (
-        _Taps(np.clip(place, 0, old - 1), before),
-        _Taps(np.clip(place + 1, 0, old - 1), after),
-    )
+    return (_Taps(np.clip(place, 0, old - 1), before), _Taps(np.clip(place + 1, 0, old - 1), after))
 
 
 MOST_OBJECTS = 100

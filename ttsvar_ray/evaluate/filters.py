@@ -60,8 +60,8 @@ def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
 
     Args:
         text: comparisons of columns with numbers, texts and each other, joined by `and`, `or`, `not`;
-            `in [...]`, `is None`, `is not None`, contains, starts_with, ends_with, matches of a text, and
-            number of one, which is None where it is none.
+            `in [...]`, `is None`, `is not None`; contains, starts_with, ends_with, matches of a text;
+            text of any column, and number, which is None where it is none.
         columns: that there are.
 
     Raises:
@@ -84,8 +84,8 @@ def parse_filter(text: str, columns: Sequence[str]) -> pc.Expression:
 
 def _unanswerable(error: Exception) -> ConfigurationError:
     return ConfigurationError(
-        f"--where: cannot be asked of these columns ({str(error).splitlines()[0]}); texts compare with texts "
-        "alone, and number(COLUMN) reads a text column, as all of a CSV file are, as numbers"
+        f"--where: cannot be asked of these columns ({str(error).splitlines()[0]}); number(COLUMN) reads a "
+        "column, such as those of a CSV file, as numbers, and text(COLUMN), such as dates, as texts"
     )
 
 
@@ -141,8 +141,10 @@ class _Parser:
             case ast.Name(id=name):
                 _check_column("--where", name, self._columns)
                 return pc.field(name)
-            case ast.Call(func=ast.Name(id="number"), args=[ast.Name() as column], keywords=[]):
-                text = pc.utf8_trim_whitespace(self._value(column).cast(pa.string()))
+            case ast.Call(func=ast.Name(id="number" | "text" as kind), args=[ast.Name() as one], keywords=[]):
+                text = pc.utf8_trim_whitespace(self._value(one).cast(pa.string()))
+                if kind == "text":
+                    return text
                 is_one = pc.match_substring_regex(text, _NUMBER)
                 return pc.if_else(is_one, text, pa.scalar(None, pa.string())).cast(pa.float64())
         return pc.scalar(self._constant(node))
@@ -158,7 +160,7 @@ class _Parser:
     def _refused(self, node: ast.AST) -> ConfigurationError:
         return ConfigurationError(
             "--where: expected columns, numbers and texts, comparisons, and, or, not, in [...], is None, "
-            f"number, {', '.join(_FUNCTIONS)}; got {ast.unparse(node)!r}"
+            f"number, text, {', '.join(_FUNCTIONS)}; got {ast.unparse(node)!r}"
         )
 
 

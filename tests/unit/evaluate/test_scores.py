@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -365,7 +366,7 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
         (["--where", "rewards > 1"], "did you mean 'reward'"),
         (["--where", "reward >"], "expected an expression such as"),
         (["--where", "reward > 'a'"], "cannot be asked of these columns"),
-        (["--where", "prompt > 5"], "number(COLUMN) reads a text column"),
+        (["--where", "prompt > 5"], "number(COLUMN) reads a column, such as those of a CSV file, as numbers"),
         (["--where", "number(reward_history) > 5"], "cannot be asked of these columns"),
         (["--where", "row in prompt"], "got 'prompt'"),
         (["--where", "row in [1, 'a']"], "cannot be asked of these columns"),
@@ -424,6 +425,7 @@ def test_nothing_but_filters_is_taken(text: str) -> None:
         ("d", [0, 3]),
         ("number(e) > 1", [0, 3]),
         ("number(e) is None", [1, 2]),
+        ("text(f) >= '2020-02-01' and contains(text(f), '03')", [2]),
         ("1 < number(a) <= number(e) or number(c) < -1.7", [2, 3]),
     ],
 )
@@ -435,6 +437,7 @@ def test_filters_mean_what_they_say(text: str, places: list[int]) -> None:
             "c": [None, -1.5, -2.0, None],
             "d": [True, False, False, True],
             "e": ["9223372036854775809", "", "1,5", " +4e0"],
+            "f": [date(2020, month, 1) for month in (1, 2, 3, 4)],
         }
     ).append_column("place", pa.array(range(4)))
     assert table.filter(parse_filter(text, table.column_names))["place"].to_pylist() == places
