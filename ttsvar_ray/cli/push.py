@@ -152,11 +152,10 @@ def _scores(layout: OutputLayout) -> list[ScoreRow]:
     from ttsvar_ray.dataset.card import ScoreRow
 
     rows = []
-    for name, values in shown_scores(layout, _score_tables(layout)):
+    for name, values, error in shown_scores(layout, _score_tables(layout)):
         good = values[np.isfinite(values)]
         if len(good):
-            error = good.std(ddof=1) / len(good) ** 0.5 if len(good) > 1 else float("nan")
-            rows.append(ScoreRow(name=name, prompts=len(good), mean=float(good.mean()), error=float(error)))
+            rows.append(ScoreRow(name=name, prompts=len(good), mean=float(good.mean()), error=error))
     return rows
 
 

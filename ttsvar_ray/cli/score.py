@@ -266,43 +266,47 @@ def summary_lines(layout: OutputLayout, specs: list[ScorerSpec]) -> list[str]:
     no_scores = (ScorerKind.HASH, ScorerKind.EMBEDDING)
     shown = shown_scores(layout, [spec.table for spec in specs if spec.kind not in no_scores])
     rows: list[list[str]] = []
-    for name, values in shown:
+    for name, values, error in shown:
         good = values[np.isfinite(values)]
         lost = f"{len(values) - len(good)} not finite" if len(good) < len(values) else ""
         if not len(good):
             rows.append([name, "0", *[""] * 5, "no finite score"])
             continue
-        error = good.std(ddof=1) / len(good) ** 0.5 if len(good) > 1 else float("nan")
         numbers = (good.mean(), error, *np.quantile(good, [0.05, 0.5, 0.95]))
         rows.append([name, str(len(good)), *(f"{number:.4f}" for number in numbers), lost])
     return table_lines(("best image of each prompt", "prompts", "mean", "+-", "5%", "50%", "95%", ""), rows)
 
 
-def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str, Float64Array]]:
-    """Return scores of the best image of each prompt: the reward that steered, then those of tables."""
+def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str, Float64Array, float]]:
+    """Return scores of the best image of each prompt: the reward that steered, then those of tables.
+
+    The last number is the standard error of the finite ones; prompts that say the same enter it as one.
+    """
+    import numpy as np
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from ttsvar_ray.dataset.contents import read_columns
-
-    rows = read_columns(layout, ["image_rank", "reward", "reward_name"])
-    steering = rows.filter(pc.equal(rows["image_rank"], 0))
-    names = sorted(set(steering["reward_name"].to_pylist()))
-    shown = [(f"reward ({', '.join(names)}, steered)", steering["reward"].to_numpy().astype(float))]
-    return shown + [(table, _best_scores(layout, table)) for table in tables]
-
-
-def _best_scores(layout: OutputLayout, table: str) -> Float64Array:
-    """Return the scores of the best image of each prompt, in the order of the prompts."""
-    import numpy as np
-
+    from ttsvar_ray.errors import OutputError
+    from ttsvar_ray.evaluate.comparison import grouped_mean
     from ttsvar_ray.evaluate.score_table import read_scores
 
-    parts = []
-    for chunk in layout.data_parts():
-        part = read_scores(layout, table, chunk, ["image_rank", table])
-        ranks = part["image_rank"].to_numpy()
-        parts.append(part[table].to_numpy().astype(np.float64)[ranks == 0])
-    return np.concatenate(parts) if parts else np.empty(0)
+    rows = read_columns(layout, ["row", "image_rank", "reward", "reward_name", "prompt"])
+    found = {f"reward ({', '.join(sorted(set(rows['reward_name'].to_pylist())))}, steered)": rows["reward"]}
+    for table in tables:
+        scores = pa.concat_tables(read_scores(layout, table, chunk) for chunk in layout.data_parts())
+        if any(not scores[key].equals(rows[key]) for key in ("row", "image_rank")):
+            raise OutputError(f"{layout.root}: the scores {table} are of other images; score them again")
+        found[table] = scores[table]
+    is_best = pc.equal(rows["image_rank"], 0)
+    texts = np.unique(rows["prompt"].filter(is_best).to_pylist(), return_inverse=True)[1]
+    shown = []
+    for name, column in found.items():
+        values = column.filter(is_best).to_numpy().astype(np.float64)
+        good = np.isfinite(values)
+        error = grouped_mean(values[good], texts=texts[good]).standard_error if good.any() else np.nan
+        shown.append((name, values, error))
+    return shown
 
 
 def select(

@@ -136,6 +136,25 @@ def test_a_reward_of_ones_own_is_aligned_by_id_and_summed_up(output: Path) -> No
     assert held_out.split()[:4] == ["Red", "4", "135.0000", "66.3953"]
 
 
+def test_prompts_that_say_the_same_enter_the_standard_error_as_one(output: Path) -> None:
+    for part in output.glob("data/part-*.parquet"):
+        table = pq.read_table(part)
+        said = pa.array([f"a photo of {row // 2} rings" for row in table["row"].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", said), part)
+    told = score(output, "--reward", "mine_scores:Red").splitlines()
+    # 0.5, 0.1 of one text; 2.5, 0.1 of the other: the texts' means are 0.3 and 1.3, half a unit from 0.8.
+    assert told[-2].split()[3:6] == ["4", "0.8000", "0.5000"]
+    assert told[-1].split()[1:4] == ["4", "135.0000", "0.0000"], "250 and 20 of each"
+
+
+def test_scores_of_other_images_are_not_shown_as_theirs(output: Path) -> None:
+    score(output, "--reward", "mine_scores:Red")
+    file = output / "scores" / "Red" / "part-00001.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
+    pushed = call("push", str(output), "me/rings", "--card-only", code=2)
+    assert "the scores Red are of other images; score them again" in pushed
+
+
 def test_the_exact_checker_gives_no_number_to_prompts_of_another_world(output: Path) -> None:
     told = score(output, "--reward", "ttsvar_ray.shapes.checker:ExactChecker", "--reward", "mine_scores:Red")
     assert told.splitlines()[-2].split()[:2] == ["ExactChecker", "0"] and "no finite score" in told
