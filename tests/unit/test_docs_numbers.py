@@ -48,6 +48,7 @@ def with_interval(values: list[float], sign: str = "") -> str:
         ("frontier_seed_1", "## A second training seed"),
         ("frontier_rounds", "## Sixteen rounds"),
         ("frontier_rounds_seed_1", "## Sixteen rounds with the second training seed"),
+        ("frontier_rounds_tuning", "## The tuning prompts again"),
         ("frontier_rounds_reward", "## Thresholds that the reward chose"),
         ("frontier_hard", "## The harder set"),
         ("frontier_three", "## The harder set with three objects"),
