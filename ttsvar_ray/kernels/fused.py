@@ -87,13 +87,7 @@ def gated_sum(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     gate = _rows_of(gate, width)
     y = torch.empty((rows, tokens, width), dtype=torch.float32, device=x.device)
     _gated_sum[(rows * tokens,)](
-        x.contiguous(),
-        update.contiguous(),
-        gate,
-        y,
-        tokens,
-        width,
-        gate.stride(0),
+        *(x.contiguous(), update.contiguous(), gate, y, tokens, width, gate.stride(0)),
         WIDTH=triton.next_power_of_2(width),
     )
     return y
@@ -177,14 +171,7 @@ def unit_rotated(qkv: Tensor, scale: Tensor, rope: Tensor | None) -> tuple[Tenso
     keys = torch.empty_like(queries)
     table = scale if rope is None else torch.view_as_real(rope)
     _unit_rotated[(rows * tokens,)](
-        qkv,
-        scale,
-        table,
-        queries,
-        keys,
-        tokens,
-        heads,
-        width,
+        *(qkv, scale, table, queries, keys, tokens, heads, width),
         HEADS=triton.next_power_of_2(heads),
         WIDTH=triton.next_power_of_2(width),
         ROTATES=rope is not None,
