@@ -72,6 +72,11 @@ def device_name(*, on_gpu: bool) -> str:
     return f"CPU ({platform.machine()}{kernels})"
 
 
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "STATUS_ALLOC_FAILED", "out of memory")
+"""What torch's allocator of the host, cuBLAS and cuDNN, a GPU's driver (which loads a kernel when it is first
+used), and Triton say in a RuntimeError of their own."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller micro-batch could have worked (device or host memory)."""
     if isinstance(error, MemoryError):
@@ -79,8 +84,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    # The CPU allocator of torch raises a bare RuntimeError.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:

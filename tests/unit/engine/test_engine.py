@@ -6,9 +6,11 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.support.plans import tts_var_plan
@@ -17,7 +19,7 @@ from tests.support.tiny_model import TINY_SCHEDULE, TinyExtractor, TinyModel, Ti
 from ttsvar_ray.coordination.messages import FailureKind, SegmentReport, ShardFailure, ShardTask
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.results import PackedBits
-from ttsvar_ray.types import WORST_REWARD, Int64Array, Prompt
+from ttsvar_ray.types import WORST_REWARD, Float32Array, Int64Array, Prompt
 
 
 def make_engine(
@@ -305,6 +307,42 @@ def test_out_of_memory_halves_the_micro_batch(expected: dict[str, list[SegmentRe
     model.calls.clear()
     engine.run_segment([shard(make_prompts(3)[2], 0, range(8))])
     assert max(rows for name, rows in model.calls if name == "advance") <= 4, "the lower limit is kept"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["torch", "driver", "cublas", "cudnn", "triton", "host"],
+)
+def test_memory_that_libraries_lack_halves_the_micro_batch(
+    told: RuntimeError, expected: dict[str, list[SegmentReport]]
+) -> None:
+    class Lacking(TinyModel):
+        def advance(self, state: Any, uniforms: Float32Array) -> Any:
+            if len(uniforms) > 5:
+                raise told
+            return super().advance(state, uniforms)
+
+    prompt = make_prompts(1)[0]
+    (report,) = reports_of(make_engine(16, model=Lacking()).run_segment([shard(prompt, 0, range(8))]))
+    assert report.bits == expected[prompt.key][0].bits
+    assert report.counters["micro_batches_halved"] == 1
+
+
+def test_a_lost_device_ends_the_worker() -> None:
+    class Lost(TinyModel):
+        def advance(self, state: Any, uniforms: Float32Array) -> Any:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError):
+        make_engine(16, model=Lost()).run_segment([shard(make_prompts(1)[0], 0, range(8))])
 
 
 def test_out_of_memory_with_a_single_row_is_a_memory_failure() -> None:
