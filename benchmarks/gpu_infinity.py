@@ -14,7 +14,8 @@ Speed and memory do not depend on what weights hold, so that this needs no downl
 * whether `engine.deterministic` makes that nothing: the bytes of a prompt alone, beside others, and sharded
   over two engines that rebuild each other's survivors, and what its filled-up passes cost.
 
-The file names the device, the driver, the versions and the commit. With `--quick` the last two are left out.
+The file names the device, the versions and the commit, and is written anew after each measurement. With
+`--quick` the last two are left out.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.machine import record
 from benchmarks.parts import DECODED, REPEATS, ROWS, measure_parts
 from benchmarks.published_loop import PublishedLoop
-from benchmarks.random_networks import NetworkSizes, random_extractor, random_model, random_reward
+from benchmarks.random_networks import NetworkSizes, random_backbone, random_model, random_reward
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.config.load import load_config
 from ttsvar_ray.coordination.settings import CoordinatorSettings
 from ttsvar_ray.engine.device import prepare_process
 from ttsvar_ray.engine.engine import Engine, EngineSettings
 from ttsvar_ray.engine.local import run_local
+from ttsvar_ray.features.patch_features import principal_component_features
 from ttsvar_ray.features.registry import FeatureExtractor
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.memory_plan import memory_plan
@@ -57,6 +59,8 @@ from ttsvar_ray.results import PromptResult
 from ttsvar_ray.rewards.protocol import Reward
 from ttsvar_ray.rewards.registry import build_reward
 from ttsvar_ray.rng import bit_uniforms
+from ttsvar_ray.search.plan import Plan
+from ttsvar_ray.search.principal_component import ComponentSign
 from ttsvar_ray.types import Precision, Prompt
 
 TEXTS = ("a red circle above two green square", "a blue ring on grass beside a red square")
@@ -114,6 +118,7 @@ def job(model: str, resolution: str, dtype: str, case: Case) -> JobConfig:
             f"engine.selector_decode={case.selector_decode}",
             f"reward.dtype={case.precision.value}",
             f"features.dtype={case.precision.value}",
+            f"engine.cuda_graphs={case.cuda_graphs}",
         ],
         needs_files=False,
     )
@@ -134,7 +139,7 @@ def measure(
     rows: Sequence[int] = ROWS,
     decoded: Mapping[str, Sequence[int]] = DECODED,
     part_repeats: int = REPEATS,
-    on_case: Callable[[str, dict[str, Any]], None] = lambda name, run: None,
+    on_progress: Callable[[str, dict[str, Any]], None] = lambda name, result: None,
 ) -> dict[str, Any]:
     """Run everything and return what the JSON file holds.
 
@@ -142,37 +147,54 @@ def measure(
         sizes, resolution, device, dtype: of the networks.
         cases: how prompts are run, by name.
         repeats, warm_up: how often each is timed, after how many times that it is not: a pass is recorded
-            when it is seen a second time. Many prompts together are timed once, after one.
+            when it is seen a second time. Many prompts together are timed once, after twice.
         baseline: prompts of the published loop, after one that is not timed where there are several.
         quick: leave out how rows depend on their batch, and the deterministic passes.
         part_repeats: how often each part is timed; 0 leaves them out.
         kernels: of the engine's model (`engine.kernels`); the published loop always has plain ones.
         rows, decoded: of the parts (`benchmarks/parts.py`).
-        on_case: told of each case when it is done.
+        on_progress: told what is done, and everything measured so far.
     """
     name = str(dtype).removeprefix("torch.")
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
-    precisions = {case.precision for case in cases.values()} | {Precision.FLOAT32}
-    rewards = {each: random_reward(sizes, device=device, precision=each) for each in precisions}
-    extractors = {each: random_extractor(sizes, device=device, precision=each) for each in precisions}
-    reward, extractor = rewards[Precision.FLOAT32], extractors[Precision.FLOAT32]
-    official: list[dict[str, Any]] = []
+    # One of each, as a worker has: of a second one the plan of the memory knows nothing.
+    reward, backbone = random_reward(sizes, device=device), random_backbone(sizes, device=device)
+    extractor = principal_component_features(backbone, ComponentSign.DETERMINISTIC)
+
+    def choose_precision(precision: Precision) -> None:
+        assert precision in (Precision.FLOAT32, Precision.TF32), "of weights in float32"
+        reward.tf32 = backbone.tf32 = precision is Precision.TF32
+
+    result: dict[str, Any] = {
+        "what": "random weights: speed and memory, not quality",
+        "model": sizes.preset.name,
+        "resolution": resolution,
+        "dtype": name,
+        "kernels": "fused" if uses_fused(kernels, device.type) else "plain",
+        "hardware": hardware(device),
+        "machine": record("torch", "numpy", "pillow", "transformers"),
+        "published_loop": [],
+        "runs": {},
+    }
+    searching = Case()
+    choose_precision(Precision.FLOAT32)
     if baseline:
         # First of all, since fused kernels, once chosen, leave the decoder in another dtype.
         model.set_execution(Execution(kernels="plain", cuda_graphs="never"))
-        plan = resolve(job(sizes.preset.name, resolution, name, Case())).plan
+        plan = resolve(job(sizes.preset.name, resolution, name, searching)).plan
         loop = PublishedLoop(model=model, reward=reward, extractor=extractor, plan=plan, run_seed=0)
         official = [_published(loop, row) for row in range(baseline)][min(baseline - 1, 1) :]
-    runs = {}
+        result["published_loop"] = official
+        on_progress("published loop", result)
     for title, case in cases.items():
         resolved = resolve(job(sizes.preset.name, resolution, name, case))
         config, plan = resolved.config, resolved.plan
-        stops = tuple(segment.last_scale for segment in plan.segments)
-        model.set_execution(Execution(kernels=kernels, cuda_graphs=case.cuda_graphs, stops=stops))
+        model.set_execution(_execution(plan, kernels, cuda_graphs=case.cuda_graphs))
+        choose_precision(case.precision)
         engine = Engine(
             model=model,
-            reward=build_reward("constant") if case.n is None else rewards[case.precision],
-            extractor=extractors[case.precision],
+            reward=build_reward("constant") if case.n is None else reward,
+            extractor=extractor,
             plan=plan,
             run_seed=0,
             settings=EngineSettings(
@@ -185,13 +207,17 @@ def measure(
         )
         networks = job_networks(config, resolved.description, plan, on_gpu=device.type == "cuda")
         planned = memory_plan(networks, plan, selector_decode=case.selector_decode)
+        # Judges that a case does not use stay where they are.
+        unused = (
+            0 if case.n else sum(_weight_bytes(network) for network in (reward.network, backbone.network))
+        )
         many = case.together > 1
+        before, counted = (min(warm_up, 2), 1) if many else (warm_up, repeats)
         timed = [
-            _prompts(engine, case.together, first=turn * case.together)
-            for turn in range(2 if many else warm_up + repeats)
-        ][1 if many else warm_up :]
-        peak = max(run["peak_bytes"] for run in timed)
-        runs[title] = {
+            _prompts(engine, case.together, first=turn * case.together) for turn in range(before + counted)
+        ][before:]
+        peak = max(max(run["peak_bytes"] for run in timed) - unused, 0)
+        run = {
             "seconds_per_prompt": [round(run["seconds"] / case.together, 4) for run in timed],
             "prompts_together": case.together,
             "micro_batch_rows": case.micro_batch_rows,
@@ -200,37 +226,49 @@ def measure(
             "peak_bytes": peak,
         }
         if not many:
-            runs[title] |= {
+            run |= {
                 "planned_peak_bytes": planned.peak_bytes,
                 "peak_over_plan": round(peak / planned.peak_bytes, 4) if peak else None,
             }
-        on_case(title, runs[title])
+        result["runs"][title] = run
+        on_progress(title, result)
         del engine
+    # As a search runs it: up to the last scale at once, many rows would take more memory than a GPU has.
+    searched = resolve(job(sizes.preset.name, resolution, name, searching)).plan
+    model.set_execution(_execution(searched, kernels))
+    choose_precision(searching.precision)
     # Before deterministic kernels are chosen, which stay chosen.
-    extras: dict[str, Any] = {}
     if part_repeats:
-        extras["parts"] = measure_parts(
+        parts = measure_parts(
             model, reward, extractor, TEXTS[0], rows=rows, decoded=decoded, repeats=part_repeats
         )
+        result["parts"] = {"precision of reward and features": searching.precision.value} | parts
+        on_progress("parts", result)
     if not quick:
         settings = job(sizes.preset.name, resolution, name, Case(precision=Precision.FLOAT32))
-        extras["rows"] = row_dependence(model)
-        extras["deterministic"] = deterministic(model, reward, extractor, settings)
-    return {
-        "what": "random weights: speed and memory, not quality",
-        "model": sizes.preset.name,
-        "resolution": resolution,
-        "dtype": name,
-        "kernels": "fused" if uses_fused(kernels, device.type) else "plain",
-        "hardware": hardware(device),
-        "machine": record("torch", "numpy", "pillow", "transformers"),
-        "published_loop": official,
-        "runs": runs,
-    } | extras
+        result["rows"] = row_dependence(model)
+        on_progress("rows", result)
+        choose_precision(Precision.FLOAT32)
+        result["deterministic"] = deterministic(model, reward, extractor, settings, kernels=kernels)
+    return result
+
+
+def _execution(plan: Plan, kernels: str, **how: Any) -> Execution:
+    """Return how a model computes for a plan, as `ttsvar_ray.job.build` has it."""
+    return Execution(kernels=kernels, stops=tuple(segment.last_scale for segment in plan.segments), **how)
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    return sum(weight.nbytes for weight in (*network.parameters(), *network.buffers()))
 
 
 def deterministic(
-    model: InfinityModel, reward: Reward, extractor: FeatureExtractor, config: JobConfig
+    model: InfinityModel,
+    reward: Reward,
+    extractor: FeatureExtractor,
+    config: JobConfig,
+    *,
+    kernels: str = "auto",
 ) -> dict[str, Any]:
     """Run one prompt in passes of a fixed number of rows: alone, beside others, sharded over two engines.
 
@@ -240,6 +278,7 @@ def deterministic(
     """
     plan = resolve(config).plan
     rows = tuple(DETERMINISTIC_ROWS[: len(plan.segments)])
+    model.set_execution(_execution(plan, kernels, fixed_shapes=True))
 
     def images(count: int, engines: int) -> tuple[list[bytes], int]:
         built = [
@@ -408,6 +447,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(done: str, result: dict[str, Any]) -> None:
+        """Keep what there is: a later measurement may not fit the device, or its time."""
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        print(done, json.dumps(result["runs"].get(done, {})), flush=True)
+
     result = measure(
         NetworkSizes(preset=find_preset(arguments.model)),
         resolution=arguments.resolution,
@@ -418,10 +464,9 @@ def main() -> None:
         quick=arguments.quick,
         kernels=arguments.kernels,
         part_repeats=arguments.parts,
-        on_case=lambda name, run: print(name, json.dumps(run), flush=True),
+        on_progress=write,
     )
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write("all", result)
     print(json.dumps(result, indent=1))
 
 

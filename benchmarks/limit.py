@@ -81,7 +81,7 @@ def measure(
         resolved.config, resolved.description, resolved.plan, on_gpu=device.type == "cuda"
     )
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
-    model.set_execution(Execution(kernels="auto"))
+    model.set_execution(Execution(stops=tuple(segment.last_scale for segment in resolved.plan.segments)))
     peak = peaks(device, dtype)
     return {
         "model": sizes.preset.name,

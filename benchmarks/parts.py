@@ -23,6 +23,8 @@ DECODED = {"full": (1, 2), "selector": (8, 32)}
 """Images of a call, by size."""
 LOOKED_AT = (4, 8, 32)
 REPEATS = 3
+UNTIMED = 2
+"""Runs of a pass before those that are timed: at the second one it is recorded, where passes are."""
 MOST_TOKENS = 2
 """A pass goes on while its trajectories together have at most the tokens of so many whole images."""
 
@@ -51,7 +53,8 @@ def scale_seconds(
 ) -> list[float | None]:
     """Return the median time of each scale of a pass of so many trajectories; None beyond `MOST_TOKENS`.
 
-    Scales are timed in whole runs from scale 0, as an engine runs them: a cache grows in place once only.
+    Scales are timed in whole runs from scale 0, as an engine runs them, whose stops the model's execution
+    should have: memory is taken up to the next one.
     """
     tokens = np.cumsum([height * width for height, width in model.scale_schedule])
     last = int((rows * tokens <= max(MOST_TOKENS, rows * tokens[0] / tokens[-1]) * tokens[-1]).sum())
@@ -63,7 +66,7 @@ def scale_seconds(
         for scale, (h, w) in enumerate(model.scale_schedule[:last])
     ]
     times: list[list[float]] = [[] for _ in range(last)]
-    for _ in range(1 + repeats):
+    for _ in range(UNTIMED + repeats):
         state = model.start(encoded, [0] * rows)
         for scale in range(last):
             wait()
@@ -71,7 +74,7 @@ def scale_seconds(
             state = model.advance(state, uniforms[scale])
             wait()
             times[scale].append(time.perf_counter() - start)
-    medians: list[float | None] = [statistics.median(each[1:]) for each in times]
+    medians: list[float | None] = [statistics.median(each[UNTIMED:]) for each in times]
     return medians + [None] * (model.num_scales - last)
 
 

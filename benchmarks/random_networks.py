@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ttsvar_ray.features.backbones import dinov2_backbone
+from ttsvar_ray.features.backbones import PatchBackbone, dinov2_backbone
 from ttsvar_ray.features.patch_features import PatchFeatures, principal_component_features
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import TEXT_CHANNELS, TEXT_MAX_LENGTH, TOP_P, InfinityPreset
@@ -156,19 +156,24 @@ def random_reward(
     return reward
 
 
-def random_extractor(
+def random_backbone(
     sizes: NetworkSizes,
     *,
     device: torch.device,
     seed: int = 2,
     precision: Precision = Precision.FLOAT32,
-) -> PatchFeatures:
-    """Return DINOv2's `pca` with random weights."""
+) -> PatchBackbone:
+    """Return DINOv2 with random weights."""
     network = Dinov2WithRegistersModel(sizes.extractor)
     fill(network, torch.device("cpu"), seed=seed)
-    backbone = dinov2_backbone(
+    return dinov2_backbone(
         network, "random", preprocessing=Preprocessing.PUBLISHED, device=str(device), precision=precision
     )
+
+
+def random_extractor(sizes: NetworkSizes, *, device: torch.device) -> PatchFeatures:
+    """Return DINOv2's `pca` with random weights."""
+    backbone = random_backbone(sizes, device=device)
     return principal_component_features(backbone, ComponentSign.DETERMINISTIC)
 
 

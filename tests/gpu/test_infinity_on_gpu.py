@@ -6,16 +6,24 @@ itself is tried in miniature on the CPU in the default run.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import T5Config
 
+from benchmarks import limit
 from benchmarks.gpu_infinity import Case, measure
-from benchmarks.random_networks import NARROW_DINOV2, NARROW_REWARD, NetworkSizes
+from benchmarks.parts import scale_seconds
+from benchmarks.random_networks import NARROW_DINOV2, NARROW_REWARD, NetworkSizes, random_model
 from tests.support.published_infinity import TINY
+from tests.support.recorders import PlainRecorder
+from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import PRESETS
+from ttsvar_ray.models.infinity.resolutions import published_resolution
+from ttsvar_ray.models.protocol import Execution
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -35,8 +43,23 @@ MINIATURE = NetworkSizes(
 )
 
 
-def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def executions(monkeypatch: pytest.MonkeyPatch) -> list[Execution]:
+    """Return how models are told to compute, as it is said."""
     monkeypatch.setitem(PRESETS, TINY.name, TINY)
+    told: list[Execution] = []
+    choose = InfinityModel.set_execution
+
+    def noted(model: InfinityModel, execution: Execution) -> None:
+        told.append(execution)
+        choose(model, execution)
+
+    monkeypatch.setattr(InfinityModel, "set_execution", noted)
+    return told
+
+
+def test_the_measurement_runs_in_miniature_on_a_cpu(executions: list[Execution]) -> None:
+    done: list[tuple[str, list[str], bool]] = []
     result = measure(
         MINIATURE,
         resolution="0.06M",
@@ -49,7 +72,14 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
         rows=(1,),
         decoded={"full": (1,), "selector": (2,)},
         part_repeats=1,
+        on_progress=lambda name, so_far: done.append((name, list(so_far["runs"]), "parts" in so_far)),
     )
+    assert [name for name, _, _ in done] == ["published loop", "one", "raw, two together", "parts", "rows"]
+    assert done[1][1:] == (["one"], False) and done[3][2], "what is measured can be written at once"
+    stops = [execution.stops for execution in executions]
+    assert stops[0] == () and stops[2] == (6,), "the published loop, then raw"
+    assert stops[1] == stops[3] == stops[4] and len(stops[1]) > 1, "a search, parts, deterministic passes"
+    assert [execution.fixed_shapes for execution in executions] == [False] * 4 + [True]
     run, together = result["runs"].values()
     assert (run["kept_images"], run["drawn_images"]) == (1, 1)
     assert (together["kept_images"], together["prompts_together"]) == (1, 2)
@@ -69,6 +99,31 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(monkeypatch: pytest.MonkeyPa
     assert fixed["parents_rebuilt"] > 0
 
 
+def test_scales_are_timed_as_a_search_runs_them(executions: list[Execution]) -> None:
+    result = limit.measure(
+        MINIATURE, resolution="0.06M", device=torch.device("cpu"), dtype=torch.float32, rows=(1,)
+    )
+    (execution,) = executions
+    assert len(execution.stops) > 1 and execution.stops[-1] == 6
+    assert len(result["scales by trajectories"]["1"]) == 7
+
+
+def test_no_scale_is_timed_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recording(PlainRecorder):
+        def record(self, call: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+            time.sleep(0.5)
+            return super().record(call)
+
+    sizes = NetworkSizes(preset=MINIATURE.preset, text_encoder=MINIATURE.text_encoder)
+    model = random_model(
+        sizes, published_resolution("0.06M"), device=torch.device("cpu"), dtype=torch.float32
+    )
+    model.record_passes(Recording())
+    seconds = scale_seconds(model, 1, "a red circle", repeats=1)
+    assert model.recorded is not None and model.recorded.played > 0
+    assert all(each is not None and each < 0.5 for each in seconds)
+
+
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -79,6 +134,8 @@ def measured() -> dict[str, Any]:
         device=torch.device("cuda"),
         dtype=torch.bfloat16,
         repeats=1,
+        warm_up=2,
+        part_repeats=0,
     )
 
 

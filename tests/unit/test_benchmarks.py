@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import shapes_results, shapes_rounds
 from benchmarks.bench import MEASUREMENTS, table
+from benchmarks.machine import commit
 from benchmarks.shapes_methods import REPLAYED, RUN
 from benchmarks.shapes_pieces import (
     Method,
@@ -130,6 +131,11 @@ def test_a_replayed_cut_costs_what_the_cut_costs_that_runs(tmp_path: Path) -> No
     assert ran.tokens == pytest.approx(replayed.tokens)
     assert ran.seconds > 0
     assert "| one cut: 8, the best at 6 | replayed | 2 | 2.10 |" in markdown([ran, replayed], None)
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == "unknown"
 
 
 def test_the_bench_table_says_what_the_committed_files_say() -> None:
