@@ -71,26 +71,37 @@ class Recorder(Protocol):
         ...
 
 
+_SPARE_BYTES = 2 * 10**9
+"""Of a GPU, free beside what the allocator keeps: more than the intermediate results of a recorded pass."""
+
+
 class _CudaRecorder:
     """Records CUDA graphs; they share the memory of their intermediate results, since one runs at a time."""
 
     def __init__(self) -> None:
-        # The first graph: shared memory lasts as long as some graph that was recorded with it.
-        self._first: Any = None
+        # One for all recordings: libraries keep a workspace for each stream that they have worked on.
+        self._stream: Any = None
+        # Shared memory lasts as long as some graph that was recorded with it.
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def record(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # Libraries choose and compile their kernels at the first call, which no recording can hold.
-        with torch.cuda.stream(stream):
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        graph, pool = torch.cuda.CUDAGraph(), next((each.pool() for each in self._graphs), None)
+        with torch.cuda.stream(self._stream):
+            # Libraries choose and compile their kernels at the first call, which no recording can hold.
             call()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (image files, random numbers) may go on meanwhile.
-        pool = None if self._first is None else self._first.pool()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = call()
-        self._first = graph if self._first is None else self._first
+            torch.cuda.synchronize()
+            # torch.cuda.graph would hand back all memory that is kept each time, for others to take anew.
+            if torch.cuda.mem_get_info()[0] < _SPARE_BYTES:
+                torch.cuda.empty_cache()
+            # Other threads (image files, random numbers) may go on meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                result = call()
+            finally:
+                graph.capture_end()
+        self._graphs.add(graph)
 
         def play() -> Tensor:
             graph.replay()
@@ -127,10 +138,6 @@ class Arena:
         self._flat: Tensor | None = None
         self.generation = 0
 
-    @property
-    def nbytes(self) -> int:
-        return 0 if self._flat is None else self._flat.numel()
-
     def tensors(
         self, shapes: Sequence[tuple[Sequence[int], torch.dtype]], device: torch.device
     ) -> list[Tensor]:
@@ -160,10 +167,6 @@ class CacheArena:
     def generation(self) -> int:
         """See `Arena`."""
         return self._arena.generation
-
-    @property
-    def nbytes(self) -> int:
-        return self._arena.nbytes
 
     def moved(self, cache: KVCache, fresh: FreshTokens, *, capacity: int) -> KVCache:
         """Return a cache of the same tokens in this memory.
@@ -220,11 +223,6 @@ class RecordedSteps:
         self.played = 0
         """Passes that came from a recording."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the memory for the caches of recorded passes."""
-        return self._arena.nbytes
-
     def forget(self) -> None:
         """Drop all recordings and the memory for caches; caches that are in use keep theirs."""
         self._known.clear()
@@ -256,7 +254,8 @@ class RecordedSteps:
         total = cache.num_tokens + fresh.tokens
         placed = self._arena.moved(cache, fresh, capacity=0 if capacity is None else max(capacity, total))
         if self._arena.generation != self._generation:
-            self._known.clear()
+            # Recordings are void; that a pass was seen still counts.
+            self._known = OrderedDict.fromkeys(self._known)
             self._generation = self._arena.generation
         kept = placed if capacity is None else placed.grown(fresh, capacity=capacity)
         assert kept.memory is not None

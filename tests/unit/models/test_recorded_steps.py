@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,16 +129,26 @@ def test_only_so_many_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert played[2] * 4 < played[192], "by the time most passes come again they are forgotten"
 
 
-def test_memory_can_be_freed_at_any_time() -> None:
-    model, recorder = make("infinity"), CountingRecorder()
+@pytest.mark.parametrize("family", ["infinity", "var"])
+def test_memory_can_be_freed_at_any_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Arena]] = []
+    construct = Arena.__init__
+
+    def noted(arena: Arena) -> None:
+        construct(arena)
+        made.append(weakref.ref(arena))
+
+    monkeypatch.setattr(Arena, "__init__", noted)
+    model, recorder = make(family), CountingRecorder()
     model.record_passes(recorder)
-    expected = play(model, TEXTS["infinity"])
-    found = play(model, TEXTS["infinity"])
+    expected = play(model, TEXTS[family])
+    found = play(model, TEXTS[family])
     recorded = recorder.recorded
-    assert model.recorded.nbytes > 0
+    arenas = [each for each in made if each() is not None]
+    assert len(arenas) == (2 if family == "infinity" else 1)
     model.free_memory()
-    assert model.recorded.nbytes == 0
-    again = play(model, TEXTS["infinity"])
+    assert all(each() is None for each in arenas), "of caches, and of packed texts"
+    again = play(model, TEXTS[family])
     for states in (found, again):
         for mine, theirs in zip(states, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine.bits, theirs.bits, strict=True))
@@ -256,6 +269,107 @@ def test_graphs_are_for_cuda_devices() -> None:
         make("infinity").set_execution(Execution(cuda_graphs="always"))
 
 
+class PretendedGraph:
+    def __init__(self, number: int, asked: list[str]) -> None:
+        self.memory_of, self.asked = number, asked
+
+    def pool(self) -> int:
+        return self.memory_of
+
+    def capture_begin(self, pool: int | None = None, *, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local", "other threads go on"
+        self.memory_of = self.memory_of if pool is None else pool
+        self.asked.append("begins")
+
+    def capture_end(self) -> None:
+        self.asked.append("ends")
+
+    def replay(self) -> None:
+        self.asked.append("plays")
+
+
+class PretendedCuda:
+    """What a recorder asks of `torch.cuda`, written down; nothing is computed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free, self.asked, self.streams, self.graphs = 10**11, [], [], []
+        self.current: Any = "the current stream"
+        for name in ("Stream", "CUDAGraph", "stream", "current_stream", "synchronize"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (self.free, 2 * self.free))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.asked.append("emptied"))
+
+    def Stream(self) -> Any:  # noqa: N802 - torch's name
+        self.streams.append(SimpleNamespace(wait_stream=lambda other: self.asked.append("waits")))
+        return self.streams[-1]
+
+    def CUDAGraph(self) -> Any:  # noqa: N802 - torch's name
+        graph = PretendedGraph(len(self.graphs), self.asked)
+        self.graphs.append(weakref.ref(graph))
+        return graph
+
+    @contextlib.contextmanager
+    def stream(self, chosen: Any) -> Iterator[None]:
+        before, self.current = self.current, chosen
+        yield
+        self.current = before
+
+    def current_stream(self) -> Any:
+        return self.current
+
+    def synchronize(self) -> None:
+        self.asked.append("waits")
+
+
+def test_graphs_are_recorded_on_one_stream_and_share_memory_while_any_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = PretendedCuda(monkeypatch)
+    recorder = cuda_recorder("auto", "cuda")
+    assert recorder is not None
+    ran_on: list[Any] = []
+
+    def call() -> Tensor:
+        ran_on.append(cuda.current)
+        cuda.asked.append("runs")
+        return torch.ones(1)
+
+    first, second = recorder.record(call), recorder.record(call)
+    assert cuda.asked[:6] == ["waits", "runs", "waits", "begins", "runs", "ends"]
+    assert "emptied" not in cuda.asked, "kept memory would have to be taken anew by whoever runs next"
+    assert len(cuda.streams) == 1 and all(stream is cuda.streams[0] for stream in ran_on)
+    assert [graph().memory_of for graph in cuda.graphs] == [0, 0]
+    assert float(first()) == 1 and cuda.asked[-1] == "plays"
+    del first
+    assert cuda.graphs[0]() is None
+    third = recorder.record(call)
+    assert cuda.graphs[2]().memory_of == 0, "the second one keeps it"
+    del second, third
+    cuda.free = 10**9
+    cuda.asked.clear()
+    fourth = recorder.record(call)
+    assert cuda.graphs[3]().memory_of == 3, "memory of graphs that are gone is gone"
+    assert cuda.asked.count("emptied") == 1, "where a GPU has little left"
+    assert float(fourth()) == 1
+
+
+def test_a_recording_that_fails_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = PretendedCuda(monkeypatch)
+    recorder = cuda_recorder("auto", "cuda")
+    assert recorder is not None
+    calls = iter((torch.ones(1), None))
+
+    def call() -> Tensor:
+        result = next(calls)
+        if result is None:
+            raise torch.OutOfMemoryError("no room")
+        return result
+
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder.record(call)
+    assert cuda.asked[-2:] == ["begins", "ends"]
+
+
 def test_nothing_is_recorded_that_was_seen_once() -> None:
     recorder = CountingRecorder()
     steps = RecordedSteps(recorder)
@@ -269,6 +383,23 @@ def test_nothing_is_recorded_that_was_seen_once() -> None:
         result, cache = steps.run("sum", call, [torch.full((2, 4), value)], KVCache(), fresh(1), capacity=2)
         results.append((float(result), recorder.recorded, recorder.played, cache.num_tokens))
     assert results == [(8.0, 0, 0, 2), (16.0, 1, 1, 2), (24.0, 1, 2, 2)]
+
+
+def test_a_pass_that_was_seen_is_recorded_the_second_time_though_memory_has_grown_since() -> None:
+    recorder = CountingRecorder()
+    steps = RecordedSteps(recorder)
+
+    def call(inputs: tuple[Tensor, ...], extend: Any) -> Tensor:
+        new = inputs[0].view(1, -1, 1, 2, 4)
+        return extend(0)(new, new).keys.sum()
+
+    counted = []
+    for rows, value in ((1, 1.0), (3, 2.0), (1, 3.0), (3, 4.0), (5, 5.0), (1, 6.0), (1, 7.0)):
+        given = torch.full((rows * 2, 4), value)
+        result, _ = steps.run("sum", call, [given], KVCache(), fresh(rows), capacity=2)
+        assert float(result) == rows * 8 * value
+        counted.append((recorder.recorded, recorder.played))
+    assert counted == [(0, 0), (0, 0), (1, 1), (2, 2), (2, 2), (3, 3), (3, 4)]
 
 
 def test_long_texts_of_many_rows_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:

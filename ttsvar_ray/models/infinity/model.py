@@ -23,6 +23,7 @@ from ttsvar_ray.models.sampling import (
     softened,
 )
 from ttsvar_ray.models.state import KVCache, ScaleState
+from ttsvar_ray.vision.pixels import to_device
 
 
 class InfinityModel(CachedModel):
@@ -79,8 +80,13 @@ class InfinityModel(CachedModel):
         if not lens.is_meta:
             features = features[:, : padded_length(int(lens), features.shape[1])]
         return self.transformer.condition(
-            features.to(self.device), lens.to(self.device), guidance=self.num_streams == 2
+            features.to(self.device), to_device(lens, self.device), guidance=self.num_streams == 2
         )
+
+    def free_memory(self) -> None:
+        """Let go of packed texts as well."""
+        super().free_memory()
+        self._text_memory = TextMemory()
 
     def cuts_text(self, text: str) -> bool:
         """Whether a prompt has more tokens than the transformer was trained to read."""
