@@ -24,6 +24,7 @@ from ttsvar_ray.models.row_stability import autocast, channels_first, pad_images
 from ttsvar_ray.models.sampling import SamplingSettings, exact_sums
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.types import Float32Array, Float64Array, ScaleSchedule, UInt8Array
+from ttsvar_ray.vision.pixels import to_device
 
 SELECTOR_PIXELS = 256
 """Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
@@ -57,7 +58,9 @@ def _decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step:
     rows = len(maps)
     filled = -(-rows // step) * step if rows > step else rows
     order = torch.arange(filled, device=maps.device).clamp(max=rows - 1)
-    return np.concatenate([decode(maps[chunk]).cpu().numpy() for chunk in order.split(step)])[:rows]
+    # All are begun before one is waited for.
+    levels: UInt8Array = torch.cat([decode(maps[chunk]) for chunk in order.split(step)])[:rows].cpu().numpy()
+    return levels
 
 
 CONDITIONAL, UNCONDITIONAL = range(1), range(1, 2)
@@ -235,7 +238,7 @@ class CachedModel(ABC):
             raise ValueError(
                 f"uniforms: expected {expected} at scale {state.scale_index}, got {uniforms.shape}"
             )
-        return torch.from_numpy(np.ascontiguousarray(uniforms)).to(self.device)
+        return to_device(torch.from_numpy(np.ascontiguousarray(uniforms)), self.device)
 
     @torch.inference_mode()
     def advance_with(self, state: ScaleState, choose: ChooseBits) -> ScaleState:
@@ -313,7 +316,7 @@ class CachedModel(ABC):
             raise ValueError(
                 f"bits: expected {expected} at scale {state.scale_index}, got {scale_bits.shape}"
             )
-        given = torch.from_numpy(np.array(scale_bits, dtype=np.uint8)).to(self.device)
+        given = to_device(torch.from_numpy(np.array(scale_bits, dtype=np.uint8)), self.device)
         self.check_given(given, state.scale_index)
         return given
 

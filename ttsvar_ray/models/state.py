@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttsvar_ray.vision.pixels import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -196,7 +198,7 @@ class ScaleState:
         """Select and repeat trajectories; texts that nobody has any more are let go."""
         if list(rows) == list(range(self.num_rows)):
             return self
-        index = torch.tensor(list(rows), dtype=torch.int64, device=self.summed.device)
+        index = to_device(torch.tensor(list(rows), dtype=torch.int64), self.summed.device)
         used = dict.fromkeys(self.text_rows[row] for row in rows)
         place = {text: position for position, text in enumerate(used)}
         return ScaleState(

@@ -112,7 +112,7 @@ class PixelRecipe:
         to_height, to_width = self._fitted(height, width)
         levels = resize_levels(_to_tensor(images, device), to_height, to_width, self.resample.value, order)
         levels = self._centre(levels)
-        table = torch.from_numpy(self._levels()).to(device)
+        table = to_device(torch.from_numpy(self._levels()), device)
         return torch.stack([table[channel][levels[:, channel].long()] for channel in range(3)], dim=1)
 
     def _pillow_order(self, height: int, width: int) -> Order | None:
@@ -188,7 +188,7 @@ class PixelRecipe:
 
     def _normalise(self, unit_BCHW: Tensor) -> Tensor:
         shape = (1, 3, 1, 1)
-        mean, std = unit_BCHW.new_tensor(self.mean), unit_BCHW.new_tensor(self.std)
+        mean, std = (to_device(torch.tensor(each), unit_BCHW.device) for each in (self.mean, self.std))
         return (unit_BCHW - mean.view(shape)) / std.view(shape)
 
 

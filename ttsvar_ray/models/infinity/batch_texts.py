@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ttsvar_ray.models.infinity.text import Conditioning
 from ttsvar_ray.models.recorded_steps import Arena
+from ttsvar_ray.vision.pixels import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +268,7 @@ class TextMemory:
 
 
 def _index(values: Sequence[int], device: torch.device) -> Tensor:
-    index = torch.tensor(list(values), dtype=torch.int64)
-    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+    return to_device(torch.tensor(list(values), dtype=torch.int64), device)
 
 
 def _lengthened(tensor: Tensor, length: int, axis: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from ttsvar_ray.errors import CheckpointError
 from ttsvar_ray.models.row_stability import min_linear_rows
 from ttsvar_ray.vision.checkpoints import from_folder
+from ttsvar_ray.vision.pixels import to_device
 
 PEOPLE_WORDS = (
     *("man", "woman", "men", "women", "boy", "girl", "child", "person", "human", "adult", "teenager"),
@@ -150,7 +151,7 @@ class T5TextEncoder:
         mask = torch.zeros_like(padded)
         padded[0, :tokens] = torch.tensor(ids)
         mask[:, :tokens] = 1
-        output = self.model(input_ids=padded.to(device), attention_mask=mask.to(device))
+        output = self.model(input_ids=to_device(padded, device), attention_mask=to_device(mask, device))
         return output.last_hidden_state[0].float(), tokens
 
     def cuts(self, text: str) -> bool:
@@ -195,15 +196,4 @@ class Conditioning:
             text_mask=self.text_mask,
             keys=tuple(keys[own] for keys in self.keys),
             values=tuple(values[own] for values in self.values),
-        )
-
-    def gather(self, texts: Tensor) -> Conditioning:
-        """Select texts; `texts` is int64 [P'] on the conditioning's device."""
-        return Conditioning(
-            pooled=self.pooled.index_select(1, texts),
-            block_modulation=self.block_modulation.index_select(1, texts),
-            head_modulation=self.head_modulation.index_select(1, texts),
-            text_mask=self.text_mask.index_select(0, texts),
-            keys=tuple(k.index_select(1, texts) for k in self.keys),
-            values=tuple(v.index_select(1, texts) for v in self.values),
         )

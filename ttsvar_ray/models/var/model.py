@@ -17,6 +17,7 @@ from ttsvar_ray.models.sampling import SamplingSettings, draw_token_bits, restri
 from ttsvar_ray.models.state import KVCache, ScaleState
 from ttsvar_ray.models.var.tokenizer import VqDecoder, bits_to_tokens, next_input
 from ttsvar_ray.models.var.transformer import VarTransformer
+from ttsvar_ray.vision.pixels import to_device
 
 SUGGESTIONS = 3
 
@@ -156,7 +157,7 @@ class VarModel(CachedModel):
         features = None
         if scale_index > 0:
             features = next_input(state.summed, self.scale_schedule[scale_index])
-        labels = torch.tensor([state.texts[row] for row in state.text_rows], device=self.device)
+        labels = to_device(torch.tensor([state.texts[row] for row in state.text_rows]), self.device)
         return self.transformer.scale_step(
             features,
             scale_index,
