@@ -119,7 +119,8 @@ class CachedModel(ABC):
         Raises:
             ConfigurationError: fused kernels or CUDA graphs where there are none.
         """
-        fused = uses_fused(execution.kernels, self.device.type)
+        with self._on_its_gpu():
+            fused = uses_fused(execution.kernels, self.device.type)
         recorder = cuda_recorder(execution.cuda_graphs, self.device.type)
         self.record_passes(recorder, must_record=execution.cuda_graphs == "always")
         self.execution = execution
@@ -252,9 +253,10 @@ class CachedModel(ABC):
     def next_logits(self, state: ScaleState) -> tuple[Tensor, KVCache]:
         """Return the logits of the next scale, temperature and guidance applied, and the extended cache."""
         scale_index = state.scale_index
-        if self.sampling.begins_unconditional(scale_index):
-            state = self._caught_up(state)
-        raw, cache = self.run_scale(state, range(self.sampling.streams_at(scale_index)))
+        with self._on_its_gpu():
+            if self.sampling.begins_unconditional(scale_index):
+                state = self._caught_up(state)
+            raw, cache = self.run_scale(state, range(self.sampling.streams_at(scale_index)))
         return self.mixed(raw, scale_index, self.sampling.guidance[scale_index]), cache
 
     def _caught_up(self, state: ScaleState) -> ScaleState:
@@ -338,7 +340,8 @@ class CachedModel(ABC):
         """
         while state.scale_index <= scale_index:
             at, tokens = state.scale_index, self._tokens(state)
-            raw, cache = self.run_scale(state, CONDITIONAL)
+            with self._on_its_gpu():
+                raw, cache = self.run_scale(state, CONDITIONAL)
             halves = torch.full((state.num_rows, tokens * self.bits_per_token), 0.5, device=self.device)
             state = self._extend(state, self.draw(self.mixed(raw, at, 1.0), halves), cache)
         return state
@@ -373,12 +376,16 @@ class CachedModel(ABC):
         # Fused, the decoder is narrow itself: autocast would have it upsample in float32.
         narrow = self.device.type != "cpu" and self.block_dtype != torch.float32
         narrow = narrow and not self.tokenizer.decoder.fused
-        with autocast(self.device, dtype=self.block_dtype, enabled=narrow):
+        with self._on_its_gpu(), autocast(self.device, dtype=self.block_dtype, enabled=narrow):
             if self.device.type == "cpu" and self._decode_rows(reduced) == 1:
                 # Always alone, an image is the same bytes in any batch without a second one beside it.
                 return torch.cat([self.tokenizer.decode(channels_first(one)) for one in summed.split(1)])
             images: Tensor = self.tokenizer.decode(pad_images(summed))[:rows]
         return images
+
+    def _on_its_gpu(self) -> torch.cuda.device:
+        """Make the model's GPU the current one, on which kernels and graphs start; elsewhere do nothing."""
+        return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
     def _decode_rows(self, map_size: tuple[int, int]) -> int:
         """Return how many feature maps of a size are decoded in one call."""

@@ -69,3 +69,18 @@ def test_nothing_is_waited_for_but_what_is_asked_for(family: str, monkeypatch: p
             waits.taken()
             model.replay(model.start(text, [0]), bits)
             assert waits.taken() == [], "replayed"
+
+
+@FAMILIES
+def test_a_models_gpu_is_the_current_one_while_it_computes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, modules, texts = make(family)
+    with pretended_gpu(monkeypatch, *modules, index=1) as (_, waits):
+        text = model.encode_text(texts) if family == "infinity" else texts
+        waits.current.clear()
+        state = drawn(model, text)
+        if family == "infinity":
+            model.look_ahead(model.start(text, [0]), 1)
+        model.decode(state)
+        assert waits.current == {1}, "Triton and graphs start kernels on the current device"
