@@ -33,6 +33,7 @@ def analyze(
         str | None,
         typer.Option("--prompt", help="Of the strip of scales: an id or a text; by default the first."),
     ] = None,
+    by_reward: options.ByReward = False,
     settings: options.Settings = None,
 ) -> None:
     """Say how early the reward knows the end, by scale and potential, and what each scale costs, in figures.
@@ -60,9 +61,9 @@ def analyze(
             "`ttsvar-ray calibrate JOB.yaml --output DIR` draws one"
         )
     folder = to or Path(pool) / "analysis"
-    seen = read_pool(job, run)
+    seen = read_pool(job, run, by_reward=by_reward)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = _consistency(seen, folder, judged=judge_of(job) is not None)
+    lines = _consistency(seen, folder, judged=judge_of(job, by_reward=by_reward) is not None)
     lines += _costs(job, folder)
     lines += _strip(run, folder, prompt)
     typer.echo("\n".join(lines))

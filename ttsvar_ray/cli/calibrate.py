@@ -73,12 +73,7 @@ def calibrate(
             metavar="FILE",
         ),
     ] = None,
-    by_reward: Annotated[
-        bool,
-        typer.Option(
-            "--by-reward", help="Choose by the final reward where the built-in world has a judge, too."
-        ),
-    ] = False,
+    by_reward: options.ByReward = False,
     settings: options.Settings = None,
     debug: options.Debug = False,
 ) -> None:

@@ -101,6 +101,11 @@ def test_a_pool_becomes_figures(pool: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "strip.png").height > 2 * 144
 
 
+def test_a_pool_may_be_read_by_the_reward_alone(pool: Path, tmp_path: Path) -> None:
+    call("analyze", str(pool), "--to", str(tmp_path), "--by-reward")
+    assert {file.stem for file in tmp_path.glob("*.svg")} == {"consistency", "correlation", "cost", "memory"}
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
