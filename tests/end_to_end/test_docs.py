@@ -159,7 +159,7 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ttsvar_ray "$@"\n')
     program.chmod(0o755)
     scripts = [block for language, block in FENCED.findall(PAGES["tutorial.md"]) if language == "bash"]
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     environment = {
         **os.environ,
         "PATH": f"{program.parent}:{os.environ['PATH']}",
@@ -177,5 +177,11 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "5 prompts, 5 images, 0 dead letters; all whole" in done.stdout
-    for made in ("outputs/first/report.html", "scales.png", "both.png", "outputs/shards/00000.tar"):
+    for made in (
+        "outputs/first/report.html",
+        "scales.png",
+        "both.png",
+        "outputs/shards/00000.tar",
+        "outputs/chosen/data/part-00000.parquet",
+    ):
         assert (tmp_path / made).stat().st_size > 1000, made
