@@ -56,7 +56,7 @@ def push(
 
     Example: ttsvar-ray push outputs/mine me/rings --licence cc-by-4.0
     """
-    from ttsvar_ray.dataset.card import MARK, card_text
+    from ttsvar_ray.dataset.card import MARK, UNKNOWN_LICENCE, card_text
     from ttsvar_ray.dataset.manifest import read_run
     from ttsvar_ray.errors import ConfigurationError, InterruptedRunError
 
@@ -76,6 +76,8 @@ def push(
     if MARK not in present:
         typer.echo(f"card      {layout.card_file} as it is: it was made somebody's own", err=True)
         card = present
+    elif licence == UNKNOWN_LICENCE:
+        typer.echo("card      licence of the images: unknown; --licence names it, each time", err=True)
     try:
         _send(layout, manifest, repository, card=card, is_public=public)
     except KeyboardInterrupt:
@@ -151,12 +153,11 @@ def _scores(layout: OutputLayout) -> list[ScoreRow]:
     from ttsvar_ray.cli.score import shown_scores
     from ttsvar_ray.dataset.card import ScoreRow
 
-    rows = []
-    for name, values, error in shown_scores(layout, _score_tables(layout)):
-        good = values[np.isfinite(values)]
-        if len(good):
-            rows.append(ScoreRow(name=name, prompts=len(good), mean=float(good.mean()), error=error))
-    return rows
+    return [
+        ScoreRow(name=name, prompts=len(good), mean=float(good.mean()), error=error)
+        for name, values, error in shown_scores(layout, _score_tables(layout))
+        if len(good := values[np.isfinite(values)])
+    ]
 
 
 def _score_tables(layout: OutputLayout) -> list[str]:

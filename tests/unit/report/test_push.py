@@ -250,6 +250,10 @@ def test_the_command_pushes_what_is_whole_and_shows_no_token(
     there = hub.repositories[NAME]
     assert head(there.files["README.md"].decode())["license"] == "cc-by-4.0"
     assert there.files["contact_sheet.png"].startswith(b"\x89PNG")
+    assert "unknown" not in done.stderr
+    anew = runner.invoke(app, ["push", str(output), NAME])
+    assert head(there.files["README.md"].decode())["license"] == "unknown"
+    assert "licence of the images: unknown; --licence names it, each time" in anew.stderr
     public = runner.invoke(app, ["push", str(output), NAME, "--licence", "cc-by-4.0", "--public"])
     assert (public.exit_code, there.is_private) == (0, True), public.output
     assert f"{NAME} was made private and stays so" in public.stderr
