@@ -72,9 +72,9 @@ def check_columns(path: Location, found: Sequence[str], source: PromptSource) ->
     for setting, name in wanted:
         if name is not None and name not in found:
             columns = _shown(found) or "none"
-            raise InputError(f"{path}: no column {name!r}; columns found: {columns}; set {setting}")
-    repeated = sorted({name for name in found if found.count(name) > 1})
-    if repeated:
+            remedy = "separate cells by commas" if ";" in columns else f"set {setting}"
+            raise InputError(f"{path}: no column {name!r}; columns found: {columns}; {remedy}")
+    if repeated := sorted({name for name in found if found.count(name) > 1}):
         raise InputError(f"{path}: column names must differ; {_shown(repeated)} occurs twice")
 
 
