@@ -210,7 +210,8 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
                 found = {name: spec}
             own += [f"{column!r} is given twice" for column in found if column in specs]
             specs |= found
-        problems += [f"evaluators: {problem}" for problem in own]
+        judges = f"{EXACT} reads captions of the built-in world alone: " if name == EXACT else ""
+        problems += [f"evaluators: {judges}{problem}" for problem in own]
     if problems:
         raise ConfigurationError(problems)
     return specs

@@ -115,7 +115,8 @@ def test_prompts_that_the_checker_does_not_know_are_told_before_anything_is_draw
     with (tmp_path / "prompts.jsonl").open("a") as lines:
         lines.write('{"prompt": "a dog"}\n')
     told = call("compare", str(file), "--output", str(output), code=2)
-    assert "evaluators: caption 'a dog': expected one of circle, ring, cross, bar, moon, found 'dog'" in told
+    assert "evaluators: shapes-checker reads captions of the built-in world alone: caption 'a dog': " in told
+    assert "expected one of circle, ring, cross, bar, moon, found 'dog'" in told
     assert not output.exists()
 
 
