@@ -247,8 +247,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ConfigurationError(f'model.device: expected "auto", "cpu" or "cuda", got {device!r}') from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f'model.device: {device!r}, but torch sees no GPU here; use "auto" or "cpu"')
+    seen = torch.cuda.device_count() if resolved.type == "cuda" and torch.cuda.is_available() else 0
+    if resolved.type == "cuda" and seen <= (resolved.index or 0):
+        raise ConfigurationError(f'model.device: {device!r}: torch sees {seen} GPUs; use "auto" or "cpu"')
     return resolved
 
 

@@ -15,7 +15,7 @@ from ttsvar_ray.config.load import load_config
 from ttsvar_ray.errors import CheckpointError, ConfigurationError
 from ttsvar_ray.job.build import build_ensemble
 from ttsvar_ray.job.resolved import coordinator_settings, plan_note, resolve
-from ttsvar_ray.models.registry import model_path
+from ttsvar_ray.models.registry import model_path, resolve_device
 from ttsvar_ray.search.operators.resample import Resample
 from ttsvar_ray.search.operators.top_k import TopK
 from ttsvar_ray.search.principal_component import ComponentSign
@@ -364,6 +364,15 @@ def test_a_gpu_that_is_not_here_is_refused_with_everything_else(monkeypatch: pyt
     ]
     with pytest.raises(ConfigurationError, match=r"model\.device: expected .*\"cuda:N\", got 'tpu'"):
         load_config(None, ["model.device=tpu"], needs_files=False)
+
+
+def test_a_gpu_beyond_those_that_a_process_sees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker under Ray sees its own alone."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert [resolve_device(name).index for name in ("cuda", "cuda:0")] == [None, 0]
+    with pytest.raises(ConfigurationError, match=r"model\.device: 'cuda:1': torch sees 1 GPUs; use \"auto"):
+        resolve_device("cuda:1")
 
 
 @pytest.mark.parametrize("more", [{"workers": 2}, {"in_process": True}, {}], ids=str)
