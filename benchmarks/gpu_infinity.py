@@ -224,6 +224,8 @@ def measure(
             "drawn_images": plan.survivors_after[-1],
             "kept_images": sum(run["images"] for run in timed) // (len(timed) * case.together),
             "peak_bytes": peak,
+            # None of them: graphs are off, or the log says why a recording failed.
+            "passes_played_from_recordings": 0 if model.recorded is None else model.recorded.played,
         }
         if not many:
             run |= {

@@ -83,6 +83,7 @@ def test_the_measurement_runs_in_miniature_on_a_cpu(executions: list[Execution])
     run, together = result["runs"].values()
     assert (run["kept_images"], run["drawn_images"]) == (1, 1)
     assert (together["kept_images"], together["prompts_together"]) == (1, 2)
+    assert run["passes_played_from_recordings"] == 0, "there are none on a CPU"
     official = result["published_loop"][-1]
     assert official["decoded_images"] > 20, "every live trajectory is decoded at every selection"
     assert result["kernels"] == "plain"
@@ -145,6 +146,7 @@ def measured() -> dict[str, Any]:
 def test_2b_runs_end_to_end_at_1m(measured: dict[str, Any]) -> None:
     found = {name: (run["drawn_images"], run["kept_images"]) for name, run in measured["runs"].items()}
     assert found == {"N=1": (1, 1), "N=2": (2, 1)}, "the best is kept"
+    assert all(run["passes_played_from_recordings"] > 10 for run in measured["runs"].values())
 
 
 @needs_gpu
