@@ -45,7 +45,7 @@ def _selector_map_size(height: int, width: int, patch_size: int) -> tuple[int, i
 
 
 def _decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: int) -> UInt8Array:
-    """Return uint8 [B, height, width, 3], decoded `step` maps at a time.
+    """Return uint8 [B, height, width, 3], decoded `step` maps at a time; all begun before one is read.
 
     Where there are several chunks all have `step` maps, the last one filled up with its last: devices that
     choose kernels by shape then decode every map alike, wherever in the batch it is.
@@ -58,7 +58,6 @@ def _decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step:
     rows = len(maps)
     filled = -(-rows // step) * step if rows > step else rows
     order = torch.arange(filled, device=maps.device).clamp(max=rows - 1)
-    # All are begun before one is waited for.
     levels: UInt8Array = torch.cat([decode(maps[chunk]) for chunk in order.split(step)])[:rows].cpu().numpy()
     return levels
 
