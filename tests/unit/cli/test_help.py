@@ -19,7 +19,7 @@ def commands(group: Any, *above: str) -> Iterator[tuple[str, ...]]:
         yield from commands(command, *above, name) if hasattr(command, "commands") else [(*above, name)]
 
 
-@pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
+@pytest.mark.parametrize("words", [*commands(typer.main.get_command(app))], ids=" ".join)
 def test_every_command_shows_an_example_that_can_be_typed(words: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*words, "--help"]).output
     match = re.search(r"Example: (.+?)(;|\n *\n)", shown, re.DOTALL)
