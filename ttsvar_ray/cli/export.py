@@ -49,10 +49,11 @@ def export(
 
     Example: ttsvar-ray export outputs/mine --to shards --layout webdataset
     """
-    from ttsvar_ray.dataset.card import derived_card, shards_head, table_size
+    from ttsvar_ray.dataset.card import derived_card, shards_head, table_size, write_card
     from ttsvar_ray.dataset.export import LAYOUTS, claimed, exported_images, to_webdataset
     from ttsvar_ray.dataset.manifest import read_run
     from ttsvar_ray.errors import ConfigurationError, OutputError
+    from ttsvar_ray.storage.location import locate
 
     if shard_size is not None and layout is not _Layout.WEBDATASET:
         raise ConfigurationError(f"--shard-size: the layout {layout.value} has no shards; remove it")
@@ -73,5 +74,5 @@ def export(
         if layout in (_Layout.WEBDATASET, _Layout.FOLDER):
             head = {} if size is None else shards_head(manifest, table.schema)
             card = derived_card(manifest, head, "# Images of a run of ttsvar-ray")
-            (to / "README.md").write_text(card, encoding="utf-8")
+            write_card(locate(to / "README.md"), card)
     typer.echo(f"{to}: {count} images ({layout.value})")

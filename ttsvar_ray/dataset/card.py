@@ -160,7 +160,13 @@ def derived_card(manifest: RunManifest, head: Mapping[str, Any], *lines: str) ->
         lines: what it is, for people.
     """
     text = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True, width=1000)
-    return "\n".join([f"---\n{text}---", *lines, *_about(manifest, None), ""])
+    return "\n".join([f"---\n{text}---", MARK, *lines, *_about(manifest, None), ""])
+
+
+def write_card(file: Location, text: str) -> None:
+    """Write a card, unless somebody has made the one that is there their own."""
+    if not file.is_file() or MARK in file.read_text():
+        file.write_text(text)
 
 
 def shards_head(manifest: RunManifest, schema: pa.Schema) -> dict[str, Any]:

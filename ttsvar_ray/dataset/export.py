@@ -29,6 +29,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.part_manifest import data_digest
 from ttsvar_ray.dataset.rows import PICTURE, data_schema, image_rows
 from ttsvar_ray.errors import OutputError
+from ttsvar_ray.storage.location import locate
 
 _ROWS_AT_A_TIME = 32
 _FILES_PER_FOLDER = 10_000
@@ -99,11 +100,11 @@ def claimed(folder: Path, layout: OutputLayout, settings: Mapping[str, Any]) -> 
     file = folder / ".export.json"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        if any(folder.iterdir()):
+        if any(not each.name.startswith(".") for each in folder.iterdir()):
             raise OutputError(
                 f"{folder}: expected an empty folder, or one of the same export; choose another"
             )
-        file.write_text(told, encoding="utf-8")
+        locate(file).write_text(told)
     elif (found := file.read_text(encoding="utf-8")) != told:
         raise OutputError(
             f"{folder}: expected an export of {told}, found one of {found}; choose another folder"

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ttsvar_ray.dataset.card import derived_card
+from ttsvar_ray.dataset.card import derived_card, write_card
 from ttsvar_ray.dataset.contents import opened
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import RunManifest
@@ -306,13 +306,12 @@ def _claim(folder: Path, layout: OutputLayout, manifest: RunManifest, selection:
                 f"{folder}: holds another selection, or one of the run before it had more images; choose "
                 "another --to folder"
             )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+    elif any(not name.startswith(".") for name in locate(folder).names()):
         raise OutputError(f"{folder}: expected an empty folder, found something in it; choose another --to")
-    folder.mkdir(parents=True, exist_ok=True)
+    else:  # First of all files: without it the same command would not know the folder again.
+        locate(file).write_text(json.dumps(told, indent=2) + "\n")
     head = {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}]}
     asked = f"`{selection.where}`" if selection.where else "all images"
     best = f", of each prompt the one with the highest {selection.by}" if selection.best_per_prompt else ""
     what = f"Of a run of ttsvar-ray ({manifest.config_digest[:12]}): {asked}{best}."
-    (folder / "README.md").write_text(derived_card(manifest, head, "# A selection", what), encoding="utf-8")
-    file.write_text(json.dumps(told, indent=2) + "\n")
+    write_card(locate(folder / "README.md"), derived_card(manifest, head, "# A selection", what))

@@ -153,6 +153,39 @@ def test_an_image_folder_says_how_it_was_made(layout: OutputLayout, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "folder"])
+def test_a_card_that_somebody_made_their_own_is_kept(layout: OutputLayout, tmp_path: Path, kind: str) -> None:
+    command = ["export", str(layout.root), "--to", str(tmp_path / "to"), "--layout", kind]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    card = tmp_path / "to" / "README.md"
+    written = card.read_text()
+    card.write_text(written + "changed, the mark left\n")
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert card.read_text() == written
+    own = "".join(line for line in written.splitlines(True) if "Remove this line" not in line) + "Of Ann's.\n"
+    assert len(own.splitlines()) == len(written.splitlines()), "one line less, one more"
+    card.write_text(own)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert card.read_text() == own
+
+
+def test_a_killed_process_leaves_no_export_that_its_command_refuses(
+    layout: OutputLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["export", str(layout.root), "--to", str(tmp_path / "to"), "--layout", "folder"]
+
+    def killed(file: Path, text: str, **_: str) -> int:
+        file.write_bytes(text[:9].encode())
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed)
+        assert CliRunner().invoke(app, command).exit_code == 1
+    (tmp_path / "to" / "..export.json.0a1b2c3d.tmp").touch()  # of one that ends without a word
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "folder"])
 def test_an_export_of_no_images_is_refused(tmp_path: Path, kind: str) -> None:
     layout = OutputLayout(tmp_path / "run")
     open_output(layout, manifest(prompt_count=1))

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,32 @@ def test_a_selection_is_a_data_set_with_the_scores(output: Path, tmp_path: Path)
     assert "holds another selection" in call(*other, code=2)
     shutil.copy(output / "manifest" / "part-00000.json", output / "manifest" / "part-00001.json")
     assert "holds another selection" in call(*best, code=2), "the run's images are others now"
+
+
+def test_a_selection_goes_on_after_a_crash_at_any_of_its_writes(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text, crashes = Path.write_text, 0
+    for last in range(10):
+        left = iter(range(last))
+
+        def write(file: Path, text: str, left: Iterator[int] = left, **options: str) -> int:
+            if next(left, None) is None:
+                raise RuntimeError("killed")
+            return write_text(file, text, **options)
+
+        folder = tmp_path / str(last)
+        command = ("select", str(output), "--best-per-prompt", "--to", str(folder))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", write)
+            crashes += CliRunner().invoke(app, command).exit_code == 1
+        assert "4 of 6 images, of 4 prompts" in call(*command), f"crash {last}"
+        assert "## How it was made" in (folder / "README.md").read_text(), f"crash {last}"
+    assert 3 <= crashes < 10, "each write, and nothing more"
+    own = "no mark: this card is Ann's\n"
+    (folder / "README.md").write_text(own)
+    call(*command)
+    assert (folder / "README.md").read_text() == own
 
 
 @pytest.mark.parametrize(
