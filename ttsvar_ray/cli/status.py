@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,13 +24,15 @@ def status(
 
     Example: ttsvar-ray status s3://bucket/captions
     """
+    import dataclasses
     import json
 
     from ttsvar_ray.job.status import read_status
 
     found = read_status(output)
     if as_json:
-        typer.echo(json.dumps([_json(each) for each in found], indent=1))
+        told = [{**dataclasses.asdict(one), "cost": one.cost and one.cost.to_json()} for one in found]
+        typer.echo(json.dumps(told, indent=1))
         return
     for each in found:
         typer.echo("\n".join(_status_lines(each)))
@@ -64,13 +66,6 @@ def _status_lines(status: RunStatus) -> list[str]:
     if status.reason:
         lines.append(f"reason    {status.reason}")
     return lines
-
-
-def _json(status: RunStatus) -> dict[str, Any]:
-    import dataclasses
-
-    cost = None if status.cost is None else status.cost.to_json()
-    return {**dataclasses.asdict(status), "cost": cost}
 
 
 _STATES = {

@@ -11,7 +11,7 @@ from ttsvar_ray.dataset.contents import read_cost, rows_added
 from ttsvar_ray.dataset.dead_letters import count_lines
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.manifest import read_manifest
-from ttsvar_ray.errors import OutputError
+from ttsvar_ray.errors import OutputError, noting
 from ttsvar_ray.results import RunCost
 from ttsvar_ray.storage.location import Location
 
@@ -38,7 +38,7 @@ class RunStatus:
         seconds_left: at that speed; None where that is not known, or nothing runs.
         silent_seconds: since the last sign of life; None without any.
         where: host and process of the last session.
-        reason: why it ended, if it did before all was done.
+        reason: why it ended, if it did before all was done; of a part that cannot be read, what to do.
         cost: of what is committed; None where the run does not say what its plan is.
         strays: what to say of files in data/ that are no parts of the run.
     """
@@ -85,8 +85,11 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     first, step = map(int, shard.split("/")) if shard else (0, 1)
     chunks = range(first, -(-manifest.prompt_count // each), step)
     rows = {chunk: min(each, manifest.prompt_count - chunk * each) for chunk in chunks}
-    committed = [chunk for chunk in layout.data_parts() if chunk in rows]
-    added = sum(map(len, rows_added(layout, manifest, committed).values()))
+    committed, damaged, added = list[int](), list[str](), 0
+    for chunk in rows.keys() & layout.data_parts().keys():
+        with noting(damaged, OutputError):
+            added += sum(map(len, rows_added(layout, manifest, [chunk]).values()))
+            committed.append(chunk)
     total, in_parts = sum(rows.values()), sum(rows[chunk] for chunk in committed) - added
     given_up = sum(count_lines(file) for chunk, file in layout.failed_parts().items() if chunk in committed)
     last = _last_line(layout.progress_file)
@@ -101,7 +104,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
     last = last or {}
     reason = last.get("reason", "")
     if in_parts < total and state == "done":
-        gone = len(rows) - len(committed)
+        gone = len(rows) - len(committed) - len(damaged)
         state, reason = "stopped", f"{gone} of its parts are not there any more" if gone else ""
     return RunStatus(
         root=str(layout.root),
@@ -117,7 +120,7 @@ def _status(layout: OutputLayout, now: datetime.datetime) -> RunStatus:
         seconds_left=last.get("seconds_left") if state == "running" else None,
         silent_seconds=silent,
         where=f"{last['host']}, process {last['pid']}" if "host" in last else "",
-        reason=reason,
+        reason="; ".join(damaged) or reason,
         cost=read_cost(layout, manifest),
         strays=layout.strays(rows),
     )

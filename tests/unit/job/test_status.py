@@ -158,6 +158,20 @@ def test_prompts_that_were_added_and_not_made_yet_are_not_done(tmp_path: Path) -
         assert status_of(output).state == "unknown"
 
 
+def test_a_damaged_part_of_an_extended_run_is_told(tmp_path: Path) -> None:
+    alone, output = {"workers": 1, "in_process": True}, tmp_path / "out"
+    for count in (6, 10):
+        job(write_prompts(tmp_path / "p.jsonl", count), output, cluster=alone, extend=True)
+    part = output / "data" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[:-100])
+    shown = CliRunner().invoke(app, ["status", str(output)])
+    assert shown.exit_code == 0, shown.output
+    assert "state     stopped; the same command goes on" in shown.stdout
+    assert "prompts   6 of 10 (60 %)" in shown.stdout
+    assert f"reason    {part}: not a whole Parquet file" in shown.stdout
+    assert "delete it to have its prompts generated again" in shown.stdout
+
+
 def test_prompts_that_were_given_up_in_any_session_are_told(tmp_path: Path) -> None:
     prompts, alone = write_prompts(tmp_path / "p.jsonl"), {"workers": 1, "in_process": True}
     for _session in range(2):
