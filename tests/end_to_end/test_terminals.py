@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -113,3 +114,63 @@ def test_a_run_whose_lines_nobody_reads_any_more_ends_well(tmp_path: Path) -> No
     process.stdout.close()
     assert process.wait(timeout=300) == 0
     assert (tmp_path / "out" / "data" / "part-00000.parquet").is_file()
+
+
+def start(folder: Path, *arguments: str, **pipes: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **pipes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_reads_its_prompts_is_stopped_in_good_order(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = ("-m", "ttsvar_ray", "generate", "--in-process", "--prompts", "-", "--output", "out")
+    process = start(tmp_path, *arguments, stdin=subprocess.PIPE)
+    assert process.stderr is not None and process.stderr.readline().startswith("job ")
+    process.send_signal(number)  # its standard input stays open: it waits for prompts
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    assert errors.endswith(f"ttsvar-ray: stopped by {number.name}; the same command goes on\n")
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT"])
+def test_a_signal_after_the_summary_is_no_exit_code(tmp_path: Path, number: str) -> None:
+    hook = f"kill -{number} $PPID; sleep 30"
+    _, *arguments = generate(tmp_path, prompts=2)
+    process = start(tmp_path, *arguments, "--on-exit", hook, stdout=subprocess.PIPE)
+    shown, errors = process.communicate(timeout=200)
+    assert "images       2" in shown
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors and "Traceback" not in errors
+
+
+LEAVING = """
+import atexit, os, signal, sys
+from ttsvar_ray.cli import app as cli
+
+number = getattr(signal, sys.argv[1])
+
+class Late:
+    def __del__(self, kill=os.kill, own=os.getpid()):
+        kill(own, number)
+
+def app():
+    if sys.argv[2] == "atexit":
+        atexit.register(os.kill, os.getpid(), number)
+    else:  # when the modules go: Python has no handlers any more
+        sys.late = Late()
+    sys.exit(3)
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("moment", ["atexit", "modules"])
+def test_a_process_that_is_leaving_keeps_its_exit_code(tmp_path: Path, number: str, moment: str) -> None:
+    process = start(tmp_path, "-c", LEAVING, number, moment)
+    _, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (3, "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -119,4 +121,13 @@ def _outlived(stream: TextIO) -> TextIO:
 def main() -> None:
     """Run the command line."""
     sys.stdout, sys.stderr = _outlived(sys.stdout), _outlived(sys.stderr)
-    app()
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What is registered first runs last: from then on Python has no handlers, and a signal would be the code.
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in stops])
+    try:
+        app()
+    except SystemExit as ended:
+        # The verdict stands: who presses now waits for no more of what is left to do.
+        for number in stops:
+            signal.signal(number, lambda *_, code=ended.code: os._exit(int(code or 0)))
+        raise

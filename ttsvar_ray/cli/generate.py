@@ -14,6 +14,7 @@ from ttsvar_ray.cli import options
 from ttsvar_ray.cli.check import check_output_at
 from ttsvar_ray.cli.errors import ExitCode, errors_for_people
 from ttsvar_ray.cli.hooks import Hooks
+from ttsvar_ray.cluster.session import ended_by_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,7 +155,7 @@ def generate(
             check_job(config, tell=teller(Console(highlight=False)), force_new=force_new, extend=extend)
         return
     hooks = Hooks(on_part=on_part, on_exit=on_exit, output=config.output.path)
-    with hooks.around():
+    with errors_for_people(debug=debug, has_started=lambda: True), ended_by_signals(), hooks.around():
         summary = run(
             config,
             console=console,
@@ -167,8 +168,7 @@ def generate(
         )
         typer.echo("\n".join(summary_lines(config, summary)))
         if verify:
-            with errors_for_people(debug=debug):
-                report = check_output_at(summary.uri)
+            report = check_output_at(summary.uri)
             if not report.is_whole:
                 raise typer.Exit(ExitCode.FAILED)
         if not is_within_budget(config, summary):

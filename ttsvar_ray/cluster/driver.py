@@ -31,7 +31,6 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from typing_extensions import assert_never
 
 from ttsvar_ray.cluster.cell_messages import CellSpec, CellState, CellUpdate
 from ttsvar_ray.cluster.cells import CellLost, Cells
@@ -205,13 +204,10 @@ class Driver(Session):
             for ref in ready:
                 self._on_ready(ref)
             for cell_id, news in self.cells.news(ready, now):
-                match news:
-                    case CellUpdate():
-                        self._on_update(cell_id, news, now)
-                    case CellLost():
-                        self._on_cell_lost(cell_id, news)
-                    case _:
-                        assert_never(news)
+                if isinstance(news, CellLost):
+                    self._on_cell_lost(cell_id, news)
+                else:
+                    self._on_update(cell_id, news, now)
             for cell_id, lease in self.leases.hand_out(now):
                 self.cells.lease(cell_id, lease.prompts, lease.is_last)
             self.stats.set_workers(self.cells.num_workers)

@@ -81,16 +81,13 @@ class InProcess(Session):
                 self.joined(device_name(on_gpu=self.device.memory_bytes is not None))
                 self.stats.set_workers(1)
                 self.report()
-                try:
-                    for outcome in outcomes:
-                        receipt = self.ledger.add(CELL_ID, outcome)
-                        self.count(outcome)
-                        self.names = {"model": engine.model_name, "reward_name": engine.reward_name}
-                        if receipt.whole is not None:
-                            self._write(receipt.whole)
-                        self.judge(outcome)
-                except _StopAskedError as request:
-                    self.end(InterruptedRunError, str(request))
+                for outcome in outcomes:
+                    receipt = self.ledger.add(CELL_ID, outcome)
+                    self.count(outcome)
+                    self.names = {"model": engine.model_name, "reward_name": engine.reward_name}
+                    if receipt.whole is not None:
+                        self._write(receipt.whole)
+                    self.judge(outcome)
             self.report()
 
     def _prompts(self) -> Iterator[Prompt]:
@@ -104,7 +101,7 @@ class InProcess(Session):
         """Look whether the run is to go on, and say where it stands."""
         self.lock.check()
         if stop.reason is not None:
-            raise _StopAskedError(f"stopped by {stop.reason}")
+            self.end(InterruptedRunError, f"stopped by {stop.reason}")
         if time.monotonic() - self._told_at >= PROGRESS_SECONDS:
             self._told_at = time.monotonic()
             self.report()
@@ -138,10 +135,6 @@ class InProcess(Session):
             what = f"part {chunk.chunk_index} could not be written: {reason}"
             raise RunFailedError(how_to_go_on(self.layout, self.ledger, what)) from error
         self.committed(report.chunk_index)
-
-
-class _StopAskedError(Exception):
-    """Somebody asked the run to stop, and why."""
 
 
 @dataclass(frozen=True, slots=True)

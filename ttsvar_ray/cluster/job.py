@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttsvar_ray.cluster.session import is_connected, is_submitted_job
+from ttsvar_ray.cluster.session import ended_by_signals, is_connected, is_submitted_job
 from ttsvar_ray.cluster.stats import RunStats
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.dataset.contents import committed_chunks, failed_rows, rows_added
@@ -112,6 +112,7 @@ def run_job(
     submitted = is_submitted_job()
     with (
         RunRecord(log_file=log_file) as record,
+        ended_by_signals(),
         prepared(
             config,
             tell=tell,

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from ttsvar_ray.errors import InterruptedRunError, TtsVarError
 
@@ -70,7 +70,7 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
 
     Raises:
         ClusterConnectionError: nothing answers at the address, or Ray does not start here.
-        InterruptedRunError: SIGTERM while Ray's own handler, which `ray.init` sets, is the one that it meets.
+        InterruptedRunError: as `ended_by_signals`.
     """
     import ray
 
@@ -78,24 +78,19 @@ def ray_session(address: str | None, *, cpus: float | None, run_name: str = "") 
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        with contextlib.ExitStack() as session:
-            if address and address != "local":
-                _refresh_authentication()
-                _connect(address, run_name)
-            else:
-                session.enter_context(_own_token())
-                _start_local(cpus, run_name)
-            try:
-                yield
-            finally:
-                # Cut short by Ctrl-C, it would leave Ray's processes to the end of this one.
-                with _ignored(signal.SIGINT, signal.SIGTERM):
-                    ray.shutdown()
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
-        raise InterruptedRunError("stopped by SIGTERM; the same command goes on") from None
+    with ended_by_signals(), contextlib.ExitStack() as session:
+        if address and address != "local":
+            _refresh_authentication()
+            _connect(address, run_name)
+        else:
+            session.enter_context(_own_token())
+            _start_local(cpus, run_name)
+        try:
+            yield
+        finally:
+            # Cut short by Ctrl-C, it would leave Ray's processes to the end of this one.
+            with _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+                ray.shutdown()
 
 
 def _connect(address: str, run_name: str) -> None:
@@ -173,7 +168,7 @@ def _start_local(cpus: float | None, run_name: str) -> None:
     # Errors are of no kind of its own: that its processes are not up in time is told as a plain Exception.
     try:
         # Its processes inherit that: they outlive their terminal, and end with the run.
-        with _ignored(signal.SIGHUP):
+        with _handled(signal.SIG_IGN, signal.SIGHUP):
             try:
                 start()
             except Exception as error:
@@ -217,24 +212,6 @@ def _job_config(run_name: str) -> Any:
     return JobConfig(metadata={"job_name": run_name} if run_name else {})
 
 
-def stop_grace_seconds(otherwise: float) -> float:
-    """Return the seconds that are left after a request to stop, with one kept to end in.
-
-    `ray job stop` kills a job after RAY_JOB_STOP_WAIT_TIME_S (a variable of the job's environment) or three
-    seconds. Elsewhere nobody says, and what is being written may be finished.
-
-    Args:
-        otherwise: seconds for a process that is no submitted job.
-    """
-    if not is_submitted_job():
-        return otherwise
-    try:
-        given = float(os.environ.get(STOP_WAIT, ""))
-    except ValueError:
-        given = STOP_WAIT_DEFAULT_SECONDS
-    return given - 1.0
-
-
 class StopRequest:
     """Whether somebody asked this process to end; remembers who, and when."""
 
@@ -248,8 +225,16 @@ class StopRequest:
             self.reason, self._asked_at = reason, time.monotonic()
 
     def seconds_left(self, otherwise: float) -> float:
-        """Return what is left of `stop_grace_seconds`, at least half a second."""
-        return max(0.5, stop_grace_seconds(otherwise) - (time.monotonic() - self._asked_at))
+        """Return the seconds until this process must end, at least half a second; one is kept to end in.
+
+        `ray job stop` kills a job after RAY_JOB_STOP_WAIT_TIME_S (a variable of the job's environment) or
+        three seconds. Elsewhere nobody says, and `otherwise` holds.
+        """
+        if is_submitted_job():
+            otherwise = STOP_WAIT_DEFAULT_SECONDS - 1.0
+            with contextlib.suppress(ValueError):
+                otherwise = float(os.environ.get(STOP_WAIT, "")) - 1.0
+        return max(0.5, otherwise - (time.monotonic() - self._asked_at))
 
 
 @contextlib.contextmanager
@@ -262,9 +247,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
     comes.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -275,15 +257,33 @@ def stop_on_signals() -> Iterator[StopRequest]:
             _tell(f"{name} again: ending at once")
             raise KeyboardInterrupt
 
-    stops = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        stops.append(signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in stops}
-    try:
+    with _handled(on_signal, signal.SIGINT, signal.SIGTERM, *_hangup()):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block where no loop looks for them.
+
+    Raises:
+        InterruptedRunError: one of them came, and met this handler or the one that `ray.init` sets.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(signal.Signals(number))  # past every `except Exception`, as Ray's does
+
+    try:
+        with _handled(end, signal.SIGTERM, *_hangup()):
+            yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM and not isinstance(error.code, signal.Signals):
+            raise
+        name = signal.Signals(error.code).name
+        raise InterruptedRunError(f"stopped by {name}; the same command goes on") from None
+
+
+def _hangup() -> list[signal.Signals]:
+    return [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
 
 
 def _tell(text: str) -> None:
@@ -293,17 +293,17 @@ def _tell(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore signals meanwhile; outside the main thread, which alone gets them, nothing is changed."""
+def _handled(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Have another handler meanwhile; outside the main thread, which alone gets signals, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, one in before.items():
+            signal.signal(number, one)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ _TYPES = {
     "date32[day]": "date32",
     "date64[ms]": "date64",
 }
-_SIZE_STEPS = ((10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"))
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "n>10M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +216,7 @@ def _head(manifest: RunManifest, has_trace: bool, publication: Publication | Non
         "license": publication.licence,
         "pretty_name": publication.repository.partition("/")[2],
         "task_categories": ["text-to-image"],
-        "size_categories": [_size_category(publication.images.rows)],
+        "size_categories": [_SIZES[min(max(len(str(publication.images.rows)) - 3, 0), 5)]],
         "tags": ["synthetic", "text-to-image", "test-time-scaling", "ttsvar-ray"],
         "configs": configs,
         "dataset_info": [_info(name, size) for name, size in sizes.items()],
@@ -272,14 +272,6 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
         raise NotImplementedError
     return {"dtype": _TYPES.get(str(kind), str(kind))}
-
-
-def _size_category(rows: int) -> str:
-    before = "n<1K"
-    for (size, name), (_, following) in itertools.pairwise(_SIZE_STEPS):
-        if rows >= size:
-            before = f"{name}<n<{following}"
-    return "n>10M" if rows >= 10**7 else before
 
 
 def _run(manifest: RunManifest, publication: Publication | None) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def check_output(layout: OutputLayout, manifest: RunManifest) -> RunManifest | N
         if differences and (layout.data_parts() or layout.partial_parts()):
             raise _another_run(root, differences)
         return None if differences else present
-    foreign = [name for name in root.names() if not name.startswith(".")]
-    if foreign:
+    if foreign := [name for name in root.names() if not name.startswith(".")]:
         shown = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
         raise OutputError(
             f"{root}: expected a new or empty folder, or one with a run.json to continue; it holds {shown}"
@@ -94,8 +93,7 @@ def _begun_meanwhile(layout: OutputLayout, manifest: RunManifest) -> RunManifest
     """Return the manifest of the same run that another session just began; any other is refused."""
     present = read_manifest(layout)
     assert present is not None, "a file that could not be made is there"
-    differences = [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]
-    if differences:
+    if differences := [*_setting_differences(present, manifest), *_prompt_differences(present, manifest)]:
         raise _another_run(layout.root, differences)
     return present
 
