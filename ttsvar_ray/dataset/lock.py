@@ -27,6 +27,7 @@ from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.dataset.lock_files import AdvisoryLock, FoundLock, LocalLock, LockFile, owner_of, read_lock
 from ttsvar_ray.dataset.s3_lock import S3Lock, has_s3_client
 from ttsvar_ray.errors import LostLockError, OutputError, StorageError
+from ttsvar_ray.storage.location import Location
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +110,7 @@ class OutputLock:
     def check(self) -> None:
         """Raise `LostLockError` if another run took the folder over meanwhile, or may have."""
         if self._lost:
-            raise LostLockError(
-                f"{self._layout.lock_file}: another run took this output folder over, because this one gave "
-                f"no sign of life for {self._stale_after_s:.0f} s; this run stops"
-            )
+            raise _lost(self._layout.lock_file, read_lock(self._layout.lock_file))
         silence = _now() - self._alive_at
         if silence > self._stop_after_s:
             raise LostLockError(
@@ -197,12 +195,16 @@ def guarded(layout: OutputLayout, token: str) -> OutputLayout:
     lock_file = layout.lock_file
 
     def look() -> None:
-        if owner_of(read_lock(lock_file) or b"").get("token") != token:
-            raise LostLockError(
-                f"{lock_file}: another run took this output folder over; this run changes nothing there now"
-            )
+        found = read_lock(lock_file)
+        if owner_of(found or b"").get("token") != token:
+            raise _lost(lock_file, found)
 
     return OutputLayout(dataclasses.replace(layout.root, before_change=look))
+
+
+def _lost(lock_file: Location, found: bytes | None) -> LostLockError:
+    how = "another run took this output folder over" if found else "somebody removed it, or its whole folder"
+    return LostLockError(f"{lock_file}: {how}; this run changes nothing there now")
 
 
 def lock_file_of(layout: OutputLayout, token: str) -> LockFile:

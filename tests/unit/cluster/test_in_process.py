@@ -19,7 +19,13 @@ from tests.support.tiny_jobs import PROMPTS, data_bytes, job, parts, write_promp
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import in_process
 from ttsvar_ray.dataset.sessions import SessionLog
-from ttsvar_ray.errors import CannotStartError, InterruptedRunError, OutputError, RunFailedError
+from ttsvar_ray.errors import (
+    CannotStartError,
+    InterruptedRunError,
+    LostLockError,
+    OutputError,
+    RunFailedError,
+)
 from ttsvar_ray.job.preflight import Fact, OutputFact
 from ttsvar_ray.results import JobProgress, JobSummary
 
@@ -59,6 +65,23 @@ def test_a_job_and_its_record(prompts: Path, tmp_path: Path, caplog: pytest.LogC
     assert first["state"] == "starting"
     assert (last["state"], last["prompts_done"], last["prompts_total"]) == ("done", PROMPTS, PROMPTS)
     assert "running in this process" in (tmp_path / "out" / "run.log").read_text()
+
+
+def test_a_run_whose_folder_is_moved_away_ends_and_its_command_begins_anew(
+    prompts: Path, tmp_path: Path
+) -> None:
+    output, moved = tmp_path / "out", tmp_path / "moved"
+
+    def move(state: JobProgress) -> None:
+        if len(parts(output)) == 2 and not moved.exists():
+            output.rename(moved)
+
+    with pytest.raises(LostLockError, match="somebody removed it, or its whole folder"):
+        run(prompts, output, progress=move)
+    (moved / ".lock").unlink()  # its process lives on
+    assert run(prompts, moved).prompts_resumed == 8
+    assert run(prompts, output).images == PROMPTS
+    assert data_bytes(output) == data_bytes(moved)
 
 
 def test_a_job_made_by_hand_is_recorded_as_what_it_is(prompts: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,6 +124,17 @@ def test_the_heart_beats_and_a_lost_lock_is_noticed(layout: OutputLayout) -> Non
         with pytest.raises(LostLockError, match="another run took this output folder over"):
             lock.check()
     assert layout.lock_file.is_file(), "the other run's lock must stay"
+
+
+def test_a_lock_that_is_removed_is_not_told_as_taken_over(tmp_path: Path) -> None:
+    layout = OutputLayout(tmp_path / "out")
+    with OutputLock(layout, heartbeat_s=0.05) as lock:
+        shutil.rmtree(tmp_path / "out")
+        with pytest.raises(LostLockError, match="somebody removed it, or its whole folder"):
+            lock.layout.run_file.write_text("{}")
+        wait_until(lambda: is_lost(lock))
+        with pytest.raises(LostLockError, match="somebody removed it, or its whole folder"):
+            lock.check()
 
 
 def test_a_lock_is_claimed_as_it_was_found_or_not_at_all(layout: OutputLayout) -> None:
