@@ -349,12 +349,12 @@ def on_this_machine(file: Location) -> Iterator[Path]:
 
 def _columns_of(manifest: RunManifest) -> list[tuple[str, str]]:
     """Return name and type of each column of a run's parts, types in words as the manifest has them."""
-    words = manifest.column_types
+    words, plan = manifest.column_types, manifest.plan
     carried = carried_columns(dict.fromkeys(words, ColumnType.STRING))
     own = data_schema(
         (),
         bits=bool(_setting(manifest, "output", "bits")),
-        rounds=_setting(manifest, "strategy", "name") == "adaptive",
+        rounds=plan.is_adaptive if plan else _setting(manifest, "strategy", "name") == "adaptive",
         rewritten=_setting(manifest, "prompts", "rewrite") is not None,
     )
     json_is_text = {"json": "string"}

@@ -18,6 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.support.manifests import manifest
+from tests.support.tiny_jobs import job, write_prompts
+from tests.support.tiny_model import TINY_SCHEDULE
 from ttsvar_ray.cli.app import app
 from ttsvar_ray.cluster import job as job_module
 from ttsvar_ray.columns import ColumnType
@@ -34,6 +36,7 @@ from ttsvar_ray.results import (
     ResultImage,
     SelectionRecord,
 )
+from ttsvar_ray.search.strategy import compile_plan
 from ttsvar_ray.types import Prompt
 
 CONTEXT = RowContext(model="shapes", strategy="raw", seed=0, reward_name="none")
@@ -305,3 +308,15 @@ def test_columns_of_the_caller_and_of_rounds_belong_to_the_run(tmp_path: Path, s
     part = layout.data_part(0).path
     pq.write_table(pq.read_table(part).drop_columns(["list"]), part)
     assert "its columns are not those of this run" in check(layout.root.path).output
+
+
+def test_a_run_of_an_own_plan_is_whole_whatever_the_settings_name(tmp_path: Path) -> None:
+    """From Python a plan may be given beside settings, which name no adaptive strategy then."""
+    plan = compile_plan(
+        scale_schedule=TINY_SCHEDULE, strategy="adaptive", reject_below={4: -1.5}, stop_at=-0.3, max_rounds=3
+    )
+    output = tmp_path / "out"
+    job(write_prompts(tmp_path / "p.jsonl", 6), output, cluster={"workers": 1, "in_process": True}, plan=plan)
+    assert json.loads((output / "run.json").read_text())["config"]["strategy"]["name"] == "tts-var"
+    told = CliRunner().invoke(app, ["check", str(output)])
+    assert told.exit_code == 0, told.output
