@@ -93,8 +93,7 @@ class Result:
         error: why there is no image; "" where there is one.
         prompt_used: what the model read: the prompt, or what `prompts.rewrite` made of it.
         columns: what else the prompt came with.
-        cost_images: what an adaptive search spent on it, in images drawn without a search; None of other
-            searches, which spend the same on each, and where nobody counted.
+        cost_images: what was spent on it, in images drawn without a search; None where nobody counted.
         trace: the selections of all rounds, with the bits of their populations where they were kept.
     """
 

@@ -60,11 +60,7 @@ class SavedRun(Sequence[Result]):
     """
 
     def __init__(
-        self,
-        layout: OutputLayout,
-        *,
-        pictures: bool | None = None,
-        settings: Sequence[str] | None = None,
+        self, layout: OutputLayout, *, pictures: bool | None = None, settings: Sequence[str] | None = None
     ) -> None:
         """Read which prompts are there, not their pictures; see `load`."""
         self._layout, manifest = read_run(layout)

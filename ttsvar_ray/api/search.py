@@ -10,7 +10,9 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
+from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,13 +107,12 @@ class Search:
         from ttsvar_ray.search.strategy import SelectionSetting
 
         _refuse_two_sources(objects, options.get("settings") or {})
+        asked = [SelectionSetting(scale=at, operator=one) for at, one in sorted((selections or {}).items())]
         resolved = resolve(
             config,
             needs_parts=not objects,
             here=True,
-            selections=None
-            if selections is None
-            else [SelectionSetting(scale=scale, operator=one) for scale, one in sorted(selections.items())],
+            selections=None if selections is None else asked,
         )
         self.plan = resolved.plan
         if options.get("extractor") is not None and resolved.extractor is None:
@@ -123,6 +124,7 @@ class Search:
         self._rewrite = config.prompts.rewrite
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep, trace_bits=True)
         self._engine = build_engine(resolved, **objects)
+        self._counted = None if objects else resolved
 
     def stream(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[tuple[int, Result]]:
         """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
@@ -182,7 +184,16 @@ class Search:
                 columns=prompt.columns,
             )
         painter = partial(Replayer(self._engine.model).latest, prompt.model_text)
-        return Result.of(prompt, outcome.images, outcome.trace, painter=painter)
+        costs, times = self._image_costs, (1, *outcome.trajectories)  # the text is read once
+        spent = sum(map(mul, times, costs)) if costs else None
+        return replace(Result.of(prompt, outcome.images, outcome.trace, painter=painter), cost_images=spent)
+
+    @cached_property
+    def _image_costs(self) -> tuple[float, ...]:
+        """What a prompt and a trajectory of each segment cost, in images; empty where nobody counts."""
+        from ttsvar_ray.job.runnable import counted_costs
+
+        return () if self._counted is None else counted_costs(self._counted)
 
 
 def generate(
@@ -254,9 +265,8 @@ def _job(
                 try:
                     lines.write(json.dumps(line) + "\n")
                 except (TypeError, ValueError) as problem:
-                    raise ConfigurationError(
-                        f"prompts[{prompt.row}]: a job reads prompts from JSON ({problem}); make it text"
-                    ) from None
+                    told = f"prompts[{prompt.row}]: a job reads them from JSON ({problem}); make it text"
+                    raise ConfigurationError(told) from None
                 count += 1
         wanted = {**settings, "prompts.path": str(file), "prompts.id_column": "id"}
         config = load_config(None, _overrides(wanted))

@@ -34,12 +34,7 @@ from ttsvar_ray.dataset.accounting import SELECTION_COLUMNS, PlanRecord
 from ttsvar_ray.dataset.contents import PartTotals, opened, rows_in
 from ttsvar_ray.dataset.dead_letters import replace_letters, write_failed_part
 from ttsvar_ray.dataset.layout import OutputLayout
-from ttsvar_ray.dataset.part_manifest import (
-    FileSum,
-    PartManifest,
-    read_part_manifest,
-    settle,
-)
+from ttsvar_ray.dataset.part_manifest import FileSum, PartManifest, read_part_manifest, settle
 from ttsvar_ray.dataset.rows import RowContext, rows_of
 from ttsvar_ray.dataset.trace import write_trace
 from ttsvar_ray.errors import LostRowsError, OutputError
@@ -156,8 +151,7 @@ def _what_ran(plan: PlanRecord | None, rows: Path, selections: Path) -> tuple[in
         return ()
     with pq.ParquetFile(rows) as of_rows, pq.ParquetFile(selections) as of_selections:
         return plan.ran(
-            of_rows.read(columns=list(plan.row_columns)),
-            of_selections.read(columns=list(SELECTION_COLUMNS)),
+            of_rows.read(columns=list(plan.row_columns)), of_selections.read(columns=list(SELECTION_COLUMNS))
         )
 
 

@@ -218,7 +218,8 @@ def _reward(config: JobConfig, description: ModelDescription) -> NetworkCost:
 
 def _one_reward(name: str, given: str | None, description: ModelDescription) -> NetworkCost:
     own_code = is_own(name)
-    folder = Path(given).expanduser() if given is not None else None if own_code else description.reward_path
+    its_own = description.reward_path if name == description.reward_name else None
+    folder = its_own if given is None else Path(given).expanduser()
     sizes = _read(folder)
     shape = vision_language.PUBLISHED.get(name)
     is_known = sizes is not None and sizes.get("model_type") in vision_language.FAMILIES

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ttsvar_ray.config.job import JobConfig
 from ttsvar_ray.coordination.settings import Workload
 from ttsvar_ray.costs.model import JobNetworks
+from ttsvar_ray.costs.plan_cost import image_costs
 from ttsvar_ray.costs.profile import DeviceProfile
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import has_counted_costs, job_networks
@@ -113,6 +114,12 @@ def _networks(job: ResolvedJob) -> JobNetworks | None:
         return job_networks(job.config, job.description, job.plan, on_gpu=False)
     except ConfigurationError:
         return None
+
+
+def counted_costs(job: ResolvedJob) -> tuple[float, ...]:
+    """Return `costs.plan_cost.image_costs` of a job; empty if unknown."""
+    networks, size = _networks(job), job.config.engine.selector_decode
+    return () if networks is None else image_costs(job.plan, networks, selector_decode=size)
 
 
 def _build_on_worker(

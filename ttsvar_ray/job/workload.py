@@ -29,13 +29,7 @@ from typing import Any
 from ttsvar_ray.coordination.settings import SegmentLoad, Workload
 from ttsvar_ray.costs.model import JobNetworks, ModelCost
 from ttsvar_ray.costs.profile import DeviceProfile
-from ttsvar_ray.costs.seconds import (
-    Line,
-    chord,
-    decode_line,
-    network_line,
-    scale_line,
-)
+from ttsvar_ray.costs.seconds import Line, chord, decode_line, network_line, scale_line
 from ttsvar_ray.engine.encode import ENCODE_THREADS
 from ttsvar_ray.errors import ConfigurationError
 from ttsvar_ray.job.footprint import job_networks
@@ -212,12 +206,7 @@ def _decoded_sizes(segment: Segment, scale: int, selector_decode: str) -> list[s
 
 
 def image_line(
-    networks: JobNetworks,
-    segment: Segment,
-    profile: DeviceProfile,
-    *,
-    selector_decode: str,
-    rows: int,
+    networks: JobNetworks, segment: Segment, profile: DeviceProfile, *, selector_decode: str, rows: int
 ) -> Line:
     """Return the time of all looks of a segment: running ahead, decodes, scores and features."""
     time, padded = Line(), profile.is_gpu

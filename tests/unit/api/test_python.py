@@ -169,6 +169,10 @@ def test_a_loop_of_ones_own_may_draw_rounds_and_name_slots_in_a_list(search: Sea
         return algorithm.Found(rounds=tuple(rounds), ranking=ranking, reason=StopReason.ROUNDS)
 
     (found,) = search.run([PROMPT], loop=twice)
+    (once,) = search.run([PROMPT])
+    assert once.cost_images is not None and found.cost_images is not None
+    # The text is read once, everything else twice.
+    assert 1.98 < found.cost_images / once.cost_images < 2
     assert [image.round_index for image in found.images] == [1, 0]
     assert found.tree is not None
     assert [tree.levels[0].kept for tree in found.tree.rounds] == [(0, 1), (0, 1)]

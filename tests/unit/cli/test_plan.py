@@ -130,6 +130,11 @@ def test_other_models_are_planned(name: str) -> None:
     assert f"model {name}," in run("--model", name)
 
 
+def test_a_reward_without_a_network_costs_nothing_beside_a_model_that_brings_one() -> None:
+    assert "selectors 0 FLOP" in run("--model", "shapes", "--set", "reward.name=constant")
+    assert "selectors 1.63 GFLOP" in run("--model", "shapes")
+
+
 def test_an_ablation_of_one_list_says_what_else_it_changes() -> None:
     shown = " ".join(run("--model", "shapes", "--set", "strategy.cluster_scales=[2,5]").split())
     assert "note: naming strategy.cluster_scales leaves the model's own plan: populations 8-8-" in shown
