@@ -287,16 +287,14 @@ def _given(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options.keys() - SearchOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {name!r}")
     if not isinstance(selections := options.get("selections"), Mapping | None):
+        remedy = "a list as in a job file is settings={'strategy.selections': [...]}"
         raise ConfigurationError(
-            f"selections: expected an operator by scale, such as {{6: 'top-k'}}, got {selections!r}; a list "
-            "as in a job file is settings={'strategy.selections': [...]}"
+            f"selections: expected an operator by scale, {{6: 'top-k'}}, got {selections!r}; {remedy}"
         )
     named: dict[str, Any] = {"model.name": model}
     named |= {setting: options.get(name) for name, setting in _SETTINGS.items()}
-    return {
-        **{name: value for name, value in named.items() if value is not None},
-        **(options.get("settings") or {}),
-    }
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | dict(options.get("settings") or {})
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
