@@ -147,10 +147,12 @@ def write_scores(
 
 
 def percentiles(rows: Sequence[int], scores: Sequence[float]) -> list[float | None]:
-    """Return the share of a prompt's other images that each one beats, ties half; None of a single one."""
+    """Return the share of a prompt's other finite scores that each one beats, ties half; None of a single one
+    and where it is not finite."""
     by_row: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
-        by_row.setdefault(row, []).append(place)
+        if np.isfinite(scores[place]):
+            by_row.setdefault(row, []).append(place)
     result: list[float | None] = [None] * len(rows)
     for places in by_row.values():
         if len(places) == 1:
@@ -158,7 +160,7 @@ def percentiles(rows: Sequence[int], scores: Sequence[float]) -> list[float | No
         values = np.array([scores[place] for place in places], dtype=np.float64)
         for place, value in zip(places, values, strict=True):
             beaten = (values < value).sum() + 0.5 * ((values == value).sum() - 1)
-            result[place] = float(beaten / (len(values) - 1)) if np.isfinite(value) else None
+            result[place] = float(beaten / (len(values) - 1))
     return result
 
 
