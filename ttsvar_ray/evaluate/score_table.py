@@ -146,18 +146,18 @@ def write_scores(
         pq.write_table(written, staged, compression="zstd", write_page_checksum=True)
 
 
-def percentiles(rows: Sequence[int], scores: Sequence[float]) -> list[float | None]:
-    """Return the share of a prompt's other finite scores that each one beats, ties half; None of a single one
-    and where it is not finite."""
+def percentiles(rows: Sequence[int], scores: Sequence[float | None]) -> list[float | None]:
+    """Return the share of a prompt's other finite scores that each beats, ties half; None of one that is alone
+    or is none."""
+    known = np.array(scores, dtype=np.float64)  # None, of an image that is not judged, is NaN
     by_row: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        if np.isfinite(scores[place]):
-            by_row.setdefault(row, []).append(place)
+    for place in np.flatnonzero(np.isfinite(known)).tolist():
+        by_row.setdefault(rows[place], []).append(place)
     result: list[float | None] = [None] * len(rows)
     for places in by_row.values():
         if len(places) == 1:
             continue
-        values = np.array([scores[place] for place in places], dtype=np.float64)
+        values = known[places]
         for place, value in zip(places, values, strict=True):
             beaten = (values < value).sum() + 0.5 * ((values == value).sum() - 1)
             result[place] = float(beaten / (len(values) - 1))

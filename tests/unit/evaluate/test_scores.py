@@ -493,4 +493,5 @@ def test_filters_mean_what_they_say(text: str, places: list[int]) -> None:
 def test_percentiles_and_names() -> None:
     assert percentiles([0, 0, 0, 1], [3.0, 1.0, 3.0, 9.0]) == [0.75, 0.0, 0.75, None]
     assert percentiles([0, 0, 1, 1, 1], [math.nan, 1.0, 2.0, math.nan, 3.0]) == [None, None, 0.0, None, 1.0]
+    assert percentiles([0, 0, 0], [None, 2.0, 1.0]) == [None, 1.0, 0.0], "one that is not judged"
     assert [column_name(name) for name in ("hps-v2.1", "a.b:Mine")] == ["hps_v2_1", "Mine"]
