@@ -133,6 +133,8 @@ def interval(
 ) -> Interval:
     """Return the mean of the groups' means with its bootstrap interval, of prompts drawn within their groups.
 
+    One text says nothing of others: where a group has one, the bounds are NaN.
+
     Args:
         values: float64 [prompts]; of two variants, their paired differences.
         random: draws the same prompts again, with repeats.
@@ -144,7 +146,7 @@ def interval(
     for sums, counts in _by_text(values, groups, texts):
         means.append(sums.sum() / counts.sum())
         drawn = random.integers(0, len(sums), size=(RESAMPLES, len(sums)))
-        totals += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+        totals += sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1) if len(sums) > 1 else math.nan
     tail = (1 - COVERED) / 2
     low, high = np.quantile(totals / len(means), [tail, 1 - tail])
     return Interval(mean=float(np.mean(means)), low=float(low), high=float(high))

@@ -53,7 +53,7 @@ def results(job: ResolvedJob, prompts: int) -> list[Result]:
             )
             for rank, slot in enumerate(order.tolist())
         )
-        text = "a photo of a red circle"
+        text = ("a photo of a red circle", "a photo of a blue ring")[number % 2]
         found.append(Result(prompt=text, prompt_id=f"p{number}", images=images, tree=None))
     return found
 

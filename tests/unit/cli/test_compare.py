@@ -174,6 +174,12 @@ def test_estimates_are_those_of_groups_and_pairs() -> None:
     assert few.high - few.low > width
     fixed = interval(np.array([0.25, 0.25]), random=np.random.default_rng(1))
     assert f"{fixed:+.3f}" == "+0.250 [+0.250, +0.250]"
+    one = interval(np.full(5, 0.25), random=np.random.default_rng(1), texts=np.zeros(5, dtype=np.int64))
+    assert f"{one:+.3f}" == "+0.250 [+nan, +nan]", "five images of one text say nothing of other texts"
+    groups = np.array([0, 0, 1])
+    alone = interval(np.array([0.0, 1.0, 1.0]), random=np.random.default_rng(1), groups=groups)
+    assert alone.mean == 0.75
+    assert np.isnan([alone.low, alone.high]).all(), "nor does a group of one prompt"
 
 
 def test_prompts_that_say_the_same_are_drawn_together() -> None:
