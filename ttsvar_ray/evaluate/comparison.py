@@ -131,13 +131,11 @@ def interval(
     groups: Int64Array | None = None,
     texts: Int64Array | None = None,
 ) -> Interval:
-    """Return the mean of the groups' means with its bootstrap interval, of prompts drawn within their groups.
-
-    One text says nothing of others: where a group has one, the bounds are NaN.
+    """Return the mean of the groups' means with its bootstrap interval; NaN where a group has one text.
 
     Args:
         values: float64 [prompts]; of two variants, their paired differences.
-        random: draws the same prompts again, with repeats.
+        random: draws the same prompts again within their groups, with repeats.
         groups: int64 [prompts]; None: all are one.
         texts: int64 [prompts], equal where prompts say the same: these are drawn together, because they are
             hard together, and four images of one text are not four texts. None: no two say the same.

@@ -147,8 +147,7 @@ def write_scores(
 
 
 def percentiles(rows: Sequence[int], scores: Sequence[float | None]) -> list[float | None]:
-    """Return the share of a prompt's other finite scores that each beats, ties half; None of one that is alone
-    or is none."""
+    """Return the share of a prompt's other finite scores that each beats, ties half; None of one without."""
     known = np.array(scores, dtype=np.float64)  # None, of an image that is not judged, is NaN
     by_row: dict[int, list[int]] = {}
     for place in np.flatnonzero(np.isfinite(known)).tolist():
