@@ -116,9 +116,18 @@ def test_a_run_whose_lines_nobody_reads_any_more_ends_well(tmp_path: Path) -> No
     assert (tmp_path / "out" / "data" / "part-00000.parquet").is_file()
 
 
+AS_A_SHELL = """
+import os, signal, sys
+# Also where the tests themselves run under nohup, or in the background of a script.
+for number in (signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def start(folder: Path, *arguments: str, **pipes: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
+    command = [sys.executable, "-c", AS_A_SHELL, *arguments]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **pipes)
 
 
