@@ -91,19 +91,14 @@ def calibrate(
     flags = {"model.name": model, "prompts.path": prompts, "output.path": output}
     with errors_for_people(debug=debug):
         from ttsvar_ray.config.load import load_config
-        from ttsvar_ray.job.prepare import named_source
         from ttsvar_ray.job.resolved import resolve
-        from ttsvar_ray.prompts.files import prompt_files
-        from ttsvar_ray.prompts.source import PromptSource
 
         given = load_config(job, options.overrides(flags, settings))
         # What comes after the pool, which may take hours, is looked at before it.
         options.file_to_write(plan, "--plan")
-        if confirm is not None:
-            prompt_files(PromptSource(path=confirm, format=named_source(given).format))
         config = pool_config(given, trajectories, scales)
         resolved = resolve(config, needs_parts=True)
-        check_prompts(resolved, by_reward=by_reward)
+        check_prompts(resolved, by_reward=by_reward, confirm=confirm)
     run(config, console=Console(stderr=True), debug=debug)
     with errors_for_people(debug=debug):
         from ttsvar_ray.api.saved import load
@@ -164,18 +159,26 @@ def pool_config(config: JobConfig, trajectories: int, scales: str | None) -> Job
     return recorded_config(changed)
 
 
-def check_prompts(job: ResolvedJob, *, by_reward: bool = False) -> None:
+def check_prompts(job: ResolvedJob, *, by_reward: bool = False, confirm: str | None = None) -> None:
     """Refuse a prompt file that is too short; standard input can be read only once, so its pool is drawn.
 
     Raises:
-        ConfigurationError: fewer prompts than can be chosen on and measured.
+        ConfigurationError: fewer prompts than can be chosen on and measured, or none in the file `confirm`.
         InputError: prompts that cannot be used.
     """
+    from dataclasses import replace
+
+    from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.prepare import named_source
     from ttsvar_ray.prompts.read import read_prompts
     from ttsvar_ray.prompts.source import STANDARD_INPUT
 
     source, judge = named_source(job.config), judge_of(job, by_reward=by_reward)
+    if confirm is not None and confirm != STANDARD_INPUT:
+        others = read_prompts(replace(source, path=confirm))
+        if not any(judge is None or _is_caption(prompt.text) for prompt in others):
+            told = "expected a prompt, got none" if judge is None else f"all {_UNREAD}"
+            raise ConfigurationError(f"--confirm: {confirm}: {told}")
     if source.path == STANDARD_INPUT:
         return
     usable = unread = 0
@@ -229,6 +232,8 @@ def read_pool(job: ResolvedJob, results: Iterable[Result], *, by_reward: bool = 
         raise _too_few(len(rewards), unread)
     if unread:
         logger.warning("%d %s: they are left out", unread, _UNREAD)
+    if len(first) < FEWEST_PROMPTS:
+        logger.warning("%d prompts, %d texts: what is held out rests on these few", len(texts), len(first))
     return Pool(
         scales=job.plan.scored_scales,
         rewards=np.array(rewards, dtype=np.float64),
@@ -332,8 +337,9 @@ def confirmed(
     from ttsvar_ray.search.calibration import Outcomes
 
     judge = judge_of(job, by_reward=by_reward)
-    found_there = [one for one in load(summary.uri) if one.images]
-    results = [one for one in found_there if judge is None or _is_caption(one.prompt)]
+    there = (one for one in load(summary.uri) if one.images)
+    if not (results := [one for one in there if judge is None or _is_caption(one.prompt)]):
+        return ["", "confirmed on no prompt: none has an image"]
     quality = [one.reward if judge is None else judge(np.asarray(one.image), one.prompt) for one in results]
     measured = Outcomes(
         cost=np.array([one.cost_images for one in results], dtype=np.float64),

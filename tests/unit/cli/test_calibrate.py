@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from ttsvar_ray.api.results import FoundImage, Result
 from ttsvar_ray.cli.app import app
-from ttsvar_ray.cli.calibrate import calibration_of, costs_of, plan_text, pool_config, read_pool
+from ttsvar_ray.cli.calibrate import calibration_of, confirmed, costs_of, plan_text, pool_config, read_pool
 from ttsvar_ray.cli.calibration_report import evidence
 from ttsvar_ray.config.calibrated import read_calibration
 from ttsvar_ray.config.load import load_config
@@ -183,6 +184,7 @@ def test_prompts_that_the_checker_cannot_read_are_left_out_and_told(
     with caplog.at_level("WARNING"):
         assert len(read_pool(job, mixed).rewards) == 22
     assert "3 prompts are no captions, which the exact checker could judge" in caplog.text
+    assert "22 prompts, 2 texts: what is held out rests on these few" in caplog.text
     with pytest.raises(ConfigurationError, match=r"got 0 .25 prompts are no captions"):
         read_pool(job, [dataclasses.replace(one, prompt="a cat on a mat") for one in found])
 
@@ -202,3 +204,23 @@ def test_a_reward_may_choose_on_prompts_that_no_checker_can_read(
         assert refused.exit_code == 2
         assert told in refused.stderr, refused.output
     assert "--by-reward" in CliRunner().invoke(app, asked).stderr, "which says how to go on"
+
+
+def test_prompts_to_confirm_on_are_looked_at_before_the_pool_is_drawn(
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tuning.txt").write_text("a photo of a red circle\n" * 20)
+    (tmp_path / "other.txt").write_text("a cat on a mat\n" * 3)
+    asked = ["calibrate", "--prompts", "tuning.txt", "--output", "pool", "--confirm", "other.txt"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "--confirm: other.txt: all prompts are no captions" in refused.stderr, refused.output
+    assert not (tmp_path / "pool").exists()
+    pool = read_pool(job, results(job, 25), by_reward=True)
+    found = calibrate(pool, budgets=[1.5], max_rounds=4, image_costs=costs_of(job))[1.5]
+    monkeypatch.setattr(
+        "ttsvar_ray.api.saved.load", lambda _: [dataclasses.replace(results(job, 1)[0], images=())]
+    )
+    told = confirmed(job, pool, found, SimpleNamespace(uri="confirmed"), by_reward=True)
+    assert told[-1] == "confirmed on no prompt: none has an image"
