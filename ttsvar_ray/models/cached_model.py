@@ -30,20 +30,6 @@ SELECTOR_PIXELS = 256
 """Longer side of an image decoded for selectors: they look at 224 pixels anyway."""
 
 
-def _selector_map_size(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """Return (height, width) of the feature map that is decoded for selectors.
-
-    Args:
-        height, width: of the full feature map, in cells.
-        patch_size: pixels per cell.
-    """
-    largest = max(SELECTOR_PIXELS // patch_size, 1)
-    if max(height, width) <= largest:
-        return height, width
-    factor = largest / max(height, width)
-    return max(round(height * factor), 1), max(round(width * factor), 1)
-
-
 def _decode_in_chunks(maps: Tensor, decode: Callable[[Tensor], Tensor], *, step: int) -> UInt8Array:
     """Return uint8 [B, height, width, 3], decoded `step` maps at a time; all begun before one is read.
 
@@ -398,7 +384,9 @@ class CachedModel(ABC):
         return height * width
 
     def _decoded_size(self, summed: Tensor, size: str) -> tuple[int, int]:
+        """Return (height, width), in cells, of the feature map that is decoded."""
         height, width = summed.shape[-2:]
-        if size == "selector":
-            return _selector_map_size(height, width, self.tokenizer.config.patch_size)
-        return height, width
+        longer, largest = max(height, width), max(SELECTOR_PIXELS // self.tokenizer.config.patch_size, 1)
+        if size != "selector" or longer <= largest:
+            return height, width
+        return max(round(height * largest / longer), 1), max(round(width * largest / longer), 1)
