@@ -283,8 +283,11 @@ def by_text() -> str:
     lines, pairs, levels = [], [], []
     for model, seed in zip(("shipped model", "second training seed"), SEEDS, strict=True):
         own = outcomes(f"frontier{seed}.parquet") | outcomes(f"frontier_rounds{seed}.parquet")
+        own |= {} if seed else outcomes("frontier_rounds_reward.parquet")
         levels += [compared(row["correct"]) for row in own.values()]
-        for first, control in dict.fromkeys((*DIFFERENCES, *OF_ROUNDS, *(claim[1:] for claim in CLAIMS))):
+        for first, control in dict.fromkeys(
+            (*DIFFERENCES, *OF_ROUNDS, *OF_REWARD, *(claim[1:] for claim in CLAIMS))
+        ):
             if not {first, control} <= own.keys():
                 continue
             rows = own[first].index.intersection(own[control].index)
