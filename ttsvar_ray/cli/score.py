@@ -108,7 +108,7 @@ def score(
         lines.append(f"{found} of {total} images nearly repeat an earlier one (column near_duplicate_of)")
     if similar is not None:
         found, total, cosines = mark_similar(layout, specs[-1].table, _SIMILAR, least=similarity)
-        lines += _similar_lines(found, total, cosines, prompt_diversity(layout, specs[-1].table))
+        lines += _similar_lines(found, total, cosines, *prompt_diversity(layout, specs[-1].table))
     typer.echo("\n".join(lines))
 
 
@@ -148,7 +148,9 @@ def _similar_spec(config: JobConfig, given: str, *, device: str) -> ScorerSpec:
     return ScorerSpec(kind=ScorerKind.EMBEDDING, name=name, path=path, device=device, fingerprints=prints)
 
 
-def _similar_lines(found: int, total: int, cosines: Float32Array, diversity: Float64Array) -> list[str]:
+def _similar_lines(
+    found: int, total: int, cosines: Float32Array, diversity: Float64Array, error: float
+) -> list[str]:
     """Return how many images are like an earlier one, how near to those before, and how diverse."""
     import numpy as np
 
@@ -157,7 +159,6 @@ def _similar_lines(found: int, total: int, cosines: Float32Array, diversity: Flo
         low, middle, high = np.quantile(cosines[1:], [0.05, 0.5, 0.95])
         lines.append(f"cosine with the nearest before: 5% {low:.3f}, 50% {middle:.3f}, 95% {high:.3f}")
     if count := len(diversity):
-        error = diversity.std(ddof=1) / count**0.5 if count > 1 else float("nan")
         lines.append(
             f"diversity within a prompt (1 - cosine, mean of all pairs): {diversity.mean():.4f} "
             f"+- {error:.4f}, {count} prompts of several images"

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ttsvar_ray.dataset.contents import read_columns
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import FeatureError
+from ttsvar_ray.evaluate.comparison import grouped_mean
 from ttsvar_ray.evaluate.score_table import KEYS, data_digest, read_scores, write_scores
 from ttsvar_ray.types import Float32Array, Float64Array, Int64Array
 
@@ -117,21 +119,27 @@ def mark_similar(
     return int((cosines >= least).sum()), len(cosines), cosines
 
 
-def prompt_diversity(layout: OutputLayout, features: str) -> Float64Array:
+def prompt_diversity(layout: OutputLayout, features: str) -> tuple[Float64Array, float]:
     """Return the mean distance, 1 - cosine, of all pairs of a prompt's images: [prompts of several images].
+
+    The second is the standard error of their mean; prompts that say the same enter it as one.
 
     Raises:
         FeatureError: features that are no numbers.
     """
-    found: list[float] = []
+    found: list[tuple[str, float]] = []
+    said = dict(zip(*read_columns(layout, ["row", "prompt"]).to_pydict().values(), strict=True))
     for chunk in layout.data_parts():
         part = read_scores(layout, features, chunk, ["row", features])
-        _, first, counts = np.unique(part["row"].to_numpy(), return_index=True, return_counts=True)
-        for start, count in zip(first[counts > 1], counts[counts > 1], strict=True):
-            own = np.stack(part[features].slice(start, count).to_numpy())
-            unit = _unit(own, f"{features} of part {chunk}")
-            found.append(1.0 - float((unit @ unit.T)[np.triu_indices(count, 1)].mean()))
-    return np.array(found)
+        kinds = np.unique(part["row"].to_numpy(), return_index=True, return_counts=True)
+        for row, start, count in zip(*(each.tolist() for each in kinds), strict=True):
+            if count > 1:
+                own = np.stack(part[features].slice(start, count).to_numpy())
+                unit = _unit(own, f"{features} of part {chunk}")
+                found.append((said[row], 1.0 - float((unit @ unit.T)[np.triu_indices(count, 1)].mean())))
+    values = np.array([value for _, value in found])
+    texts = np.unique([text for text, _ in found], return_inverse=True)[1]
+    return values, grouped_mean(values, texts=texts).standard_error if found else np.nan
 
 
 def _unit(vectors: np.ndarray, where: str) -> Float32Array:

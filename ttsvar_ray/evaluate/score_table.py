@@ -153,9 +153,7 @@ def percentiles(rows: Sequence[int], scores: Sequence[float | None]) -> list[flo
     for place in np.flatnonzero(np.isfinite(known)).tolist():
         by_row.setdefault(rows[place], []).append(place)
     result: list[float | None] = [None] * len(rows)
-    for places in by_row.values():
-        if len(places) == 1:
-            continue
+    for places in (own for own in by_row.values() if len(own) > 1):
         values = known[places]
         for place, value in zip(places, values, strict=True):
             beaten = (values < value).sum() + 0.5 * ((values == value).sum() - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -143,10 +144,17 @@ def test_prompts_that_say_the_same_enter_the_standard_error_as_one(output: Path)
         table = pq.read_table(part)
         said = pa.array([f"a photo of {row // 2} rings" for row in table["row"].to_pylist()])
         pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", said), part)
+    similar = score(output, "--similar", "mine_scores:Colours")
+    assert re.search(r"all pairs\): 0\.\d+ \+- 0\.\d+, 2 prompts", similar), "of two texts"
     told = score(output, "--reward", "mine_scores:Red").splitlines()
     # 0.5, 0.1 of one text; 2.5, 0.1 of the other: the texts' means are 0.3 and 1.3, half a unit from 0.8.
     assert told[-2].split()[3:6] == ["4", "0.8000", "0.5000"]
     assert told[-1].split()[1:4] == ["4", "135.0000", "0.0000"], "250 and 20 of each"
+    for part in output.glob("data/part-*.parquet"):
+        table = pq.read_table(part)
+        said = pa.array(["a photo of rings"] * len(table))
+        pq.write_table(table.set_column(table.column_names.index("prompt"), "prompt", said), part)
+    assert "+- nan, 2 prompts of several images" in score(output, "--similar", "mine_scores:Colours")
 
 
 def test_scores_of_other_images_are_not_shown_as_theirs(output: Path) -> None:
