@@ -72,7 +72,8 @@ def check_columns(path: Location, found: Sequence[str], source: PromptSource) ->
     for setting, name in wanted:
         if name is not None and name not in found:
             columns = _shown(found) or "none"
-            remedy = "separate cells by commas" if ";" in columns else f"set {setting}"
+            is_one = len(found) == 1 and any(mark in found[0] for mark in ";\t")
+            remedy = "separate cells by commas" if is_one else f"set {setting}"
             raise InputError(f"{path}: no column {name!r}; columns found: {columns}; {remedy}")
     if repeated := sorted({name for name in found if found.count(name) > 1}):
         raise InputError(f"{path}: column names must differ; {_shown(repeated)} occurs twice")

@@ -213,6 +213,8 @@ def test_column_types_cover_the_whole_file(tmp_path: Path) -> None:
         ("p.jsonl", b"a cat\na dog\n", "none of its 2 lines holds a usable prompt"),
         ("p.csv", b"caption,id\nx,1\n", "no column 'prompt'; columns found: 'caption', 'id'; set prompts"),
         ("p.csv", b"prompt;id\nx;1\n", "columns found: 'prompt;id'; separate cells by commas"),
+        ("p.csv", b"prompt\tid\nx\t1\n", "separate cells by commas"),
+        ("p.csv", b"text; English,id\nx,1\n", "columns found: 'text; English', 'id'; set prompts.column"),
         ("p.csv", b"prompt,prompt\nx,1\n", "occurs twice"),
         ("p.csv", b"prompt\n", "holds no prompt"),
         ("p.parquet", b"not parquet at all", "not a readable Parquet file"),
