@@ -247,6 +247,7 @@ class JobSummary:
         workers: most workers that were up at a time.
         seconds: wall time of this session.
         generating_seconds: of those, from its first worker to its last outcome; 0 if it made none.
+        first_image_seconds: of those, up to its first image; NaN if it made none.
         images_per_second: of this session, in those; NaN if it made none.
         notices: what went wrong and was survived, one line each.
         cost: over all sessions; None where nobody said what the plan is.
@@ -265,5 +266,6 @@ class JobSummary:
     seconds: float
     images_per_second: float
     generating_seconds: float = 0.0
+    first_image_seconds: float = math.nan
     notices: tuple[str, ...] = ()
     cost: RunCost | None = None

@@ -259,7 +259,9 @@ def _rate(summary: JobSummary) -> str:
 
     if math.isnan(summary.images_per_second):
         return ""
+    first = summary.first_image_seconds
     rate = f"{summary.images_per_second:.2f} images/s"
+    rate += "" if math.isnan(first) else f", the first after {duration(first)}"
     return f", {duration(summary.generating_seconds)} of it generating at {rate}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class RunStats:
         wanted: workers asked for.
         workers, most_workers: that are up, and most that were at a time.
         first_worker_at, last_outcome_at: on the monotonic clock; None before.
+        first_image_seconds: from the first worker to the first image; NaN before.
         worker_seconds, changed_at: that workers had been up, all together, when their number was last told.
         notices: what went wrong and was survived; the first thousand lines.
     """
@@ -47,6 +49,7 @@ class RunStats:
     most_workers: int = 0
     first_worker_at: float | None = None
     last_outcome_at: float | None = None
+    first_image_seconds: float = math.nan
     worker_seconds: float = 0.0
     changed_at: float = 0.0
     prompts_done: int = 0
@@ -71,6 +74,8 @@ class RunStats:
     def add(self, outcome: PromptResult | PromptFailure) -> None:
         """Count an outcome."""
         self.last_outcome_at = time.monotonic()
+        if math.isnan(self.first_image_seconds) and isinstance(outcome, PromptResult):
+            self.first_image_seconds = self.generating_seconds
         self._count(outcome, 1)
 
     def take_back(self, outcome: PromptResult | PromptFailure) -> None:
@@ -97,8 +102,7 @@ class RunStats:
     @property
     def images_per_second(self) -> float:
         """In those seconds; NaN where there are none."""
-        seconds = self.generating_seconds
-        return self.images / seconds if seconds > 0 else float("nan")
+        return self.images / seconds if (seconds := self.generating_seconds) > 0 else math.nan
 
     def summary(
         self, layout: OutputLayout, ledger: LeaseLedger, manifest: RunManifest, *, seconds: float
@@ -126,6 +130,7 @@ class RunStats:
             seconds=seconds,
             images_per_second=self.images_per_second,
             generating_seconds=self.generating_seconds,
+            first_image_seconds=self.first_image_seconds,
             notices=tuple(self.notices),
             cost=read_cost(layout, manifest),
         )
@@ -140,7 +145,7 @@ class RunStats:
             prompts_done=self.prompts_done,
             failed=self.failed,
             images=self.images,
-            mean_reward=self.reward_sum / finished if finished else float("nan"),
+            mean_reward=self.reward_sum / finished if finished else math.nan,
             workers=self.workers,
             workers_wanted=self.wanted,
             seconds=0.0 if started is None else time.monotonic() - started,

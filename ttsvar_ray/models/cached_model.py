@@ -219,11 +219,9 @@ class CachedModel(ABC):
 
     def _limits(self, state: ScaleState, uniforms: Float32Array) -> Tensor:
         """Return the uniforms of the next scale on the model's device."""
-        expected = (state.num_rows, self._tokens(state) * self.bits_per_token)
+        expected, at = (state.num_rows, self._tokens(state) * self.bits_per_token), state.scale_index
         if uniforms.shape != expected:
-            raise ValueError(
-                f"uniforms: expected {expected} at scale {state.scale_index}, got {uniforms.shape}"
-            )
+            raise ValueError(f"uniforms: expected {expected} at scale {at}, got {uniforms.shape}")
         return to_device(torch.from_numpy(np.ascontiguousarray(uniforms)), self.device)
 
     @torch.inference_mode()
@@ -298,11 +296,9 @@ class CachedModel(ABC):
 
     def _given_bits(self, state: ScaleState, scale_bits: np.ndarray) -> Tensor:
         """Return given bits of a state's next scale on the model's device."""
-        expected = (state.num_rows, self._tokens(state), self.bits_per_token)
+        expected, at = (state.num_rows, self._tokens(state), self.bits_per_token), state.scale_index
         if scale_bits.shape != expected:
-            raise ValueError(
-                f"bits: expected {expected} at scale {state.scale_index}, got {scale_bits.shape}"
-            )
+            raise ValueError(f"bits: expected {expected} at scale {at}, got {scale_bits.shape}")
         given = to_device(torch.from_numpy(np.array(scale_bits, dtype=np.uint8)), self.device)
         self.check_given(given, state.scale_index)
         return given

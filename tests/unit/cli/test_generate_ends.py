@@ -51,6 +51,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": 75.0,
     "images_per_second": 1.5,
     "generating_seconds": 32.0,
+    "first_image_seconds": 2.5,
 }
 STATE: dict[str, Any] = {
     "prompts_total": 48,
@@ -157,6 +158,12 @@ def test_the_next_command_can_be_typed_as_it_is_shown(monkeypatch: pytest.Monkey
     assert "  ttsvar-ray sheet '/a folder/out #1'" in result.stdout.splitlines()
 
 
+def test_a_session_without_an_image_tells_of_no_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = {"images": 0, "images_per_second": 0.0, "first_image_seconds": math.nan}
+    result = generate_with(monkeypatch, lambda config, **_: JobSummary(**{**SUMMARY, **none}))
+    assert "time         1 min 15 s, 32 s of it generating at 0.00 images/s" in result.stdout.splitlines()
+
+
 def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     result = generate_with(monkeypatch, lambda config, **_: JobSummary(**SUMMARY))
     assert result.exit_code == 0
@@ -164,7 +171,7 @@ def test_a_done_job_is_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
         "prompts      48 (16 of them before)",
         "images       96",
         "mean reward  0.7123",
-        "time         1 min 15 s, 32 s of it generating at 1.50 images/s",
+        "time         1 min 15 s, 32 s of it generating at 1.50 images/s, the first after 2.5 s",
         "failures     0 prompts given up, 0 bad lines",
         "output       /somewhere/out",
         '  datasets.load_dataset("/somewhere/out", split="train")',

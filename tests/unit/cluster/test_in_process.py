@@ -57,7 +57,7 @@ def test_a_job_and_its_record(prompts: Path, tmp_path: Path, caplog: pytest.LogC
     states: list[JobProgress] = []
     summary = run(prompts, tmp_path / "out", progress=states.append)
     assert (summary.prompts, summary.images, summary.failed, summary.workers) == (PROMPTS, PROMPTS, 0, 1)
-    assert 0 < summary.generating_seconds <= summary.seconds
+    assert 0 < summary.first_image_seconds <= summary.generating_seconds <= summary.seconds
     assert states[0].workers == 0 and states[-1].is_over
     assert len(parts(tmp_path / "out")) == 6
     assert not (tmp_path / "out" / ".lock").exists()
