@@ -184,6 +184,19 @@ def outcomes(file: str) -> dict[str, pd.DataFrame]:
     return by_name
 
 
+class _Pair:
+    """Two methods on the prompts that both have: how much more often the first is right, and both costs."""
+
+    def __init__(self, one: pd.DataFrame, other: pd.DataFrame) -> None:
+        rows = one.index.intersection(other.index)
+        self.values = one["correct"][rows] - other["correct"][rows]
+        self.costs = [f"{way['cost'][rows].mean():.2f}" for way in (one, other)]
+        self.found = over_prompts(self.values.to_numpy())
+
+    def __str__(self) -> str:
+        return f"{self.found:+.3f}"
+
+
 def table() -> str:
     """Return the claims in Markdown."""
     found_in = {name: outcomes(file) for name, file in SETS.items()}
@@ -194,11 +207,10 @@ def table() -> str:
             if not {first, control} <= own.keys():
                 cells.append("not run")
                 continue
-            rows = own[first].index.intersection(own[control].index)
-            correct, before = own[first]["correct"][rows], own[control]["correct"][rows]
-            found = over_prompts((correct - before).to_numpy())
-            verdict = "holds" if found.low > 0 else "the reverse holds" if found.high < 0 else "not shown"
-            cells.append(f"{verdict}: {found:+.3f}, {len(rows)} prompts")
+            pair = _Pair(own[first], own[control])
+            verdict = "the reverse holds" if pair.found.high < 0 else "not shown"
+            verdict = "holds" if pair.found.low > 0 else verdict
+            cells.append(f"{verdict}: {pair}, {len(pair.values)} prompts")
         lines.append(cells)
     return markdown(["claim", "difference", *SETS], lines)
 
@@ -207,11 +219,8 @@ def differences() -> str:
     """Return what separates methods of the frontier, in Markdown."""
     own, lines = outcomes("frontier.parquet"), []
     for first, control in DIFFERENCES:
-        rows = own[first].index.intersection(own[control].index)
-        one, other = own[first].loc[rows], own[control].loc[rows]
-        found = over_prompts((one["correct"] - other["correct"]).to_numpy())
-        costs = [f"{way['cost'].mean():.2f}" for way in (one, other)]
-        lines.append([first, costs[0], control, costs[1], f"{found:+.3f}", str(len(rows))])
+        pair = _Pair(own[first], own[control])
+        lines.append([first, pair.costs[0], control, pair.costs[1], str(pair), str(len(pair.values))])
     return markdown(["method", "cost", "its control", "its cost", "difference", "prompts"], lines)
 
 
@@ -227,10 +236,8 @@ def rounds() -> str:
             if control not in before:
                 cells += ["not run", ""]
                 continue
-            rows = own[name].index.intersection(before[control].index)
-            one, other = own[name].loc[rows], before[control].loc[rows]
-            found = over_prompts((one["correct"] - other["correct"]).to_numpy())
-            cells += [f"{found:+.3f}", f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"]
+            pair = _Pair(own[name], before[control])
+            cells += [str(pair), " to ".join(pair.costs)]
         lines.append(cells)
     head = ["method", "its control", "shipped model", "images", "second training seed", "images"]
     return markdown(head, lines)
@@ -253,13 +260,8 @@ def by_reward() -> str:
     """Return what separates searches whose thresholds the reward alone chose from others, in Markdown."""
     own = outcomes("frontier_rounds_reward.parquet")
     others = outcomes("frontier.parquet") | outcomes("frontier_rounds.parquet")
-    lines = []
-    for name, control in OF_REWARD:
-        rows = own[name].index.intersection(others[control].index)
-        one, other = own[name].loc[rows], others[control].loc[rows]
-        found = over_prompts((one["correct"] - other["correct"]).to_numpy())
-        costs = f"{one['cost'].mean():.2f} to {other['cost'].mean():.2f}"
-        lines.append([name, control, f"{found:+.3f}", costs])
+    pairs = [(name, control, _Pair(own[name], others[control])) for name, control in OF_REWARD]
+    lines = [[name, control, str(pair), " to ".join(pair.costs)] for name, control, pair in pairs]
     return markdown(["method", "its control", "difference", "images"], lines)
 
 
@@ -290,8 +292,7 @@ def by_text() -> str:
         ):
             if not {first, control} <= own.keys():
                 continue
-            rows = own[first].index.intersection(own[control].index)
-            pairs.append(compared(own[first]["correct"][rows] - own[control]["correct"][rows]))
+            pairs.append(compared(_Pair(own[first], own[control]).values))
             before, after = pairs[-1]
             if (before.low > 0, before.high < 0) != (after.low > 0, after.high < 0):
                 lines.append([first, control, model, f"{before:+.4f}", f"{after:+.4f}"])
@@ -312,9 +313,8 @@ def seeds() -> str:
             continue
         cells = [*pair]
         for own in models:
-            rows = own[pair[0]].index.intersection(own[pair[1]].index)
-            one, control = (own[name]["correct"][rows].to_numpy() for name in pair)
-            cells.append(f"{over_prompts(one - control):+.3f}, {len(rows)} prompts")
+            both = _Pair(*(own[name] for name in pair))
+            cells.append(f"{both}, {len(both.values)} prompts")
         lines.append(cells)
     return markdown(["method", "its control", "shipped model", "second training seed"], lines)
 
@@ -386,18 +386,5 @@ if __name__ == "__main__":
     if folders := parser.parse_args().collect:
         collect(folders)
     by_setting = [f"{name}\n\n{text}" for name, text in sweeps().items()]
-    print(
-        "\n".join(
-            [
-                table(),
-                differences(),
-                seeds(),
-                rounds(),
-                late(),
-                by_reward(),
-                by_text(),
-                *by_setting,
-                rewards(),
-            ]
-        )
-    )
+    of_frontier = [one() for one in (table, differences, seeds, rounds, late, by_reward, by_text)]
+    print("\n".join([*of_frontier, *by_setting, rewards()]))

@@ -105,8 +105,7 @@ class PromptResult:
     Attributes:
         rounds: how many were begun.
         stopped: why no further one followed (`search.rounds.StopReason`).
-        trajectories: that ran each segment of the plan, over all rounds; work that was lost or done again
-            does not count.
+        trajectories: that ran each segment of the plan, over all rounds; what was done again counts once.
     """
 
     prompt: Prompt
@@ -118,6 +117,11 @@ class PromptResult:
     rounds: int = 1
     stopped: str = ""
     trajectories: tuple[int, ...] = ()
+
+    def cost_images(self, image_costs: tuple[float, ...]) -> float | None:
+        """Return what it cost, in images drawn without any search; None of no `plan_cost.image_costs`."""
+        each = zip(self.trajectories, image_costs[1:], strict=True)
+        return image_costs[0] + sum(count * cost for count, cost in each) if image_costs else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

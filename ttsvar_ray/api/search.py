@@ -11,8 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
-from operator import mul
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +103,7 @@ class Search:
         from ttsvar_ray.coordination.settings import CoordinatorSettings
         from ttsvar_ray.job.build import build_engine
         from ttsvar_ray.job.resolved import resolve
+        from ttsvar_ray.job.runnable import counted_costs
         from ttsvar_ray.search.strategy import SelectionSetting
 
         _refuse_two_sources(objects, options.get("settings") or {})
@@ -124,7 +124,7 @@ class Search:
         self._rewrite = config.prompts.rewrite
         self._settings = CoordinatorSettings(spread=1, keep=config.output.keep, trace_bits=True)
         self._engine = build_engine(resolved, **objects)
-        self._counted = None if objects else resolved
+        self._image_costs = () if objects else counted_costs(resolved)  # of objects nobody has counted any
 
     def stream(self, prompts: str | Iterable[str | Mapping[str, Any]]) -> Iterator[tuple[int, Result]]:
         """Yield (place among the prompts, result) as they finish; prompts are drawn as they are needed.
@@ -184,16 +184,8 @@ class Search:
                 columns=prompt.columns,
             )
         painter = partial(Replayer(self._engine.model).latest, prompt.model_text)
-        costs, times = self._image_costs, (1, *outcome.trajectories)  # the text is read once
-        spent = sum(map(mul, times, costs)) if costs else None
+        spent = outcome.cost_images(self._image_costs)
         return replace(Result.of(prompt, outcome.images, outcome.trace, painter=painter), cost_images=spent)
-
-    @cached_property
-    def _image_costs(self) -> tuple[float, ...]:
-        """What a prompt and a trajectory of each segment cost, in images; empty where nobody counts."""
-        from ttsvar_ray.job.runnable import counted_costs
-
-        return () if self._counted is None else counted_costs(self._counted)
 
 
 def generate(

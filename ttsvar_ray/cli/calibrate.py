@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,8 +167,6 @@ def check_prompts(job: ResolvedJob, *, by_reward: bool = False, confirm: str | N
         ConfigurationError: fewer prompts than can be chosen on and measured, or none in the file `confirm`.
         InputError: prompts that cannot be used.
     """
-    from dataclasses import replace
-
     from ttsvar_ray.errors import ConfigurationError
     from ttsvar_ray.job.prepare import named_source
     from ttsvar_ray.prompts.read import read_prompts
@@ -208,18 +207,18 @@ def read_pool(job: ResolvedJob, results: Iterable[Result], *, by_reward: bool = 
     """
     import numpy as np
 
+    from ttsvar_ray.evaluate.comparison import text_numbers
     from ttsvar_ray.search.calibration import Pool
 
     judge = judge_of(job, by_reward=by_reward)
-    first: dict[str, int] = {}  # the place of a text
-    rewards, quality, texts, unread = [], [], [], 0
+    rewards, quality, said, unread = [], [], list[str](), 0
     for result in results:
         if not result.images:
             continue
         if judge is not None and not _is_caption(result.prompt):
             unread += 1
             continue
-        texts.append(first.setdefault(result.prompt, len(first)))
+        said.append(result.prompt)
         images = sorted(result.images, key=lambda image: image.lineage[-1])
         rewards.append([image.reward_history for image in images])
         quality.append(
@@ -232,13 +231,16 @@ def read_pool(job: ResolvedJob, results: Iterable[Result], *, by_reward: bool = 
         raise _too_few(len(rewards), unread)
     if unread:
         logger.warning("%d %s: they are left out", unread, _UNREAD)
-    if len(first) < FEWEST_PROMPTS:
-        logger.warning("%d prompts, %d texts: what is held out rests on these few", len(texts), len(first))
+    texts = text_numbers(said)
+    if texts.max() + 1 < FEWEST_PROMPTS:
+        logger.warning(
+            "%d prompts, %d texts: what is held out rests on these few", len(said), texts.max() + 1
+        )
     return Pool(
         scales=job.plan.scored_scales,
         rewards=np.array(rewards, dtype=np.float64),
         quality=np.array(quality, dtype=np.float64),
-        texts=np.array(texts),
+        texts=texts,
     )
 
 
@@ -334,6 +336,7 @@ def confirmed(
 
     from ttsvar_ray.api.saved import load
     from ttsvar_ray.cli.calibration_report import line
+    from ttsvar_ray.evaluate.comparison import text_numbers
     from ttsvar_ray.search.calibration import Outcomes
 
     judge = judge_of(job, by_reward=by_reward)
@@ -347,7 +350,7 @@ def confirmed(
         quality=np.array(quality),
     )
     judged = judge is not None
-    texts = np.unique([one.prompt for one in results], return_inverse=True)[1]
+    texts = text_numbers(one.prompt for one in results)
     return [
         "",
         f"confirmed on {len(results)} other prompts:",

@@ -21,7 +21,7 @@ def evidence(
     from ttsvar_ray.search.plan import Rounds
 
     prompts, trajectories = pool.final.shape
-    said = f"{prompts} prompts, {len(set(pool.texts.tolist()))} texts"
+    said = f"{prompts} prompts, {pool.texts.max() + 1} texts"
     judged = bool((pool.quality != pool.final).any())
     reward = ", ".join(part.name for part in job.rewards)
     aim = "accuracy by the exact checker" if judged else "final reward"

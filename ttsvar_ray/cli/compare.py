@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -219,12 +220,10 @@ def _evaluators_of(config: JobConfig, names: list[str], *, device: str) -> dict[
 
 def _texts(config: JobConfig) -> set[str]:
     """Return what the prompts of a job say, before any is rewritten."""
-    import dataclasses
-
     from ttsvar_ray.job.prepare import named_source
     from ttsvar_ray.prompts import read_prompts
 
-    return {prompt.text for prompt in read_prompts(dataclasses.replace(named_source(config), rewrite=None))}
+    return {prompt.text for prompt in read_prompts(replace(named_source(config), rewrite=None))}
 
 
 def _outcomes(
@@ -311,11 +310,10 @@ def _write(
     variants: tuple[Variant, ...],
 ) -> str:
     """Write table, outcomes and frontier; return the table with what is to be known of it."""
-    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table
+    from ttsvar_ray.evaluate.comparison import as_csv, markdown, table, text_numbers
     from ttsvar_ray.evaluate.comparison import compare as compared
     from ttsvar_ray.job.resolved import resolve
 
@@ -323,18 +321,18 @@ def _write(
     rows = [row for _, own in found for row in own]
     names = list(outcomes[0].scores)
     prompts = len(outcomes[0].reward)
-    said, first = {row["row"]: row["prompt"] for row in rows}, dict[Any, int]()
-    texts = [first.setdefault(said.get(row, row), row) for row in range(prompts)]
+    said = {row["row"]: row["prompt"] for row in rows}
+    texts = text_numbers(said.get(row, row) for row in range(prompts))
+    different = int(texts.max()) + 1
     lines = compared(
         outcomes,
         control=sweep.control,
         groups={name: _groups(rows, name, prompts) for name in names},
         published=sweep.published,
-        texts=np.array(texts),
+        texts=texts,
     )
-    written = markdown(*table(lines, control=sweep.control))
     told = (
-        f"{sweep.name}\n{prompts} prompts, {len(first)} texts, {sweep.repetitions} repetitions with seeds of "
+        f"{sweep.name}\n{prompts} prompts, {different} texts, {sweep.repetitions} repetitions with seeds of "
         "their own; ± is one standard error over texts, [ ] a 95 % bootstrap interval of the difference.\n"
     )
     for name in names:
@@ -346,14 +344,15 @@ def _write(
     for code in sorted({*own.values()} - {""}):
         named = ", ".join(name for name, one in own.items() if one == code)
         told += f"{named}: the cost in images is without {code}, which nobody counts; the seconds have it.\n"
-    text = f"{told}\n{written}" + (f"\n{notes}\n" if (notes := sweep.notes.strip()) else "")
+    told += f"\n{markdown(*table(lines, control=sweep.control))}"
+    text = told + (f"\n{notes}\n" if (notes := sweep.notes.strip()) else "")
     (folder / "table.md").write_text(text, encoding="utf-8")
     (folder / "table.csv").write_text(as_csv(lines), encoding="utf-8")
     content = {
         "name": sweep.name,
         "control": sweep.control,
         "prompts": prompts,
-        "texts": len(first),
+        "texts": different,
         "repetitions": sweep.repetitions,
         "not counted": {name: code for name, code in own.items() if code},
         "rows": [line.to_json() for line in lines],

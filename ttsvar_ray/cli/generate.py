@@ -259,9 +259,8 @@ def _rate(summary: JobSummary) -> str:
 
     if math.isnan(summary.images_per_second):
         return ""
-    first = summary.first_image_seconds
     rate = f"{summary.images_per_second:.2f} images/s"
-    rate += "" if math.isnan(first) else f", the first after {duration(first)}"
+    rate += "" if math.isnan(first := summary.first_image_seconds) else f", the first after {duration(first)}"
     return f", {duration(summary.generating_seconds)} of it generating at {rate}"
 
 

@@ -63,9 +63,7 @@ Address = Annotated[
     str | None, typer.Option("--address", help="Of a Ray cluster; by default one on this machine.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
-ByReward = Annotated[
-    bool, typer.Option("--by-reward", help="Ask the final reward alone, no judge of the built-in world.")
-]
+ByReward = Annotated[bool, typer.Option("--by-reward", help="Ask the reward alone, not the exact checker.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and more of what goes on.")]
 
 

@@ -289,7 +289,7 @@ def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str,
 
     from ttsvar_ray.dataset.contents import read_columns
     from ttsvar_ray.errors import OutputError
-    from ttsvar_ray.evaluate.comparison import grouped_mean
+    from ttsvar_ray.evaluate.comparison import grouped_mean, text_numbers
     from ttsvar_ray.evaluate.score_table import read_scores
 
     rows = read_columns(layout, ["row", "image_rank", "reward", "reward_name", "prompt"])
@@ -300,7 +300,7 @@ def shown_scores(layout: OutputLayout, tables: Sequence[str]) -> list[tuple[str,
             raise OutputError(f"{layout.root}: the scores {table} are of other images; score them again")
         found[table] = scores[table]
     is_best = pc.equal(rows["image_rank"], 0)
-    texts = np.unique(rows["prompt"].filter(is_best).to_pylist(), return_inverse=True)[1]
+    texts = text_numbers(rows["prompt"].filter(is_best).to_pylist())
     shown = []
     for name, column in found.items():
         values = column.filter(is_best).to_numpy().astype(np.float64)

@@ -244,21 +244,13 @@ def _row(
             "round": kept.round_index,
             "rounds": outcome.rounds,
             "stopped": outcome.stopped,
-            "cost_images": _cost(outcome, context.image_costs),
+            "cost_images": outcome.cost_images(context.image_costs),
         }
     if context.bits:
         row["bits"] = list(kept.bits)
     for column in context.carried:
         row[column.name] = column.to_output(prompt.columns.get(column.source))
     return row
-
-
-def _cost(outcome: PromptResult, image_costs: tuple[float, ...]) -> float | None:
-    """Return what a prompt cost, in images drawn without any search."""
-    if not image_costs:
-        return None
-    text, *each = image_costs
-    return text + sum(count * cost for count, cost in zip(outcome.trajectories, each, strict=True))
 
 
 def image_rows(

@@ -1,16 +1,16 @@
 """Variants of a job beside each other: means, paired differences to a control, and the table of them.
 
 One number a prompt enters, the mean over its repetitions: images of one prompt are not independent, and no
-more are those of prompts that say the same, which enter the spread as one. Where an
-evaluator puts prompts into groups, as GenEval does by its tags, a score is the mean of the groups' means; one
-that asks of some prompts alone, as T2I-CompBench's do, counts those.
+more are those of prompts that say the same, which enter the spread as one. Where an evaluator puts prompts
+into groups, as GenEval does by its tags, a score is the mean of the groups' means; one that asks of some
+prompts alone, as T2I-CompBench's do, counts those.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,13 +107,18 @@ class Line:
         }
 
 
+def text_numbers(texts: Iterable[Hashable]) -> Int64Array:
+    """Return a number for each text, equal for equal ones, from 0 by their first places."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(text, len(first)) for text in texts], dtype=np.int64)
+
+
 def grouped_mean(
     values: Float64Array, groups: Int64Array | None = None, texts: Int64Array | None = None
 ) -> _Estimate:
     """Return the mean of the groups' means, with its standard error; NaN where a group has one text.
 
-    Args:
-        values, groups, texts: as of `interval`.
+    Arguments are those of `interval`.
     """
     means, variances = [], []
     for sums, counts in _by_text(values, groups, texts):
@@ -137,7 +142,7 @@ def interval(
         values: float64 [prompts]; of two variants, their paired differences.
         random: draws the same prompts again within their groups, with repeats.
         groups: int64 [prompts]; None: all are one.
-        texts: int64 [prompts], equal where prompts say the same: these are drawn together, because they are
+        texts: `text_numbers` of the prompts: those that say the same are drawn together, because they are
             hard together, and four images of one text are not four texts. None: no two say the same.
     """
     means, totals = [], np.zeros(RESAMPLES)
@@ -152,16 +157,13 @@ def interval(
 
 def _by_text(
     values: Float64Array, groups: Int64Array | None, texts: Int64Array | None
-) -> Iterator[tuple[Float64Array, Float64Array]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield each group's sums over the prompts of each text, and how many these are."""
     groups = np.zeros(len(values), dtype=np.int64) if groups is None else groups
     texts = np.arange(len(values)) if texts is None else texts
     for group in np.unique(groups):
         _, own = np.unique(texts[groups == group], return_inverse=True)
-        yield (
-            np.bincount(own, values[groups == group]).astype(np.float64),
-            np.bincount(own).astype(np.float64),
-        )
+        yield np.bincount(own, values[groups == group]), np.bincount(own)
 
 
 def by_prompt(

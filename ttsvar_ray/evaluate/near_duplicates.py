@@ -17,7 +17,7 @@ import pyarrow as pa
 from ttsvar_ray.dataset.contents import read_columns
 from ttsvar_ray.dataset.layout import OutputLayout
 from ttsvar_ray.errors import FeatureError
-from ttsvar_ray.evaluate.comparison import grouped_mean
+from ttsvar_ray.evaluate.comparison import grouped_mean, text_numbers
 from ttsvar_ray.evaluate.score_table import KEYS, data_digest, read_scores, write_scores
 from ttsvar_ray.types import Float32Array, Float64Array, Int64Array
 
@@ -138,7 +138,7 @@ def prompt_diversity(layout: OutputLayout, features: str) -> tuple[Float64Array,
                 unit = _unit(own, f"{features} of part {chunk}")
                 found.append((said[row], 1.0 - float((unit @ unit.T)[np.triu_indices(count, 1)].mean())))
     values = np.array([value for _, value in found])
-    texts = np.unique([text for text, _ in found], return_inverse=True)[1]
+    texts = text_numbers(text for text, _ in found)
     return values, grouped_mean(values, texts=texts).standard_error if found else np.nan
 
 

@@ -58,9 +58,7 @@ def missing_parts(layout: OutputLayout, table: str, basis: Mapping[str, Any]) ->
         if told is not None and told["basis"] != dict(basis):
             before = told["basis"]
             differ = [name for name in {**before, **basis} if before.get(name) != basis.get(name)]
-            changes = "; ".join(
-                f"{name}: {before.get(name)!r} there, {basis.get(name)!r} now" for name in differ
-            )
+            changes = "; ".join(f"{one}: {before.get(one)!r} there, {basis.get(one)!r} now" for one in differ)
             raise OutputError(
                 f"{file}: its scores rest on something else ({changes}); "
                 f"delete {layout.root / 'scores' / table}"

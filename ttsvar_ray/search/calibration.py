@@ -179,7 +179,8 @@ def calibrate(
         of them.
     """
     tried = [(rounds, replay(pool, rounds, image_costs)) for rounds in _candidates(pool, max_rounds)]
-    found = {budget: _chosen(tried, _halves(pool.texts), budget) for budget in budgets}
+    halves = _halves(pool.texts)
+    found = {budget: _chosen(tried, halves, budget) for budget in budgets}
     return {budget: one for budget, one in found.items() if one is not None}
 
 

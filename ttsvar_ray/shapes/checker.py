@@ -67,8 +67,7 @@ class ExactChecker(PlainReward):
         """Take the device that every reward is given; the checker uses none."""
 
     def score(self, images: UInt8Array, texts: Sequence[str]) -> Float32Array:
-        """Return float32 [n] of 0 and 1, NaN for texts outside the grammar; `images` uint8 RGB [n, height,
-        width, 3]."""
+        """Return float32 [n] of 0 and 1, of texts outside the grammar NaN; `images` [n, height, width, 3]."""
         verdicts = np.full(len(texts), np.nan, dtype=np.float32)
         for place, (image, text) in enumerate(zip(images, texts, strict=True)):
             with contextlib.suppress(InputError):
