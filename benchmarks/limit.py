@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_infinity import TEXTS, Case, hardware, job
+from benchmarks.gpu_infinity import Case, hardware, job
 from benchmarks.machine import record
 from benchmarks.parts import ROWS, scale_seconds, seconds_of
 from benchmarks.random_networks import NetworkSizes, random_model
+from benchmarks.row_dependence import TEXTS, execution_of
 from ttsvar_ray.costs.model import JobNetworks
 from ttsvar_ray.job.footprint import job_networks
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.models.infinity.model import InfinityModel
 from ttsvar_ray.models.infinity.presets import find_preset
 from ttsvar_ray.models.infinity.resolutions import published_resolution
-from ttsvar_ray.models.protocol import Execution
 from ttsvar_ray.models.registry import resolve_device, resolve_dtype
 
 
@@ -81,7 +81,7 @@ def measure(
         resolved.config, resolved.description, resolved.plan, on_gpu=device.type == "cuda"
     )
     model = random_model(sizes, published_resolution(resolution), device=device, dtype=dtype)
-    model.set_execution(Execution(stops=tuple(segment.last_scale for segment in resolved.plan.segments)))
+    model.set_execution(execution_of(resolved.plan, "auto"))
     peak = peaks(device, dtype)
     return {
         "model": sizes.preset.name,

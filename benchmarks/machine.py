@@ -32,7 +32,7 @@ def commit() -> str:
             text=True,
             check=False,
         )
-    except OSError:  # Machines that are lent for a measurement may have no git.
+    except OSError:  # There may be no git.
         return "unknown"
     return told.stdout.strip() or "unknown"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ from tests.support.sweeps import GRID, SMALL, call, write_sweep
 from tests.support.tiny_blip import save_blip
 from tests.support.tiny_clip import save_clip
 from tests.support.tiny_mask2former import mmdet_weights, save_mmdet, tiny_mask2former
-from ttsvar_ray.evaluate.comparison import Outcomes, compare, grouped_mean, interval, markdown, table
+from ttsvar_ray.evaluate.comparison import (
+    Outcomes,
+    compare,
+    grouped_mean,
+    interval,
+    markdown,
+    table,
+    text_numbers,
+)
 from ttsvar_ray.job.resolved import resolve
 from ttsvar_ray.job.sweep import read_sweep
 from ttsvar_ray.report.plot import Chart, Series
@@ -180,6 +189,17 @@ def test_estimates_are_those_of_groups_and_pairs() -> None:
     alone = interval(np.array([0.0, 1.0, 1.0]), random=np.random.default_rng(1), groups=groups)
     assert alone.mean == 0.75
     assert np.isnan([alone.low, alone.high]).all(), "nor does a group of one prompt"
+
+
+def test_texts_are_numbered_in_the_memory_of_their_numbers() -> None:
+    """An array of texts is as wide as the longest: one page of text among 200,000 prompts took gigabytes."""
+    texts = ["a" * 10**6, *(f"a ring {place % 500}" for place in range(1000))]
+    tracemalloc.start()
+    found = text_numbers(texts)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10**6
+    assert found.tolist() == [0, *range(1, 501), *range(1, 501)]
 
 
 def test_prompts_that_say_the_same_are_drawn_together() -> None:
